@@ -1,0 +1,235 @@
+"""The model configuration: validated, one error per mistake, naming the field, the value and what would be right."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trtllm_pt.errors import UsageError
+
+SCHEDULES = ("tp", "pt", "spd", "desync", "parallel", "ladder")
+# Their result depends on the number of tracks, so it is a property of the checkpoint; the others have one track,
+# and layout.py splits its heads and FFN over the ranks.
+TRACKED = ("pt", "spd", "desync")
+ATTENTION_KINDS = ("global", "sliding", "global_nope", "sliding_nope")
+FFN_KINDS = ("dense", "moe")
+ROPE_SCALING_KEYS = {
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+# Keys that Hugging Face's tools expect beside ours; they carry nothing that we read.
+HF_KEYS = {"model_type": "parallel_track", "architectures": ["ParallelTrackForCausalLM"]}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """A decoder of `tracks` tracks. Heads, KV heads and FFN widths are per track; `hidden_size` is one track's width."""
+
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_size: int
+    intermediate_size: int
+    vocab_size: int
+    max_position_embeddings: int = 2048
+
+    tracks: int = 1
+    schedule: str = "tp"
+    block_depth: int | None = None  # pt: layers between two boundaries (the paper's D)
+    sync_every: int | None = None  # desync: layers between two syncs
+    dropped_layers: tuple[int, ...] = ()  # spd: layers without a sync after attention
+    combine: str = "mean"  # pt: how a boundary merges the tracks: mean or sum
+    dispatch_norm: bool = False  # pt: a norm per track at the start of every block
+    combine_norm: bool = False  # pt: a norm per track before every boundary
+
+    attention_pattern: tuple[str, ...] = ("global",)  # layer i has kind i mod length
+    window: int | None = None  # tokens that a sliding layer sees, the current one included
+    rope_theta: float = 10000.0
+    rope_scaling: dict[str, Any] | None = None  # {"rope_type": "linear" or "llama3", …}
+    qk_norm: bool = False
+    residual_norm: bool = False  # a norm on a sub-layer's output, before the residual add
+    norm_eps: float = 1e-5
+    qkv_bias: bool = False
+    output_bias: bool = False  # on the attention output projection; tp only
+
+    ffn_pattern: tuple[str, ...] = ("dense",)
+    num_experts: int = 0  # per track
+    experts_per_token: int = 0
+    moe_intermediate_size: int = 0
+    router_logits_cap: float | None = None
+
+    tie_embeddings: bool = False
+
+    def __post_init__(self) -> None:
+        for problem in _problems(self):
+            raise UsageError(problem)
+
+    def attention_kind(self, layer: int) -> str:
+        return self.attention_pattern[layer % len(self.attention_pattern)]
+
+    def has_rope(self, layer: int) -> bool:
+        return not self.attention_kind(layer).endswith("nope")
+
+    def layer_window(self, layer: int) -> int | None:
+        """Tokens that the layer's attention sees, the current one included; None: all."""
+        return self.window if self.attention_kind(layer).startswith("sliding") else None
+
+    def is_moe(self, layer: int) -> bool:
+        return self.ffn_pattern[layer % len(self.ffn_pattern)] == "moe"
+
+    @property
+    def has_moe(self) -> bool:
+        return any(self.is_moe(layer) for layer in range(self.num_layers))
+
+    @property
+    def qkv_size(self) -> int:
+        """Rows of a track's fused projection, laid q | k | v."""
+        return (self.num_heads + 2 * self.num_kv_heads) * self.head_size
+
+    def replace(self, **changes: Any) -> ModelConfig:
+        return dataclasses.replace(self, **changes)
+
+    def to_json(self) -> dict[str, Any]:
+        """Every field, with Hugging Face's two marker keys."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return HF_KEYS | {name: list(v) if isinstance(v, tuple) else v for name, v in fields.items()}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> ModelConfig:
+        """Raises UsageError for an unknown key (naming the nearest known one), a missing field or a wrong type."""
+        fields = {f.name: f for f in dataclasses.fields(cls)}
+        values = {}
+        for key, value in data.items():
+            if key in HF_KEYS:
+                continue
+            if key not in fields:
+                near = difflib.get_close_matches(key, fields, 1)
+                raise UsageError(f"unknown key {key!r} in the model config" + (f"; did you mean {near[0]!r}?" if near else ""))
+            values[key] = tuple(value) if isinstance(value, list) else value
+        missing = [name for name, f in fields.items() if f.default is dataclasses.MISSING and name not in values]
+        if missing:
+            raise UsageError(f"the model config lacks {', '.join(map(repr, missing))}")
+        return cls(**values)
+
+    @classmethod
+    def from_file(cls, path: Path) -> ModelConfig:
+        try:
+            data = json.loads(path.read_text())
+        except FileNotFoundError:
+            raise UsageError(f"no model config at {path}") from None
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise UsageError(f"{path} is not a readable JSON file: {error}") from None
+        if not isinstance(data, dict):
+            raise UsageError(f"{path} holds a JSON {type(data).__name__}, wanted an object")
+        return cls.from_json(data)
+
+
+def _problems(c: ModelConfig) -> Iterator[str]:
+    yield from _wrong_types(c)
+    for name in ("num_layers", "hidden_size", "num_heads", "num_kv_heads", "head_size", "vocab_size", "max_position_embeddings", "tracks"):
+        if getattr(c, name) < 1:
+            yield f"{name} ({getattr(c, name)}) must be at least 1"
+    if c.num_heads % c.num_kv_heads:
+        yield f"num_kv_heads ({c.num_kv_heads}) must divide num_heads ({c.num_heads})"
+    if c.head_size % 2:
+        yield f"head_size ({c.head_size}) must be even"
+    if c.norm_eps <= 0:
+        yield f"norm_eps ({c.norm_eps}) must be above 0"
+    yield from _schedule_problems(c)
+    yield from _attention_problems(c)
+    yield from _ffn_problems(c)
+
+
+def _wrong_types(c: ModelConfig) -> Iterator[str]:
+    kinds = {int: "a whole number", float: "a number", bool: "true or false", str: "a string", tuple: "a list", dict: "an object"}
+    for field in dataclasses.fields(c):
+        value, declared = getattr(c, field.name), str(field.type)
+        if value is None and "None" in declared:
+            continue
+        wanted: type = next(kind for kind in kinds if declared.startswith(kind.__name__))
+        good = isinstance(value, wanted) or (wanted is float and isinstance(value, int))
+        if not good or (isinstance(value, bool) and wanted is not bool):
+            yield f"{field.name} ({value!r}) must be {kinds[wanted]}"
+
+
+def _schedule_problems(c: ModelConfig) -> Iterator[str]:
+    if c.schedule not in SCHEDULES:
+        yield f"schedule ({c.schedule!r}) must be one of {', '.join(SCHEDULES)}"
+    if c.schedule not in TRACKED and c.tracks != 1:
+        yield f"tracks ({c.tracks}) must be 1 for schedule {c.schedule!r}, whose heads and FFN are split over the ranks"
+    for name, owner in (("block_depth", "pt"), ("sync_every", "desync")):
+        value = getattr(c, name)
+        if c.schedule != owner:
+            if value is not None:
+                yield f"{name} ({value}) belongs to schedule {owner!r}, not to {c.schedule!r}"
+        elif value is None:
+            yield f"schedule {owner!r} needs {name}"
+        elif not 1 <= value <= c.num_layers:
+            yield f"{name} ({value}) must be between 1 and num_layers ({c.num_layers})"
+    if c.dropped_layers and c.schedule != "spd":
+        yield f"dropped_layers ({list(c.dropped_layers)}) belongs to schedule 'spd', not to {c.schedule!r}"
+    for layer in c.dropped_layers:
+        if not isinstance(layer, int) or not 0 <= layer < c.num_layers:
+            yield f"dropped_layers ({layer!r}) must be layers between 0 and num_layers - 1 ({c.num_layers - 1})"
+    if c.combine not in ("mean", "sum"):
+        yield f"combine ({c.combine!r}) must be 'mean' or 'sum'"
+    for name, default in (("combine", "mean"), ("dispatch_norm", False), ("combine_norm", False)):
+        if c.schedule != "pt" and getattr(c, name) != default:
+            yield f"{name} ({getattr(c, name)}) belongs to schedule 'pt', not to {c.schedule!r}"
+    if c.output_bias and c.schedule != "tp":
+        yield f"output_bias (true) stands outside the partial sums: only schedule 'tp' takes it, not {c.schedule!r}"
+
+
+def _attention_problems(c: ModelConfig) -> Iterator[str]:
+    if not c.attention_pattern:
+        yield "attention_pattern must not be empty"
+    for kind in c.attention_pattern:
+        if kind not in ATTENTION_KINDS:
+            yield f"attention_pattern ({kind!r}) must be one of {', '.join(ATTENTION_KINDS)}"
+    slides = any(kind.startswith("sliding") for kind in c.attention_pattern)
+    if slides and (c.window is None or c.window < 1):
+        yield f"window ({c.window}) must be at least 1 where attention_pattern has a sliding kind"
+    if c.window is not None and not slides:
+        yield f"window ({c.window}) needs a sliding kind in attention_pattern"
+    if c.rope_theta <= 0:
+        yield f"rope_theta ({c.rope_theta}) must be above 0"
+    if c.rope_scaling is not None:
+        rope_type = c.rope_scaling.get("rope_type")
+        if rope_type not in ROPE_SCALING_KEYS:
+            yield f"rope_scaling has rope_type {rope_type!r}; supported: {', '.join(ROPE_SCALING_KEYS)}"
+        wanted = {"rope_type", *ROPE_SCALING_KEYS[rope_type]}
+        if set(c.rope_scaling) != wanted:
+            yield f"rope_scaling of type {rope_type!r} has keys {sorted(c.rope_scaling)}, wanted {sorted(wanted)}"
+        for key in ROPE_SCALING_KEYS[rope_type]:
+            value = c.rope_scaling[key]
+            if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+                yield f"rope_scaling {key} ({value!r}) must be a number above 0"
+        if rope_type == "llama3" and c.rope_scaling["low_freq_factor"] >= c.rope_scaling["high_freq_factor"]:
+            yield (
+                f"rope_scaling low_freq_factor ({c.rope_scaling['low_freq_factor']}) must be below "
+                f"high_freq_factor ({c.rope_scaling['high_freq_factor']})"
+            )
+
+
+def _ffn_problems(c: ModelConfig) -> Iterator[str]:
+    if not c.ffn_pattern:
+        yield "ffn_pattern must not be empty"
+    for kind in c.ffn_pattern:
+        if kind not in FFN_KINDS:
+            yield f"ffn_pattern ({kind!r}) must be one of {', '.join(FFN_KINDS)}"
+    if "dense" in c.ffn_pattern and c.intermediate_size < 1:
+        yield f"intermediate_size ({c.intermediate_size}) must be at least 1"
+    if "moe" in c.ffn_pattern:
+        for name in ("num_experts", "experts_per_token", "moe_intermediate_size"):
+            if getattr(c, name) < 1:
+                yield f"{name} ({getattr(c, name)}) must be at least 1 where ffn_pattern has 'moe'"
+        if c.experts_per_token > c.num_experts:
+            yield f"experts_per_token ({c.experts_per_token}) must not exceed num_experts ({c.num_experts})"
+    if c.router_logits_cap is not None and c.router_logits_cap <= 0:
+        yield f"router_logits_cap ({c.router_logits_cap}) must be above 0, or null"

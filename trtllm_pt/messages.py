@@ -1,0 +1,110 @@
+"""What crosses the runtime protocol: the one schema of the API, the Triton model's socket and the tests.
+
+from __future__ import annotations
+
+    submit(Request)   cancel(id)   poll(timeout) -> list[Tokens]   stats() -> Stats   close()
+"""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Protocol
+
+FinishReason = Literal["length", "end_id", "stop_words", "cancelled", "timed_out", "error"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How a request's tokens are drawn. The defaults are greedy decoding.
+
+    Draws are counter-based by (seed, position): the same tokens alone, batched, preempted or restarted.
+    """
+
+    max_tokens: int = 64
+    temperature: float = 0.0  # 0: greedy
+    top_k: int = 0  # 0: no limit
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0  # on prompt and output; 1: none
+    presence_penalty: float = 0.0  # on output
+    frequency_penalty: float = 0.0  # on output
+    seed: int = 0
+    min_tokens: int = 0
+    end_id: int | None = None  # None: the tokenizer's; -1: never end
+    stop_words: tuple[tuple[int, ...], ...] = ()  # token sequences that end the output, kept out of it
+    bad_words: tuple[tuple[int, ...], ...] = ()  # token sequences that never appear in the output
+    log_probs: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One prompt. `id` is chosen by whoever submits and unique among the requests in flight."""
+
+    id: int
+    token_ids: tuple[int, ...]
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Request:
+        sampling = dict(data["sampling"])
+        for name in ("stop_words", "bad_words"):
+            sampling[name] = tuple(tuple(word) for word in sampling.get(name, ()))
+        return cls(id=data["id"], token_ids=tuple(data["token_ids"]), sampling=SamplingParams(**sampling))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokens:
+    """New tokens of a request, in order. The last message of a request has a `finish_reason`."""
+
+    id: int
+    token_ids: tuple[int, ...] = ()
+    log_probs: tuple[float, ...] = ()  # one per token where asked for, natural logarithm, before penalties
+    finish_reason: FinishReason | None = None
+    error: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Tokens:
+        lists = {name: tuple(data[name]) for name in ("token_ids", "log_probs")}
+        return cls(**{**data, **lists})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stats:
+    """A runtime's counters since it started, and its load now."""
+
+    steps: int
+    active_requests: int
+    waiting_requests: int
+    preemptions: int
+    kv_pages_total: int
+    kv_pages_used: int
+    prompt_tokens: int
+    output_tokens: int
+    sync_points_seen: int | None  # boundary all-reduces per forward, counted at run time; None: cannot count
+    hops_per_step: float  # messages between ranks that are not boundaries, mean per step
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Runtime(Protocol):
+    """One engine directory, running. Lives on rank 0; the other ranks follow it."""
+
+    def submit(self, request: Request) -> None:
+        """Queue a request. Raises UsageError for a prompt that the engine cannot take."""
+
+    def cancel(self, request_id: int) -> None:
+        """End a request now, with finish reason `cancelled`; unknown ids are ignored."""
+
+    def poll(self, timeout: float) -> list[Tokens]:
+        """The tokens made since the last call; waits up to `timeout` seconds for the first."""
+        ...
+
+    def stats(self) -> Stats: ...
+
+    def close(self) -> None:
+        """Stop all ranks. Requests in flight are dropped."""
