@@ -1,9 +1,9 @@
 """What crosses the runtime protocol: the one schema of the API, the Triton model's socket and the tests.
 
-from __future__ import annotations
-
     submit(Request)   cancel(id)   poll(timeout) -> list[Tokens]   stats() -> Stats   close()
 """
+
+from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
