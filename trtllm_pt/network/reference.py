@@ -1,0 +1,280 @@
+"""The plain truth: all tracks in one process, every schedule's formula written out, trainable.
+
+It does not use walk.py, so that one mistake cannot be in both.
+
+    n tracks   B sequences   S tokens of each   W hidden_size   H, G heads, KV heads   D head_size   F FFN rows   E experts
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trtllm_pt.config import ModelConfig
+
+
+class ReferenceModel(nn.Module):
+    """The model of a config. Parameter names and shapes are those of `tensors(config)`, tracks stacked in front."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.transformer = Transformer(config)
+        self.lm_head = None if config.tie_embeddings else Weight(config.vocab_size, config.hidden_size)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """tokens [B, S] -> logits [B, S, V], every position attending to itself and those before it."""
+        head = self.transformer.vocab_embedding if self.lm_head is None else self.lm_head
+        return self.transformer(tokens) @ head.weight.mT
+
+
+class Transformer(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vocab_embedding = Weight(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Layer(config, layer) for layer in range(config.num_layers))
+        self.ln_f = Norm(config, config.hidden_size, per_track=False)
+        self.streams: Callable[[Tensor], Tensor] = getattr(self, f"_{config.schedule}")
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        out: Tensor = self.ln_f(self.streams(F.embedding(tokens, self.vocab_embedding.weight)))
+        return out
+
+    # Each schedule's formula. x is the shared stream [B, S, W]; h the tracks' own streams [n, B, S, W].
+
+    def _tp(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = x + layer.attention_out(x[None]).sum(0)
+            x = x + layer.ffn_out(x[None]).sum(0)
+        return x
+
+    def _pt(self, x: Tensor) -> Tensor:
+        """arXiv:2602.07306, Algorithm 1, with the reset of h inside the condition."""
+        n, depth, last = self.config.tracks, self.config.block_depth, self.config.num_layers
+        assert depth is not None
+        h = x.expand(n, *x.shape)
+        for number, layer in enumerate(self.layers, start=1):
+            if self.config.dispatch_norm and (number - 1) % depth == 0:
+                h = layer.dispatch_layernorm(h)
+            h = h + layer.attention_out(h)
+            h = h + layer.ffn_out(h)
+            if number % depth == 0 or number == last:
+                if self.config.combine_norm:
+                    h = layer.combine_layernorm(h)
+                x = h.mean(0) if self.config.combine == "mean" else h.sum(0)
+                h = x.expand(n, *x.shape)
+        return x
+
+    def _spd(self, x: Tensor) -> Tensor:
+        """arXiv:2502.20727, Fig. 2: a dropped layer's FFN sees its own track's attention output only."""
+        n = self.config.tracks
+        for number, layer in enumerate(self.layers):
+            p = layer.attention_out(x.expand(n, *x.shape))
+            if number in self.config.dropped_layers:
+                x = x + (layer.ffn_out(x + p) + p).sum(0)
+            else:
+                y = x + p.sum(0)
+                x = y + layer.ffn_out(y.expand(n, *y.shape)).sum(0)
+        return x
+
+    def _desync(self, x: Tensor) -> Tensor:
+        """x <- sum_r f_r(x_r) + mean_r x_r at a sync (arXiv:2501.06589's code), x_r <- f_r(x_r) + x_r elsewhere."""
+        n, every, last = self.config.tracks, self.config.sync_every, self.config.num_layers
+        assert every is not None
+        h = x.expand(n, *x.shape)
+        for number, layer in enumerate(self.layers, start=1):
+            h = h + layer.attention_out(h)
+            f = layer.ffn_out(h)
+            if number % every == 0 or number == last:
+                x = f.sum(0) + h.mean(0)
+                h = x.expand(n, *x.shape)
+            else:
+                h = h + f
+        return x
+
+    def _parallel(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = x + (layer.attention_out(x[None]) + layer.ffn_out(x[None])).sum(0)
+        return x
+
+    def _ladder(self, x: Tensor) -> Tensor:
+        """x_{i+1} = h_{i+1}(x_{i-1}) + x_i over sub-layers i, x_{-1} = x_0 (arXiv:2501.06589, section 4.1)."""
+        before, now = x, x
+        for layer in self.layers:
+            for sub_layer in (layer.attention_out, layer.ffn_out):
+                before, now = now, now + sub_layer(before[None]).sum(0)
+        return now
+
+
+class Layer(nn.Module):
+    """The two sub-layers, norms included, residuals not."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        width, depth = config.hidden_size, config.block_depth or config.num_layers
+        self.config = config
+        if config.dispatch_norm and layer % depth == 0:
+            self.dispatch_layernorm = Norm(config, width)
+        self.input_layernorm = Norm(config, width)
+        self.attention = Attention(config, layer)
+        self.post_layernorm = Norm(config, width)
+        self.mlp: nn.Module = Experts(config) if config.is_moe(layer) else GatedMLP(config)
+        if config.residual_norm:
+            self.attention_residual_layernorm = Norm(config, width)
+            self.mlp_residual_layernorm = Norm(config, width)
+        if config.combine_norm and ((layer + 1) % depth == 0 or layer + 1 == config.num_layers):
+            self.combine_layernorm = Norm(config, width)
+
+    def attention_out(self, h: Tensor) -> Tensor:
+        """h [n, B, S, W] -> the attention's output, to be added to it."""
+        out: Tensor = self.attention(self.input_layernorm(h))
+        return self.attention_residual_layernorm(out) if self.config.residual_norm else out
+
+    def ffn_out(self, h: Tensor) -> Tensor:
+        """h [n, B, S, W] -> the FFN's output, to be added to it."""
+        out: Tensor = self.mlp(self.post_layernorm(h))
+        return self.mlp_residual_layernorm(out) if self.config.residual_norm else out
+
+
+class Attention(nn.Module):
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        n, inner = config.tracks, config.num_heads * config.head_size
+        self.config, self.window, self.has_rope = config, config.layer_window(layer), config.has_rope(layer)
+        self.qkv = Linear(n, config.qkv_size, config.hidden_size, config.qkv_bias)
+        self.dense = Linear(n, config.hidden_size, inner, config.output_bias)
+        if config.qk_norm:
+            self.q_layernorm = Norm(config, config.head_size)
+            self.k_layernorm = Norm(config, config.head_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        c = self.config
+        n, batch, length, _ = x.shape
+        sizes = [heads * c.head_size for heads in (c.num_heads, c.num_kv_heads, c.num_kv_heads)]
+        q, k, v = (part.unflatten(-1, (-1, c.head_size)).transpose(2, 3) for part in self.qkv(x).split(sizes, -1))
+        if c.qk_norm:  # [n, B, H, S, D], a weight [n, D] per track
+            q, k = self.q_layernorm(q), self.k_layernorm(k)
+        if self.has_rope:
+            cos, sin = rotary(c, torch.arange(length, device=x.device), x.dtype)
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        group = c.num_heads // c.num_kv_heads
+        k, v = k.repeat_interleave(group, 2), v.repeat_interleave(group, 2)
+        q, k, v = (part.flatten(0, 1) for part in (q, k, v))
+        mask = None if self.window is None else sliding_mask(length, self.window, x.device)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+        out = self.dense(out.unflatten(0, (n, batch)).transpose(2, 3).flatten(3))
+        return out
+
+
+class GatedMLP(nn.Module):
+    """SwiGLU (arXiv:2002.05202): proj(silu(fc x) * gate x)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        n, width, rows = config.tracks, config.hidden_size, config.intermediate_size
+        self.fc = Linear(n, rows, width)
+        self.gate = Linear(n, rows, width)
+        self.proj = Linear(n, width, rows)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.proj(F.silu(self.fc(x)) * self.gate(x))
+        return out
+
+
+class Experts(nn.Module):
+    """Experts local to each track, top-k of soft-capped router logits, weights by softmax over the chosen."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        n, width, rows, experts = config.tracks, config.hidden_size, config.moe_intermediate_size, config.num_experts
+        self.config = config
+        self.router = Weight(n, experts, width)
+        self.fc = Weight(n, experts, 2 * rows, width)  # up rows, then gate rows
+        self.proj = Weight(n, experts, width, rows)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = torch.einsum("nbsw,new->nbse", x, self.router.weight.to(x.dtype)).to(torch.promote_types(x.dtype, torch.float32))
+        if self.config.router_logits_cap is not None:
+            logits = self.config.router_logits_cap * torch.tanh(logits / self.config.router_logits_cap)
+        chosen, experts = logits.topk(self.config.experts_per_token, -1)
+        weights = torch.zeros_like(logits).scatter(-1, experts, chosen.softmax(-1)).to(x.dtype)
+        # Every expert sees every token: plain, and exact since the weight of those not chosen is 0.
+        up, gate = torch.einsum("nbsw,nefw->nbsef", x, self.fc.weight).chunk(2, -1)
+        return torch.einsum("nbsef,newf,nbse->nbsw", F.silu(gate) * up, self.proj.weight, weights)
+
+
+class Linear(nn.Module):
+    """x [n, ..., I] times weight [n, O, I], track by track."""
+
+    def __init__(self, tracks: int, rows: int, columns: int, bias: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(tracks, rows, columns))
+        self.bias = nn.Parameter(torch.empty(tracks, rows)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = torch.bmm(x.flatten(1, -2), self.weight.mT)
+        if self.bias is not None:
+            out = out + self.bias[:, None]
+        return out.unflatten(1, x.shape[1:-1])
+
+
+class Norm(nn.Module):
+    """RMSNorm (arXiv:1910.07467) over the last axis of x [n, ..., I], in float32 or better."""
+
+    def __init__(self, config: ModelConfig, features: int, per_track: bool = True) -> None:
+        super().__init__()
+        self.eps = config.norm_eps
+        self.weight = nn.Parameter(torch.empty(config.tracks, features) if per_track else torch.empty(features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight
+        if weight.dim() == 2:
+            weight = weight.view(-1, *[1] * (x.dim() - 2), weight.shape[-1])
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps) * weight).to(x.dtype)
+
+
+class Weight(nn.Module):
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(shape))
+
+
+def inverse_frequencies(config: ModelConfig) -> Tensor:
+    """RoPE's angle per position, float32 [D/2] (arXiv:2104.09864, eq. 15), with the config's scaling."""
+    half = torch.arange(0, config.head_size, 2, dtype=torch.float64)
+    freq = config.rope_theta ** -(half / config.head_size)
+    scaling = config.rope_scaling
+    if scaling is None:
+        return freq.float()
+    if scaling["rope_type"] == "linear":
+        return (freq / scaling["factor"]).float()
+    # Llama 3.1: long waves are stretched by `factor`, short ones kept, those between interpolated.
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    turns = scaling["original_max_position_embeddings"] * freq / (2 * math.pi)
+    keep = ((turns - low) / (high - low)).clamp(0, 1)
+    return (freq * keep + freq / scaling["factor"] * (1 - keep)).float()
+
+
+def rotary(config: ModelConfig, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos and sin, each [S, D/2]."""
+    angles = positions[:, None].float() * inverse_frequencies(config).to(positions.device)
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """RoPE on halves (GPT-NeoX order): x [..., S, D]."""
+    a, b = x.chunk(2, -1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
+
+
+def sliding_mask(length: int, window: int, device: torch.device) -> Tensor:
+    """True where position i sees j: the last `window` positions, itself included. [S, S]."""
+    position = torch.arange(length, device=device)
+    distance = position[:, None] - position
+    return (distance >= 0) & (distance < window)

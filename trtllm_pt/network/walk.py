@@ -1,0 +1,95 @@
+"""Runs a sync schedule on the few operations that a network definition supplies. Tracing unrolls it."""
+
+from __future__ import annotations
+
+from functools import reduce
+from typing import Generic, Protocol, TypeVar
+
+from trtllm_pt.schedule import Finish, ReduceOp, Run, Schedule, Start
+
+V = TypeVar("V")  # one value per track: an engine's tensor
+
+
+class Ops(Protocol[V]):
+    """What a network definition supplies. `boundary` is the sub-layer after which an all-reduce starts."""
+
+    def sublayer(self, run: Run, x: V) -> V:
+        """Attention or FFN with its norms, without the residual."""
+        ...
+
+    def dispatch(self, layer: int, shared: V) -> V:
+        """The tracks' streams at the start of the block that begins with `layer`."""
+        ...
+
+    def combine(self, layer: int, stream: V) -> V:
+        """The tracks' streams as the boundary after `layer` reduces them."""
+        ...
+
+    def all_reduce(self, x: V, op: ReduceOp) -> V:
+        """Sum or mean over all tracks of all ranks (over all ranks, where tracks is 1)."""
+        ...
+
+    def add(self, a: V, b: V) -> V: ...
+
+    def scale_mean(self, x: V) -> V:
+        """x times 1/n, for n tracks."""
+        ...
+
+
+def walk(schedule: Schedule, ops: Ops[V], shared: V) -> V:
+    """The shared stream after the last step; `shared` is the embedding. The only place where a stream continues."""
+    streams = _Streams(ops, shared)
+    flying: dict[tuple[int, str], tuple[V, bool]] = {}
+    for step in schedule:
+        match step:
+            case Run(reads=reads):
+                streams.append(ops.sublayer(step, streams.local(step.layer) if reads == "local" else streams.shared))
+            case Start(key, "partial", op):
+                flying[key] = ops.all_reduce(reduce(ops.add, streams.take()), op), True
+            case Start(key, "stream", op):
+                stream = ops.combine(key[0], streams.local(key[0]))
+                streams.take()
+                flying[key] = ops.all_reduce(stream, op), False
+            case Start(key, "partial+mean", op):
+                # The stream from before the last sub-layer, kept: no subtraction of large numbers.
+                last = streams.pop()
+                kept = streams.local(key[0])
+                streams.take()
+                flying[key] = ops.all_reduce(ops.add(last, ops.scale_mean(kept)), op), False
+            case Finish(key):
+                result, is_partial = flying.pop(key)
+                streams.share(ops.add(streams.shared, result) if is_partial else result)
+    return streams.shared
+
+
+class _Streams(Generic[V]):
+    """The shared stream, and beside it the outputs that are not shared yet."""
+
+    def __init__(self, ops: Ops[V], shared: V) -> None:
+        self.ops = ops
+        self.shared = shared
+        self.outputs: list[V] = []  # since the last Start
+        self.stream: V | None = None  # the tracks' own: dispatched shared stream plus the first `folded` outputs
+        self.folded = 0
+
+    def append(self, output: V) -> None:
+        self.outputs.append(output)
+
+    def pop(self) -> V:
+        assert self.folded < len(self.outputs), "the last output is in the stream already"
+        return self.outputs.pop()
+
+    def take(self) -> list[V]:
+        taken, self.outputs, self.stream, self.folded = self.outputs, [], None, 0
+        return taken
+
+    def share(self, shared: V) -> None:
+        self.shared, self.stream, self.folded = shared, None, 0
+
+    def local(self, layer: int) -> V:
+        if self.stream is None:
+            self.stream = self.ops.dispatch(layer, self.shared)
+        for output in self.outputs[self.folded :]:
+            self.stream = self.ops.add(self.stream, output)
+        self.folded = len(self.outputs)
+        return self.stream
