@@ -1,0 +1,104 @@
+"""Parameters, bytes, FLOPs and collectives, counted from config, schedule and layout: for inspect, planner, bench."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from trtllm_pt.config import ModelConfig
+from trtllm_pt.layout import RankLayout, padded_vocab_size, rank_layout
+from trtllm_pt.schedule import Start, schedule_of
+from trtllm_pt.tensors import TensorSpec, tensors
+
+DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Collective:
+    """One message between ranks per forward: a row of `inspect --json`. Bytes are a rank's payload for one token."""
+
+    kind: Literal["all_reduce", "gather", "broadcast"]
+    layer: int | None
+    place: str
+    group: tuple[int, ...]
+    op: str | None
+    dtype: str
+    bytes_per_token: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "group": list(self.group)}
+
+
+def parameters(config: ModelConfig) -> int:
+    """All weights once, over all tracks; a tied head counts as the embedding."""
+    return sum(math.prod(spec.global_shape(config)) for spec in tensors(config))
+
+
+def active_parameters(config: ModelConfig) -> int:
+    """Weights that one token meets: of the experts only those chosen."""
+    idle = 0
+    for spec in tensors(config):
+        if is_expert(spec):
+            idle += math.prod(spec.global_shape(config)) * (config.num_experts - config.experts_per_token) // config.num_experts
+    return parameters(config) - idle
+
+
+def is_expert(spec: TensorSpec) -> bool:
+    return len(spec.shape) == 3
+
+
+def rank_parameters(config: ModelConfig, layout: RankLayout) -> int:
+    """Weights that a rank holds; a tied head is a view of the embedding."""
+    return sum(math.prod(spec.rank_shape(config, layout)) for spec in tensors(config))
+
+
+def bytes_per_rank(config: ModelConfig, ranks: int, dtype: str) -> int:
+    """Weights of rank 0, the router in float32. Bytes."""
+    layout = rank_layout(config, ranks)
+    return sum(
+        math.prod(spec.rank_shape(config, layout)) * (4 if spec.kind == "router" else DTYPE_BYTES[dtype])
+        for spec in tensors(config)
+    )
+
+
+def kv_bytes_per_token(config: ModelConfig, ranks: int, dtype: str) -> int:
+    """KV cache of one token on one rank, all layers. Bytes."""
+    layout = rank_layout(config, ranks)
+    heads = len(layout.tracks) * len(layout.kv_heads)
+    return 2 * config.num_layers * heads * config.head_size * DTYPE_BYTES[dtype]
+
+
+def flops_per_token(config: ModelConfig, context: int) -> int:
+    """Multiply-adds counted as two, over all tracks, for one token that attends to `context` keys."""
+    matmul = 2 * (active_parameters(config) - _vector_parameters(config))
+    if not config.tie_embeddings:
+        matmul -= 2 * config.vocab_size * config.hidden_size  # the embedding is a look-up
+    inner = config.tracks * config.num_heads * config.head_size
+    keys = sum(min(context, config.layer_window(layer) or context) for layer in range(config.num_layers))
+    return matmul + 4 * inner * keys
+
+
+def _vector_parameters(config: ModelConfig) -> int:
+    return sum(math.prod(spec.global_shape(config)) for spec in tensors(config) if spec.kind in ("norm", "bias"))
+
+
+def collectives(config: ModelConfig, ranks: int, wire_dtype: str, step_bytes: int = 0) -> list[Collective]:
+    """Every message between ranks of one forward, in order; none at all on one rank.
+
+    `wire_dtype` is what boundaries send. `step_bytes`: what announces a step to the other ranks, for one token
+    (the embedded engine's step plan); 0 where the engine's own runtime does that out of sight.
+    """
+    if ranks == 1:
+        return []
+    group = tuple(range(ranks))
+    found = []
+    if step_bytes:
+        found.append(Collective("broadcast", None, "step plan", group, None, "int64", step_bytes))
+    size = config.hidden_size * DTYPE_BYTES[wire_dtype]
+    for step in schedule_of(config):
+        if isinstance(step, Start):
+            found.append(Collective("all_reduce", *step.key, group, step.op, wire_dtype, size))
+    logits = padded_vocab_size(config, ranks) // ranks * DTYPE_BYTES["float32"]
+    found.append(Collective("gather", None, "logits", group, None, "float32", logits))
+    return found
