@@ -1,0 +1,3 @@
+from trtllm_pt.cli import main
+
+main()
