@@ -1,0 +1,78 @@
+"""Shapes of the ops' results, for torch.export. Only a build needs them.
+
+Shape letters: T tokens, K tracks, W hidden size, D head size.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_registered = False
+
+
+def register() -> None:
+    """Teach torch the result of every op; the library must be loaded."""
+    global _registered
+    if _registered:
+        return
+    for fake in (pack, linear, head, gather_rows, rms_norm, swiglu, rotary, attention, experts, all_reduce):
+        torch.library.register_fake(f"trtllm_pt::{fake.__name__}", fake)
+    _registered = True
+
+
+def pack(w: Tensor) -> Tensor:
+    *lead, outputs, inputs = w.shape
+    together = 2 if w.dtype == torch.bfloat16 else 1
+    return w.new_empty(*lead, (outputs + 15) // 16, (inputs + together - 1) // together, 16 * together)
+
+
+def linear(x: Tensor, w: Tensor, bias: Tensor | None, n: int) -> Tensor:
+    return x.new_empty(x.shape[0], x.shape[1], n)
+
+
+def head(x: Tensor, table: Tensor, first: Tensor, n: int) -> Tensor:
+    return x.new_empty(x.shape[0], n, dtype=torch.float32)
+
+
+def gather_rows(ids: Tensor, table: Tensor, width: int) -> Tensor:
+    return table.new_empty(ids.shape[0], width)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return x.new_empty(weight.shape[0], x.shape[1], x.shape[2])
+
+
+def swiglu(x: Tensor) -> Tensor:
+    return x.new_empty(x.shape[0], x.shape[1], x.shape[2] // 2)
+
+
+def rotary(tokens: Tensor, starts: Tensor, offsets: Tensor, inv_freq: Tensor) -> Tensor:
+    return inv_freq.new_empty(tokens.shape[0], 2 * inv_freq.shape[0])
+
+
+def attention(
+    qkv: Tensor,
+    rotary: Tensor | None,
+    q_norm: Tensor | None,
+    k_norm: Tensor | None,
+    cache: Tensor,
+    starts: Tensor,
+    offsets: Tensor,
+    pages: Tensor,
+    heads: int,
+    head_size: int,
+    window: int,
+    eps: float,
+) -> Tensor:
+    return qkv.new_empty(qkv.shape[0], qkv.shape[1], heads * head_size)
+
+
+def experts(
+    x: Tensor, router: Tensor, gate_up: Tensor, down: Tensor, top_k: int, cap: float, intermediate: int
+) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def all_reduce(x: Tensor, ranks: int, scale: float) -> Tensor:
+    return x.new_empty(1, x.shape[1], x.shape[2])

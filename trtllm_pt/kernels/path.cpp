@@ -1,0 +1,537 @@
+// The kernels, written once on vectors of the native width; build.py compiles this file once per instruction set.
+//
+// The contract: a row's result depends on that row alone. Every sum has one order: a product adds its inputs ascending
+// into one accumulator per output, whatever the number of rows; other sums run over full vectors, the last one padded.
+// fp-contract is off and fused multiply-adds are written out, so the compiler cannot choose them differently per loop.
+#include "paths.h"
+
+#include <cstring>
+#include <immintrin.h>
+#include <initializer_list>
+
+#define PATH_NAME_(x) #x
+#define PATH_NAME(x) PATH_NAME_(x)
+
+namespace trtllm_pt::TRTLLM_PT_PATH {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16, kMaxRows = 6;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8, kMaxRows = 4;
+#else
+constexpr int kLanes = 4, kMaxRows = 2;
+#endif
+
+typedef float Floats __attribute__((vector_size(4 * kLanes)));
+typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t Words __attribute__((vector_size(4 * kLanes)));
+typedef uint16_t Halves __attribute__((vector_size(2 * kLanes)));
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Rounded {
+  float value;
+};
+
+#define INLINE inline __attribute__((always_inline))
+
+INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// ---- vectors
+
+template <class V, class P>
+INLINE V read(const P* p) {
+  V v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+
+INLINE Floats all(float x) { return Floats{} + x; }
+INLINE Floats select(Ints mask, Floats a, Floats b) { return (Floats)((mask & (Ints)a) | (~mask & (Ints)b)); }
+
+INLINE Floats mul_add(Floats a, Floats b, Floats c) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+  return (Floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+  return a * b + c;
+#endif
+}
+
+INLINE Halves to_bfloat16(Floats v) {
+#if defined(__AVX512BF16__)
+  __m256bh h = _mm512_cvtneps_pbh((__m512)v);
+  return read<Halves>(&h);
+#else
+  Words u = (Words)v;
+  Words rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;  // to nearest, ties to even
+  Words quiet = (u >> 16) | 0x40;
+  Words nan = (Words)(v != v);
+  return __builtin_convertvector((nan & quiet) | (~nan & rounded), Halves);
+#endif
+}
+
+INLINE Floats from_bfloat16(Halves h) { return (Floats)(__builtin_convertvector(h, Words) << 16); }
+
+INLINE Floats load(const float* p) { return read<Floats>(p); }
+INLINE Floats load(const BFloat16* p) { return from_bfloat16(read<Halves>(p)); }
+INLINE void store(float* p, Floats v) { memcpy(p, &v, sizeof v); }
+INLINE void store(BFloat16* p, Floats v) {
+  Halves h = to_bfloat16(v);
+  memcpy(p, &h, sizeof h);
+}
+INLINE void store(Rounded* p, Floats v) {
+  Floats rounded = from_bfloat16(to_bfloat16(v));
+  memcpy(p, &rounded, sizeof rounded);
+}
+
+// The first `count` lanes; the rest reads as zero and is not written.
+template <class T>
+INLINE Floats load(const T* p, int64_t count) {
+  if (count >= kLanes) return load(p);
+  T padded[kLanes] = {};
+  if (count > 0) memcpy(padded, p, count * sizeof(T));
+  return load(padded);
+}
+template <class T>
+INLINE void store(T* p, Floats v, int64_t count) {
+  if (count >= kLanes) return store(p, v);
+  T full[kLanes];
+  store(full, v);
+  if (count > 0) memcpy(p, full, count * sizeof(T));
+}
+
+INLINE float sum_of_lanes(Floats v) {
+  for (int half = kLanes / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; i++) v[i] += v[i + half];
+  return v[0];
+}
+
+INLINE float max_of_lanes(Floats v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps((__m512)v);
+#else
+  float most = v[0];
+  for (int i = 1; i < kLanes; i++) most = v[i] > most ? v[i] : most;
+  return most;
+#endif
+}
+
+// e^x: 0 below -87.3 (-inf included), about e^88 above 88, NaN stays NaN. Cephes' split of ln 2, Taylor to the 6th power.
+INLINE Floats exp(Floats x) {
+  const Floats low = all(-87.33f), high = all(88.f), magic = all(12582912.f);  // adding 1.5 * 2^23 rounds to an integer
+  Floats c = select(x < low, low, x);
+  c = select(c > high, high, c);
+  Floats shifted = mul_add(c, all(1.44269504f), magic);
+  Floats n = shifted - magic;
+  Floats r = mul_add(n, all(-0.693359375f), c);
+  r = mul_add(n, all(2.12194440e-4f), r);
+  Floats p = all(1.f / 720);
+  for (float term : {1.f / 120, 1.f / 24, 1.f / 6, 1.f / 2, 1.f, 1.f}) p = mul_add(p, r, all(term));
+  Floats power = (Floats)(((Ints)shifted - (Ints)magic + 127) << 23);
+  return (Floats)((Ints)(p * power) & ~(x < low));
+}
+
+// ---- the product: y[rows, tiles * 16] = (or +=) x times tiles
+
+struct FloatWeights {
+  typedef float Value;    // as stored
+  typedef float Operand;  // the left side
+  static constexpr int64_t kPack = 1;
+  static INLINE Floats mul_add_step(const float* x, Words w, Floats sum) { return mul_add(all(*x), (Floats)w, sum); }
+};
+
+struct BFloat16Weights {
+  typedef BFloat16 Value;
+  static constexpr int64_t kPack = 2;
+#if defined(__AVX512BF16__)
+  typedef BFloat16 Operand;
+  static INLINE Floats mul_add_step(const BFloat16* x, Words w, Floats sum) {
+    return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(read<int>(x)), (__m512bh)w);
+  }
+#else
+  typedef Rounded Operand;
+  static INLINE Floats mul_add_step(const Rounded* x, Words w, Floats sum) {
+    sum = mul_add(all(x[0].value), (Floats)(w << 16), sum);
+    return mul_add(all(x[1].value), (Floats)(w & 0xffff0000u), sum);
+  }
+#endif
+};
+
+// tiles: pointers [segments][tile_count], of which this product takes some; a segment continues the sum with the next
+// `steps` of x. ahead: how far to prefetch in a tile, in bytes.
+struct Tiles {
+  const char* const* start;
+  int64_t count, segments, steps, ahead;
+};
+
+template <class W, int kRows, int kTiles>
+void product_block(const typename W::Operand* x, int64_t x_stride, Tiles t, bool add, float* y, int64_t y_stride) {
+  constexpr int kVectors = kTiles * kTile / kLanes, kPerTile = kTile / kLanes;
+  Floats sum[kRows][kVectors];
+  for (int m = 0; m < kRows; m++)
+    for (int v = 0; v < kVectors; v++) sum[m][v] = add ? load(y + m * y_stride + v * kLanes) : Floats{};
+  for (int64_t s = 0; s < t.segments; s++, t.start += t.count) {
+    const char* w[kTiles];
+    for (int n = 0; n < kTiles; n++) w[n] = t.start[n];
+    for (int64_t k = 0; k < t.steps; k++, x += W::kPack) {
+#pragma GCC unroll 4
+      for (int n = 0; n < kTiles; n++) _mm_prefetch(w[n] + k * 64 + t.ahead, _MM_HINT_T0);
+      Words line[kVectors];
+#pragma GCC unroll 16
+      for (int v = 0; v < kVectors; v++)
+        line[v] = read<Words>(w[v / kPerTile] + k * 64 + v % kPerTile * sizeof(Words));
+#pragma GCC unroll 8
+      for (int m = 0; m < kRows; m++)
+#pragma GCC unroll 16
+        for (int v = 0; v < kVectors; v++) sum[m][v] = W::mul_add_step(x + m * x_stride, line[v], sum[m][v]);
+    }
+  }
+  for (int m = 0; m < kRows; m++)
+    for (int v = 0; v < kVectors; v++) store(y + m * y_stride + v * kLanes, sum[m][v]);
+}
+
+// As many tiles side by side as accumulators fit into the registers.
+constexpr int tiles_abreast(int64_t rows) {
+  if (kLanes == 16) return 4;
+  if (kLanes == 8) return rows == 1 ? 4 : rows == 2 ? 2 : 1;
+  return rows == 1 ? 2 : 1;
+}
+
+template <class W, int kTiles, int kRows = kMaxRows>
+INLINE void product_rows(int64_t rows, const typename W::Operand* x, int64_t x_stride, Tiles t, bool add, float* y,
+                         int64_t y_stride) {
+  if constexpr (kTiles <= tiles_abreast(kRows)) {
+    if (rows == kRows) return product_block<W, kRows, kTiles>(x, x_stride, t, add, y, y_stride);
+  }
+  if constexpr (kRows > 1) product_rows<W, kTiles, kRows - 1>(rows, x, x_stride, t, add, y, y_stride);
+}
+
+template <class W>
+void product(int64_t rows, const typename W::Operand* x, int64_t x_stride, Tiles t, bool add, float* y, int64_t y_stride) {
+  int64_t blocks = (rows + kMaxRows - 1) / kMaxRows, abreast = tiles_abreast(least(rows, kMaxRows));
+  for (int64_t done = 0, width; done < t.count; done += width, t.start += width) {
+    int64_t left = t.count - done;
+    width = left >= 4 && abreast == 4 ? 4 : left >= 2 && abreast >= 2 ? 2 : 1;
+    for (int64_t b = 0, row = 0, size; b < blocks; b++, row += size) {
+      size = rows / blocks + (b < rows % blocks);
+      const auto* xs = x + row * x_stride;
+      float* ys = y + row * y_stride + done * kTile;
+      if (width == 4)
+        product_rows<W, 4>(size, xs, x_stride, t, add, ys, y_stride);
+      else if (width == 2)
+        product_rows<W, 2>(size, xs, x_stride, t, add, ys, y_stride);
+      else
+        product_rows<W, 1>(size, xs, x_stride, t, add, ys, y_stride);
+    }
+  }
+}
+
+// ---- linear
+
+template <class W, class Y>
+void finish_linear(const Linear& a, const float* sums) {
+  constexpr int64_t kWidth = kPanel * kTile;
+  const auto* bias = static_cast<const typename W::Value*>(a.bias);
+  for (int64_t row = 0; row < a.rows; row++) {
+    Y* y = static_cast<Y*>(a.y) + row * a.y_stride;
+    for (int64_t j = a.begin, n; j < a.end; j += n) {
+      n = least(kLanes, a.end - j);
+      Floats v = load(sums + row * kWidth + j, n);
+      if (bias) v += load(bias + j, n);
+      store(y + j, v, n);
+    }
+  }
+}
+
+template <class W>
+void linear_of(const Linear& a) {
+  constexpr int64_t kWidth = kPanel * kTile, kAhead = 1536, kChunk = 128;
+  float sums[kLinearRows * kWidth];
+  // More rows than one block holds read the weights again: in chunks that stay in the first-level cache.
+  int64_t chunk = a.rows <= kMaxRows ? a.steps : kChunk;
+  for (int64_t step = 0; step < a.steps; step += chunk) {
+    const char* tiles[kPanel];
+    for (int64_t n = 0; n < a.tiles; n++) tiles[n] = a.w + (n * a.steps + step) * 64;
+    Tiles t{tiles, a.tiles, 1, least(chunk, a.steps - step), kAhead};
+    const auto* x = static_cast<const typename W::Operand*>(a.x) + step * W::kPack;
+    product<W>(a.rows, x, a.x_stride, t, step > 0, sums, kWidth);
+  }
+  if (a.y_kind == Kind::kFloat)
+    finish_linear<W, float>(a, sums);
+  else
+    finish_linear<W, BFloat16>(a, sums);
+}
+
+void linear(const Linear& a) { a.bf16 ? linear_of<BFloat16Weights>(a) : linear_of<FloatWeights>(a); }
+
+// ---- rows
+
+// The sum of f(i) over vectors that begin at i, in four accumulators.
+template <class F>
+INLINE float sum_over(int64_t n, F f) {
+  Floats sum[4] = {};
+  for (int64_t i = 0; i < n; i += 4 * kLanes)
+    for (int j = 0; j < 4; j++) sum[j] = f(i + j * kLanes, sum[j]);
+  return sum_of_lanes((sum[0] + sum[1]) + (sum[2] + sum[3]));
+}
+
+template <class T>
+INLINE float inverse_rms(const T* x, int64_t n, float eps) {
+  float squares = sum_over(n, [&](int64_t i, Floats sum) {
+    Floats v = load(x + i, n - i);
+    return mul_add(v, v, sum);
+  });
+  return 1.f / __builtin_sqrtf(squares / static_cast<float>(n) + eps);
+}
+
+template <class T>
+void norm_of(const T* x, const T* weight, float eps, int64_t n, T* y) {
+  Floats scale = all(inverse_rms(x, n, eps));
+  for (int64_t i = 0; i < n; i += kLanes)
+    store(y + i, load(x + i, n - i) * scale * load(weight + i, n - i), n - i);
+}
+
+void norm(bool bf16, const void* x, const void* weight, float eps, int64_t n, void* y) {
+  if (bf16)
+    norm_of((const BFloat16*)x, (const BFloat16*)weight, eps, n, (BFloat16*)y);
+  else
+    norm_of((const float*)x, (const float*)weight, eps, n, (float*)y);
+}
+
+template <class X, class Y>
+void swiglu_of(const X* x, int64_t n, Y* y) {
+  for (int64_t i = 0; i < n; i += kLanes) {
+    Floats gate = load(x + i, n - i);
+    store(y + i, gate / (exp(-gate) + 1.f) * load(x + n + i, n - i), n - i);
+  }
+}
+
+void swiglu(Kind x_kind, const void* x, int64_t n, Kind y_kind, void* y) {
+  if (x_kind == Kind::kBFloat16)
+    swiglu_of((const BFloat16*)x, n, (BFloat16*)y);
+  else if (y_kind == Kind::kBFloat16)
+    swiglu_of((const float*)x, n, (BFloat16*)y);
+  else if (y_kind == Kind::kRounded)
+    swiglu_of((const float*)x, n, (Rounded*)y);
+  else
+    swiglu_of((const float*)x, n, (float*)y);
+}
+
+template <class T>
+float dot_of(const T* x, const float* w, int64_t n) {
+  return sum_over(n, [&](int64_t i, Floats sum) { return mul_add(load(x + i, n - i), load(w + i, n - i), sum); });
+}
+
+float dot(bool bf16, const void* x, const float* w, int64_t n) {
+  return bf16 ? dot_of((const BFloat16*)x, w, n) : dot_of((const float*)x, w, n);
+}
+
+template <class T>
+void combine_of(const float* const* rows, const float* weights, int64_t count, int64_t n, T* y) {
+  for (int64_t i = 0; i < n; i += kLanes) {
+    Floats sum = {};
+    for (int64_t j = 0; j < count; j++) sum = mul_add(load(rows[j] + i, n - i), all(weights[j]), sum);
+    store(y + i, sum, n - i);
+  }
+}
+
+void combine(const float* const* rows, const float* weights, int64_t count, int64_t n, bool bf16, void* y) {
+  bf16 ? combine_of(rows, weights, count, n, (BFloat16*)y) : combine_of(rows, weights, count, n, (float*)y);
+}
+
+template <class X, class Y>
+void tree_sum_of(const X* x, int64_t parts, int64_t stride, int64_t n, float scale, Y* y) {
+  Floats part[kMaxParts];
+  for (int64_t i = 0; i < n; i += kLanes) {
+    for (int64_t p = 0; p < parts; p++) part[p] = load(x + p * stride + i, n - i);
+    for (int64_t far = 1; far < parts; far *= 2)
+      for (int64_t p = 0; p + far < parts; p += 2 * far) part[p] += part[p + far];
+    store(y + i, part[0] * scale, n - i);
+  }
+}
+
+void tree_sum(bool x_bf16, const void* x, int64_t parts, int64_t stride, int64_t n, float scale, bool y_bf16, void* y) {
+  if (x_bf16)
+    y_bf16 ? tree_sum_of((const BFloat16*)x, parts, stride, n, scale, (BFloat16*)y)
+           : tree_sum_of((const BFloat16*)x, parts, stride, n, scale, (float*)y);
+  else
+    y_bf16 ? tree_sum_of((const float*)x, parts, stride, n, scale, (BFloat16*)y)
+           : tree_sum_of((const float*)x, parts, stride, n, scale, (float*)y);
+}
+
+// ---- attention
+
+// One head of one token: RMS norm where `weight` is given, then RoPE (halves) where `rotary` is.
+template <class T, class Y>
+INLINE void place(const T* x, const T* weight, const float* rotary, int64_t D, float eps, Y* y) {
+  float normed[kMaxHeadSize], turned[kMaxHeadSize];
+  Floats scale = all(weight ? inverse_rms(x, D, eps) : 1.f);
+  for (int64_t i = 0; i < D; i += kLanes) {
+    Floats v = load(x + i);
+    store(normed + i, weight ? v * scale * load(weight + i) : v);
+  }
+  if (rotary) {
+    const float *cos = rotary, *sin = rotary + D / 2, *low = normed, *high = normed + D / 2;
+    for (int64_t i = 0; i < D / 2; i++) {
+      turned[i] = low[i] * cos[i] - high[i] * sin[i];
+      turned[D / 2 + i] = high[i] * cos[i] + low[i] * sin[i];
+    }
+  }
+  for (int64_t i = 0; i < D; i += kLanes) store(y + i, load((rotary ? turned : normed) + i));
+}
+
+template <class T>
+INLINE T* page_of(const Attention& a, int64_t value, int64_t sequence, int64_t page, int64_t lane) {
+  int64_t number = a.pages[sequence * a.max_pages + page];
+  int64_t row = (value * a.cache_pages + number) * a.tracks * a.kv_heads + lane;
+  return reinterpret_cast<T*>(a.cache) + row * kPage * a.head_size;
+}
+
+template <class W>
+void write_of(const Attention& a, int64_t track, int64_t sequence, int64_t begin, int64_t end) {
+  typedef typename W::Value T;
+  constexpr int64_t e = W::kPack;
+  const int64_t D = a.head_size, group = a.heads / a.kv_heads, width = (a.heads + 2 * a.kv_heads) * D;
+  const T* q_norm = a.q_norm ? static_cast<const T*>(a.q_norm) + track * D : nullptr;
+  const T* k_norm = a.k_norm ? static_cast<const T*>(a.k_norm) + track * D : nullptr;
+  auto* queries = reinterpret_cast<typename W::Operand*>(a.queries);
+  for (int64_t m = begin; m < end; m++) {
+    const int64_t token = a.offsets[sequence] + m, position = a.starts[sequence] + m, slot = position % kPage;
+    const T* row = static_cast<const T*>(a.qkv) + (track * a.tokens + token) * width;
+    const float* rotary = a.rotary ? a.rotary + token * D : nullptr;
+    for (int64_t g = 0; g < a.kv_heads; g++) {
+      const int64_t lane = track * a.kv_heads + g;
+      for (int64_t h = 0; h < group; h++)
+        place(row + (g * group + h) * D, q_norm, rotary, D, a.eps, queries + ((lane * a.tokens + token) * group + h) * D);
+      T key[kMaxHeadSize];
+      place(row + (a.heads + g) * D, k_norm, rotary, D, a.eps, key);
+      const T* value = row + (a.heads + a.kv_heads + g) * D;
+      T* keys = page_of<T>(a, 0, sequence, position / kPage, lane);
+      T* values = page_of<T>(a, 1, sequence, position / kPage, lane);
+      if (slot == 0) {  // what a page's last owner left must not reach a product: 0 * inf
+        memset(keys, 0, kPage * D * sizeof(T));
+        memset(values, 0, kPage * D * sizeof(T));
+      }
+      for (int64_t d = 0; d < D; d += e) memcpy(keys + d * kPage + slot * e, key + d, 4);
+      T* column = values + slot / e * kTile * e + slot % e;
+      for (int64_t tile = 0; tile < D / kTile; tile++)
+        for (int64_t i = 0; i < kTile; i++) column[tile * kPage * kTile + i * e] = value[tile * kTile + i];
+    }
+  }
+}
+
+void write(const Attention& a, int64_t track, int64_t sequence, int64_t begin, int64_t end) {
+  a.bf16 ? write_of<BFloat16Weights>(a, track, sequence, begin, end)
+         : write_of<FloatWeights>(a, track, sequence, begin, end);
+}
+
+constexpr int64_t kKeys = kBlock * kPage;
+
+// Scores of one row against a block of keys into probabilities relative to the highest score so far.
+// Keys `first` to `last` of the block count. Returns what older sums must be multiplied with.
+template <class Y>
+INLINE Floats soften(const float* scores, float scale, int64_t first, int64_t last, float& peak, Floats& total, Y* out) {
+  constexpr int kVectors = kKeys / kLanes;
+  Floats t[kVectors], top = all(-__builtin_inff());
+  Ints lane;
+  for (int i = 0; i < kLanes; i++) lane[i] = i;
+#pragma GCC unroll 16
+  for (int v = 0; v < kVectors; v++) {
+    Ints key = lane + v * kLanes;
+    Ints seen = (key >= (int)first) & (key <= (int)last);
+    t[v] = select(seen, load(scores + v * kLanes) * scale, all(-__builtin_inff()));
+    top = select(t[v] > top, t[v], top);
+  }
+  float highest = max_of_lanes(top);
+  highest = highest > peak ? highest : peak;
+  Floats decay = exp(all(peak - highest)), sum = {};
+#pragma GCC unroll 16
+  for (int v = 0; v < kVectors; v++) {
+    Floats p = exp(t[v] - highest);
+    sum += p;
+    store(out + v * kLanes, p);
+  }
+  total = mul_add(total, decay, sum);
+  peak = highest;
+  return decay;
+}
+
+template <class W>
+void attend_of(const Attention& a, int64_t track, int64_t kv_head, int64_t sequence, int64_t begin, int64_t end) {
+  typedef typename W::Value T;
+  typedef typename W::Operand X;
+  const int64_t D = a.head_size, group = a.heads / a.kv_heads, lane = track * a.kv_heads + kv_head, rows = end - begin;
+  const int64_t start = a.starts[sequence], window = a.window > 0 ? a.window : INT64_MAX;
+  const float scale = 1.f / __builtin_sqrtf(static_cast<float>(D));
+  const X* queries = reinterpret_cast<const X*>(a.queries) + ((lane * a.tokens + a.offsets[sequence]) * group + begin) * D;
+  auto position = [&](int64_t row) { return start + (begin + row) / group; };
+
+  float scores[kQueryRows * kKeys], sums[kQueryRows * kMaxHeadSize], peak[kQueryRows];
+  X probabilities[kQueryRows * kKeys];
+  Floats total[kQueryRows];
+  memset(sums, 0, rows * D * sizeof(float));
+  for (int64_t row = 0; row < rows; row++) peak[row] = -__builtin_inff(), total[row] = Floats{};
+
+  const int64_t oldest = most(0, position(0) - window + 1), newest = position(rows - 1);
+  for (int64_t block = oldest / kKeys; block <= newest / kKeys; block++) {
+    const int64_t base = block * kKeys;  // position of the block's first key
+    const int64_t first_page = most(block * kBlock, oldest / kPage);
+    const int64_t count = least((block + 1) * kBlock, newest / kPage + 1) - first_page;
+    const int64_t skipped = first_page * kPage - base;
+    int64_t low = 0, high = rows;  // the rows that see any key of the block
+    while (position(low) < base) low++;
+    while (position(high - 1) - window >= base + kKeys - 1) high--;
+
+    const char *keys[kBlock], *values[kBlock * kPanel];
+    for (int64_t p = 0; p < count; p++) keys[p] = (const char*)page_of<T>(a, 0, sequence, first_page + p, lane);
+    product<W>(high - low, queries + low * D, D, {keys, count, 1, D / W::kPack, 0}, false, scores + low * kKeys + skipped,
+               kKeys);
+    for (int64_t row = low; row < high; row++) {
+      const int64_t last = least(position(row) - base, kKeys - 1), first = most(position(row) - window + 1 - base, 0);
+      Floats decay =
+          soften(scores + row * kKeys, scale, first, last, peak[row], total[row], probabilities + row * kKeys);
+      for (int64_t d = 0; d < D; d += kLanes) store(sums + row * D + d, load(sums + row * D + d) * decay);
+    }
+    for (int64_t tile = 0, width; tile < D / kTile; tile += width) {
+      width = least(kPanel, D / kTile - tile);
+      for (int64_t p = 0; p < count; p++)
+        for (int64_t n = 0; n < width; n++)
+          values[p * width + n] =
+              (const char*)(page_of<T>(a, 1, sequence, first_page + p, lane) + (tile + n) * kPage * kTile);
+      product<W>(high - low, probabilities + low * kKeys + skipped, kKeys, {values, width, count, kPage / W::kPack, 0}, true,
+                 sums + low * D + tile * kTile, D);
+    }
+  }
+
+  for (int64_t row = 0; row < rows; row++) {
+    const int64_t token = a.offsets[sequence] + (begin + row) / group, head = kv_head * group + (begin + row) % group;
+    T* out = static_cast<T*>(a.out) + ((track * a.tokens + token) * a.heads + head) * D;
+    Floats inverse = all(1.f / sum_of_lanes(total[row]));
+    // + 0: the sign of a zero would tell how many masked keys were added
+    for (int64_t d = 0; d < D; d += kLanes) store(out + d, load(sums + row * D + d) * inverse + 0.f);
+  }
+}
+
+void attend(const Attention& a, int64_t track, int64_t kv_head, int64_t sequence, int64_t begin, int64_t end) {
+  a.bf16 ? attend_of<BFloat16Weights>(a, track, kv_head, sequence, begin, end)
+         : attend_of<FloatWeights>(a, track, kv_head, sequence, begin, end);
+}
+
+}  // namespace
+
+extern const Path table;
+const Path table = {
+    PATH_NAME(TRTLLM_PT_PATH),
+#if defined(__AVX512BF16__)
+    Kind::kBFloat16,
+#else
+    Kind::kRounded,
+#endif
+    linear, norm, swiglu, dot, combine, tree_sum, write, attend,
+};
+
+}  // namespace trtllm_pt::TRTLLM_PT_PATH
