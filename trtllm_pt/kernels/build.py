@@ -42,7 +42,7 @@ def build_library(out: Path) -> Path:
     """
     compiler = _compiler()
     headers = _mpi_header().parent
-    cached = _cache() / _key(compiler, headers) / LIBRARY
+    cached = cache_dir() / _key(compiler, headers) / LIBRARY
     if not cached.exists():
         cached.parent.mkdir(parents=True, exist_ok=True)
         _compile(compiler, headers, cached)
@@ -74,7 +74,8 @@ def _mpi_header() -> Path:
     raise UsageError(f"no mpi.h in {looked}; the embedded engine's build needs it: pip install 'trtllm-pt[embedded]'")
 
 
-def _cache() -> Path:
+def cache_dir() -> Path:
+    """Where compiled things are kept: `$TRTLLM_PT_CACHE`, else `$XDG_CACHE_HOME/trtllm_pt`, else `~/.cache/trtllm_pt`."""
     own = os.environ.get("TRTLLM_PT_CACHE")
     if own:
         return Path(own)

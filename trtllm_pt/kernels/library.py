@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import torch
 
 from trtllm_pt.errors import RunError, UsageError
 
-_loaded: Path | None = None
+_loaded: str | None = None  # digest of the library's file, which may have been moved or removed since
 
 
 def load(path: Path) -> None:
@@ -17,15 +18,15 @@ def load(path: Path) -> None:
     Raises UsageError where there is no such file, or another library was loaded before; RunError where it does not fit.
     """
     global _loaded
-    path = path.resolve()
-    if _loaded is not None:
-        if _loaded != path and _loaded.read_bytes() != path.read_bytes():
-            raise UsageError(f"{path} cannot be loaded: this process has already loaded other ops from {_loaded}")
-        return
     if not path.is_file():
         raise UsageError(f"{path} does not exist; build the engine again")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if _loaded is not None:
+        if _loaded != digest:
+            raise UsageError(f"{path} cannot be loaded: this process has already loaded other ops; start another process")
+        return
     try:
-        torch.ops.load_library(str(path))
+        torch.ops.load_library(str(path.resolve()))
     except OSError as error:
         raise RunError(f"{path} does not load beside torch {torch.__version__}: {error}") from error
-    _loaded = path
+    _loaded = digest
