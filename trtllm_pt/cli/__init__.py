@@ -1,5 +1,5 @@
 """The command line: a file per command, imported when it is chosen, so that `--help` is instant."""
 
-from trtllm_pt.cli.main import main
+from trtllm_pt.cli.app import main
 
 __all__ = ["main"]

@@ -1,0 +1,116 @@
+"""The `trtllm-pt` command: finds the subcommand, turns every error into one line and an exit status."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+import traceback
+from typing import Any, NoReturn
+
+import click
+
+from trtllm_pt import __version__
+from trtllm_pt.errors import TrtllmPtError
+
+# In the order of the data's way. A command's module has its name and holds `command`.
+COMMANDS = ("presets", "init", "convert", "build", "inspect", "run", "doctor")
+INTERRUPTED = 130
+
+
+class _Commands(click.Group):
+    """Imports a subcommand's module when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = importlib.import_module(f"trtllm_pt.cli.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in COMMANDS and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], COMMANDS, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(COMMANDS)}"
+            raise click.UsageError(f"unknown command {args[0]!r}; {hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+@click.command(
+    cls=_Commands,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, prog_name="trtllm-pt")
+@click.pass_context
+def cli(ctx: click.Context) -> None:
+    """Build and serve Parallel Track Transformers: one engine per rank, all-reduces only at track block boundaries.
+
+    \b
+    From a model to text, on two ranks:
+      trtllm-pt convert pretrained/stdlib-pt -o build/demo --ranks 2
+      trtllm-pt build build/demo -o engines/demo
+      trtllm-pt run engines/demo "def binary_search("
+
+    \b
+    TRTLLM_PT_DEBUG=1 shows where an error came from.
+    Exit status: 0 done, 2 a mistake in the call or something missing here,
+    1 a failure while running, 130 interrupted.
+    """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+def main() -> NoReturn:
+    """Run the command line and leave the process."""
+    try:
+        status = cli.main(prog_name="trtllm-pt", standalone_mode=False)
+    except Exception as error:
+        status = _report(error)
+        _abort_world(status)
+    # Subcommands return nothing; --help and --version give click's own status.
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _report(error: Exception) -> int:
+    """One line on stderr; returns the exit status."""
+    if isinstance(error, click.Abort):
+        return INTERRUPTED
+    if os.environ.get("TRTLLM_PT_DEBUG", "0") not in ("", "0"):
+        traceback.print_exception(error)
+    status, line = _status_and_line(error)
+    # mpirun mixes the output of all ranks.
+    rank = os.environ.get("PMI_RANK") or os.environ.get("OMPI_COMM_WORLD_RANK") or "0"
+    click.echo(f"Error{'' if rank == '0' else f' on rank {rank}'}: {line}", err=True)
+    return status
+
+
+def _status_and_line(error: Exception) -> tuple[int, str]:
+    if isinstance(error, TrtllmPtError):
+        return error.exit_status, _one_line(str(error))
+    if isinstance(error, click.ClickException):
+        command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else None
+        return error.exit_code, _one_line(error.format_message()) + (f" (see `{command} --help`)" if command else "")
+    if isinstance(error, OSError):
+        return 1, _one_line(str(error))
+    return 1, f"{_one_line(str(error))} [{type(error).__name__}: a bug; TRTLLM_PT_DEBUG=1 shows where]"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _abort_world(status: int) -> None:
+    """The other ranks may wait for this one in a collective: end them too."""
+    mpi: Any = sys.modules.get("mpi4py.MPI")
+    if mpi is None or not mpi.Is_initialized() or mpi.Is_finalized() or mpi.COMM_WORLD.size == 1:
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    mpi.COMM_WORLD.Abort(status)

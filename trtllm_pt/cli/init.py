@@ -1,0 +1,42 @@
+"""`trtllm-pt init`: a checkpoint with random weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from trtllm_pt.cli.options import dtype_option, output_option, ranks_option
+from trtllm_pt.config import ModelConfig
+from trtllm_pt.layout import rank_layout
+from trtllm_pt.presets import preset
+
+
+@click.command("init")
+@click.argument("model", metavar="PRESET|CONFIG.json")
+@output_option("CKPT")
+@ranks_option
+@click.option("--rank", type=int, help="Write only this rank's file.  [default: all, one after the other]")
+@dtype_option("bfloat16", "float32", default="bfloat16")
+@click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same model on any ranks.")
+def command(model: str, output: Path, ranks: int, rank: int | None, dtype: str, seed: int) -> None:
+    """Write a checkpoint of a preset, or of your own config, with random weights.
+
+    A rank's file is written without ever holding the whole model.
+
+    \b
+    Examples:
+      trtllm-pt init pt-150m -o build/pt-150m --ranks 2
+      trtllm-pt init pt-30b -o build/pt-30b --ranks 8 --rank 3      # one rank of eight
+      trtllm-pt init mine.json -o build/mine --seed 7
+    """
+    config = ModelConfig.from_file(Path(model)) if _is_path(model) else preset(model)
+    rank_layout(config, ranks, rank or 0)  # refuse what cannot be divided before torch is imported
+    from trtllm_pt import checkpoint
+
+    path = checkpoint.init(config, output, ranks=ranks, rank=rank, dtype=dtype, seed=seed)
+    click.echo(f"{path}: checkpoint for {ranks} rank{'s' if ranks > 1 else ''}, random weights in {dtype}", err=True)
+
+
+def _is_path(model: str) -> bool:
+    return model.endswith(".json") or "/" in model

@@ -1,0 +1,100 @@
+"""`trtllm-pt inspect`: model, memory per rank, every message between ranks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from trtllm_pt.cli.options import json_option
+from trtllm_pt.cli.text import count, memory, table
+
+
+@click.command("inspect")
+@click.argument("folder", metavar="CKPT|ENGINES", type=click.Path(path_type=Path))
+@json_option
+def command(folder: Path, as_json: bool) -> None:
+    """Show what a checkpoint or an engine folder holds, and where its ranks meet.
+
+    \b
+    Examples:
+      trtllm-pt inspect engines/demo
+      trtllm-pt inspect build/demo --json | jq .sync_points
+    """
+    from trtllm_pt.engine import inspect
+
+    found = inspect(folder)
+    click.echo(json.dumps(found, indent=2) if as_json else "\n".join(_page(folder, found)))
+
+
+def _page(folder: Path, found: dict[str, Any]) -> Iterable[str]:
+    depth = f", D {found['block_depth']}" if found["block_depth"] else ""
+    parameters = count(found["parameters"])
+    yield f"{folder}"
+    yield f"  model     {parameters} parameters, {found['layers']} layers, {found['tracks']} tracks{depth}"
+    yield f"  ranks     {found['ranks']}, {memory(found['bytes_per_rank'])} of weights each"
+    yield f"  syncs     {_syncs(found['sync_points'], found['tensor_parallel_sync_points'])}"
+    if "schedule" in found:
+        yield f"  schedule  {schedule_line(found['schedule'])}"
+    yield ""
+    if found["collectives"]:
+        yield table(_rows(found["collectives"]), ("message", "after", "op", "type", "bytes per token", "ranks"), left=4)
+    else:
+        yield "One rank: no messages at all."
+
+
+def _syncs(own: int, tensor_parallel: int) -> str:
+    fewer = f", {tensor_parallel / own:.3g} times fewer" if own < tensor_parallel else ""
+    return f"{own} per forward, {tensor_parallel} under tensor parallelism{fewer}"
+
+
+def _rows(collectives: list[dict[str, Any]]) -> list[tuple[object, ...]]:
+    rows = []
+    for c in collectives:
+        after = c["place"] if c["layer"] is None else f"layer {c['layer']} {c['place']}"
+        rows.append((c["kind"], after, c["op"] or "-", c["dtype"], c["bytes_per_token"], len(c["group"])))
+    return rows
+
+
+def schedule_line(steps: list[dict[str, Any]]) -> str:
+    """The program in short, repeated stretches once: `((attention ffn) x4 [stream mean]) x8`.
+
+    `[` an all-reduce begins, `]` its result enters the shared stream, `*` reads the shared stream alone.
+    """
+    line = " ".join(_fold([_word(step) for step in steps]))
+    return line.replace("> ]", "]").replace(">", "")
+
+
+def _word(step: dict[str, Any]) -> str:
+    if step["step"] == "run":
+        return str(step["place"]) + ("" if step["reads"] == "local" else "*")
+    return f"[{step['payload']} {step['op']}>" if step["step"] == "start" else "]"
+
+
+def _fold(words: list[str]) -> list[str]:
+    """`a b a b c` -> `(a b) x2 c`: at every place the stretch whose repeats reach furthest."""
+    folded, place = [], 0
+    while place < len(words):
+        length, times = _best_repeat(words[place:])
+        if times == 1:
+            folded.append(words[place])
+        else:
+            inner = " ".join(_fold(words[place : place + length]))
+            folded.append(f"({inner}) x{times}" if " " in inner else f"{inner} x{times}")
+        place += length * times
+    return folded
+
+
+def _best_repeat(words: list[str]) -> tuple[int, int]:
+    """The stretch at the start, (its length, how often it stands there); (1, 1) where nothing repeats."""
+    best = (1, 1)
+    for length in range(1, len(words) // 2 + 1):
+        times = 1
+        while words[times * length : (times + 1) * length] == words[:length]:
+            times += 1
+        if times > 1 and length * times > best[0] * best[1]:
+            best = (length, times)
+    return best

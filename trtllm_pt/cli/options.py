@@ -1,0 +1,33 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+ranks_option = click.option(
+    "--ranks", "-g", type=click.IntRange(min=1), default=1, show_default=True, help="Ranks to divide the model over."
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
+
+
+def output_option(what: str, *names: str) -> Decorator:
+    return click.option(
+        "-o",
+        "--output",
+        *names,
+        "output",
+        metavar=what,
+        required=True,
+        type=click.Path(path_type=Path),
+        help="Folder to write.",
+    )
+
+
+def dtype_option(*choices: str, default: str) -> Decorator:
+    return click.option("--dtype", type=click.Choice(choices), default=default, show_default=True, help="Weight type.")

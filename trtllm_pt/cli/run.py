@@ -1,0 +1,119 @@
+"""`trtllm-pt run`: prompts to text, all ranks included."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from trtllm_pt.cli.options import json_option
+from trtllm_pt.cli.text import duration
+from trtllm_pt.errors import UsageError
+from trtllm_pt.messages import SamplingParams
+
+if TYPE_CHECKING:
+    from trtllm_pt.runtime import LLM, RunResult
+
+
+@click.command("run")
+@click.argument("engines", metavar="ENGINES", type=click.Path(path_type=Path))
+@click.argument("prompts", metavar="[PROMPT]...", nargs=-1)
+@click.option("--max-tokens", type=click.IntRange(min=1), default=64, show_default=True, help="Tokens to write.")
+@click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True, help="0: greedy.")
+@click.option("--top-k", type=click.IntRange(min=0), default=0, show_default=True, help="0: no limit.")
+@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True, help="Nucleus.")
+@click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same text.")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads of a rank.  [default: the cores, shared out]")
+@json_option
+def command(
+    engines: Path,
+    prompts: tuple[str, ...],
+    max_tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    seed: int,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Continue a prompt, streaming; or several, in one batch. Without a PROMPT, standard input is one.
+
+    Starts a process per rank by itself, or joins the ranks that mpirun started.
+
+    \b
+    Examples:
+      trtllm-pt run engines/demo "def binary_search("
+      trtllm-pt run engines/demo "import os" "class Queue:" --max-tokens 32 --temperature 0.8 --seed 1
+      trtllm-pt run engines/demo --json < prompt.txt
+      mpirun -n 2 trtllm-pt run engines/demo "def binary_search("
+    """
+    texts = list(prompts) or [_standard_input()]
+    sampling = SamplingParams(max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    from trtllm_pt.runtime import LLM
+
+    with LLM(engines, threads=threads) as llm:
+        if as_json:
+            results = [_json(result) for result in llm.generate(texts, sampling)]
+            click.echo(json.dumps(results[0] if len(results) == 1 else results, indent=2))
+        elif len(texts) == 1:
+            _closing_line(engines, [_stream(llm, texts[0], sampling)])
+        else:
+            _closing_line(engines, _blocks(texts, llm.generate(texts, sampling)))
+
+
+def _standard_input() -> str:
+    if sys.stdin.isatty():
+        raise UsageError("run needs a prompt: `trtllm-pt run ENGINES PROMPT`, or one on standard input")
+    return sys.stdin.read().removesuffix("\n")
+
+
+def _stream(llm: LLM, prompt: str, sampling: SamplingParams) -> RunResult:
+    _write(click.style(prompt, bold=True))
+    for part in llm.stream(prompt, sampling):
+        if not isinstance(part, str):
+            _write("\n")
+            return part
+        _write(part)
+    raise AssertionError("a stream ends with its result")
+
+
+def _write(text: str) -> None:
+    click.echo(text, nl=False)
+    sys.stdout.flush()
+
+
+def _blocks(prompts: list[str], results: list[RunResult]) -> list[RunResult]:
+    for number, (prompt, result) in enumerate(zip(prompts, results, strict=True), 1):
+        click.echo(f"--- {number} ---\n{click.style(prompt, bold=True)}{result.text}")
+    return results
+
+
+def _closing_line(engines: Path, results: list[RunResult]) -> None:
+    from trtllm_pt.engine import inspect
+
+    tokens = sum(len(result.token_ids) for result in results)
+    first = max(result.ttft_s for result in results)
+    rate = sum(result.tokens_per_s for result in results)
+    model = inspect(engines)
+    seen = results[0].sync_points_seen
+    syncs = f"{model['sync_points']} by the schedule" if seen is None else str(seen)
+    reasons = ", ".join(sorted({str(result.finish_reason) for result in results}))
+    click.echo(
+        f"{tokens} tokens ({reasons}) · TTFT {duration(first)} · {rate:.1f} tokens/s · "
+        f"syncs per forward: {syncs}, against {model['tensor_parallel_sync_points']} for tensor parallelism",
+        err=True,
+    )
+
+
+def _json(result: RunResult) -> dict[str, Any]:
+    return {
+        "text": result.text,
+        "token_ids": list(result.token_ids),
+        "ttft_s": result.ttft_s,
+        "tokens_per_s": result.tokens_per_s,
+        "sync_points_seen": result.sync_points_seen,
+        "finish_reason": result.finish_reason,
+    }

@@ -1,0 +1,124 @@
+"""The options of TensorRT-LLM 1.2.1's `trtllm-build`, as a table: `trtllm-pt build` takes them under the same names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import click
+
+from trtllm_pt.cli.options import Decorator
+from trtllm_pt.errors import UsageError
+
+FLAG = bool  # an option without a value
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One of trtllm-build's options. `embedded`: the embedded engine honours it, and this is its default in words."""
+
+    names: str  # separated by blanks, the first is the one that counts
+    type: Any = str
+    embedded: str | None = None
+    help: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.names.split()[0]
+
+
+def _choice(*values: str) -> click.Choice[str]:
+    return click.Choice(values)
+
+
+_SIZE = click.IntRange(min=1)
+_PLUGINS = (
+    "bert_attention_plugin gpt_attention_plugin gemm_plugin gemm_swiglu_plugin fp8_rowwise_gemm_plugin lora_plugin "
+    "dora_plugin moe_plugin mamba_conv1d_plugin nccl_plugin low_latency_gemm_plugin low_latency_gemm_swiglu_plugin "
+    "gemm_allreduce_plugin context_fmha bert_context_fmha_fp32_acc remove_input_padding tokens_per_block "
+    "use_paged_context_fmha use_fp8_context_fmha fuse_fp4_quant multiple_profiles paged_state streamingllm "
+    "norm_quant_fusion reduce_fusion user_buffer use_fused_mlp pp_reduce_scatter"
+)
+OPTIONS: tuple[Option, ...] = (
+    Option("max_batch_size", _SIZE, "16", "Requests in flight."),
+    Option("max_input_len", _SIZE, "max_seq_len - 1", "Tokens of a prompt."),
+    Option("max_seq_len max_decoder_seq_len", _SIZE, "the model's positions", "Tokens of a prompt and its answer."),
+    Option("max_num_tokens", _SIZE, "2048", "Tokens of a step, over all requests."),
+    Option("opt_num_tokens", int),
+    Option("max_beam_width", int),
+    Option("max_encoder_input_len", int),
+    Option("max_prompt_embedding_table_size max_multimodal_len", int),
+    Option("kv_cache_type", _choice("continuous", "paged", "disabled")),
+    Option("paged_kv_cache"),
+    Option("input_timing_cache"),
+    Option("output_timing_cache"),
+    Option("profiling_verbosity", _choice("layer_names_only", "detailed", "none")),
+    Option("strip_plan", FLAG),
+    Option("weight_sparsity", FLAG),
+    Option("weight_streaming", FLAG),
+    Option("fast_build", FLAG),
+    Option("workers", int),
+    Option("log_level"),
+    Option("enable_debug_output", FLAG),
+    Option("visualize_network"),
+    Option("dry_run", FLAG),
+    Option("monitor_memory", FLAG),
+    Option("logits_dtype", _choice("float16", "float32")),
+    Option("gather_context_logits", FLAG),
+    Option("gather_generation_logits", FLAG),
+    Option("gather_all_token_logits", FLAG),
+    Option("lora_dir"),
+    Option("lora_ckpt_source", _choice("hf", "nemo")),
+    Option("lora_target_modules"),
+    Option("max_lora_rank", int),
+    Option("speculative_decoding_mode"),
+    Option("max_draft_len", int),
+    Option("model_config"),
+    Option("build_config"),
+    Option("model_cls_file"),
+    Option("model_cls_name"),
+    *(Option(name) for name in _PLUGINS.split()),
+)
+
+
+def trtllm_build_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Declare all of them; those that only TensorRT-LLM honours stand in the last lines of the help."""
+    for option in reversed(OPTIONS):
+        command = _declare(option)(command)
+    return command
+
+
+def _declare(option: Option) -> Decorator:
+    flags = [f"--{name}" for name in option.names.split()]
+    if option.type is FLAG:
+        return click.option(*flags, option.name, is_flag=True, default=None, hidden=True)
+    help = f"{option.help}  [default: {option.embedded}]" if option.embedded else None
+    return click.option(*flags, option.name, type=option.type, help=help, hidden=option.embedded is None)
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """The options that stood on the command line, by name."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, parsed: dict[str, Any]) -> Given:
+        return cls({name: value for name, value in parsed.items() if value is not None})
+
+    def refuse_all_but_embedded(self) -> None:
+        """Raises UsageError naming the options that the embedded engine cannot honour."""
+        if foreign := [f"--{name}" for name in self.values if name not in _COMMON]:
+            raise UsageError(
+                f"the embedded engine cannot honour {', '.join(foreign)}; it takes "
+                f"{', '.join(f'--{name}' for name in _COMMON)}"
+            )
+
+    def common(self) -> dict[str, Any]:
+        """Those that both engines honour: the fields of BuildOptions."""
+        return {name: value for name, value in self.values.items() if name in _COMMON}
+
+
+_COMMON = [option.name for option in OPTIONS if option.embedded]
+TENSORRT_LLM_ONLY = " ".join(f"--{option.name}" for option in OPTIONS if not option.embedded)
