@@ -1,0 +1,337 @@
+"""In-flight batching: which tokens of which requests run in the next step. Decided on rank 0 alone, by arrival only.
+
+A step of the runtime:
+
+    plan = scheduler.schedule()
+    if plan is None:
+        return []                                              # idle
+    logits = session.run(plan)                                 # on all ranks
+    sampled = sample(logits, scheduler.wanted, vocab_size)
+    return scheduler.finish_step(sampled)
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+
+from trtllm_pt.errors import UsageError
+from trtllm_pt.messages import FinishReason, Request, Tokens
+from trtllm_pt.runtime.kv_pages import PAGE, ROOT, PagePool, pages_for
+from trtllm_pt.runtime.sampling import Sampled, check_sampling, is_token
+from trtllm_pt.runtime.sequence import Sequence
+from trtllm_pt.runtime.step_plan import Int64s, StepPlan
+
+
+class Scheduler:
+    """Running sequences and the queue, together always in order of arrival: first come, first served, last preempted.
+
+    max_batch_size: sequences that run at a time (slots). max_num_tokens: tokens in a step. max_seq_len: tokens of a
+    sequence, prompt and output. num_pages: KV pages of 16 tokens. chunk: prompt tokens that a step takes beside
+    sequences that are decoding (default: up to max_num_tokens), so that a long prompt does not stall them. end_id: of
+    requests that name none; -1: none. Raises UsageError for limits that contradict each other.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_batch_size: int,
+        max_num_tokens: int,
+        max_seq_len: int,
+        num_pages: int,
+        vocab_size: int,
+        end_id: int = -1,
+        chunk: int | None = None,
+    ) -> None:
+        self.max_batch_size = max_batch_size
+        self.max_num_tokens = max_num_tokens
+        self.max_seq_len = max_seq_len
+        self.vocab_size = vocab_size
+        self.end_id = end_id
+        self.chunk = max_num_tokens if chunk is None else chunk
+        self._check_limits(num_pages)
+
+        self.pages = PagePool(num_pages)
+        self.running: list[Sequence] = []  # in order of arrival
+        self.waiting: deque[Sequence] = deque()  # in order of arrival, all later than the running
+        self.wanted: list[Sequence] = []  # those whose logits the current plan asks for, in the order of plan.last
+        self.steps = 0
+        self.preemptions = 0
+        self.prompt_tokens = 0  # of all requests taken
+        self.reused_tokens = 0  # found in the cache when a request was admitted
+        self.output_tokens = 0  # sampled, end ids and stop words included
+
+        self._by_id: dict[int, Sequence] = {}
+        self._step: list[tuple[Sequence, int]] = []  # in flight: sequence and number of its tokens
+        self._slots = list(range(max_batch_size - 1, -1, -1))
+        self._table = np.zeros((max_batch_size, pages_for(max_seq_len)), np.int64)  # pages by slot
+        self._columns = np.arange(pages_for(max_seq_len))
+
+    def add(self, request: Request) -> None:
+        """Queue a request. Raises UsageError, naming the field, for one that could never run."""
+        self._check_request(request)
+        check_sampling(request.sampling, self.vocab_size)
+        limit = self._limit(request)
+        sequence = Sequence.start(request, limit, self.end_id)
+        self._by_id[request.id] = sequence
+        self.waiting.append(sequence)
+        self.prompt_tokens += len(request.token_ids)
+
+    def cancel(self, request_id: int, reason: FinishReason = "cancelled", error: str | None = None) -> Tokens | None:
+        """End a request and free its pages now, also while a step runs. None: no such request (any more)."""
+        sequence = self._by_id.get(request_id)
+        if sequence is None:
+            return None
+        return self._finish(sequence, reason, error)
+
+    def schedule(self) -> StepPlan | None:
+        """The next step: decodes first, then prompts in order of arrival. None: nothing to do.
+
+        Every plan must be answered by one `finish_step` before the next.
+        """
+        assert not self._step, "the last step was not finished"
+        budget = self.max_num_tokens - self._add_decodes()
+        if self._step:
+            budget = min(budget, self.chunk)
+        budget = self._add_prompts(budget)
+        self._admit(budget)
+        assert self._step or not self.waiting, "an idle scheduler can always admit"
+        return self._plan() if self._step else None
+
+    def finish_step(self, sampled: Sampled) -> list[Tokens]:
+        """Take in what the step computed: `sampled` has one token for each of `wanted`, in order."""
+        for sequence, count in self._step:
+            if sequence.finish_reason is None:  # else: cancelled while the step ran
+                sequence.computed += count
+                self._register_full_pages(sequence)
+        messages = []
+        for row, sequence in enumerate(self.wanted):
+            if sequence.finish_reason is None:
+                message = self._take(sequence, sampled.tokens[row], sampled.log_probs[row], sampled.errors[row])
+                if message is not None:
+                    messages.append(message)
+        self.steps += 1
+        self._step, self.wanted = [], []
+        return messages
+
+    @property
+    def idle(self) -> bool:
+        return not self._by_id
+
+    def check_integrity(self) -> None:
+        """Assert that pages, slots and queues agree."""
+        self.pages.check_integrity(s.pages for s in self.running)
+        assert sorted([*self._slots, *(s.slot for s in self.running)]) == list(range(self.max_batch_size))
+        assert {id(s) for s in self._by_id.values()} == {id(s) for s in (*self.running, *self.waiting)}
+        assert all(s.slot < 0 and not s.pages and not s.computed for s in self.waiting)
+        for s in self.running:
+            row = self._table[s.slot]
+            assert row[: len(s.pages)].tolist() == s.pages and not row[len(s.pages) :].any()
+
+    # What is refused
+
+    def _check_limits(self, num_pages: int) -> None:
+        limits = ("max_batch_size", "max_num_tokens", "max_seq_len", "vocab_size", "chunk")
+        for name, value in (*((n, getattr(self, n)) for n in limits), ("num_pages", num_pages)):
+            if value < 1:
+                raise UsageError(f"{name} ({value}) must be at least 1")
+        if self.max_num_tokens < self.max_batch_size:
+            raise UsageError(
+                f"max_num_tokens ({self.max_num_tokens}) must be at least max_batch_size ({self.max_batch_size}): "
+                "a step decodes a token of every sequence"
+            )
+
+    def _limit(self, request: Request) -> int:
+        return min(len(request.token_ids) + request.sampling.max_tokens, self.max_seq_len)
+
+    def _check_request(self, request: Request) -> None:
+        if request.id in self._by_id:
+            raise UsageError(f"id ({request.id}) belongs to a request that is still in flight")
+        if not request.token_ids:
+            raise UsageError("token_ids is empty: a request needs at least one prompt token")
+        length = len(request.token_ids)
+        if length >= self.max_seq_len:
+            raise UsageError(
+                f"the prompt has {length} tokens and must be shorter than max_seq_len ({self.max_seq_len}), "
+                "which counts prompt and output"
+            )
+        for position, token in enumerate(request.token_ids):
+            if not is_token(token, self.vocab_size):
+                raise UsageError(
+                    f"token_ids[{position}] ({token!r}) must be a token id between 0 and {self.vocab_size - 1}"
+                )
+        needed = pages_for(self._limit(request) - 1)  # the last token is never computed
+        if needed > self.pages.total:
+            raise UsageError(
+                f"prompt and max_tokens together need {needed} KV pages of {PAGE} tokens, "
+                f"the engine has {self.pages.total}"
+            )
+
+    # Who goes next
+
+    def _add_decodes(self) -> int:
+        """Put every sequence with one token to compute into the step; returns how many."""
+        for sequence in list(self.running):  # oldest first: whoever is preempted on the way comes later in the list
+            if sequence.slot >= 0 and sequence.known - sequence.computed == 1 and self._has_page(sequence):
+                self._step.append((sequence, 1))
+        return len(self._step)
+
+    def _has_page(self, sequence: Sequence) -> bool:
+        """Give it a page for its newest token, preempting the youngest while there is none; False: that was itself."""
+        if len(sequence.pages) * PAGE >= sequence.known:
+            return True
+        while not self.pages.available:
+            youngest = self.running[-1]
+            self._preempt(youngest)
+            if youngest is sequence:
+                return False
+        self._give_page(sequence)
+        return True
+
+    def _add_prompts(self, budget: int) -> int:
+        for sequence in self.running:
+            missing = sequence.known - sequence.computed
+            if missing > 1 and budget:
+                count = min(missing, budget)
+                self._step.append((sequence, count))
+                budget -= count
+        return budget
+
+    def _admit(self, budget: int) -> None:
+        while self.waiting and self._slots and budget:
+            sequence = self.waiting[0]
+            if not self._give_prompt_pages(sequence):
+                break  # nobody overtakes
+            self.running.append(self.waiting.popleft())
+            count = min(sequence.known - sequence.computed, budget)
+            self._step.append((sequence, count))
+            budget -= count
+
+    def _give_prompt_pages(self, sequence: Sequence) -> bool:
+        """Give it a slot and pages for all its known tokens, the longest cached prefix among them, if there are enough
+        pages: one is left for every running sequence, else the newcomer would soon be preempted again."""
+        spare = self.pages.available - len(self.running)
+        if spare <= 0:
+            return False
+        reusable = (sequence.known - 1) // PAGE  # at least one token must be computed
+        cached = self.pages.match(sequence.page_key(page) for page in range(reusable))
+        if sequence.num_pages - len(cached) + self.pages.idle(cached) > spare:
+            return False
+        self.pages.share(cached)
+        sequence.slot = self._slots.pop()
+        sequence.pages = cached
+        sequence.registered = len(cached)
+        sequence.computed = len(cached) * PAGE
+        self.reused_tokens += sequence.computed
+        self._table[sequence.slot, : len(cached)] = cached
+        while len(sequence.pages) < sequence.num_pages:
+            self._give_page(sequence)
+        return True
+
+    def _give_page(self, sequence: Sequence) -> None:
+        page = self.pages.allocate()
+        self._table[sequence.slot, len(sequence.pages)] = page
+        sequence.pages.append(page)
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Back to the head of the queue; its tokens stay known and are computed again."""
+        self.running.remove(sequence)
+        self._release(sequence)
+        self.waiting.appendleft(sequence)
+        self.preemptions += 1
+
+    def _release(self, sequence: Sequence) -> None:
+        self._table[sequence.slot, : len(sequence.pages)] = 0
+        self.pages.release(sequence.pages)
+        self._slots.append(sequence.slot)
+        sequence.slot, sequence.pages, sequence.registered, sequence.computed = -1, [], 0, 0
+
+    def _plan(self) -> StepPlan:
+        counts = [count for _, count in self._step]
+        starts = np.array([sequence.computed for sequence, _ in self._step], np.int64)
+        offsets = np.zeros(len(counts) + 1, np.int64)
+        np.cumsum(counts, out=offsets[1:])
+        tokens = np.concatenate([s.tokens[s.computed : s.computed + count] for s, count in self._step])
+        pages = self._table[[sequence.slot for sequence, _ in self._step]]
+        in_use = -(-(starts + offsets[1:] - offsets[:-1]) // PAGE)
+        pages[self._columns >= in_use[:, None]] = 0
+        complete = [i for i, (s, count) in enumerate(self._step) if s.computed + count == s.known]
+        self.wanted = [self._step[i][0] for i in complete]
+        last = offsets[1:][complete] - 1 if complete else offsets[-1:] - 1
+        return StepPlan(tokens, starts, offsets, pages, last)
+
+    # What came of it
+
+    def _register_full_pages(self, sequence: Sequence) -> None:
+        while sequence.registered < sequence.computed // PAGE:
+            index = sequence.registered
+            parent = sequence.pages[index - 1] if index else ROOT
+            page = self.pages.register(sequence.pages[index], parent, sequence.page_key(index))
+            sequence.pages[index] = page
+            self._table[sequence.slot, index] = page
+            sequence.registered += 1
+
+    def _take(self, sequence: Sequence, token: int, log_prob: float | None, error: str | None) -> Tokens | None:
+        """Add a sampled token; the message that follows from it, if any."""
+        if error is not None:
+            return self._finish(sequence, "error", error)
+        self.output_tokens += 1
+        if token == sequence.end_id:
+            return self._finish(sequence, "end_id")
+        sequence.tokens[sequence.known] = token
+        sequence.known += 1
+        if log_prob is not None:
+            sequence.log_probs.append(log_prob)
+        if sequence.sampling.stop_words:
+            stop = completed_stop_word(sequence)
+            if stop:
+                sequence.known -= stop
+                return self._finish(sequence, "stop_words")
+        if sequence.known == len(sequence.tokens):
+            return self._finish(sequence, "length")
+        return self._send(sequence, sequence.num_output - possible_stop_word(sequence))
+
+    def _send(self, sequence: Sequence, until: int) -> Tokens | None:
+        """The output tokens up to number `until` that were not sent yet."""
+        if until <= sequence.sent:
+            return None
+        token_ids = tuple(sequence.output[sequence.sent : until].tolist())
+        log_probs = tuple(sequence.log_probs[sequence.sent : until])
+        sequence.sent = until
+        return Tokens(id=sequence.request.id, token_ids=token_ids, log_probs=log_probs)
+
+    def _finish(self, sequence: Sequence, reason: FinishReason, error: str | None = None) -> Tokens:
+        """Free what it holds; the last message has the tokens held back."""
+        sequence.finish_reason = reason
+        del self._by_id[sequence.request.id]
+        if sequence.slot >= 0:
+            self.running.remove(sequence)
+            self._release(sequence)
+        else:
+            self.waiting.remove(sequence)
+        rest = self._send(sequence, sequence.num_output) or Tokens(id=sequence.request.id)
+        return Tokens(id=rest.id, token_ids=rest.token_ids, log_probs=rest.log_probs, finish_reason=reason, error=error)
+
+
+def completed_stop_word(sequence: Sequence) -> int:
+    """Tokens of the longest stop word at the end of the output; 0: none. Ends before min_tokens do not count."""
+    spare = sequence.num_output - sequence.sampling.min_tokens
+    return max(
+        (len(w) for w in sequence.sampling.stop_words if len(w) <= spare and ends_with(sequence.output, w)), default=0
+    )
+
+
+def possible_stop_word(sequence: Sequence) -> int:
+    """Tokens at the end of the output that may be the start of a stop word."""
+    longest = 0
+    for word in sequence.sampling.stop_words:
+        for length in range(min(len(word) - 1, sequence.num_output), longest, -1):
+            if ends_with(sequence.output, word[:length]):
+                longest = length
+                break
+    return longest
+
+
+def ends_with(tokens: Int64s, word: tuple[int, ...]) -> bool:
+    return tuple(tokens[-len(word) :]) == word
