@@ -1,0 +1,158 @@
+"""A checkpoint's `config.json`: TensorRT-LLM's PretrainedConfig keys, and one key of ours, `parallel_track`.
+
+Heads, KV heads and the FFN width are totals over the tracks, as TensorRT-LLM's runtime divides them by the ranks;
+`hidden_size` is the width of one track, which is what travels between ranks. All of it follows from the model config,
+the number of ranks and the dtype; so a file in which the two halves disagree is refused.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trtllm_pt import schedule as schedules
+from trtllm_pt.config import ModelConfig
+from trtllm_pt.errors import UsageError
+from trtllm_pt.layout import rank_layout
+from trtllm_pt.schedule import Schedule, schedule_of
+
+FORMAT_VERSION = 1
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+_KEY = "parallel_track"
+_MAPPING = {"pp_size": 1, "cp_size": 1, "gpus_per_node": 8}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointManifest:
+    """What a checkpoint directory holds. Raises UsageError for ranks that do not divide the model, or another dtype."""
+
+    model: ModelConfig
+    ranks: int
+    dtype: str  # of all weights but the experts' routers, which are float32
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise UsageError(f"dtype ({self.dtype!r}) must be one of {', '.join(DTYPES)}")
+        rank_layout(self.model, self.ranks)
+
+    @property
+    def schedule(self) -> Schedule:
+        return schedule_of(self.model)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return DTYPES[self.dtype]
+
+    def missing_ranks(self, folder: Path) -> list[int]:
+        """Ranks whose file is not in `folder` (yet)."""
+        return [rank for rank in range(self.ranks) if not rank_file(folder, rank).exists()]
+
+    def to_json(self) -> dict[str, Any]:
+        c = self.model
+        ffn = c.intermediate_size or c.moe_intermediate_size
+        fields: dict[str, Any] = {
+            "architecture": "ParallelTrackForCausalLM",
+            "dtype": self.dtype,
+            "logits_dtype": "float32",
+            "vocab_size": c.vocab_size,
+            "max_position_embeddings": c.max_position_embeddings,
+            "hidden_size": c.hidden_size,
+            "num_hidden_layers": c.num_layers,
+            "num_attention_heads": c.tracks * c.num_heads,
+            "num_key_value_heads": c.tracks * c.num_kv_heads,
+            "head_size": c.head_size,
+            "intermediate_size": c.tracks * ffn,
+            "hidden_act": "swiglu" if c.has_moe else "silu",
+            "norm_epsilon": c.norm_eps,
+            "position_embedding_type": "rope_gpt_neox",
+            "rotary_base": c.rope_theta,
+            "rotary_scaling": c.rope_scaling,
+            "qk_layernorm": c.qk_norm,
+            "mapping": {"world_size": self.ranks, "tp_size": self.ranks, **_MAPPING},
+            "quantization": {"quant_algo": None, "kv_cache_quant_algo": None},
+            "use_parallel_embedding": False,
+            "embedding_sharding_dim": 0,
+        }
+        if c.has_moe:  # normalisation 1: the weights of the chosen experts sum to one
+            fields["moe"] = {"num_experts": c.num_experts, "top_k": c.experts_per_token, "normalization_mode": 1}
+        if c.window is not None:
+            windows = [c.layer_window(layer) or c.max_position_embeddings for layer in range(c.num_layers)]
+            fields["runtime_defaults"] = {"max_attention_window": windows}
+        steps = schedules.to_json(self.schedule)
+        return fields | {_KEY: {"format_version": FORMAT_VERSION, "model": c.to_json(), "schedule": steps}}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any], strict: bool = True) -> CheckpointManifest:
+        """Raises UsageError for another format version, and where `strict` for an unknown, missing or differing key.
+
+        Not strict: the pretrained_config of an engine, to which TensorRT-LLM has added keys of its own.
+        """
+        manifest = cls._of_own_key(data)
+        if strict:
+            _compare(data, json.loads(json.dumps(manifest.to_json())))
+        return manifest
+
+    @classmethod
+    def _of_own_key(cls, data: dict[str, Any]) -> CheckpointManifest:
+        own = data.get(_KEY)
+        if not isinstance(own, dict):
+            raise UsageError(f"not a checkpoint of trtllm-pt: it has no key {_KEY!r}")
+        version = own.get("format_version")
+        if version != FORMAT_VERSION:
+            raise UsageError(
+                f"checkpoint format version {version!r}; this trtllm-pt reads {FORMAT_VERSION}: convert again"
+            )
+        if set(own) != {"format_version", "model", "schedule"}:
+            raise UsageError(f"{_KEY!r} has keys {sorted(own)}, wanted format_version, model, schedule")
+        mapping, dtype = data.get("mapping"), data.get("dtype")
+        ranks = mapping.get("world_size") if isinstance(mapping, dict) else None
+        if not isinstance(ranks, int):
+            raise UsageError(f"mapping.world_size ({ranks!r}) must be a whole number")
+        model = ModelConfig.from_json(own["model"])
+        if schedules.from_json(own["schedule"]) != schedule_of(model):
+            raise UsageError(f"the checkpoint's steps are not those of its model's schedule {model.schedule!r}")
+        return cls(model=model, ranks=ranks, dtype=str(dtype))
+
+    @classmethod
+    def from_dir(cls, folder: Path) -> CheckpointManifest:
+        """Raises UsageError where `folder` is not a checkpoint directory that this version reads."""
+        path = folder / "config.json"
+        data = read_json(path)
+        try:
+            return cls.from_json(data)
+        except UsageError as error:
+            raise UsageError(f"{path}: {error}") from None
+
+
+def _compare(found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    for key in found:
+        if key not in wanted:
+            near = difflib.get_close_matches(key, wanted, 1)
+            raise UsageError(f"unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    for key, value in wanted.items():
+        if key not in found:
+            raise UsageError(f"key {key!r} is missing")
+        if found[key] != value:
+            raise UsageError(f"{key} ({found[key]!r}) does not agree with {_KEY!r}, which gives {value!r}")
+
+
+def rank_file(folder: Path, rank: int) -> Path:
+    return folder / f"rank{rank}.safetensors"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises UsageError, naming the file."""
+    try:
+        data = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UsageError(f"there is no {path}") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UsageError(f"{path} is not a readable JSON file: {error}") from None
+    if not isinstance(data, dict):
+        raise UsageError(f"{path} holds a JSON {type(data).__name__}, wanted an object")
+    return data
