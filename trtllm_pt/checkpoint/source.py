@@ -1,0 +1,90 @@
+"""Where weights come from: one interface over all formats, and the directory format of our own.
+
+A source gives one track of one weight at a time, under our names and in our order; writers ask for nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from trtllm_pt.checkpoint.manifest import DTYPES
+from trtllm_pt.checkpoint.safetensors_file import ModelFiles
+from trtllm_pt.config import ModelConfig
+from trtllm_pt.errors import UsageError
+from trtllm_pt.tensors import TensorSpec, tensors
+
+_LISTED = 5
+
+
+class Source(Protocol):
+    """A model's weights."""
+
+    @property
+    def config(self) -> ModelConfig: ...
+
+    @property
+    def dtype(self) -> str:
+        """What `dtype="auto"` means for this model."""
+        ...
+
+    @property
+    def tokenizer(self) -> Path | None:
+        """The folder with the tokenizer's files."""
+        ...
+
+    def read(self, spec: TensorSpec, track: int, dtype: torch.dtype) -> Tensor:
+        """One track of one weight, [*spec.shape]; track 0 where it belongs to no track. May be a view of a file."""
+        ...
+
+
+class ModelDir:
+    """Our HF-style MODEL_DIR: our names, tracks stacked in front."""
+
+    def __init__(self, folder: Path) -> None:
+        self.tokenizer: Path | None = folder
+        self.config = ModelConfig.from_file(folder / "config.json")
+        self._files = ModelFiles(folder)
+        check_tensors(self._files, {spec.name: spec.global_shape(self.config) for spec in tensors(self.config)})
+        self.dtype = dtype_of(self._files, "transformer.vocab_embedding.weight")
+
+    def read(self, spec: TensorSpec, track: int, dtype: torch.dtype) -> Tensor:
+        whole = self._files.get(spec.name)
+        return (whole[track] if spec.per_track else whole).to(dtype)
+
+
+def check_tensors(files: ModelFiles, wanted: Mapping[str, tuple[int, ...]], dropped: Iterable[str] = ()) -> None:
+    """Raises UsageError naming tensors that are missing, unknown, misshapen, or of a dtype that is not read.
+
+    wanted: shapes by the names in the files; dropped: names that may be there and are not needed.
+    """
+    missing = [name for name in wanted if name not in files]
+    if missing:
+        raise UsageError(f"{files.folder} lacks the tensors {listed(missing)}")
+    extra = sorted(set(files.names()) - set(wanted) - set(dropped))
+    if extra:
+        raise UsageError(f"{files.folder} has tensors that its config does not: {listed(extra)}")
+    misshapen = [
+        f"{name} {list(files.shape(name))}, wanted {list(shape)}"
+        for name, shape in wanted.items()
+        if files.shape(name) != shape
+    ]
+    if misshapen:
+        raise UsageError(f"{files.folder} has tensors of other shapes than its config: {listed(misshapen, '; ')}")
+    kinds = [f"{name} {files.dtype_name(name)}" for name in wanted if files.dtype(name) not in DTYPES.values()]
+    if kinds:
+        raise UsageError(f"{files.folder} has tensors that are not bfloat16, float16 or float32: {listed(kinds)}")
+
+
+def dtype_of(files: ModelFiles, name: str) -> str:
+    return next(text for text, dtype in DTYPES.items() if dtype == files.dtype(name))
+
+
+def listed(names: list[str], separator: str = ", ") -> str:
+    """The first five names, and how many there are."""
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return separator.join(names[:_LISTED]) + more
