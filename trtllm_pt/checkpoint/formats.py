@@ -1,0 +1,32 @@
+"""Which of the formats a model directory has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from trtllm_pt.checkpoint import llama, tamm
+from trtllm_pt.checkpoint.manifest import read_json
+from trtllm_pt.checkpoint.ranks import CheckpointDir
+from trtllm_pt.checkpoint.source import ModelDir, Source
+from trtllm_pt.config import HF_KEYS
+from trtllm_pt.errors import UsageError
+
+
+def open_source(folder: Path) -> Source:
+    """The weights of our MODEL_DIR, a CKPT directory, a model of the Llama family, or a tamm model.
+
+    Reads headers only. Raises UsageError where the directory is none of these, or does not hold what it promises.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"there is no model directory {folder}")
+    config = read_json(folder / "config.json")
+    if "parallel_track" in config:
+        return CheckpointDir(folder)
+    try:
+        if config.get("model_type") == HF_KEYS["model_type"]:
+            return ModelDir(folder)
+        if tamm.TYPE_KEY in config or "num_layers_per_track" in config:
+            return tamm.TammDir(folder)
+        return llama.LlamaDir(folder)
+    except UsageError as error:
+        raise error if str(folder) in str(error) else UsageError(f"{folder}: {error}") from None

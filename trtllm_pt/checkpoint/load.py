@@ -1,0 +1,89 @@
+"""Between directories and the reference model in memory: what training, tests and `spd analyse` work with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from trtllm_pt.checkpoint.folders import write_json
+from trtllm_pt.checkpoint.formats import open_source
+from trtllm_pt.checkpoint.manifest import DTYPES
+from trtllm_pt.checkpoint.ranks import stored_dtype
+from trtllm_pt.checkpoint.safetensors_file import SafetensorsWriter, TensorInfo
+from trtllm_pt.config import ModelConfig
+from trtllm_pt.errors import UsageError
+from trtllm_pt.network.reference import ReferenceModel
+from trtllm_pt.tensors import TensorSpec, tensors
+
+_SHARD_BYTES = 5 << 30
+
+
+def load_reference(model_dir: Path, dtype: torch.dtype = torch.float32) -> ReferenceModel:
+    """Any directory that `convert` reads, or a checkpoint, as the plain reference, in `dtype`.
+
+    Raises UsageError where the directory is not a model that we read.
+    """
+    source = open_source(model_dir)
+    model = ReferenceModel(source.config).to(dtype)
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for spec in tensors(source.config):
+            whole = parameters[spec.name]
+            for track in range(source.config.tracks if spec.per_track else 1):
+                part = whole[track] if spec.per_track else whole
+                part.copy_(source.read(spec, track, dtype))
+    return model
+
+
+def save_model(model: ReferenceModel, model_dir: Path, dtype: str = "auto", shard_bytes: int = _SHARD_BYTES) -> Path:
+    """Writes the model as a MODEL_DIR, replacing weights and config that are there; other files (tokenizer) stay.
+
+    dtype: bfloat16, float16, float32, or "auto", the parameters' own; routers are float32 in any case.
+    More than shard_bytes: several files and an index.
+    """
+    specs = list(tensors(model.config))
+    parameters = dict(model.named_parameters())
+    own = str(parameters[specs[0].name].dtype).removeprefix("torch.")
+    name = own if dtype == "auto" else dtype
+    if name not in DTYPES:
+        raise UsageError(f"dtype ({name!r}) must be one of {', '.join(DTYPES)}")
+    infos = {spec.name: TensorInfo(stored_dtype(spec, DTYPES[name]), spec.global_shape(model.config)) for spec in specs}
+    model_dir.mkdir(parents=True, exist_ok=True)
+    shards = _shards(specs, infos, shard_bytes)
+    for file, members in shards.items():
+        with SafetensorsWriter(model_dir / file, {name: infos[name] for name in members}, {"format": "pt"}) as writer:
+            for member in members:
+                writer.append(member, parameters[member].detach().to("cpu", infos[member].dtype))
+    _finish(model_dir, model.config, shards, sum(info.nbytes for info in infos.values()))
+    return model_dir
+
+
+def _shards(specs: list[TensorSpec], infos: dict[str, TensorInfo], limit: int) -> dict[str, list[str]]:
+    """File names -> the weights in them, in order, each file up to `limit` bytes where no single weight is larger."""
+    groups: list[list[str]] = [[]]
+    room = limit
+    for spec in specs:
+        size = infos[spec.name].nbytes
+        if size > room and groups[-1]:
+            groups.append([])
+            room = limit
+        groups[-1].append(spec.name)
+        room -= size
+    if len(groups) == 1:
+        return {"model.safetensors": groups[0]}
+    return {f"model-{i:05}-of-{len(groups):05}.safetensors": group for i, group in enumerate(groups, start=1)}
+
+
+def _finish(model_dir: Path, config: ModelConfig, shards: dict[str, list[str]], total: int) -> None:
+    """Index and config; then weights of an earlier, otherwise sharded model go."""
+    index = model_dir / "model.safetensors.index.json"
+    if len(shards) > 1:
+        weight_map = {name: file for file, members in shards.items() for name in members}
+        write_json(index, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    else:
+        index.unlink(missing_ok=True)
+    for path in model_dir.glob("model*.safetensors"):
+        if path.name not in shards:
+            path.unlink()
+    write_json(model_dir / "config.json", config.to_json())
