@@ -1,0 +1,185 @@
+"""What convert and the manifest refuse, each with its message, and that nothing is left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.checkpoint.models import PT, saved
+from trtllm_pt.checkpoint import CheckpointManifest, convert, init, load_reference
+from trtllm_pt.errors import UsageError
+
+Tensors = dict[str, torch.Tensor]
+QKV = "transformer.layers.0.attention.qkv.weight"
+FC = "transformer.layers.1.mlp.fc.weight"
+
+
+def drop(tensors: Tensors) -> None:
+    del tensors[QKV], tensors[FC]
+
+
+def add(tensors: Tensors) -> None:
+    tensors.update({f"extra.{i}": torch.zeros(1) for i in range(7)})
+
+
+def reshape(tensors: Tensors) -> None:
+    tensors[QKV] = tensors[QKV][:, :-1].contiguous()
+
+
+def retype(tensors: Tensors) -> None:
+    tensors[FC] = tensors[FC].to(torch.int8)
+
+
+def spoil(tensors: Tensors) -> None:
+    tensors[QKV][0, 0, 0], tensors[FC][7, 3, 3] = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (drop, f"lacks the tensors {QKV}, {FC}$"),
+        (add, "has tensors that its config does not: extra.0, extra.1, extra.2, extra.3, extra.4 and 2 more$"),
+        (reshape, rf"of other shapes than its config: {QKV} \[8, 127, 48\], wanted \[8, 128, 48\]"),
+        (retype, f"that are not bfloat16, float16 or float32: {FC} I8"),
+        (spoil, f"NaN, infinity, or values beyond float32 in the tensors {QKV}, {FC}$"),
+    ],
+)
+def test_bad_tensors(damage: Callable[[Tensors], None], message: str, tmp_path: Path) -> None:
+    _, folder = saved(PT, tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    damage(tensors)
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(UsageError, match=message):
+        convert(folder, tmp_path / "ckpt", 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_values_beyond_the_dtype(tmp_path: Path) -> None:
+    _, folder = saved(PT, tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    tensors[FC][0, 0, 0] = 70000.0
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(UsageError, match=f"values beyond float16 in the tensors {FC}$"):
+        convert(folder, tmp_path / "ckpt", dtype="float16")
+    convert(folder, tmp_path / "ckpt", dtype="bfloat16")
+
+
+def test_bad_requests(tmp_path: Path) -> None:
+    _, folder = saved(PT, tmp_path / "model")
+    output = tmp_path / "ckpt"
+    cases: list[tuple[Callable[[], object], str]] = [
+        (lambda: convert(folder, output, quantize="int8"), r"quantize \('int8'\) is not supported yet"),
+        (lambda: convert(folder, output, 3), r"ranks \(3\) must divide tracks \(8\); this model runs on 1, 2, 4, 8"),
+        (lambda: convert(folder, output, dtype="int8"), r"dtype \('int8'\) must be one of bfloat16, float16, float32"),
+        (lambda: convert(tmp_path / "no", output), "there is no model directory .*no"),
+        (lambda: convert(tmp_path, output), "there is no .*config.json"),
+        (lambda: convert(folder, folder), "model already exists; remove it or choose another"),
+        (lambda: convert(folder, folder / "config.json" / "x"), "cannot write to"),
+    ]
+    for call, message in cases:
+        with pytest.raises(UsageError, match=message):
+            call()
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_truncated_model(tmp_path: Path) -> None:
+    _, folder = saved(PT, tmp_path / "model")
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UsageError, match=r"model.safetensors is truncated"):
+        convert(folder, tmp_path / "ckpt")
+
+
+def test_an_empty_output_folder_will_do(tmp_path: Path) -> None:
+    _, folder = saved(PT, tmp_path / "model")
+    (tmp_path / "ckpt").mkdir()
+    convert(folder, tmp_path / "ckpt")
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d["parallel_track"].update(format_version=2), "format version 2; this trtllm-pt reads 1"),
+        (lambda d: d.pop("parallel_track"), "it has no key 'parallel_track'"),
+        (lambda d: d["parallel_track"].update(more=1), "'parallel_track' has keys"),
+        (lambda d: d.update(rotary_bas=1), "unknown key 'rotary_bas'; did you mean 'rotary_base'"),
+        (lambda d: d.pop("head_size"), "key 'head_size' is missing"),
+        (lambda d: d.update(num_attention_heads=4), r"num_attention_heads \(4\) does not agree .* gives 32"),
+        (lambda d: d["mapping"].update(pp_size=2), r"mapping .* does not agree"),
+        (lambda d: d["mapping"].update(world_size="2"), r"mapping.world_size \('2'\) must be a whole number"),
+        (lambda d: d["mapping"].update(world_size=3), r"ranks \(3\) must divide tracks \(8\)"),
+        (lambda d: d.update(dtype="int4"), r"dtype \('int4'\) must be one of"),
+        (lambda d: d["parallel_track"]["model"].update(tracks=0), r"tracks \(0\) must be at least 1"),
+        (lambda d: d["parallel_track"]["schedule"].pop(), "is never finished"),
+        (lambda d: d["parallel_track"].update(schedule=[]), "steps are not those of its model's schedule 'pt'"),
+    ],
+)
+def test_bad_manifests(change: Callable[[dict[str, Any]], object], message: str, tmp_path: Path) -> None:
+    path = init(PT, tmp_path / "ckpt", 2) / "config.json"
+    edit(path, change)
+    with pytest.raises(UsageError, match=message) as caught:
+        CheckpointManifest.from_dir(tmp_path / "ckpt")
+    assert str(path) in str(caught.value)
+
+
+def test_an_engine_may_have_more_keys() -> None:
+    manifest = CheckpointManifest(model=PT, ranks=4, dtype="float16")
+    data = manifest.to_json() | {"rotary_embedding_dim": 16}
+    assert CheckpointManifest.from_json(data, strict=False) == manifest
+
+
+def test_rank_files_that_are_not_there_or_another_models(tmp_path: Path) -> None:
+    checkpoint = init(PT, tmp_path / "ckpt", 4)
+    other = init(PT.replace(num_layers=2), tmp_path / "other", 4)
+    wide = init(PT.replace(intermediate_size=96), tmp_path / "wide", 4)
+    for source, message in (
+        (other, "does not fit its config.json: transformer.layers.2"),
+        (wide, "mlp.fc.weight is BF16"),
+    ):
+        (checkpoint / "rank1.safetensors").write_bytes((source / "rank1.safetensors").read_bytes())
+        with pytest.raises(UsageError, match=message):
+            load_reference(checkpoint)
+    (checkpoint / "rank1.safetensors").unlink()
+    with pytest.raises(UsageError, match=r"is incomplete, it lacks rank1.safetensors"):
+        load_reference(checkpoint)
+
+
+def test_a_killed_conversion_leaves_nothing_at_its_output(tmp_path: Path) -> None:
+    saved(PT, tmp_path / "model")
+    slow = (
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from trtllm_pt.checkpoint import convert, source\n"
+        "read = source.ModelDir.read\n"
+        "source.ModelDir.read = lambda *a: (time.sleep(0.05), read(*a))[1]\n"
+        "convert(Path(sys.argv[1]), Path(sys.argv[2]), 2)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", slow, str(tmp_path / "model"), str(tmp_path / "ckpt")])
+    try:
+        deadline = time.monotonic() + 30
+        while not list(tmp_path.glob(".ckpt.*.partial/.rank*")) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert list(tmp_path.glob(".ckpt.*.partial/.rank*"))
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    assert not (tmp_path / "ckpt").exists()
+    assert not list(tmp_path.rglob("rank*.safetensors"))
+    convert(tmp_path / "model", tmp_path / "ckpt", 2)  # and the way is free
