@@ -1,0 +1,156 @@
+"""The embedded engine: built once into a directory, then one object per rank that runs batches.
+
+    T tokens   B sequences   R logits wanted   P pages   V vocabulary
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from trtllm_pt import __version__
+from trtllm_pt.checkpoint.folders import new_folder, write_json
+from trtllm_pt.checkpoint.manifest import CheckpointManifest
+from trtllm_pt.checkpoint.ranks import open_rank
+from trtllm_pt.checkpoint.safetensors_file import SafetensorsFile
+from trtllm_pt.engine.graph import caches_shape, compiled_graph
+from trtllm_pt.engine.manifest import MODEL_FILE, BuildOptions, EngineManifest
+from trtllm_pt.engine.pack import SHARED_FILE, shared_names, weight_infos, write_weights
+from trtllm_pt.errors import RunError, UsageError
+from trtllm_pt.kernels.build import LIBRARY, build_library
+from trtllm_pt.kernels.library import load
+
+DTYPES = ("bfloat16", "float32")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildReport:
+    """What a build did. `cache`: whether the compiled graph was at hand."""
+
+    path: Path
+    engine: str
+    ranks: int
+    cache: str  # hit or miss
+    seconds: float
+
+
+def versions() -> dict[str, str]:
+    """What must be the same where an engine is built and where it runs."""
+    return {"trtllm_pt": __version__, "torch": torch.__version__}
+
+
+def build(checkpoint: Path, output: Path, options: BuildOptions, progress: bool | None = None) -> BuildReport:
+    """Checkpoint to engine directory; nothing stands at `output` unless it is whole.
+
+    Peak memory: one track of one matrix, twice, beside what the compiler takes. Raises UsageError for a checkpoint or
+    options that cannot be built, before anything slow.
+    """
+    began = time.monotonic()
+    manifest = _checked(checkpoint)
+    engine = EngineManifest(
+        kind="embedded", checkpoint=manifest, options=options.resolved(manifest.model), versions=versions()
+    )
+    with new_folder(output) as folder:
+        library = build_library(folder)
+        load(library)
+        graph = compiled_graph(manifest.model, manifest.ranks, manifest.torch_dtype)
+        shutil.copyfile(graph.path, folder / MODEL_FILE)
+        write_weights(checkpoint, manifest, folder, progress)
+        if (checkpoint / "tokenizer").is_dir():
+            shutil.copytree(checkpoint / "tokenizer", folder / "tokenizer")
+        write_json(folder / "config.json", engine.to_json())
+    return BuildReport(
+        path=output,
+        engine="embedded",
+        ranks=manifest.ranks,
+        cache="hit" if graph.cache_hit else "miss",
+        seconds=time.monotonic() - began,
+    )
+
+
+def _checked(checkpoint: Path) -> CheckpointManifest:
+    """The manifest of a complete checkpoint whose files hold what it says."""
+    manifest = CheckpointManifest.from_dir(checkpoint)
+    if manifest.dtype not in DTYPES:
+        raise UsageError(f"dtype ({manifest.dtype!r}): the embedded engine takes {' and '.join(DTYPES)}; convert with --dtype")
+    missing = manifest.missing_ranks(checkpoint)
+    if missing:
+        raise UsageError(f"{checkpoint} is incomplete: it lacks rank{missing[0]}.safetensors")
+    for rank in range(manifest.ranks):
+        open_rank(checkpoint, manifest, rank)
+    return manifest
+
+
+class EmbeddedEngine:
+    """One rank of an engine directory, loaded: its graph, its mapped weights, its KV cache of `pages` pages.
+
+    Raises UsageError for a directory of other versions, or one that is incomplete. No compiler is needed.
+    """
+
+    def __init__(self, folder: Path, manifest: EngineManifest, rank: int, pages: int) -> None:
+        check_versions(folder, manifest)
+        self.manifest, self.rank, self.pages = manifest, rank, pages
+        load(folder / LIBRARY)
+        # Not torch._inductor.aoti_load_package: that imports the whole compiler.
+        self._loader = torch._C._aoti.AOTIModelPackageLoader(str(folder / MODEL_FILE), "model", False, 1, -1)
+        self._files, self._weights = _map_weights(folder, manifest, rank)
+        wanted = set(self._loader.get_constant_fqns())
+        constants = {name: tensor for name, tensor in self._weights.items() if name in wanted}
+        self._loader.load_constants(constants, False, True, True)  # the weights stay ours: mapped, not copied
+        shape = caches_shape(manifest.model, manifest.ranks, pages)
+        self._caches = [torch.zeros(shape, dtype=manifest.checkpoint.torch_dtype) for _ in range(manifest.model.num_layers)]
+
+    def run(self, tokens: Tensor, starts: Tensor, offsets: Tensor, pages: Tensor, last: Tensor) -> Tensor:
+        """One forward, all int64: tokens [T], starts [B], offsets [B + 1], pages [B, M], last [R].
+
+        Returns this rank's float32 logits [R, V / ranks]. Raises RunError for inputs that do not fit each other: the
+        graph itself checks nothing.
+        """
+        self._check(tokens, starts, offsets, pages, last)
+        try:
+            (logits,) = self._loader.boxed_run([tokens, starts, offsets, pages, last, *self._caches])
+        except RuntimeError as error:
+            raise RunError(f"rank {self.rank}: {str(error).splitlines()[0]}") from error
+        return logits  # type: ignore[no-any-return]
+
+    def _check(self, tokens: Tensor, starts: Tensor, offsets: Tensor, pages: Tensor, last: Tensor) -> None:
+        inputs = {"tokens": tokens, "starts": starts, "offsets": offsets, "pages": pages, "last": last}
+        for name, tensor in inputs.items():
+            if tensor.dtype != torch.int64 or not tensor.is_contiguous() or not tensor.numel():
+                raise RunError(f"{name} must be int64, contiguous and not empty, got {tensor.dtype} {list(tensor.shape)}")
+        batch = len(starts)
+        if len(offsets) != batch + 1 or len(pages) != batch or int(offsets[-1]) != len(tokens) or int(offsets[0]):
+            raise RunError(f"offsets, starts and pages do not describe {len(tokens)} tokens of {batch} sequences")
+        if not 0 <= int(tokens.min()) <= int(tokens.max()) < self.manifest.model.vocab_size:
+            raise RunError(f"a token id lies outside the vocabulary of {self.manifest.model.vocab_size}")
+        if not 0 <= int(pages.min()) <= int(pages.max()) < self.pages:
+            raise RunError(f"a page number lies outside the KV cache of {self.pages} pages")
+        if not 0 <= int(last.min()) <= int(last.max()) < len(tokens):
+            raise RunError(f"last asks for a token outside the {len(tokens)} of the call")
+
+
+def check_versions(folder: Path, manifest: EngineManifest) -> None:
+    """Raises UsageError where the engine was built with other versions than those here."""
+    for package, here in versions().items():
+        built = manifest.versions.get(package)
+        if built != here:
+            raise UsageError(f"{folder} was built with {package} {built}, here is {here}: run `trtllm-pt build` again")
+
+
+def _map_weights(folder: Path, manifest: EngineManifest, rank: int) -> tuple[list[SafetensorsFile], dict[str, Tensor]]:
+    """The graph's constants as views of the mapped files, their shapes checked: the graph would take any."""
+    infos = weight_infos(manifest.checkpoint)
+    shared = shared_names(manifest.model, infos)
+    files = {True: SafetensorsFile(folder / SHARED_FILE), False: SafetensorsFile(folder / f"rank{rank}.safetensors")}
+    weights = {}
+    for name, info in infos.items():
+        file = files[name in shared]
+        if name not in file or file.shape(name) != info.shape or file.dtype(name) != info.dtype:
+            raise UsageError(f"{file.path} does not fit this engine: {name} is missing or has another shape; build it again")
+        weights[name] = file.get(name)
+    return list(files.values()), weights

@@ -1,0 +1,78 @@
+"""The runtime protocol on the embedded engine, on rank 0. It works while it is polled: no thread, no lock."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+
+from trtllm_pt.messages import Request, Stats, Tokens
+from trtllm_pt.runtime.sampling import sample
+from trtllm_pt.runtime.scheduler import Scheduler
+from trtllm_pt.runtime.session import Session
+
+
+class EmbeddedRuntime:
+    """Requests in, tokens out, all ranks in step. Everything that decides is here; the others follow."""
+
+    def __init__(self, session: Session, end_id: int = -1) -> None:
+        self.session = session
+        self._vocab_size = session.manifest.model.vocab_size
+        options = session.manifest.options
+        assert options.max_input_len is not None
+        self._scheduler = Scheduler(
+            max_batch_size=options.max_batch_size,
+            max_num_tokens=options.max_num_tokens,
+            max_seq_len=session.manifest.max_seq_len,
+            num_pages=session.engine.pages,
+            vocab_size=self._vocab_size,
+            end_id=end_id,
+        )
+        self._done: deque[Tokens] = deque()  # of requests that ended between steps
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._done) or not self._scheduler.idle
+
+    def submit(self, request: Request) -> None:
+        self._scheduler.add(request)
+
+    def cancel(self, request_id: int) -> None:
+        if (message := self._scheduler.cancel(request_id)) is not None:
+            self._done.append(message)
+
+    def poll(self, timeout: float) -> list[Tokens]:
+        """Runs steps until there are tokens, nothing is left to do, or the time is over; at least one step."""
+        deadline = time.monotonic() + timeout
+        while not (messages := self._step()) and self.busy and time.monotonic() < deadline:
+            pass
+        return messages
+
+    def _step(self) -> list[Tokens]:
+        messages = list(self._done)
+        self._done.clear()
+        plan = self._scheduler.schedule()
+        if plan is None:
+            return messages
+        self.session.world.send_plan(plan)
+        logits = self.session.run(plan)
+        assert logits is not None, "rank 0 has the logits"
+        sampled = sample(logits.numpy(), self._scheduler.wanted, self._vocab_size)
+        return messages + self._scheduler.finish_step(sampled)
+
+    def stats(self) -> Stats:
+        scheduler, world = self._scheduler, self.session.world
+        return Stats(
+            steps=scheduler.steps,
+            active_requests=len(scheduler.running),
+            waiting_requests=len(scheduler.waiting),
+            preemptions=scheduler.preemptions,
+            kv_pages_total=scheduler.pages.total,
+            kv_pages_used=scheduler.pages.total - scheduler.pages.available,
+            prompt_tokens=scheduler.prompt_tokens,
+            output_tokens=scheduler.output_tokens,
+            sync_points_seen=self.session.sync_points_seen,
+            hops_per_step=world.hops / scheduler.steps if scheduler.steps else 0.0,
+        )
+
+    def close(self) -> None:
+        self.session.world.send_plan(None)

@@ -1,0 +1,214 @@
+"""A running engine in its own processes: all ranks under mpirun, and a unix socket to rank 0.
+
+The one process form for Python, the command line and Triton: whoever holds this object outlives a rank that dies, and
+the ranks never outlive it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import re
+import selectors
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from trtllm_pt.errors import RunError, TrtllmPtError, UsageError
+from trtllm_pt.messages import Request, Stats, Tokens
+
+START_SECONDS = 120.0
+_STOP_SECONDS = 5.0
+
+
+class Connection:
+    """JSON messages, a line each, over a stream socket."""
+
+    def __init__(self, stream: socket.socket) -> None:
+        self.stream = stream
+        self.stream.setblocking(False)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(stream, selectors.EVENT_READ)
+        self._received = b""
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Raises ConnectionError where the other side is gone."""
+        data = memoryview(json.dumps(message).encode() + b"\n")
+        self.stream.setblocking(True)
+        try:
+            self.stream.sendall(data)
+        finally:
+            self.stream.setblocking(False)
+
+    def receive(self, timeout: float | None) -> list[dict[str, Any]]:
+        """What has arrived; waits up to `timeout` seconds for it (None: for ever). Raises EOFError at the end."""
+        if not self._selector.select(timeout):
+            return []
+        with contextlib.suppress(BlockingIOError):
+            while data := self.stream.recv(1 << 16):
+                self._received += data
+                if len(data) < 1 << 16:
+                    break
+            else:
+                raise EOFError
+        *lines, self._received = self._received.split(b"\n")
+        return [json.loads(line) for line in lines]
+
+    def close(self) -> None:
+        self._selector.close()
+        self.stream.close()
+
+
+class RemoteRuntime:
+    """Starts `ranks` workers over an engine directory and speaks the runtime protocol with rank 0.
+
+    Raises UsageError or RunError, whichever stopped the workers from starting.
+    """
+
+    def __init__(self, engine_dir: Path, ranks: int, arguments: Sequence[str] = ()) -> None:
+        self._closed = False
+        self._pids: list[int] = []
+        self._folder = Path(tempfile.mkdtemp(prefix="trtllm_pt-"))
+        self._log = self._folder / "ranks.log"
+        try:
+            with socket.socket(socket.AF_UNIX) as listener:
+                listener.bind(str(self._folder / "socket"))
+                listener.listen(1)
+                self._job = self._start(engine_dir, ranks, arguments)
+                self._connection = self._accept(listener)
+            self._pids = self._wait_until_ready()
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, engine_dir: Path, ranks: int, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
+        worker = [sys.executable, "-m", "mpi4py", "-m", "trtllm_pt.runtime.worker"]
+        command = [find_mpirun(), "-n", str(ranks), *worker, str(engine_dir), str(self._folder / "socket"), *arguments]
+        with self._log.open("wb") as log:
+            return subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={name: value for name, value in os.environ.items() if not name.startswith(("PMI_", "PMIX_"))},
+                start_new_session=True,  # Ctrl-C is for the owner, who then closes
+                preexec_fn=_die_with_parent,
+            )
+
+    def _accept(self, listener: socket.socket) -> Connection:
+        listener.settimeout(0.05)
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            with contextlib.suppress(TimeoutError):
+                return Connection(listener.accept()[0])
+            if self._job.poll() is not None:
+                raise self._why_the_job_ended()
+        raise RunError(f"the ranks did not start within {START_SECONDS:.0f} s: {self._last_log_line()}")
+
+    def _wait_until_ready(self) -> list[int]:
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            for message in self._receive(0.5):
+                pids: list[int] = message["ready"]
+                return pids
+        raise RunError(f"the engine did not load within {START_SECONDS:.0f} s")
+
+    def submit(self, request: Request) -> None:
+        self._send({"submit": request.to_json()})
+
+    def cancel(self, request_id: int) -> None:
+        self._send({"cancel": request_id})
+
+    def poll(self, timeout: float) -> list[Tokens]:
+        """Raises RunError where a rank died or hung, naming it."""
+        return [Tokens.from_json(message["tokens"]) for message in self._receive(timeout) if "tokens" in message]
+
+    def stats(self) -> Stats:
+        """Only while no request is in flight: tokens that arrive meanwhile would be lost."""
+        self._send({"stats": True})
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            for message in self._receive(1.0):
+                if "stats" in message:
+                    return Stats(**message["stats"])
+        raise RunError("the engine did not answer")
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        if hasattr(self, "_connection"):
+            self._connection.close()  # the workers end at the end of the stream
+        if hasattr(self, "_job"):
+            self._end_job()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _end_job(self) -> None:
+        for end in (None, signal.SIGTERM, signal.SIGKILL):
+            if end is not None:
+                os.killpg(self._job.pid, end)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._job.wait(_STOP_SECONDS if self._pids else 1.0)
+                return
+
+    def _send(self, message: dict[str, Any]) -> None:
+        try:
+            self._connection.send(message)
+        except ConnectionError:
+            raise self._why_the_job_ended() from None
+
+    def _receive(self, timeout: float) -> list[dict[str, Any]]:
+        try:
+            messages = self._connection.receive(timeout)
+        except (EOFError, ConnectionError):
+            raise self._why_the_job_ended() from None
+        for message in messages:
+            if "refused" in message:
+                raise UsageError(message["refused"])
+        return messages
+
+    def _why_the_job_ended(self) -> TrtllmPtError:
+        """Which rank ended the job, and how, from its own last words or from mpirun's."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._job.wait(_STOP_SECONDS)
+        log = self._log.read_text(errors="replace")
+        if said := re.findall(r"^trtllm-pt: (usage|error): (.*)$", log, re.MULTILINE):
+            kind, text = said[0]
+            return UsageError(text) if kind == "usage" else RunError(text)
+        code = re.search(r"EXIT CODE: (\d+)", log)
+        if (found := re.search(r"PID (\d+) RUNNING AT", log)) and int(found[1]) in self._pids:
+            rank = self._pids.index(int(found[1]))
+            how = (
+                f"was ended by signal {code[1]}"
+                if "(signal" in log and code
+                else f"ended with status {code and code[1]}"
+            )
+            return RunError(f"rank {rank} (process {found[1]}) {how}; all ranks have ended")
+        return RunError(f"the ranks have ended: {self._last_log_line()}")
+
+    def _last_log_line(self) -> str:
+        lines = [line for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
+        return lines[-1] if lines else f"mpirun ended with status {self._job.poll()} and said nothing"
+
+
+def find_mpirun() -> str:
+    """The mpirun of this Python environment, else the one on PATH. Raises UsageError where there is none."""
+    own = Path(sys.prefix) / "bin" / "mpirun"
+    found = str(own) if own.exists() else shutil.which("mpirun")
+    if found is None:
+        raise UsageError("no MPI: more than one rank needs mpi4py and MPICH, `pip install 'trtllm_pt[embedded]'`")
+    return found
+
+
+def _die_with_parent() -> None:
+    PR_SET_PDEATHSIG = 1
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,0 +1,98 @@
+"""What every rank does in a step: run the plan that rank 0 made, and give it the logits."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from trtllm_pt.engine.embedded import EmbeddedEngine
+from trtllm_pt.engine.graph import caches_shape
+from trtllm_pt.engine.manifest import EngineManifest
+from trtllm_pt.errors import UsageError
+from trtllm_pt.kernels.build import LIBRARY
+from trtllm_pt.kernels.library import load
+from trtllm_pt.runtime.kv_pages import PAGE, pages_for
+from trtllm_pt.runtime.step_plan import StepPlan
+from trtllm_pt.runtime.world import World
+
+_MEMORY_SHARE = 0.5  # of what is available now, for the KV caches of all ranks on this machine
+
+
+class Session:
+    """One rank of a running engine."""
+
+    def __init__(self, engine: EmbeddedEngine, world: World) -> None:
+        self.engine, self.world = engine, world
+        self.pids = world.pids()
+        self.forwards = 0
+        self._reduces_before = torch.ops.trtllm_pt.reduces_seen()
+
+    @property
+    def manifest(self) -> EngineManifest:
+        return self.engine.manifest
+
+    @property
+    def sync_points_seen(self) -> int | None:
+        """All-reduces per forward since this session began; None before the first."""
+        seen = torch.ops.trtllm_pt.reduces_seen() - self._reduces_before
+        return seen // self.forwards if self.forwards else None
+
+    def run(self, plan: StepPlan) -> Tensor | None:
+        """One forward on all ranks. Rank 0: float32 logits [R, V padded]; elsewhere None."""
+        arrays = (plan.tokens, plan.starts, plan.offsets, plan.pages, plan.last)
+        logits = self.engine.run(*(torch.from_numpy(array) for array in arrays))
+        self.forwards += 1
+        return self.world.gather_logits(logits)
+
+    def follow(self) -> None:
+        """Ranks but 0: run plans until rank 0 stops."""
+        options = self.manifest.options
+        size = StepPlan.max_size(options.max_batch_size, options.max_num_tokens, self.manifest.max_seq_len)
+        buffer = torch.empty(size, dtype=torch.int64).numpy()
+        while (plan := self.world.receive_plan(buffer)) is not None:
+            self.run(plan)
+
+
+def open_session(folder: Path, *, threads: int | None = None, kv_tokens: int | None = None) -> Session:
+    """Join the ranks of an engine directory and load this one.
+
+    threads: per rank; None: the machine's cores divided among the ranks. kv_tokens: tokens that the KV cache has room
+    for; None: enough for every slot, within half of the memory available.
+    Raises UsageError for an engine that cannot run here.
+    """
+    manifest = EngineManifest.from_dir(folder)
+    if manifest.kind != "embedded":
+        raise UsageError(f"{folder} holds TensorRT engines, which run through TensorRT-LLM on NVIDIA GPUs")
+    world = World.join(manifest.ranks)  # first: a rank that ends before MPI is up would hang the others
+    torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // manifest.ranks))
+    torch.set_grad_enabled(False)
+    load(folder / LIBRARY)
+    world.bind()
+    pages = world.broadcast(_pages(manifest, kv_tokens))
+    return Session(EmbeddedEngine(folder, manifest, world.rank, pages), world)
+
+
+def _pages(manifest: EngineManifest, kv_tokens: int | None) -> int:
+    """KV pages of a rank."""
+    sequence, config = pages_for(manifest.max_seq_len), manifest.model
+    if kv_tokens is not None:
+        pages = kv_tokens // PAGE
+    else:
+        shape = caches_shape(config, manifest.ranks, 1)
+        page_bytes = config.num_layers * torch.Size(shape).numel() * manifest.checkpoint.torch_dtype.itemsize
+        affordable = int(_available_bytes() * _MEMORY_SHARE) // manifest.ranks // page_bytes
+        pages = min(manifest.options.max_batch_size * sequence, affordable)
+    if pages < sequence:
+        raise UsageError(
+            f"the KV cache has room for {pages * PAGE} tokens, but max_seq_len ({manifest.max_seq_len}) needs "
+            f"{sequence * PAGE}: build with a smaller --max_seq_len, or free memory"
+        )
+    return pages
+
+
+def _available_bytes() -> int:
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) * 1024

@@ -1,0 +1,70 @@
+"""One rank of a RemoteRuntime: `mpirun -n g python -m mpi4py -m trtllm_pt.runtime.worker ENGINE SOCKET`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import sys
+from pathlib import Path
+
+from trtllm_pt.errors import TrtllmPtError, UsageError
+from trtllm_pt.messages import Request
+from trtllm_pt.runtime.embedded import EmbeddedRuntime
+from trtllm_pt.runtime.remote import Connection
+from trtllm_pt.runtime.session import open_session
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="trtllm_pt.runtime.worker")
+    parser.add_argument("engine", type=Path)
+    parser.add_argument("socket")
+    parser.add_argument("--threads", type=int)
+    arguments = parser.parse_args()
+    try:
+        session = open_session(arguments.engine, threads=arguments.threads)
+        if session.world.rank:
+            session.follow()
+        else:
+            runtime = EmbeddedRuntime(session)
+            serve(runtime, arguments.socket)
+            runtime.close()
+    except TrtllmPtError as error:
+        # All ranks may find the same fault: each says it, the owner reads the first, and the job ends.
+        kind = "usage" if isinstance(error, UsageError) else "error"
+        print(f"trtllm-pt: {kind}: {error}", file=sys.stderr, flush=True)
+        os._exit(error.exit_status)
+
+
+def serve(runtime: EmbeddedRuntime, path: str) -> None:
+    """Answer the owner's messages between steps until it goes away."""
+    stream = socket.socket(socket.AF_UNIX)
+    stream.connect(path)
+    connection = Connection(stream)
+    connection.send({"ready": runtime.session.pids})
+    try:
+        while True:
+            for message in connection.receive(0 if runtime.busy else None):
+                _answer(runtime, connection, message)
+            for tokens in runtime.poll(0):
+                connection.send({"tokens": tokens.to_json()})
+    except (EOFError, ConnectionError):
+        return
+
+
+def _answer(runtime: EmbeddedRuntime, connection: Connection, message: dict[str, object]) -> None:
+    match message:
+        case {"submit": dict(data)}:
+            request = Request.from_json(data)
+            try:
+                runtime.submit(request)
+            except UsageError as error:
+                connection.send({"refused": str(error), "id": request.id})
+        case {"cancel": int(request_id)}:
+            runtime.cancel(request_id)
+        case {"stats": _}:
+            connection.send({"stats": runtime.stats().to_json()})
+
+
+if __name__ == "__main__":
+    main()

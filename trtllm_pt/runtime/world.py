@@ -1,0 +1,139 @@
+"""The ranks of a job, and the messages between them that are not boundaries: two hops a step.
+
+One rank needs no MPI. All others meet through mpi4py; the boundaries' all-reduces run inside the graph on the same
+communicator.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trtllm_pt.errors import RunError, UsageError
+from trtllm_pt.runtime.step_plan import Int64s, StepPlan
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+# Who starts ranks says so in the environment: a launcher's name and the variable that has the number of ranks.
+_LAUNCHERS = {"MPICH's mpirun": "PMI_SIZE", "Open MPI's mpirun": "OMPI_COMM_WORLD_SIZE"}
+_STOP = np.zeros(1, np.int64)  # a plan's first entry is its length, never 0
+# A follower that waits for work polls at once, then ever more seldom: a running engine loses no time, an idle one no core.
+_SPIN_SECONDS, _LONGEST_SLEEP = 0.002, 0.002
+
+
+def launched_ranks() -> int | None:
+    """How many ranks the launcher that started this process says it started; None: no launcher."""
+    for variable in _LAUNCHERS.values():
+        if os.environ.get(variable, "").isdigit():
+            return int(os.environ[variable])
+    return None
+
+
+class World:
+    """This process's place among `size` ranks."""
+
+    def __init__(self, comm: MPI.Intracomm | None) -> None:
+        self.comm = comm
+        self.rank, self.size = (comm.rank, comm.size) if comm is not None else (0, 1)
+        self.hops = 0
+
+    @classmethod
+    def join(cls, ranks: int) -> World:
+        """The ranks that this process was started with.
+
+        Raises UsageError where they are not `ranks`, or where the launcher belongs to another MPI than mpi4py.
+        """
+        launched = launched_ranks()
+        if launched is None and ranks == 1:
+            return cls(None)
+        MPI = import_mpi()
+        comm = MPI.COMM_WORLD
+        if launched is not None and launched > 1 and comm.size == 1:
+            launcher = next(name for name, variable in _LAUNCHERS.items() if variable in os.environ)
+            raise UsageError(
+                f"{launcher} started {launched} ranks, but mpi4py here uses {mpi_name(MPI)}, so each is alone: "
+                f"start them with that MPI's mpirun"
+            )
+        if comm.size != ranks:
+            raise UsageError(f"this engine has {ranks} ranks, but {comm.size} were started: use `mpirun -n {ranks}`")
+        if ranks == 1:
+            return cls(None)
+        return cls(comm.Dup())
+
+    def bind(self) -> None:
+        """Give the boundaries' all-reduces this communicator; the op library must be loaded."""
+        if self.comm is not None:
+            torch.ops.trtllm_pt.set_communicator(self.comm.py2f())
+
+    def broadcast(self, value: int) -> int:
+        """Rank 0's value, on all ranks."""
+        return value if self.comm is None else self.comm.bcast(value)
+
+    def send_plan(self, plan: StepPlan | None) -> None:
+        """Rank 0 to all others; None: stop."""
+        if self.comm is None:
+            return
+        message = _STOP if plan is None else plan.to_buffer()
+        requests = [self.comm.Isend(message, dest) for dest in range(1, self.size)]
+        for request in requests:
+            request.Wait()
+        self.hops += 1
+
+    def receive_plan(self, buffer: Int64s) -> StepPlan | None:
+        """The next plan from rank 0; None: stop. `buffer` has room for the longest."""
+        assert self.comm is not None
+        self._wait_for_message()
+        self.comm.Recv(buffer, 0)
+        return StepPlan.from_buffer(buffer) if buffer[0] else None
+
+    def _wait_for_message(self) -> None:
+        assert self.comm is not None
+        began, pause = time.monotonic(), 0.0
+        while not self.comm.Iprobe(0):
+            if time.monotonic() - began > _SPIN_SECONDS:
+                pause = min(_LONGEST_SLEEP, pause + 1e-5)
+                time.sleep(pause)
+
+    def gather_logits(self, logits: Tensor) -> Tensor | None:
+        """This rank's float32 [R, V / ranks] -> rank 0: all [R, V]; elsewhere None."""
+        if self.comm is None:
+            return logits
+        self.hops += 1
+        if self.rank:
+            self.comm.Gather(logits.numpy(), None, 0)
+            return None
+        parts = torch.empty(self.size, *logits.shape)
+        self.comm.Gather(logits.numpy(), parts.numpy(), 0)
+        return parts.transpose(0, 1).flatten(1)
+
+    def pids(self) -> list[int]:
+        """The process of every rank."""
+        return [os.getpid()] if self.comm is None else self.comm.allgather(os.getpid())
+
+
+def import_mpi() -> Any:
+    """mpi4py's MPI module, initialised. Raises UsageError where it is missing."""
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise UsageError(
+            f"no MPI: more than one rank needs mpi4py and MPICH, `pip install 'trtllm_pt[embedded]'` ({error})"
+        ) from None
+    return MPI
+
+
+def mpi_name(MPI: Any) -> str:
+    """The library behind mpi4py, such as `MPICH 5.0.2`."""
+    name, version = MPI.get_vendor()
+    return f"{name} {'.'.join(map(str, version))}"
+
+
+def abort(error: RunError) -> None:
+    """End all ranks now."""
+    import_mpi().COMM_WORLD.Abort(error.exit_status)
