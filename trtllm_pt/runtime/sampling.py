@@ -179,8 +179,8 @@ RANGES: dict[str, tuple[str, float, float, str]] = {  # field: kind, least, most
     "top_p": (NUMBER, math.ulp(0), 1, "above 0 and at most 1"),
     "min_p": (NUMBER, 0, 1, "between 0 and 1"),
     "repetition_penalty": (NUMBER, math.ulp(0), math.inf, "above 0 (1: none)"),
-    "presence_penalty": (NUMBER, -math.inf, math.inf, "finite"),
-    "frequency_penalty": (NUMBER, -math.inf, math.inf, "finite"),
+    "presence_penalty": ("a finite number", -math.inf, math.inf, ""),
+    "frequency_penalty": ("a finite number", -math.inf, math.inf, ""),
     "seed": (WHOLE, 0, 2**64 - 1, "between 0 and 2**64 - 1"),
     "min_tokens": (WHOLE, 0, math.inf, "at least 0"),
 }
@@ -197,7 +197,7 @@ def sampling_problems(p: SamplingParams, vocab_size: int) -> Iterator[str]:
         value = getattr(p, name)
         good = isinstance(value, int if kind == WHOLE else int | float) and not isinstance(value, bool)
         if not good or not -math.inf < value < math.inf or not least <= value <= most:
-            yield f"{name} ({value!r}) must be {kind} {words}"
+            yield f"{name} ({value!r}) must be {kind} {words}".rstrip()
     if p.min_tokens > p.max_tokens:
         yield f"min_tokens ({p.min_tokens}) must not exceed max_tokens ({p.max_tokens})"
     if not isinstance(p.log_probs, bool):
