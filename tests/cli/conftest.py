@@ -6,29 +6,30 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-Run = Callable[..., "subprocess.CompletedProcess[str]"]
+Done = subprocess.CompletedProcess[str]
+Run = Callable[..., Done]
+
+
+def run_in(folder: Path, *arguments: str, env: Mapping[str, str | None] | None = None, stdin: str = "") -> Done:
+    """`trtllm-pt arguments…` in `folder`; an env value of None removes the variable."""
+    merged = {**os.environ, **(env or {})}
+    return subprocess.run(
+        [sys.executable, "-m", "trtllm_pt", *arguments],
+        cwd=folder,
+        env={name: value for name, value in merged.items() if value is not None},
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """run(*arguments, env={…}) in an empty folder; an env value of None removes the variable."""
-
-    def call(
-        *arguments: str, env: Mapping[str, str | None] | None = None, stdin: str = ""
-    ) -> subprocess.CompletedProcess[str]:
-        merged = {**os.environ, **(env or {})}
-        return subprocess.run(
-            [sys.executable, "-m", "trtllm_pt", *arguments],
-            cwd=tmp_path,
-            env={name: value for name, value in merged.items() if value is not None},
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-
-    return call
+    """run(*arguments, env={…}) in an empty folder."""
+    return partial(run_in, tmp_path)

@@ -23,7 +23,8 @@ from trtllm_pt.errors import UsageError
 
 _EXTRA = "pip install 'trtllm_pt[embedded]'"
 _HELLO_SECONDS = 30.0
-_HELLO = "from mpi4py import MPI; print('ranks', MPI.COMM_WORLD.size, flush=True)"
+# One write each, or two ranks' words may come mixed.
+_HELLO = "import os; from mpi4py import MPI; os.write(1, b'ranks=%d;' % MPI.COMM_WORLD.size)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +209,7 @@ def _output(command: list[str]) -> str | None:
 def _hello(mpirun: str) -> list[int] | None:
     """What each of two ranks takes for the number of ranks."""
     said = _output([mpirun, "-n", "2", sys.executable, "-c", _HELLO])
-    return None if said is None else [int(size) for size in re.findall(r"ranks (\d+)", said)]
+    return None if said is None else [int(size) for size in re.findall(r"ranks=(\d+);", said)]
 
 
 def _cpu_flags() -> set[str]:

@@ -1,0 +1,85 @@
+"""The doctor on machines that lack something, made by environment variables and stand-ins."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.conftest import Done, Run
+from trtllm_pt.cli import doctor
+
+OTHER_MPIRUN = """#!/bin/sh
+# Another MPI's launcher, as mpi4py sees it: every process is a world of one.
+shift 2
+export OMPI_COMM_WORLD_SIZE=2
+OMPI_COMM_WORLD_RANK=0 "$@" && OMPI_COMM_WORLD_RANK=1 "$@"
+"""
+
+
+def findings(done: Done) -> dict[str, Any]:
+    return {finding["name"]: finding for finding in json.loads(done.stdout)}
+
+
+def other_mpirun(folder: Path) -> Path:
+    path = folder / "bin" / "mpirun"
+    path.parent.mkdir()
+    path.write_text(OTHER_MPIRUN)
+    path.chmod(0o755)
+    return path
+
+
+def test_everything_here(run: Run) -> None:
+    done = run("doctor", "--json")
+    assert done.returncode == 0, done.stderr
+    found = findings(done)
+    for name in ("Python", "torch", "tokenizers", "mpi4py", "mpirun", "instruction set"):
+        assert found[name]["ok"], name
+    assert run("doctor").stdout.count("\nok ") == sum(finding["ok"] for finding in found.values())
+
+
+def test_no_compiler(run: Run) -> None:
+    done = run("doctor", "--json", env={"CXX": "no-such-compiler"})
+    finding = findings(done)["C++ compiler"]
+    assert (finding["ok"], finding["needed_for"]) == (False, "building embedded engines")
+    assert done.returncode == 0  # what is built runs without one
+
+
+def test_no_mpi(run: Run, tmp_path: Path) -> None:
+    broken = tmp_path / "mpi4py" / "__init__.py"
+    broken.parent.mkdir()
+    broken.write_text("raise ImportError('no libmpi')")
+    done = run("doctor", "--json", env={"PYTHONPATH": str(tmp_path)})
+    assert done.returncode == 2
+    assert not findings(done)["mpi4py"]["ok"]
+    assert done.stderr == "Error: the embedded engine cannot run here: mpi4py, mpirun\n"
+
+
+def test_another_mpirun_on_path(run: Run, tmp_path: Path) -> None:
+    path = other_mpirun(tmp_path)
+    done = run("doctor", "--json", env={"PATH": f"{path.parent}{os.pathsep}{os.environ['PATH']}"})
+    finding = findings(done)["mpirun on PATH"]
+    assert not finding["ok"]
+    assert "another MPI" in finding["found"]
+    assert finding["install"] == f"use {Path(sys.prefix) / 'bin' / 'mpirun'}"
+    assert done.returncode == 0  # ranks are started with our own
+
+
+def test_only_another_mpirun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = other_mpirun(tmp_path)
+    monkeypatch.setattr("trtllm_pt.runtime.remote.find_mpirun", lambda: str(path))
+    finding = doctor.mpirun()
+    assert not finding.ok
+    assert finding.needed_for is None
+    assert "each alone" in finding.found
+
+
+def test_a_processor_without_avx2(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_cpu_flags", lambda: {"sse4_2"})
+    assert not doctor.instruction_set().ok
+    monkeypatch.setattr(doctor, "_cpu_flags", lambda: {"avx2", "fma", "f16c"})
+    assert doctor.instruction_set().found == "AVX2"

@@ -1,0 +1,83 @@
+"""What users get wrong: one line on stderr, its exit status, nothing written."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Run, run_in
+from trtllm_pt.presets import preset
+
+# (arguments, what the line says); the folders are those of `inputs`
+MISTAKES = {
+    "unknown command": ("bild", r"unknown command 'bild'; did you mean 'build'\?"),
+    "unknown option": ("init pt-tiny -o out --rnks 2", r"--rnks.*--ranks"),
+    "missing argument": ("inspect", r"Missing argument 'CKPT\|ENGINES'"),
+    "unknown preset": ("init pt-7b -o out", r"unknown preset 'pt-7b'; did you mean 'pt-6b'\?"),
+    "unknown preset to show": ("presets dense-1", r"unknown preset 'dense-1'; did you mean 'dense-1b'\?"),
+    "n not dividing": (
+        "init pt-tiny -o out --ranks 3",
+        r"ranks \(3\) must divide tracks \(8\).* runs on 1, 2, 4, 8 ranks",
+    ),
+    "rank outside": ("init pt-tiny -o out --ranks 2 --rank 2", r"rank \(2\) must be between 0 and ranks - 1 \(1\)"),
+    "D larger than L": ("init deep.json -o out", r"block_depth \(5\) must be between 1 and num_layers \(4\)"),
+    "unknown key": (
+        "init typo.json -o out",
+        r"unknown key 'block_dept' in the model config; did you mean 'block_depth'\?",
+    ),
+    "not JSON": ("init not.json -o out", r"not\.json is not a readable JSON file"),
+    "no such config": ("init nowhere.json -o out", r"no model config at nowhere\.json"),
+    "no such model": ("convert nowhere -o out", r"nowhere"),
+    "output is there": ("convert checkpoint -o checkpoint", r"checkpoint.*(exists|is there)"),
+    "truncated weights": ("convert truncated -o out --ranks 1", r"rank1\.safetensors"),
+    "missing weights": ("convert incomplete -o out --ranks 1", r"rank1\.safetensors"),
+    "foreign build option": (
+        "build checkpoint -o out --engine embedded --gemm-plugin auto --strip_plan",
+        r"the embedded engine cannot honour --gemm_plugin, --strip_plan; it takes --max_batch_size",
+    ),
+    "nothing to build": ("build -o out", r"build needs a checkpoint"),
+    "bad number": ("run engine x --temperature -1", r"--temperature.*-1"),
+}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Good and bad inputs in one folder."""
+    folder = tmp_path_factory.mktemp("inputs")
+    assert run_in(folder, "init", "pt-tiny", "-o", "checkpoint", "--ranks", "2").returncode == 0
+    config = preset("pt-tiny").to_json()
+    (folder / "deep.json").write_text(json.dumps(config | {"block_depth": 5}))
+    (folder / "typo.json").write_text(json.dumps(config | {"block_dept": 4}))
+    (folder / "not.json").write_text("{")
+    for name in ("truncated", "incomplete"):
+        shutil.copytree(folder / "checkpoint", folder / name)
+    weights = folder / "truncated" / "rank1.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    (folder / "incomplete" / "rank1.safetensors").unlink()
+    return folder
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistake(inputs: Path, name: str) -> None:
+    arguments, message = MISTAKES[name]
+    before = sorted(inputs.rglob("*"))
+    done = run_in(inputs, *arguments.split())
+    assert done.returncode == 2, done.stderr
+    assert re.fullmatch(rf"Error: .*{message}.*\n", done.stderr)
+    assert done.stdout == ""
+    assert sorted(inputs.rglob("*")) == before
+
+
+def test_debug_shows_the_trace(run: Run) -> None:
+    done = run("presets", "pt-7b", env={"TRTLLM_PT_DEBUG": "1"})
+    assert done.returncode == 2
+    assert "Traceback" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("Error: unknown preset")
+
+
+def test_other_ranks_say_who_they_are(run: Run) -> None:
+    assert run("presets", "pt-7b", env={"PMI_RANK": "1"}).stderr.startswith("Error on rank 1: unknown preset")
