@@ -1,1 +1,6 @@
-"""Running an engine: the scheduler, its pages and the sampling on rank 0; sessions on all ranks."""
+"""Running engines: the protocol's two implementations, and LLM, the Python API over them."""
+
+from trtllm_pt.messages import SamplingParams
+from trtllm_pt.runtime.llm import LLM, RunResult
+
+__all__ = ["LLM", "RunResult", "SamplingParams"]

@@ -19,10 +19,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from trtllm_pt.engine.manifest import EngineManifest
 from trtllm_pt.errors import RunError, TrtllmPtError, UsageError
 from trtllm_pt.messages import Request, Stats, Tokens
 
@@ -69,13 +69,17 @@ class Connection:
 
 
 class RemoteRuntime:
-    """Starts `ranks` workers over an engine directory and speaks the runtime protocol with rank 0.
+    """Starts an engine directory's ranks and speaks the runtime protocol with rank 0.
 
     Raises UsageError or RunError, whichever stopped the workers from starting.
     """
 
-    def __init__(self, engine_dir: Path, ranks: int, arguments: Sequence[str] = ()) -> None:
+    def __init__(
+        self, folder: Path, manifest: EngineManifest, *, threads: int | None = None, kv_tokens: int | None = None
+    ) -> None:
         self._closed = False
+        self._tokens: list[Tokens] = []  # received, not polled yet
+        self._stats: Stats | None = None  # the answer, once it is there
         self._pids: list[int] = []
         self._folder = Path(tempfile.mkdtemp(prefix="trtllm_pt-"))
         self._log = self._folder / "ranks.log"
@@ -83,16 +87,18 @@ class RemoteRuntime:
             with socket.socket(socket.AF_UNIX) as listener:
                 listener.bind(str(self._folder / "socket"))
                 listener.listen(1)
-                self._job = self._start(engine_dir, ranks, arguments)
+                options = {"--threads": threads, "--kv-tokens": kv_tokens}
+                given = [str(word) for pair in options.items() if pair[1] is not None for word in pair]
+                self._job = self._start(manifest.ranks, [str(folder), str(self._folder / "socket"), *given])
                 self._connection = self._accept(listener)
             self._pids = self._wait_until_ready()
         except BaseException:
             self.close()
             raise
 
-    def _start(self, engine_dir: Path, ranks: int, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
+    def _start(self, ranks: int, arguments: list[str]) -> subprocess.Popen[bytes]:
         worker = [sys.executable, "-m", "mpi4py", "-m", "trtllm_pt.runtime.worker"]
-        command = [find_mpirun(), "-n", str(ranks), *worker, str(engine_dir), str(self._folder / "socket"), *arguments]
+        command = [find_mpirun(), "-n", str(ranks), *worker, *arguments]
         with self._log.open("wb") as log:
             return subprocess.Popen(
                 command,
@@ -130,17 +136,28 @@ class RemoteRuntime:
 
     def poll(self, timeout: float) -> list[Tokens]:
         """Raises RunError where a rank died or hung, naming it."""
-        return [Tokens.from_json(message["tokens"]) for message in self._receive(timeout) if "tokens" in message]
+        if not self._tokens:
+            self._take(self._receive(timeout))
+        tokens, self._tokens = self._tokens, []
+        return tokens
 
     def stats(self) -> Stats:
-        """Only while no request is in flight: tokens that arrive meanwhile would be lost."""
+        self._stats = None
         self._send({"stats": True})
         deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline:
-            for message in self._receive(1.0):
-                if "stats" in message:
-                    return Stats(**message["stats"])
-        raise RunError("the engine did not answer")
+        while self._stats is None:
+            if time.monotonic() > deadline:
+                raise RunError(f"the engine did not answer within {START_SECONDS:.0f} s")
+            self._take(self._receive(1.0))
+        return self._stats
+
+    def _take(self, messages: list[dict[str, Any]]) -> None:
+        for message in messages:
+            match message:
+                case {"tokens": data}:
+                    self._tokens.append(Tokens.from_json(data))
+                case {"stats": data}:
+                    self._stats = Stats(**data)
 
     def close(self) -> None:
         if self._closed:
@@ -168,13 +185,9 @@ class RemoteRuntime:
 
     def _receive(self, timeout: float) -> list[dict[str, Any]]:
         try:
-            messages = self._connection.receive(timeout)
+            return self._connection.receive(timeout)
         except (EOFError, ConnectionError):
             raise self._why_the_job_ended() from None
-        for message in messages:
-            if "refused" in message:
-                raise UsageError(message["refused"])
-        return messages
 
     def _why_the_job_ended(self) -> TrtllmPtError:
         """Which rank ended the job, and how, from its own last words or from mpirun's."""

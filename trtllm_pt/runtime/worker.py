@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from trtllm_pt.errors import TrtllmPtError, UsageError
-from trtllm_pt.messages import Request
+from trtllm_pt.messages import Request, Tokens
 from trtllm_pt.runtime.embedded import EmbeddedRuntime
 from trtllm_pt.runtime.remote import Connection
 from trtllm_pt.runtime.session import open_session
@@ -20,9 +20,10 @@ def main() -> None:
     parser.add_argument("engine", type=Path)
     parser.add_argument("socket")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--kv-tokens", type=int)
     arguments = parser.parse_args()
     try:
-        session = open_session(arguments.engine, threads=arguments.threads)
+        session = open_session(arguments.engine, threads=arguments.threads, kv_tokens=arguments.kv_tokens)
         if session.world.rank:
             session.follow()
         else:
@@ -59,7 +60,8 @@ def _answer(runtime: EmbeddedRuntime, connection: Connection, message: dict[str,
             try:
                 runtime.submit(request)
             except UsageError as error:
-                connection.send({"refused": str(error), "id": request.id})
+                refusal = Tokens(id=request.id, finish_reason="error", error=str(error))
+                connection.send({"tokens": refusal.to_json()})
         case {"cancel": int(request_id)}:
             runtime.cancel(request_id)
         case {"stats": _}:

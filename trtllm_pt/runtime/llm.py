@@ -1,0 +1,224 @@
+"""The Python API: prompts in, text out, whatever the engine and however many ranks."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from trtllm_pt.engine.manifest import EngineManifest
+from trtllm_pt.errors import RunError, UsageError
+from trtllm_pt.messages import FinishReason, Request, Runtime, SamplingParams, Tokens
+from trtllm_pt.runtime.stream import TextStream
+
+Prompt = str | Sequence[int]
+_POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult:
+    """One prompt's output."""
+
+    text: str  # empty for an engine without a tokenizer
+    token_ids: tuple[int, ...]
+    log_probs: tuple[float, ...]  # one per token where asked for
+    finish_reason: FinishReason
+    ttft_s: float  # from submission to the first token
+    tokens_per_s: float  # after the first token; for a single one, with it
+    sync_points_seen: int | None  # all-reduces per forward, counted at run time
+
+
+class LLM:
+    """A running engine directory. A context manager: `close` ends its ranks.
+
+        with LLM("engines/demo") as llm:
+            [result] = llm.generate(["def main("], SamplingParams(max_tokens=32))
+
+    Started by mpirun, it joins those ranks: rank 0 goes on from here, the others serve it and then exit. Started alone,
+    it starts the engine's ranks itself. threads: per rank; None: the machine's cores divided among the ranks.
+    kv_tokens: room of the KV cache; None: enough for every slot, within half of the memory available.
+    Raises UsageError for an engine that cannot run here.
+    """
+
+    def __init__(self, engine_dir: str | Path, *, threads: int | None = None, kv_tokens: int | None = None) -> None:
+        folder = Path(engine_dir)
+        self.manifest = EngineManifest.from_dir(folder)
+        self.tokenizer = _tokenizer(folder)
+        self._end_id, self._stop_words = _end_ids(folder)
+        self._runtime = _start(folder, self.manifest, threads, kv_tokens)
+        self._next_id = 0
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        stop: Sequence[str] = (),
+    ) -> list[RunResult]:
+        """All prompts in one batch. sampling: one for all, or one each; greedy where left out. stop: strings that end
+        a text and are kept out of it. Raises UsageError for a prompt or a value that the engine cannot take."""
+        if isinstance(prompts, str):
+            raise UsageError("prompts must be a list: for one prompt, [prompt]")
+        each = sampling if isinstance(sampling, Sequence) else [sampling or SamplingParams()] * len(prompts)
+        if len(each) != len(prompts):
+            raise UsageError(f"{len(each)} sampling parameters for {len(prompts)} prompts: give one for all, or one each")
+        outputs = [self._submit(prompt, one, stop) for prompt, one in zip(prompts, each, strict=True)]
+        for _ in self._deltas(outputs):
+            pass
+        return self._results(outputs)
+
+    def stream(
+        self, prompt: Prompt, sampling: SamplingParams | None = None, *, stop: Sequence[str] = ()
+    ) -> Iterator[str | RunResult]:
+        """The text of one prompt, piece by piece, and at the end its RunResult."""
+        output = self._submit(prompt, sampling or SamplingParams(), stop)
+        yield from self._deltas([output])
+        yield self._results([output])[0]
+
+    def close(self) -> None:
+        self._runtime.close()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def encode(self, prompt: Prompt) -> tuple[int, ...]:
+        """The prompt's token ids. Without a tokenizer a text prompt is token ids, too: `1 2 3`."""
+        if not isinstance(prompt, str):
+            return tuple(prompt)
+        if self.tokenizer is not None:
+            return tuple(self.tokenizer.encode(prompt).ids)
+        try:
+            return tuple(int(word) for word in prompt.replace(",", " ").split())
+        except ValueError:
+            raise UsageError(f"this engine has no tokenizer: give the prompt as token ids such as '1 2 3', not {prompt!r}") from None
+
+    def _submit(self, prompt: Prompt, sampling: SamplingParams, stop: Sequence[str]) -> _Output:
+        if sampling.end_id is None:
+            sampling = replace(sampling, end_id=self._end_id, stop_words=(*sampling.stop_words, *self._stop_words))
+        request = Request(id=self._next_id, token_ids=self.encode(prompt), sampling=sampling)
+        self._next_id += 1
+        if stop and self.tokenizer is None:
+            raise UsageError("stop strings need a tokenizer, which this engine does not have: use stop_words")
+        text = None if self.tokenizer is None else TextStream(self.tokenizer, stop)
+        self._runtime.submit(request)
+        return _Output(request.id, text, time.perf_counter())
+
+    def _deltas(self, outputs: list[_Output]) -> Iterator[str]:
+        """Runs until all outputs are complete; the new text as it comes. Left early, it cancels what is unfinished."""
+        by_id = {output.id: output for output in outputs}
+        try:
+            while any(output.finish_reason is None for output in outputs):
+                for message in self._runtime.poll(_POLL_SECONDS):
+                    if (output := by_id.get(message.id)) is not None:
+                        yield from self._take(output, message)
+        finally:
+            for output in outputs:
+                if output.finish_reason is None:
+                    self._runtime.cancel(output.id)
+
+    def _take(self, output: _Output, message: Tokens) -> Iterator[str]:
+        if message.error is not None:
+            raise RunError(message.error)
+        if output.finish_reason is not None:
+            return  # what was under way when a stop string ended it
+        if delta := output.take(message):
+            yield delta
+        if output.text is not None and output.text.stopped and message.finish_reason is None:
+            output.finish_reason = "stop_words"
+            self._runtime.cancel(output.id)
+
+    def _results(self, outputs: list[_Output]) -> list[RunResult]:
+        seen = self._runtime.stats().sync_points_seen
+        return [output.result(seen) for output in outputs]
+
+
+@dataclass(slots=True)
+class _Output:
+    """A request's output as it grows."""
+
+    id: int
+    text: TextStream | None
+    submitted: float
+    pieces: list[str] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
+    first: float = 0.0  # when the first token came, and the last
+    last: float = 0.0
+    finish_reason: FinishReason | None = None
+
+    def take(self, message: Tokens) -> str:
+        self.last = time.perf_counter()
+        self.first = self.first or self.last
+        self.token_ids += message.token_ids
+        self.log_probs += message.log_probs
+        self.finish_reason = message.finish_reason
+        if self.text is None:
+            return ""
+        delta = self.text.push(message.token_ids)
+        if message.finish_reason is not None:
+            delta += self.text.flush()
+        self.pieces.append(delta)
+        return delta
+
+    def result(self, sync_points_seen: int | None) -> RunResult:
+        assert self.finish_reason is not None
+        count = len(self.token_ids)
+        rate = (count - 1) / (self.last - self.first) if self.last > self.first else count / (self.last - self.submitted)
+        return RunResult(
+            text="".join(self.pieces),
+            token_ids=tuple(self.token_ids),
+            log_probs=tuple(self.log_probs),
+            finish_reason=self.finish_reason,
+            ttft_s=self.first - self.submitted,
+            tokens_per_s=rate,
+            sync_points_seen=sync_points_seen,
+        )
+
+
+def _start(folder: Path, manifest: EngineManifest, threads: int | None, kv_tokens: int | None) -> Runtime:
+    if manifest.kind != "embedded":
+        raise UsageError(f"{folder} holds TensorRT engines, which run through TensorRT-LLM on NVIDIA GPUs")
+    from trtllm_pt.engine.embedded import check_versions
+    from trtllm_pt.runtime.world import launched_ranks
+
+    check_versions(folder, manifest)
+    if launched_ranks() is None and manifest.ranks > 1:
+        from trtllm_pt.runtime.remote import RemoteRuntime
+
+        return RemoteRuntime(folder, manifest, threads=threads, kv_tokens=kv_tokens)
+    from trtllm_pt.runtime.embedded import EmbeddedRuntime
+    from trtllm_pt.runtime.session import open_session
+
+    session = open_session(folder, threads=threads, kv_tokens=kv_tokens)
+    if session.world.rank:
+        session.follow()
+        sys.exit(0)
+    return EmbeddedRuntime(session)
+
+
+def _tokenizer(folder: Path) -> Tokenizer | None:
+    path = folder / "tokenizer" / "tokenizer.json"
+    if not path.exists():
+        return None
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises plain Exception
+        raise UsageError(f"{path} is not a tokenizer file: {error}") from None
+
+
+def _end_ids(folder: Path) -> tuple[int, tuple[tuple[int, ...], ...]]:
+    """The end token of the generation config, and further ones as stop words; -1: none."""
+    path = folder / "tokenizer" / "generation_config.json"
+    ids: Any = json.loads(path.read_text()).get("eos_token_id") if path.exists() else None
+    listed = ids if isinstance(ids, list) else [] if ids is None else [ids]
+    return (listed[0] if listed else -1), tuple((token,) for token in listed[1:])
