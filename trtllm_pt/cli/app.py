@@ -7,6 +7,7 @@ import importlib
 import os
 import sys
 import traceback
+import warnings
 from typing import Any, NoReturn
 
 import click
@@ -69,6 +70,8 @@ def cli(ctx: click.Context) -> None:
 
 def main() -> NoReturn:
     """Run the command line and leave the process."""
+    if not _debug():
+        warnings.simplefilter("ignore")  # libraries' words to developers
     try:
         status = cli.main(prog_name="trtllm-pt", standalone_mode=False)
     except Exception as error:
@@ -78,11 +81,15 @@ def main() -> NoReturn:
     sys.exit(status if isinstance(status, int) else 0)
 
 
+def _debug() -> bool:
+    return os.environ.get("TRTLLM_PT_DEBUG", "0") not in ("", "0")
+
+
 def _report(error: Exception) -> int:
     """One line on stderr; returns the exit status."""
     if isinstance(error, click.Abort):
         return INTERRUPTED
-    if os.environ.get("TRTLLM_PT_DEBUG", "0") not in ("", "0"):
+    if _debug():
         traceback.print_exception(error)
     status, line = _status_and_line(error)
     # mpirun mixes the output of all ranks.

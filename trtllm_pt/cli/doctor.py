@@ -92,11 +92,8 @@ def mpi4py() -> Finding:
 
 def mpirun() -> Finding:
     """Two ranks say how many they are: another MPI's mpirun starts two worlds of one."""
-    from trtllm_pt.runtime.remote import find_mpirun
-
-    try:
-        path = find_mpirun()
-    except UsageError:
+    path = _mpirun()
+    if path is None:
         return Finding("mpirun", False, "none", _EXTRA)
     sizes = _hello(path)
     if sizes is None:
@@ -204,6 +201,12 @@ def _output(command: list[str]) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout if done.returncode == 0 else None
+
+
+def _mpirun() -> str | None:
+    """What `run` starts ranks with, as runtime/remote.py finds it; that module needs torch, the doctor must not."""
+    own = Path(sys.prefix) / "bin" / "mpirun"
+    return str(own) if own.exists() else shutil.which("mpirun")
 
 
 def _hello(mpirun: str) -> list[int] | None:

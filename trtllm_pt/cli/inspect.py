@@ -52,7 +52,7 @@ def _syncs(own: int, tensor_parallel: int) -> str:
 
 
 def _rows(collectives: list[dict[str, Any]]) -> list[tuple[object, ...]]:
-    rows = []
+    rows: list[tuple[object, ...]] = []
     for c in collectives:
         after = c["place"] if c["layer"] is None else f"layer {c['layer']} {c['place']}"
         rows.append((c["kind"], after, c["op"] or "-", c["dtype"], c["bytes_per_token"], len(c["group"])))

@@ -61,7 +61,7 @@ def command(
         elif len(texts) == 1:
             _closing_line(engines, [_stream(llm, texts[0], sampling)])
         else:
-            _closing_line(engines, _blocks(texts, llm.generate(texts, sampling)))
+            _closing_line(engines, _blocks(llm, texts, llm.generate(texts, sampling)))
 
 
 def _standard_input() -> str:
@@ -74,10 +74,15 @@ def _stream(llm: LLM, prompt: str, sampling: SamplingParams) -> RunResult:
     _write(click.style(prompt, bold=True))
     for part in llm.stream(prompt, sampling):
         if not isinstance(part, str):
-            _write("\n")
+            _write(_token_ids(llm, part) + "\n")
             return part
         _write(part)
     raise AssertionError("a stream ends with its result")
+
+
+def _token_ids(llm: LLM, result: RunResult) -> str:
+    """The output of an engine without a tokenizer, whose prompts are token ids as well."""
+    return "" if llm.tokenizer else "".join(f" {token}" for token in result.token_ids)
 
 
 def _write(text: str) -> None:
@@ -85,9 +90,10 @@ def _write(text: str) -> None:
     sys.stdout.flush()
 
 
-def _blocks(prompts: list[str], results: list[RunResult]) -> list[RunResult]:
+def _blocks(llm: LLM, prompts: list[str], results: list[RunResult]) -> list[RunResult]:
     for number, (prompt, result) in enumerate(zip(prompts, results, strict=True), 1):
-        click.echo(f"--- {number} ---\n{click.style(prompt, bold=True)}{result.text}")
+        output = result.text + _token_ids(llm, result)
+        click.echo(f"--- {number} ---\n{click.style(prompt, bold=True)}{output}")
     return results
 
 

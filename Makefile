@@ -1,0 +1,67 @@
+# The whole way in short: `make demo` builds and runs the model that comes with the repository, `make test` checks it.
+# Nothing but pip needs a network. PIP_EXTRA_INDEX_URL and pip's other variables are passed on as they are.
+
+PYTHON ?= python3
+VENV ?= .venv
+RANKS ?= 2
+PROMPT ?= def binary_search(items, target):
+
+bin := $(VENV)/bin
+installed := $(VENV)/.installed
+model := pretrained/stdlib-pt
+checkpoint := build/demo-$(RANKS)
+engines := engines/demo-$(RANKS)
+# What an engine is made by: it is built again when one of these changes.
+builders := $(shell find trtllm_pt/checkpoint trtllm_pt/engine trtllm_pt/kernels trtllm_pt/network -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.inc')
+
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint format types docs clean
+
+help:  ## List the targets
+	@sed -n 's/^\([a-z]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+demo: $(engines)/config.json  ## Build the model in pretrained/ for 2 ranks, and let it write
+	$(bin)/trtllm-pt run $(engines) '$(PROMPT)' --max-tokens 96
+
+test: $(installed)-dev lint types  ## Lint, types and all tests
+	$(bin)/python -m pytest
+
+lint: $(installed)-dev  ## Style and import order
+	$(bin)/ruff check .
+	$(bin)/ruff format --check .
+
+format: $(installed)-dev  ## Bring the sources into shape
+	$(bin)/ruff check --fix .
+	$(bin)/ruff format .
+
+types: $(installed)-dev  ## mypy --strict on the package
+	$(bin)/mypy
+
+docs: $(installed)  ## Write docs/cli.md again, from the commands
+	$(bin)/python -m trtllm_pt.cli.docs > docs/cli.md
+
+clean:  ## Remove what was built, but the environment
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	find engines -mindepth 1 -maxdepth 1 ! -name README.md -exec rm -rf {} +
+	find trtllm_pt tests -name __pycache__ -exec rm -rf {} +
+
+$(bin)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(installed): pyproject.toml | $(bin)/python
+	$(bin)/pip install -e '.[embedded]'
+	touch $@
+
+$(installed)-dev: pyproject.toml | $(bin)/python
+	$(bin)/pip install -e '.[embedded,dev]'
+	touch $@ $(installed)
+
+$(checkpoint)/config.json: $(wildcard $(model)/*) | $(installed)
+	rm -rf $(@D)
+	$(bin)/trtllm-pt convert $(model) -o $(@D) --ranks $(RANKS)
+	touch $@
+
+$(engines)/config.json: $(checkpoint)/config.json $(builders) | $(installed)
+	rm -rf $(@D)
+	$(bin)/trtllm-pt build $(checkpoint) -o $(@D) --engine embedded
+	touch $@
