@@ -2,24 +2,19 @@
 
 import itertools
 
-from tests.kernels import plain
 import pytest
 import torch
+
+from tests.kernels import plain
 from tests.kernels.plain import Batch, Shape, randn
 
 
-@pytest.fixture
-def one_thread():
-    before = torch.get_num_threads()
-
-    def run(call):
+def on_two_threads(call):
+    torch.set_num_threads(2)
+    try:
+        return call()
+    finally:
         torch.set_num_threads(1)
-        try:
-            return call()
-        finally:
-            torch.set_num_threads(before)
-
-    return run
 
 
 def rowwise(ops, dtype):
@@ -41,19 +36,19 @@ def rowwise(ops, dtype):
 
 
 @pytest.mark.parametrize("name", ["linear", "head", "rms_norm", "swiglu", "experts", "all_reduce"])
-def test_tokens_do_not_meet(ops, dtype, name, one_thread):
+def test_tokens_do_not_meet(ops, dtype, name):
     x, op = rowwise(ops, dtype)[name]
     whole = op(x)
-    assert torch.equal(one_thread(lambda: op(x)), whole)
+    assert torch.equal(on_two_threads(lambda: op(x)), whole)
     for cut in range(1, x.shape[1]):
         assert torch.equal(torch.cat([op(x[:, :cut]), op(x[:, cut:])], 1), whole)
     order = torch.randperm(x.shape[1], generator=torch.Generator().manual_seed(0))
     assert torch.equal(op(x[:, order]), whole[:, order])
 
 
-@pytest.mark.parametrize("I", [48, 700, 3000])
-def test_linear_has_one_order_for_every_number_of_rows(ops, dtype, I):
-    x, w = randn(1, 530, I, dtype=dtype), ops.pack(randn(1, 80, I, dtype=dtype))
+@pytest.mark.parametrize("inputs", [48, 700, 3000])
+def test_linear_has_one_order_for_every_number_of_rows(ops, dtype, inputs):
+    x, w = randn(1, 530, inputs, dtype=dtype), ops.pack(randn(1, 80, inputs, dtype=dtype))
     whole = ops.linear(x, w, None, 80)
     for rows in [*range(1, 30), 255, 256, 257, 512]:
         assert torch.equal(ops.linear(x[:, :rows], w, None, 80), whole[:, :rows]), rows
@@ -61,10 +56,15 @@ def test_linear_has_one_order_for_every_number_of_rows(ops, dtype, I):
 
 @pytest.mark.parametrize(
     "shape",
-    [Shape(norm=True), Shape(tracks=2, window=37), Shape(heads=6, kv_heads=1, size=80), Shape(kv_heads=4, size=16, rope=False)],
+    [
+        Shape(norm=True),
+        Shape(tracks=2, window=37),
+        Shape(heads=6, kv_heads=1, size=80),
+        Shape(kv_heads=4, size=16, rope=False),
+    ],
     ids=str,
 )
-def test_attention_is_a_function_of_the_sequence(ops, dtype, shape, one_thread):
+def test_attention_is_a_function_of_the_sequence(ops, dtype, shape):
     shape = Shape(**{**shape.__dict__, "dtype": dtype})
     T = 150
     qkv = randn(shape.tracks, T, shape.width, dtype=dtype)
@@ -83,7 +83,7 @@ def test_attention_is_a_function_of_the_sequence(ops, dtype, shape, one_thread):
             met += extra
         return torch.cat(parts, 1)
 
-    assert torch.equal(one_thread(lambda: chunked([])), whole)
+    assert torch.equal(on_two_threads(lambda: chunked([])), whole)
     for cut in range(1, T):
         assert torch.equal(chunked([cut]), whole), cut
     assert torch.equal(chunked(range(1, T)), whole)  # token by token

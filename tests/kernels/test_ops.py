@@ -1,17 +1,20 @@
 """Every op against plain PyTorch."""
 
-from tests.kernels import plain
 import pytest
 import torch
+
+from tests.kernels import plain
 from tests.kernels.plain import Batch, Shape, close, randn
 
 INF = float("inf")
 
 
-@pytest.mark.parametrize("K, T, I, N", [(1, 1, 64, 64), (1, 7, 33, 20), (2, 19, 130, 200), (3, 300, 1025, 70), (1, 3, 1, 1)])
+@pytest.mark.parametrize(
+    "K, T, inputs, N", [(1, 1, 64, 64), (1, 7, 33, 20), (2, 19, 130, 200), (3, 300, 1025, 70), (1, 3, 1, 1)]
+)
 @pytest.mark.parametrize("biased", [False, True])
-def test_linear(ops, dtype, K, T, I, N, biased):
-    x, w = randn(K, T, I, dtype=dtype), randn(K, N, I, dtype=dtype, seed=1)
+def test_linear(ops, dtype, K, T, inputs, N, biased):
+    x, w = randn(K, T, inputs, dtype=dtype), randn(K, N, inputs, dtype=dtype, seed=1)
     bias = randn(K, N, dtype=dtype) if biased else None
     want = x.double() @ w.double().mT + (bias.double()[:, None] if biased else 0)
     close(ops.linear(x, ops.pack(w), bias, N), want, dtype)
@@ -101,7 +104,9 @@ def test_attention(ops, dtype, shape):
         close(part, plain.attention(shape, want), dtype)
 
 
-@pytest.mark.parametrize("E, top_k, cap, F, W, T", [(4, 2, 0.0, 33, 50, 9), (8, 1, 30.0, 64, 64, 1), (3, 3, 5.0, 20, 31, 300)])
+@pytest.mark.parametrize(
+    "E, top_k, cap, F, W, T", [(4, 2, 0.0, 33, 50, 9), (8, 1, 30.0, 64, 64, 1), (3, 3, 5.0, 20, 31, 300)]
+)
 def test_experts(ops, dtype, E, top_k, cap, F, W, T):
     K = 2
     x, router = randn(K, T, W, dtype=dtype), randn(K, E, W, seed=1)

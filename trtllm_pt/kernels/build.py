@@ -75,7 +75,7 @@ def _mpi_header() -> Path:
 
 
 def cache_dir() -> Path:
-    """Where compiled things are kept: `$TRTLLM_PT_CACHE`, else `$XDG_CACHE_HOME/trtllm_pt`, else `~/.cache/trtllm_pt`."""
+    """Where compiled things are kept: $TRTLLM_PT_CACHE, else $XDG_CACHE_HOME/trtllm_pt, else ~/.cache/trtllm_pt."""
     own = os.environ.get("TRTLLM_PT_CACHE")
     if own:
         return Path(own)
@@ -98,7 +98,7 @@ def _compile(compiler: str, headers: Path, target: Path) -> None:
         renames = [f"-ffile-prefix-map={old}={new}" for old, new in ((torch_home, "torch"), (_HERE, "kernels"))]
         common = [compiler, *_FLAGS, *renames, f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"]
         common += [f"-isystem{folder}" for folder in includes]
-        jobs = {scratch / f"{name}.o": [str(_HERE / f"{name}.cpp")] for name in ("ops", "collective")}
+        jobs = {scratch / f"{name}.o": [str(_HERE / f"{name}.cpp")] for name in ("ops", "collective", "watchdog")}
         for path, flags in _PATHS.items():
             jobs[scratch / f"{path}.o"] = [*flags, f"-DTRTLLM_PT_PATH={path}", str(_HERE / "path.cpp")]
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:

@@ -23,10 +23,12 @@ def load(path: Path) -> None:
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if _loaded is not None:
         if _loaded != digest:
-            raise UsageError(f"{path} cannot be loaded: this process has already loaded other ops; start another process")
+            raise UsageError(
+                f"{path} cannot be loaded: this process has already loaded other ops; start another process"
+            )
         return
     try:
-        torch.ops.load_library(str(path.resolve()))
+        torch.ops.load_library(str(path.resolve()))  # type: ignore[no-untyped-call]
     except OSError as error:
         raise RunError(f"{path} does not load beside torch {torch.__version__}: {error}") from error
     _loaded = digest

@@ -15,12 +15,13 @@
 namespace trtllm_pt::TRTLLM_PT_PATH {
 namespace {
 
+// Rows of a product's left side in one block: up to kMaxRows if that is all of them, else kManyRows at a time.
 #if defined(__AVX512F__)
-constexpr int kLanes = 16, kMaxRows = 6;
+constexpr int kLanes = 16, kMaxRows = 12, kManyRows = 6;
 #elif defined(__AVX2__)
-constexpr int kLanes = 8, kMaxRows = 4;
+constexpr int kLanes = 8, kMaxRows = 4, kManyRows = 4;
 #else
-constexpr int kLanes = 4, kMaxRows = 2;
+constexpr int kLanes = 4, kMaxRows = 2, kManyRows = 2;
 #endif
 
 typedef float Floats __attribute__((vector_size(4 * kLanes)));
@@ -184,7 +185,7 @@ void product_block(const typename W::Operand* x, int64_t x_stride, Tiles t, bool
 #pragma GCC unroll 16
       for (int v = 0; v < kVectors; v++)
         line[v] = read<Words>(w[v / kPerTile] + k * 64 + v % kPerTile * sizeof(Words));
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int m = 0; m < kRows; m++)
 #pragma GCC unroll 16
         for (int v = 0; v < kVectors; v++) sum[m][v] = W::mul_add_step(x + m * x_stride, line[v], sum[m][v]);
@@ -196,7 +197,7 @@ void product_block(const typename W::Operand* x, int64_t x_stride, Tiles t, bool
 
 // As many tiles side by side as accumulators fit into the registers.
 constexpr int tiles_abreast(int64_t rows) {
-  if (kLanes == 16) return 4;
+  if (kLanes == 16) return rows <= 6 ? 4 : 2;
   if (kLanes == 8) return rows == 1 ? 4 : rows == 2 ? 2 : 1;
   return rows == 1 ? 2 : 1;
 }
@@ -212,7 +213,8 @@ INLINE void product_rows(int64_t rows, const typename W::Operand* x, int64_t x_s
 
 template <class W>
 void product(int64_t rows, const typename W::Operand* x, int64_t x_stride, Tiles t, bool add, float* y, int64_t y_stride) {
-  int64_t blocks = (rows + kMaxRows - 1) / kMaxRows, abreast = tiles_abreast(least(rows, kMaxRows));
+  const int64_t blocks = rows <= kMaxRows ? 1 : (rows + kManyRows - 1) / kManyRows;
+  const int64_t abreast = tiles_abreast((rows + blocks - 1) / blocks);
   for (int64_t done = 0, width; done < t.count; done += width, t.start += width) {
     int64_t left = t.count - done;
     width = left >= 4 && abreast == 4 ? 4 : left >= 2 && abreast >= 2 ? 2 : 1;
