@@ -75,4 +75,4 @@ class EmbeddedRuntime:
         )
 
     def close(self) -> None:
-        self.session.world.send_plan(None)
+        self.session.close()

@@ -78,6 +78,7 @@ class RemoteRuntime:
         self, folder: Path, manifest: EngineManifest, *, threads: int | None = None, kv_tokens: int | None = None
     ) -> None:
         self._closed = False
+        self._leftovers: set[Path] = set()
         self._tokens: list[Tokens] = []  # received, not polled yet
         self._stats: Stats | None = None  # the answer, once it is there
         self._pids: list[int] = []
@@ -92,6 +93,7 @@ class RemoteRuntime:
                 self._job = self._start(manifest.ranks, [str(folder), str(self._folder / "socket"), *given])
                 self._connection = self._accept(listener)
             self._pids = self._wait_until_ready()
+            self._leftovers = _shared_memory_of(self._pids[0])
         except BaseException:
             self.close()
             raise
@@ -168,6 +170,8 @@ class RemoteRuntime:
         if hasattr(self, "_job"):
             self._end_job()
         shutil.rmtree(self._folder, ignore_errors=True)
+        for path in self._leftovers:  # of ranks that could not clean up
+            path.unlink(missing_ok=True)
 
     def _end_job(self) -> None:
         for end in (None, signal.SIGTERM, signal.SIGKILL):
@@ -220,6 +224,13 @@ def find_mpirun() -> str:
     if found is None:
         raise UsageError("no MPI: more than one rank needs mpi4py and MPICH, `pip install 'trtllm_pt[embedded]'`")
     return found
+
+
+def _shared_memory_of(pid: int) -> set[Path]:
+    """MPI's files in /dev/shm that a process has mapped: those of its whole job."""
+    with contextlib.suppress(OSError):
+        return {Path(name) for name in re.findall(r"/dev/shm/mpich_shm_\w+", Path(f"/proc/{pid}/maps").read_text())}
+    return set()
 
 
 def _die_with_parent() -> None:

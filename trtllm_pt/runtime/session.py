@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+import tempfile
 from pathlib import Path
 
 import torch
@@ -18,6 +20,7 @@ from trtllm_pt.runtime.kv_pages import PAGE, pages_for
 from trtllm_pt.runtime.step_plan import StepPlan
 from trtllm_pt.runtime.world import World
 
+_SILENCE_SECONDS = 8.0  # of a rank, after which the others end; a rank beats even while it computes
 _MEMORY_SHARE = 0.5  # of what is available now, for the KV caches of all ranks on this machine
 
 
@@ -26,7 +29,7 @@ class Session:
 
     def __init__(self, engine: EmbeddedEngine, world: World) -> None:
         self.engine, self.world = engine, world
-        self.pids = world.pids()
+        self.pids = world.gather_all(os.getpid())
         self.forwards = 0
         self._reduces_before = torch.ops.trtllm_pt.reduces_seen()
 
@@ -54,6 +57,12 @@ class Session:
         buffer = torch.empty(size, dtype=torch.int64).numpy()
         while (plan := self.world.receive_plan(buffer)) is not None:
             self.run(plan)
+        torch.ops.trtllm_pt.leave_watch()
+
+    def close(self) -> None:
+        """Rank 0: the others stop following."""
+        torch.ops.trtllm_pt.leave_watch()
+        self.world.send_plan(None)
 
 
 def open_session(folder: Path, *, threads: int | None = None, kv_tokens: int | None = None) -> Session:
@@ -71,8 +80,24 @@ def open_session(folder: Path, *, threads: int | None = None, kv_tokens: int | N
     torch.set_grad_enabled(False)
     load(folder / LIBRARY)
     world.bind()
+    _watch_ranks(world)
     pages = world.broadcast(_pages(manifest, kv_tokens))
     return Session(EmbeddedEngine(folder, manifest, world.rank, pages), world)
+
+
+def _watch_ranks(world: World) -> None:
+    """From here on a rank that hangs ends the others. Only where all ranks are on one machine: they share a page."""
+    if world.size == 1 or len(set(world.gather_all(socket.gethostname()))) > 1:
+        return
+    with tempfile.NamedTemporaryFile(prefix="trtllm_pt-watch-", dir=_shared_memory()) as page:
+        page.write(bytes(16 * world.size))
+        page.flush()
+        torch.ops.trtllm_pt.watch_ranks(world.broadcast(page.name), world.rank, world.size, _SILENCE_SECONDS)
+        world.barrier()  # all have it mapped: its name is not needed any more
+
+
+def _shared_memory() -> str | None:
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
 def _pages(manifest: EngineManifest, kv_tokens: int | None) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from trtllm_pt.runtime.step_plan import Int64s, StepPlan
 
 if TYPE_CHECKING:
     from mpi4py import MPI
+
+T = TypeVar("T")
 
 # Who starts ranks says so in the environment: a launcher's name and the variable that has the number of ranks.
 _LAUNCHERS = {"MPICH's mpirun": "PMI_SIZE", "Open MPI's mpirun": "OMPI_COMM_WORLD_SIZE"}
@@ -71,9 +73,17 @@ class World:
         if self.comm is not None:
             torch.ops.trtllm_pt.set_communicator(self.comm.py2f())
 
-    def broadcast(self, value: int) -> int:
+    def broadcast(self, value: T) -> T:
         """Rank 0's value, on all ranks."""
         return value if self.comm is None else self.comm.bcast(value)
+
+    def gather_all(self, value: T) -> list[T]:
+        """Every rank's value, on all ranks."""
+        return [value] if self.comm is None else self.comm.allgather(value)
+
+    def barrier(self) -> None:
+        if self.comm is not None:
+            self.comm.Barrier()
 
     def send_plan(self, plan: StepPlan | None) -> None:
         """Rank 0 to all others; None: stop."""
@@ -111,10 +121,6 @@ class World:
         parts = torch.empty(self.size, *logits.shape)
         self.comm.Gather(logits.numpy(), parts.numpy(), 0)
         return parts.transpose(0, 1).flatten(1)
-
-    def pids(self) -> list[int]:
-        """The process of every rank."""
-        return [os.getpid()] if self.comm is None else self.comm.allgather(os.getpid())
 
 
 def import_mpi() -> Any:
