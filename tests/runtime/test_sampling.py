@@ -218,7 +218,9 @@ def test_min_tokens() -> None:
     assert one(logits, sequence((1,), (7,), end_id=0, min_tokens=2)) == 1
     assert one(logits, sequence((1,), (7, 7), end_id=0, min_tokens=2)) == 0
     for output, token in (((7,), 1), ((7, 7), 1), ((7, 7, 7), 0)):  # (7, 0) leaves one token fewer than the output has
-        assert one(logits, sequence((1,), output, stop_words=((7, 0),), min_tokens=2)) == token
+        for temperature in (0.0, 0.01):
+            s = sequence((1,), output, stop_words=((7, 0),), min_tokens=2, temperature=temperature)
+            assert one(logits, s) == token
 
 
 def test_a_forbidden_token_is_never_drawn() -> None:

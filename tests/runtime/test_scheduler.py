@@ -13,6 +13,7 @@ from trtllm_pt.errors import UsageError
 from trtllm_pt.messages import Request, SamplingParams
 from trtllm_pt.runtime.sampling import Sampled, sample
 from trtllm_pt.runtime.scheduler import Scheduler
+from trtllm_pt.runtime.step_plan import StepPlan
 
 
 def request(id: int, prompt: tuple[int, ...], **sampling: object) -> Request:
@@ -159,6 +160,26 @@ def test_the_youngest_is_preempted_and_goes_to_the_head_of_the_queue() -> None:
     for id, rest in drain(scheduler, model).items():
         messages.setdefault(id, []).extend(rest)
     assert joined(messages[1]) == joined(alone(old)) and joined(messages[2]) == joined(alone(young))  # type: ignore[arg-type]
+
+
+def test_a_newcomer_leaves_a_page_for_every_running_sequence() -> None:
+    scheduler, model = make(num_pages=4), FakeModel(4)
+    scheduler.add(request(1, (1,) * 20, max_tokens=20))
+    step(scheduler, model)
+    scheduler.add(request(2, (2,) * 20, max_tokens=3))  # its two pages are there, but the first would soon lack one
+    step(scheduler, model)
+    assert len(scheduler.running) == 1 and scheduler.pages.available == 2
+    drain(scheduler, model)
+    assert scheduler.preemptions == 0
+
+
+def test_a_plan_names_only_the_pages_in_use() -> None:
+    scheduler = make(max_num_tokens=20)
+    scheduler.add(request(1, (1,) * 100))  # holds seven pages, needs two in this step
+    plan = scheduler.schedule()
+    assert plan is not None and len(scheduler.running[0].pages) == 7
+    assert plan.pages.tolist() == [scheduler.running[0].pages[:2] + [0] * 14]
+    assert np.array_equal(StepPlan.from_buffer(plan.to_buffer()).pages, plan.pages)
 
 
 def test_a_prompt_seen_before_is_reused_but_for_its_last_token() -> None:

@@ -21,7 +21,7 @@ from trtllm_pt.runtime.step_plan import Int64s
 
 Floats = npt.NDArray[np.float64]
 
-TOP_P_FIRST_LOOK = 256  # candidates looked at before top_p looks at eight times as many
+BINS, BINS_PER_UNIT = 1024, 8  # log-weights by size, so that top_p need not sort those far below its cut
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,8 @@ def pick(row: npt.NDArray[np.float32], sequence: Sequence) -> int:
         return best
     p = sequence.sampling
     with np.errstate(over="ignore"):  # a tiny temperature sends the others to -inf, as it should
-        x = (x - x[best]) / p.temperature
+        x -= x[best]
+        x /= p.temperature
     tokens, weights = keep(x, p)
     return draw(tokens, weights, uniform(p.seed, sequence.known))
 
@@ -130,9 +131,10 @@ def keep(x: Floats, p: SamplingParams) -> tuple[Int64s, Floats]:
     tokens = np.arange(len(x))
     if 0 < p.top_k < len(x):
         tokens = largest(x, p.top_k)
-    weights = np.exp(x[tokens])
+        x = x[tokens]
+    weights = np.exp(x)
     if p.top_p < 1:
-        order = nucleus(weights, p.top_p)
+        order = nucleus(x, weights, p.top_p)
         tokens, weights = tokens[order], weights[order]
     if p.min_p > 0:
         likely = weights >= p.min_p * weights.max()
@@ -147,16 +149,14 @@ def largest(x: Floats, k: int) -> Int64s:
     return candidates[np.argsort(-x[candidates], kind="stable")][:k]
 
 
-def nucleus(weights: Floats, top_p: float) -> Int64s:
-    """Indices of the fewest weights, largest first, whose sum reaches top_p of all. Sorts as few as needed."""
-    target = top_p * weights.sum()
-    look = TOP_P_FIRST_LOOK
-    while True:
-        order = largest(weights, min(look, len(weights)))
-        sums = np.cumsum(weights[order])
-        if sums[-1] >= target or look >= len(weights):
-            return order[: int(np.searchsorted(sums, target)) + 1]
-        look *= 8
+def nucleus(x: Floats, weights: Floats, top_p: float) -> Int64s:
+    """Indices of the fewest weights, largest first, whose sum reaches top_p of all; x: their logarithms, at most 0."""
+    bins = (np.minimum(-x, BINS / BINS_PER_UNIT - 1) * BINS_PER_UNIT).astype(np.int64)
+    sums = np.cumsum(np.bincount(bins, weights))
+    target = top_p * sums[-1]
+    candidates = np.flatnonzero(bins <= np.searchsorted(sums, target))
+    order = candidates[np.argsort(-x[candidates], kind="stable")]
+    return order[: int(np.searchsorted(np.cumsum(weights[order]), target)) + 1]
 
 
 def uniform(seed: int, position: int) -> float:
