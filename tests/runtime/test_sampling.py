@@ -15,6 +15,7 @@ from trtllm_pt.runtime.sampling import Sampled, check_sampling, keep, log_prob, 
 from trtllm_pt.runtime.sequence import Sequence
 
 VOCAB = 40
+DRAWS = 8000
 
 
 def row(seed: int = 0, vocab: int = VOCAB) -> np.ndarray:
@@ -30,14 +31,14 @@ def softmax(x: np.ndarray) -> np.ndarray:
     return weights / weights.sum()
 
 
-def frequencies(logits: np.ndarray, draws: int = 20000, **sampling: object) -> np.ndarray:
+def frequencies(logits: np.ndarray, draws: int = DRAWS, **sampling: object) -> np.ndarray:
     """Over seeds: every request draws at the same position."""
     s = [sequence(seed=seed, **sampling) for seed in range(draws)]
     tokens = sample(np.broadcast_to(logits, (draws, len(logits))), s, len(logits)).tokens
     return np.bincount(tokens, minlength=len(logits)) / draws
 
 
-def close(observed: np.ndarray, expected: np.ndarray, draws: int = 20000) -> bool:
+def close(observed: np.ndarray, expected: np.ndarray, draws: int = DRAWS) -> bool:
     """Within five standard deviations everywhere: by chance off for fewer than one in 10^4 of such tests. Outcomes that
     are expected fewer than ten times count together, for a rare one's number is far from normal."""
     rare = expected * draws < 10
@@ -119,11 +120,11 @@ def test_draws_follow_the_kept_tokens() -> None:
 
 def test_draws_over_positions_follow_the_distribution() -> None:
     """One seed, many positions: what a long output does."""
-    draws = np.array([uniform(123, position) for position in range(20000)])
+    draws = np.array([uniform(123, position) for position in range(DRAWS)])
     assert draws.min() >= 0 and draws.max() < 1
-    assert close(np.histogram(draws, 20, (0, 1))[0] / 20000, np.full(20, 0.05))
+    assert close(np.histogram(draws, 20, (0, 1))[0] / DRAWS, np.full(20, 0.05))
     neighbours = np.corrcoef(draws[:-1], draws[1:])[0, 1]
-    assert abs(neighbours) < 5 / math.sqrt(20000)
+    assert abs(neighbours) < 5 / math.sqrt(DRAWS)
 
 
 def test_a_draw_is_pinned() -> None:

@@ -63,6 +63,23 @@ def test_many_requests_with_few_pages_get_what_they_get_alone() -> None:
     assert {m[-1].finish_reason for m in messages.values()} == {"length", "end_id", "stop_words"}
 
 
+def test_outputs_that_outgrow_the_pages_are_preempted_again_and_again() -> None:
+    rng = np.random.default_rng(6)
+    scheduler, model = make(max_batch_size=16, max_num_tokens=48, num_pages=32), FakeModel(32)
+    requests = []
+    for id in range(60):
+        prompt = random_prompt(rng, int(rng.integers(1, 20)))
+        requests.append(request(id, prompt, max_tokens=int(rng.integers(60, 150)), temperature=id % 3 / 2, seed=id))
+    for r in requests:
+        scheduler.add(r)
+    messages = drain(scheduler, model, check=False)
+    scheduler.check_integrity()
+    assert scheduler.preemptions > 30
+    for r in requests:
+        assert joined(messages[r.id]) == joined(alone(r)), r.id
+    assert scheduler.idle and scheduler.pages.held == 0
+
+
 def test_arrivals_and_cancellations_in_between_change_nothing_for_the_others() -> None:
     rng = np.random.default_rng(3)
     scheduler, model = make(max_batch_size=8, max_num_tokens=24, num_pages=30), FakeModel(30)
