@@ -1,0 +1,79 @@
+"""Bits per byte of a MODEL_DIR on held-out (or training) files of the running Python's standard library.
+
+    python examples/pretrain/evaluate.py pretrained/stdlib-pt
+
+Every file is read after <|endoftext|>, in windows of --length tokens that do not overlap: a token sees those before it
+in its window only, half a window on average. All of a file's bytes are paid for; <|endoftext|> is not predicted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sysconfig
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from data import END, collect, is_held_out
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from tqdm import tqdm
+
+from trtllm_pt.config import ModelConfig
+from trtllm_pt.network.reference import ReferenceModel
+
+
+def load_model(path: Path) -> tuple[ReferenceModel, Tokenizer]:
+    """The reference model in float32 with a MODEL_DIR's weights."""
+    model = ReferenceModel(ModelConfig.from_file(path / "config.json"))
+    model.load_state_dict({name: weight.float() for name, weight in load_file(path / "model.safetensors").items()})
+    return model, Tokenizer.from_file(str(path / "tokenizer.json"))
+
+
+def windows(ids: list[int], length: int) -> torch.Tensor:
+    """[N, length + 1], -1 behind the end; a window begins with the last token of the one before."""
+    rows = [ids[start : start + length + 1] for start in range(0, len(ids) - 1, length)]
+    return torch.tensor([row + [-1] * (length + 1 - len(row)) for row in rows])
+
+
+@torch.no_grad()
+def nats(model: ReferenceModel, rows: torch.Tensor) -> float:
+    logits = model(rows[:, :-1].clamp(min=0))
+    return F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten(), ignore_index=-1, reduction="sum").item()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--split", choices=("heldout", "train"), default="heldout")
+    parser.add_argument("--every", type=int, default=1, help="take every n-th file of the split only")
+    parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    model, tokenizer = load_model(args.model)
+    texts = collect(Path(sysconfig.get_path("stdlib")))
+    chosen = [text for name, text in texts.items() if is_held_out(name) == (args.split == "heldout")][:: args.every]
+    total, tokens, size = 0.0, 0, 0
+    for text in tqdm(chosen):
+        ids = tokenizer.encode(END + text).ids
+        total += sum(nats(model, part) for part in windows(ids, args.length).split(8))
+        tokens += len(ids) - 1
+        size += len(text.encode())
+    report = {
+        "split": args.split,
+        "files": len(chosen),
+        "bytes": size,
+        "tokens": tokens,
+        "window": args.length,
+        "nats_per_token": round(total / tokens, 4),
+        "bits_per_byte": round(total / math.log(2) / size, 4),
+    }
+    print(json.dumps(report) if args.json else "\n".join(f"{name:15}{value}" for name, value in report.items()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""Write a trained run as a MODEL_DIR: config, bfloat16 weights, tokenizer, generation defaults, held-out file names.
+
+    python examples/pretrain/export.py RUN --config examples/pretrain/stdlib-pt.json --data DATA -o pretrained/stdlib-pt
+
+The run's last state.pt is taken, whether it has all its steps or not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from data import END
+from safetensors.torch import save_file
+from train import load
+
+from trtllm_pt.tensors import tensors
+
+GENERATION = {"eos_token_id": 0, "do_sample": True, "temperature": 0.7, "top_k": 40, "max_new_tokens": 128}
+
+
+def write_json(path: Path, data: object) -> None:
+    path.write_text(json.dumps(data, indent=2) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("-o", "--out", type=Path, required=True)
+    args = parser.parse_args()
+    config, _ = load(args.config)
+    state = torch.load(args.run / "state.pt", weights_only=True)
+    weights = {}
+    for spec in tensors(config):
+        weights[spec.name] = state["model"][spec.name].to(torch.bfloat16).contiguous()
+        assert tuple(weights[spec.name].shape) == spec.global_shape(config), spec.name
+    args.out.mkdir(parents=True, exist_ok=True)
+    save_file(weights, args.out / "model.safetensors", metadata={"format": "pt"})
+    write_json(args.out / "config.json", config.to_json())
+    shutil.copy(args.data / "tokenizer.json", args.out)
+    write_json(
+        args.out / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": END,
+            "eos_token": END,
+            "add_prefix_space": False,
+            "clean_up_tokenization_spaces": False,
+            "model_max_length": config.max_position_embeddings,
+        },
+    )
+    write_json(args.out / "generation_config.json", GENERATION)
+    held_out = json.loads((args.data / "files.json").read_text())["heldout"]["files"]
+    (args.out / "heldout.txt").write_text("".join(f"{name}\n" for name in held_out))
+    print(f"{args.out}: {sum(w.numel() for w in weights.values()):,} parameters after {state['step']} steps")
+
+
+if __name__ == "__main__":
+    main()
