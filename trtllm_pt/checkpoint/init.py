@@ -28,7 +28,7 @@ from trtllm_pt.layout import rank_layout
 from trtllm_pt.tensors import TensorSpec
 
 _BLOCK = 1 << 18  # numbers of one counter; part of what a seed means
-_BATCH = 64  # blocks made before they are rounded: 64 MiB of float32
+_BATCH = 16  # blocks made before they are rounded: 16 MiB of float32
 _EMBEDDING_STD = 0.02
 
 
@@ -51,7 +51,7 @@ def std(config: ModelConfig, spec: TensorSpec) -> float:
 def initial(config: ModelConfig, spec: TensorSpec, track: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """One track of one weight, [*spec.shape]: norms one, biases zero, all others normal. Rounded once, from float32.
 
-    Peak memory: the weight itself and 64 MiB.
+    Peak memory: the weight itself and 16 MiB.
     """
     if spec.kind == "norm":
         return torch.ones(spec.shape, dtype=dtype)
@@ -60,21 +60,23 @@ def initial(config: ModelConfig, spec: TensorSpec, track: int, seed: int, dtype:
     whole = torch.empty(math.prod(spec.shape), dtype=dtype)
     key = int.from_bytes(hashlib.sha256(f"{seed}/{spec.name}/{track}".encode()).digest()[:16], "little")
     scale = std(config, spec)
+    scratch = np.empty(min(whole.numel(), _BLOCK * _BATCH), dtype=np.float32)
     for start in range(0, whole.numel(), _BLOCK * _BATCH):
         part = whole[start : start + _BLOCK * _BATCH]
-        normal = np.empty(part.numel(), dtype=np.float32)
+        normal = scratch[: part.numel()]
         blocks = range(-(-part.numel() // _BLOCK))
-        list(_threads().map(partial(_fill, normal, key, start // _BLOCK), blocks))
-        part.copy_(torch.from_numpy(normal).mul_(scale))
+        list(_threads().map(partial(_fill, normal, key, scale, start // _BLOCK), blocks))
+        part.copy_(torch.from_numpy(normal))
     return whole.view(spec.shape)
 
 
-def _fill(normal: np.ndarray[tuple[int], np.dtype[np.float32]], key: int, first: int, block: int) -> None:
+def _fill(normal: np.ndarray[tuple[int], np.dtype[np.float32]], key: int, scale: float, first: int, block: int) -> None:
     """Fills one block; numpy lets go of the interpreter lock meanwhile."""
     counter = (first + block) << 192  # Philox counts up from there, in the low words
     generator = np.random.Generator(np.random.Philox(key=key, counter=counter))
     out = normal[block * _BLOCK : (block + 1) * _BLOCK]
     generator.standard_normal(dtype=np.float32, out=out)
+    out *= scale
 
 
 @cache
@@ -107,7 +109,7 @@ def init(
 
     rank: write that rank's file alone (and config.json, where it is not there yet), for machines that share no disk or
     have room for one rank; the checkpoint is complete when all ranks' files are in the directory.
-    Peak memory: one track of the largest weight, and 64 MiB.
+    Peak memory: one track of the largest weight, and 16 MiB.
     Raises UsageError where `output` holds something else already; RunError where the disk fails.
     """
     if seed < 0:
