@@ -71,8 +71,11 @@ def _standard_input() -> str:
 
 
 def _stream(llm: LLM, prompt: str, sampling: SamplingParams) -> RunResult:
-    _write(click.style(prompt, bold=True))
+    shown = False  # the prompt, once the engine has taken it
     for part in llm.stream(prompt, sampling):
+        if not shown:
+            _write(click.style(prompt, bold=True))
+            shown = True
         if not isinstance(part, str):
             _write(_token_ids(llm, part) + "\n")
             return part
