@@ -55,18 +55,13 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def saved(options: dict[str, Any], folder: Path, free_qk_norms: bool = False) -> torch.nn.Module:
-    """A random model, its config as tamm's own JSON and its state dict as safetensors.
-
-    QK norms have one weight per rotated pair, else they do not commute with RoPE.
-    """
+def saved(options: dict[str, Any], folder: Path) -> torch.nn.Module:
+    """A random model, its config as tamm's own JSON and its state dict as safetensors."""
     config = AFMParallelTrackMoEConfig(**SMALL | options)
     model: torch.nn.Module = config.create_module().eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.normal_(1.0 if "norm" in name else 0.0, 0.4)
-            if ".qk_norm." in name and not free_qk_norms:
-                parameter.view(-1, 2)[:, 1] = parameter.view(-1, 2)[:, 0]
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(tamm_json.dumps(config))
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -76,19 +71,13 @@ def saved(options: dict[str, Any], folder: Path, free_qk_norms: bool = False) ->
 
 @pytest.mark.parametrize("name", CASES)
 def test_logits(name: str, tmp_path: Path) -> None:
-    theirs = saved(CASES[name], tmp_path, free_qk_norms=name == "all global")
+    theirs = saved(CASES[name], tmp_path)
     ours = load_reference(tmp_path)
     for length in (3, 17):  # shorter and longer than the window
         tokens = torch.randint(1, SMALL["vocab_size"], (2, length))  # 0 is tamm's padding
         with torch.no_grad():
             want, got = theirs(tokens).logits, ours(tokens)
         assert (got - want).abs().max() < 1e-5 * want.abs().max(), length
-
-
-def test_qk_norms_that_do_not_commute_with_rope_are_refused(tmp_path: Path) -> None:
-    saved({}, tmp_path, free_qk_norms=True)
-    with pytest.raises(UsageError, match=r"QK norms follow RoPE, .* in layers.segment_0.layer_0.* and 1 more"):
-        load_reference(tmp_path)
 
 
 def test_checkpoint_holds_the_same_model(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ HF_KEYS = {"model_type": "parallel_track", "architectures": ["ParallelTrackForCa
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """A decoder of `tracks` tracks. Heads, KV heads and FFN widths are per track; `hidden_size` is one track's width."""
+    """A decoder of `tracks` tracks. Heads, KV heads and FFN widths are per track; `hidden_size` is a track's width."""
 
     num_layers: int
     hidden_size: int
@@ -53,6 +53,7 @@ class ModelConfig:
     rope_theta: float = 10000.0
     rope_scaling: dict[str, Any] | None = None  # {"rope_type": "linear" or "llama3", …}
     qk_norm: bool = False
+    qk_norm_after_rope: bool = False  # tamm's order; others norm before
     residual_norm: bool = False  # a norm on a sub-layer's output, before the residual add
     norm_eps: float = 1e-5
     qkv_bias: bool = False
@@ -104,13 +105,15 @@ class ModelConfig:
     def from_json(cls, data: dict[str, Any]) -> ModelConfig:
         """Raises UsageError for an unknown key (naming the nearest known one), a missing field or a wrong type."""
         fields = {f.name: f for f in dataclasses.fields(cls)}
-        values = {}
+        values: dict[str, Any] = {}
         for key, value in data.items():
             if key in HF_KEYS:
                 continue
             if key not in fields:
                 near = difflib.get_close_matches(key, fields, 1)
-                raise UsageError(f"unknown key {key!r} in the model config" + (f"; did you mean {near[0]!r}?" if near else ""))
+                raise UsageError(
+                    f"unknown key {key!r} in the model config" + (f"; did you mean {near[0]!r}?" if near else "")
+                )
             values[key] = tuple(value) if isinstance(value, list) else value
         missing = [name for name, f in fields.items() if f.default is dataclasses.MISSING and name not in values]
         if missing:
@@ -130,9 +133,37 @@ class ModelConfig:
         return cls.from_json(data)
 
 
+_COUNTS = (
+    "num_layers",
+    "hidden_size",
+    "num_heads",
+    "num_kv_heads",
+    "head_size",
+    "vocab_size",
+    "max_position_embeddings",
+)
+_KINDS: dict[type, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a string",
+    tuple: "a list",
+    dict: "an object",
+}
+
+
 def _problems(c: ModelConfig) -> Iterator[str]:
     yield from _wrong_types(c)
-    for name in ("num_layers", "hidden_size", "num_heads", "num_kv_heads", "head_size", "vocab_size", "max_position_embeddings", "tracks"):
+    for name in (
+        "num_layers",
+        "hidden_size",
+        "num_heads",
+        "num_kv_heads",
+        "head_size",
+        "vocab_size",
+        "max_position_embeddings",
+        "tracks",
+    ):
         if getattr(c, name) < 1:
             yield f"{name} ({getattr(c, name)}) must be at least 1"
     if c.num_heads % c.num_kv_heads:
@@ -147,15 +178,14 @@ def _problems(c: ModelConfig) -> Iterator[str]:
 
 
 def _wrong_types(c: ModelConfig) -> Iterator[str]:
-    kinds = {int: "a whole number", float: "a number", bool: "true or false", str: "a string", tuple: "a list", dict: "an object"}
     for field in dataclasses.fields(c):
         value, declared = getattr(c, field.name), str(field.type)
         if value is None and "None" in declared:
             continue
-        wanted: type = next(kind for kind in kinds if declared.startswith(kind.__name__))
+        wanted: type = next(kind for kind in _KINDS if declared.startswith(kind.__name__))
         good = isinstance(value, wanted) or (wanted is float and isinstance(value, int))
         if not good or (isinstance(value, bool) and wanted is not bool):
-            yield f"{field.name} ({value!r}) must be {kinds[wanted]}"
+            yield f"{field.name} ({value!r}) must be {_KINDS[wanted]}"
 
 
 def _schedule_problems(c: ModelConfig) -> Iterator[str]:
@@ -197,10 +227,12 @@ def _attention_problems(c: ModelConfig) -> Iterator[str]:
         yield f"window ({c.window}) must be at least 1 where attention_pattern has a sliding kind"
     if c.window is not None and not slides:
         yield f"window ({c.window}) needs a sliding kind in attention_pattern"
+    if c.qk_norm_after_rope and not c.qk_norm:
+        yield "qk_norm_after_rope (true) needs qk_norm"
     if c.rope_theta <= 0:
         yield f"rope_theta ({c.rope_theta}) must be above 0"
     if c.rope_scaling is not None:
-        rope_type = c.rope_scaling.get("rope_type")
+        rope_type = str(c.rope_scaling.get("rope_type"))
         if rope_type not in ROPE_SCALING_KEYS:
             yield f"rope_scaling has rope_type {rope_type!r}; supported: {', '.join(ROPE_SCALING_KEYS)}"
         wanted = {"rope_type", *ROPE_SCALING_KEYS[rope_type]}

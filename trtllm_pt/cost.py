@@ -40,7 +40,11 @@ def active_parameters(config: ModelConfig) -> int:
     idle = 0
     for spec in tensors(config):
         if is_expert(spec):
-            idle += math.prod(spec.global_shape(config)) * (config.num_experts - config.experts_per_token) // config.num_experts
+            idle += (
+                math.prod(spec.global_shape(config))
+                * (config.num_experts - config.experts_per_token)
+                // config.num_experts
+            )
     return parameters(config) - idle
 
 

@@ -91,6 +91,8 @@ def _kv_heads(config: ModelConfig, ranks: int, rank: int) -> Span:
 def _check_split(config: ModelConfig, ranks: int) -> None:
     for name in ("num_heads", "intermediate_size", "moe_intermediate_size"):
         if getattr(config, name) % ranks:
-            raise UsageError(f"ranks ({ranks}) must divide {name} ({getattr(config, name)}) for schedule {config.schedule!r}")
+            raise UsageError(
+                f"ranks ({ranks}) must divide {name} ({getattr(config, name)}) for schedule {config.schedule!r}"
+            )
     if config.num_kv_heads % ranks and ranks % config.num_kv_heads:
         raise UsageError(f"ranks ({ranks}) must divide num_kv_heads ({config.num_kv_heads}), or be divided by it")

@@ -1,6 +1,6 @@
 """What crosses the runtime protocol: the one schema of the API, the Triton model's socket and the tests.
 
-    submit(Request)   cancel(id)   poll(timeout) -> list[Tokens]   stats() -> Stats   close()
+submit(Request)   cancel(id)   poll(timeout) -> list[Tokens]   stats() -> Stats   close()
 """
 
 from __future__ import annotations

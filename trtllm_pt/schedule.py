@@ -175,7 +175,7 @@ def check(schedule: Sequence[Step]) -> None:
         raise UsageError(f"sync schedule: the all-reduce of {flying[0]} is never finished")
 
 
-_KINDS: dict[str, type[Run] | type[Start] | type[Finish]] = {"run": Run, "start": Start, "finish": Finish}
+_KINDS: dict[str, Callable[..., Step]] = {"run": Run, "start": Start, "finish": Finish}
 
 
 def to_json(schedule: Schedule) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """Every weight of a model: its name, its shape, and how it is divided over the ranks.
 
-Names are TensorRT-LLM's. Globally (MODEL_DIR) a per-track weight has a leading track axis; in a rank's file that axis is
+Names are TensorRT-LLM's. In a MODEL_DIR a per-track weight has a leading track axis; in a rank's file that axis is
 there only where the rank holds more than one track.
 
     V vocabulary   W hidden_size   H, G heads, KV heads   D head_size   F FFN rows   E experts   n tracks

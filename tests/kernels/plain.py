@@ -71,6 +71,7 @@ class Shape:
     window: int = 0
     rope: bool = True
     norm: bool = False
+    norm_last: bool = False  # after RoPE
     dtype: torch.dtype = torch.float32
 
     @property
@@ -99,7 +100,7 @@ def attend(shape: Shape, qkv: Tensor, cache: Tensor, batch: Batch) -> Tensor:
     q_norm, k_norm = shape.norms()
     return ops.attention(
         qkv, table, q_norm, k_norm, cache, batch.starts, batch.offsets, batch.pages,
-        shape.heads, shape.size, shape.window, 1e-5,
+        shape.heads, shape.size, shape.window, 1e-5, shape.norm_last,
     )  # fmt: skip
 
 
@@ -109,12 +110,14 @@ def attention(shape: Shape, qkv: Tensor) -> Tensor:
     H, G, D = shape.heads, shape.kv_heads, shape.size
     q, k, v = qkv.double().view(K, T, H + 2 * G, D).split([H, G, G], 2)
     q_norm, k_norm = shape.norms()
-    if q_norm is not None and k_norm is not None:
+    if q_norm is not None and k_norm is not None and not shape.norm_last:
         q, k = (rms_norm(x, w[:, None, None], 1e-5) for x, w in ((q, q_norm), (k, k_norm)))
     if shape.rope:
         angles = torch.arange(T)[:, None].float() * INV_FREQ[D]
         table = torch.cat([angles.double().cos(), angles.double().sin()], -1)
         q, k = rotate(q, table), rotate(k, table)
+    if q_norm is not None and k_norm is not None and shape.norm_last:
+        q, k = (rms_norm(x, w[:, None, None], 1e-5) for x, w in ((q, q_norm), (k, k_norm)))
     k, v = (x.repeat_interleave(H // G, 2) for x in (k, v))
     scores = torch.einsum("kthd,kshd->khts", q, k) * D**-0.5
     age = torch.arange(T)[:, None] - torch.arange(T)

@@ -37,7 +37,7 @@ class Net(nn.Module):
         for cache in caches:
             qkv = ops.linear(ops.rms_norm(x, self.norm, 1e-5), self.qkv, None, SHAPE.width)
             heard = ops.attention(
-                qkv, table, self.q_norm, self.k_norm, cache, starts, offsets, pages, 4, 16, SHAPE.window, 1e-5
+                qkv, table, self.q_norm, self.k_norm, cache, starts, offsets, pages, 4, 16, SHAPE.window, 1e-5, False
             )
             x = x + ops.linear(heard, self.out, self.bias, W)
             x = x + ops.linear(ops.swiglu(ops.linear(x, self.gate_up, None, 2 * F)), self.down, None, W)

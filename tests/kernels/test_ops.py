@@ -85,6 +85,7 @@ SHAPES = [
     Shape(),
     Shape(heads=3, kv_heads=3, size=16),
     Shape(tracks=3, heads=4, kv_heads=1, size=32, norm=True),
+    Shape(tracks=2, heads=4, kv_heads=2, size=32, norm=True, norm_last=True),
     Shape(size=80, rope=False, window=20),
     Shape(heads=8, kv_heads=1, size=128, norm=True, rope=False),
     Shape(tracks=2, window=70, norm=True),

@@ -8,6 +8,7 @@ import numpy as np
 
 from trtllm_pt.messages import Request, SamplingParams, Tokens
 from trtllm_pt.runtime.kv_pages import PAGE
+from trtllm_pt.runtime.limits import Limits
 from trtllm_pt.runtime.sampling import sample
 from trtllm_pt.runtime.scheduler import Scheduler
 from trtllm_pt.runtime.sequence import Sequence
@@ -60,9 +61,9 @@ def logits_of(state: int) -> np.ndarray:
     return np.random.default_rng(state).normal(0, 2, VOCAB).astype(np.float32)
 
 
-def make(**limits: int) -> Scheduler:
-    sizes = {"max_batch_size": 4, "max_num_tokens": 32, "max_seq_len": 256, "num_pages": 64, "vocab_size": VOCAB}
-    return Scheduler(**{**sizes, **limits})
+def make(max_seq_len: int = 256, **sizes: int) -> Scheduler:
+    limits = Limits(vocab_size=VOCAB, max_seq_len=max_seq_len, max_input_len=max_seq_len - 1)
+    return Scheduler(limits, **{"max_batch_size": 4, "max_num_tokens": 32, "num_pages": 64, **sizes})
 
 
 def step(scheduler: Scheduler, model: FakeModel, *, check: bool = True) -> list[Tokens] | None:

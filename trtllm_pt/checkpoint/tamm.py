@@ -6,8 +6,7 @@ A directory holds `config.json`, as `tamm.utils.json.dump` writes the model's co
 - weights are [tracks, in, out]; ours [tracks, out, in];
 - RoPE turns pairs of neighbours, ours pairs of halves: rows of q and k, and the QK norms, are put in the other order.
   The same order for q and k leaves scores alone, so it is done in layers without positions too;
-- its QK norms follow RoPE, ours come before. A norm without weights commutes with a rotation; one with weights does so
-  only where both numbers of a rotated pair have the same weight. Other layers with RoPE cannot be carried;
+- its QK norms follow RoPE: `qk_norm_after_rope`;
 - `local_attention_window_size` does not count the current token, our window does;
 - of an expert's two inputs `linear_0` goes through the activation; our experts hold up rows, then gate rows.
 """
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from trtllm_pt.checkpoint.manifest import read_json
 from trtllm_pt.checkpoint.safetensors_file import ModelFiles
-from trtllm_pt.checkpoint.source import check_tensors, dtype_of, listed
+from trtllm_pt.checkpoint.source import check_tensors, dtype_of
 from trtllm_pt.config import ModelConfig
 from trtllm_pt.errors import UsageError
 from trtllm_pt.tensors import TensorSpec, tensors
@@ -136,22 +135,6 @@ class TammDir:
         }
         check_tensors(self._files, wanted, dropped=[name for name, ours in _MODEL.items() if ours is None])
         self.dtype = dtype_of(self._files, "embedding.weight")
-        self._check_qk_norms()
-
-    def _check_qk_norms(self) -> None:
-        """Raises UsageError for QK norms that would have to follow RoPE."""
-        bad = []
-        for layer in filter(self.config.has_rope, range(self.config.num_layers)):
-            for ours in ("q_layernorm", "k_layernorm"):
-                for name in self._parts[f"transformer.layers.{layer}.attention.{ours}.weight"]:
-                    pairs = self._files.get(name).unflatten(-1, (-1, 2))  # type: ignore[no-untyped-call]
-                    if not torch.equal(pairs[..., 0], pairs[..., 1]):
-                        bad.append(name)
-        if bad:
-            raise UsageError(
-                "tamm's QK norms follow RoPE, ours come before it: the same only for weights equal within each rotated "
-                f"pair; they differ in {listed(bad)}"
-            )
 
     def read(self, spec: TensorSpec, track: int, dtype: torch.dtype) -> Tensor:
         names = self._parts[spec.name]
@@ -244,6 +227,7 @@ def tamm_to_model_config(tamm_config: dict[str, Any]) -> ModelConfig:
         window=c["local_attention_window_size"] + 1 if "sliding" in attention else None,
         rope_theta=c["rope_theta"],
         qk_norm=True,
+        qk_norm_after_rope=True,
         residual_norm=c["pre_residual_norm"] is not None,
         norm_eps=c["norm_eps"],
         ffn_pattern=feed_forward,

@@ -1,6 +1,6 @@
 """The embedded engine: built once into a directory, then one object per rank that runs batches.
 
-    T tokens   B sequences   R logits wanted   P pages   V vocabulary
+T tokens   B sequences   R logits wanted   P pages   V vocabulary
 """
 
 from __future__ import annotations
@@ -77,7 +77,9 @@ def _checked(checkpoint: Path) -> CheckpointManifest:
     """The manifest of a complete checkpoint whose files hold what it says."""
     manifest = CheckpointManifest.from_dir(checkpoint)
     if manifest.dtype not in DTYPES:
-        raise UsageError(f"dtype ({manifest.dtype!r}): the embedded engine takes {' and '.join(DTYPES)}; convert with --dtype")
+        raise UsageError(
+            f"dtype ({manifest.dtype!r}): the embedded engine takes {' and '.join(DTYPES)}; convert with --dtype"
+        )
     missing = manifest.missing_ranks(checkpoint)
     if missing:
         raise UsageError(f"{checkpoint} is incomplete: it lacks rank{missing[0]}.safetensors")
@@ -103,7 +105,9 @@ class EmbeddedEngine:
         constants = {name: tensor for name, tensor in self._weights.items() if name in wanted}
         self._loader.load_constants(constants, False, True, True)  # the weights stay ours: mapped, not copied
         shape = caches_shape(manifest.model, manifest.ranks, pages)
-        self._caches = [torch.zeros(shape, dtype=manifest.checkpoint.torch_dtype) for _ in range(manifest.model.num_layers)]
+        self._caches = [
+            torch.zeros(shape, dtype=manifest.checkpoint.torch_dtype) for _ in range(manifest.model.num_layers)
+        ]
 
     def run(self, tokens: Tensor, starts: Tensor, offsets: Tensor, pages: Tensor, last: Tensor) -> Tensor:
         """One forward, all int64: tokens [T], starts [B], offsets [B + 1], pages [B, M], last [R].
@@ -116,13 +120,15 @@ class EmbeddedEngine:
             (logits,) = self._loader.boxed_run([tokens, starts, offsets, pages, last, *self._caches])
         except RuntimeError as error:
             raise RunError(f"rank {self.rank}: {str(error).splitlines()[0]}") from error
-        return logits  # type: ignore[no-any-return]
+        return logits
 
     def _check(self, tokens: Tensor, starts: Tensor, offsets: Tensor, pages: Tensor, last: Tensor) -> None:
         inputs = {"tokens": tokens, "starts": starts, "offsets": offsets, "pages": pages, "last": last}
         for name, tensor in inputs.items():
             if tensor.dtype != torch.int64 or not tensor.is_contiguous() or not tensor.numel():
-                raise RunError(f"{name} must be int64, contiguous and not empty, got {tensor.dtype} {list(tensor.shape)}")
+                raise RunError(
+                    f"{name} must be int64, contiguous and not empty, got {tensor.dtype} {list(tensor.shape)}"
+                )
         batch = len(starts)
         if len(offsets) != batch + 1 or len(pages) != batch or int(offsets[-1]) != len(tokens) or int(offsets[0]):
             raise RunError(f"offsets, starts and pages do not describe {len(tokens)} tokens of {batch} sequences")
@@ -151,6 +157,8 @@ def _map_weights(folder: Path, manifest: EngineManifest, rank: int) -> tuple[lis
     for name, info in infos.items():
         file = files[name in shared]
         if name not in file or file.shape(name) != info.shape or file.dtype(name) != info.dtype:
-            raise UsageError(f"{file.path} does not fit this engine: {name} is missing or has another shape; build it again")
+            raise UsageError(
+                f"{file.path} does not fit this engine: {name} is missing or has another shape; build it again"
+            )
         weights[name] = file.get(name)
     return list(files.values()), weights

@@ -26,17 +26,18 @@ class BuildOptions:
 
     def resolved(self, config: ModelConfig) -> BuildOptions:
         """Every value set. Raises UsageError for values that contradict each other or the model."""
-        max_seq_len = config.max_position_embeddings if self.max_seq_len is None else self.max_seq_len
+        most = config.max_position_embeddings
+        max_seq_len = most if self.max_seq_len is None else self.max_seq_len
         max_input_len = max_seq_len - 1 if self.max_input_len is None else self.max_input_len
         for name, value in (("max_batch_size", self.max_batch_size), ("max_num_tokens", self.max_num_tokens)):
             if value < 1:
                 raise UsageError(f"{name} ({value}) must be at least 1")
-        if not 2 <= max_seq_len <= config.max_position_embeddings:
-            raise UsageError(
-                f"max_seq_len ({max_seq_len}) must be between 2 and max_position_embeddings ({config.max_position_embeddings})"
-            )
+        if not 2 <= max_seq_len <= most:
+            raise UsageError(f"max_seq_len ({max_seq_len}) must be between 2 and max_position_embeddings ({most})")
         if not 1 <= max_input_len < max_seq_len:
-            raise UsageError(f"max_input_len ({max_input_len}) must be at least 1 and below max_seq_len ({max_seq_len})")
+            raise UsageError(
+                f"max_input_len ({max_input_len}) must be at least 1 and below max_seq_len ({max_seq_len})"
+            )
         if self.max_num_tokens < self.max_batch_size:
             raise UsageError(
                 f"max_num_tokens ({self.max_num_tokens}) must be at least max_batch_size ({self.max_batch_size}): "

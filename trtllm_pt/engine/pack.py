@@ -32,7 +32,9 @@ def weight_infos(manifest: CheckpointManifest) -> dict[str, TensorInfo]:
 
 def shared_names(config: ModelConfig, infos: dict[str, TensorInfo]) -> set[str]:
     """Constants that all ranks hold alike."""
-    alike = {spec.name for spec in tensors(config) if spec.split == "none" and (not spec.per_track or config.tracks == 1)}
+    alike = {
+        spec.name for spec in tensors(config) if spec.split == "none" and (not spec.per_track or config.tracks == 1)
+    }
     return (alike | {"transformer.inv_freq"}) & set(infos)
 
 
@@ -41,9 +43,18 @@ def write_weights(checkpoint: Path, manifest: CheckpointManifest, output: Path, 
     infos = weight_infos(manifest)
     shared = shared_names(manifest.model, infos)
     jobs = [(output / SHARED_FILE, 0, sorted(shared))]
-    jobs += [(output / f"rank{rank}.safetensors", rank, [n for n in infos if n not in shared]) for rank in range(manifest.ranks)]
+    jobs += [
+        (output / f"rank{rank}.safetensors", rank, [n for n in infos if n not in shared])
+        for rank in range(manifest.ranks)
+    ]
     total = sum(infos[name].nbytes for _, _, names in jobs for name in names)
-    bar = tqdm(total=total, desc="packing weights", unit="B", unit_scale=True, disable=None if progress is None else not progress)
+    bar = tqdm(
+        total=total,
+        desc="packing weights",
+        unit="B",
+        unit_scale=True,
+        disable=None if progress is None else not progress,
+    )
     with bar:
         for path, rank, names in jobs:
             source = open_rank(checkpoint, manifest, rank)

@@ -64,6 +64,7 @@ def attention(
     head_size: int,
     window: int,
     eps: float,
+    norm_after_rope: bool,
 ) -> Tensor:
     return qkv.new_empty(qkv.shape[0], qkv.shape[1], heads * head_size)
 

@@ -288,7 +288,7 @@ struct Span {
 
 Tensor attention(const Tensor& qkv, const OptionalTensor& rotary, const OptionalTensor& q_norm, const OptionalTensor& k_norm,
                  Tensor cache, const Tensor& starts, const Tensor& offsets, const Tensor& pages, int64_t H, int64_t D,
-                 int64_t window, double eps) {
+                 int64_t window, double eps, bool norm_after_rope) {
   check_dims(qkv, "attention: qkv", 3);
   check_dims(cache, "attention: cache", 4);
   check_dims(pages, "attention: pages", 2);
@@ -313,6 +313,7 @@ Tensor attention(const Tensor& qkv, const OptionalTensor& rotary, const Optional
   a.bf16 = bf16, a.qkv = bytes(rows), a.cache = mutable_bytes(cache);
   a.rotary = rotary ? rotary->const_data_ptr<float>() : nullptr;
   a.q_norm = q_norm ? bytes(*q_norm) : nullptr, a.k_norm = k_norm ? bytes(*k_norm) : nullptr;
+  a.norm_last = norm_after_rope;
   a.starts = starts.const_data_ptr<int64_t>(), a.offsets = offsets.const_data_ptr<int64_t>();
   a.pages = pages.const_data_ptr<int64_t>();
   a.tokens = T, a.tracks = K, a.heads = H, a.kv_heads = G, a.head_size = D, a.window = window;
@@ -458,7 +459,7 @@ TORCH_LIBRARY_FRAGMENT(trtllm_pt, m) {
   m.def("rotary(Tensor tokens, Tensor starts, Tensor offsets, Tensor inv_freq) -> Tensor");
   m.def(
       "attention(Tensor qkv, Tensor? rotary, Tensor? q_norm, Tensor? k_norm, Tensor(a!) cache, Tensor starts, "
-      "Tensor offsets, Tensor pages, int heads, int head_size, int window, float eps) -> Tensor");
+      "Tensor offsets, Tensor pages, int heads, int head_size, int window, float eps, bool norm_after_rope) -> Tensor");
   m.def("experts(Tensor x, Tensor router, Tensor gate_up, Tensor down, int top_k, float cap, int intermediate) -> Tensor");
   m.def("isa() -> str", isa);
 }

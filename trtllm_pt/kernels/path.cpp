@@ -367,23 +367,33 @@ void tree_sum(bool x_bf16, const void* x, int64_t parts, int64_t stride, int64_t
 
 // ---- attention
 
-// One head of one token: RMS norm where `weight` is given, then RoPE (halves) where `rotary` is.
-template <class T, class Y>
-INLINE void place(const T* x, const T* weight, const float* rotary, int64_t D, float eps, Y* y) {
-  float normed[kMaxHeadSize], turned[kMaxHeadSize];
+// x[i] * weight[i] / sqrt(mean(x^2) + eps) in float32; without a weight x itself.
+template <class X, class T>
+INLINE void norm_head(const X* x, const T* weight, int64_t D, float eps, float* y) {
   Floats scale = all(weight ? inverse_rms(x, D, eps) : 1.f);
   for (int64_t i = 0; i < D; i += kLanes) {
     Floats v = load(x + i);
-    store(normed + i, weight ? v * scale * load(weight + i) : v);
+    store(y + i, weight ? v * scale * load(weight + i) : v);
   }
-  if (rotary) {
-    const float *cos = rotary, *sin = rotary + D / 2, *low = normed, *high = normed + D / 2;
-    for (int64_t i = 0; i < D / 2; i++) {
-      turned[i] = low[i] * cos[i] - high[i] * sin[i];
-      turned[D / 2 + i] = high[i] * cos[i] + low[i] * sin[i];
-    }
+}
+
+// RoPE on halves; without a table x itself.
+INLINE void rotate_head(const float* x, const float* rotary, int64_t D, float* y) {
+  const float *cos = rotary, *sin = rotary + D / 2, *low = x, *high = x + D / 2;
+  for (int64_t i = 0; i < D / 2; i++) {
+    y[i] = rotary ? low[i] * cos[i] - high[i] * sin[i] : low[i];
+    y[D / 2 + i] = rotary ? high[i] * cos[i] + low[i] * sin[i] : high[i];
   }
-  for (int64_t i = 0; i < D; i += kLanes) store(y + i, load((rotary ? turned : normed) + i));
+}
+
+// One head of one token: RMS norm where `weight` is given and RoPE where `rotary` is, in the order asked for.
+template <class T, class Y>
+INLINE void place(const T* x, const T* weight, const float* rotary, bool norm_last, int64_t D, float eps, Y* y) {
+  float first[kMaxHeadSize], second[kMaxHeadSize];
+  norm_head(x, norm_last ? nullptr : weight, D, eps, first);
+  rotate_head(first, rotary, D, second);
+  norm_head(second, norm_last ? weight : nullptr, D, eps, first);
+  for (int64_t i = 0; i < D; i += kLanes) store(y + i, load(first + i));
 }
 
 template <class T>
@@ -408,9 +418,9 @@ void write_of(const Attention& a, int64_t track, int64_t sequence, int64_t begin
     for (int64_t g = 0; g < a.kv_heads; g++) {
       const int64_t lane = track * a.kv_heads + g;
       for (int64_t h = 0; h < group; h++)
-        place(row + (g * group + h) * D, q_norm, rotary, D, a.eps, queries + ((lane * a.tokens + token) * group + h) * D);
+        place(row + (g * group + h) * D, q_norm, rotary, a.norm_last, D, a.eps, queries + ((lane * a.tokens + token) * group + h) * D);
       T key[kMaxHeadSize];
-      place(row + (a.heads + g) * D, k_norm, rotary, D, a.eps, key);
+      place(row + (a.heads + g) * D, k_norm, rotary, a.norm_last, D, a.eps, key);
       const T* value = row + (a.heads + a.kv_heads + g) * D;
       T* keys = page_of<T>(a, 0, sequence, position / kPage, lane);
       T* values = page_of<T>(a, 1, sequence, position / kPage, lane);

@@ -46,6 +46,7 @@ struct Attention {
   const float* rotary;   // [T, D] cos | sin, or null
   const void* q_norm;    // [K, D] or null
   const void* k_norm;    // [K, D] or null
+  bool norm_last;        // after RoPE
   char* cache;           // [2, P, K G, kPage D]
   const int64_t* starts;   // [B]
   const int64_t* offsets;  // [B + 1]

@@ -9,6 +9,7 @@ buffer `lm_head.first` and from the communicator which rank it is.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,11 +17,12 @@ from torch import Tensor, nn
 
 from trtllm_pt.config import ModelConfig
 from trtllm_pt.layout import RankLayout, rank_layout
+from trtllm_pt.network.module import Module
 from trtllm_pt.network.walk import walk
 from trtllm_pt.schedule import ReduceOp, Run, schedule_of
 
 PAGE = 16  # tokens of a KV page, as in the ops
-ops = torch.ops.trtllm_pt
+ops = torch.ops.trtllm_pt  # untyped, hence the ignores
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,7 @@ class Batch:
     caches: list[Tensor]  # per layer [2, P, K * G, PAGE * D]
 
 
-class EmbeddedModel(nn.Module):
+class EmbeddedModel(Module):
     """One rank of `ranks`. `forward` gives float32 logits [R, V / ranks] of the tokens at `last`."""
 
     def __init__(self, config: ModelConfig, ranks: int, dtype: torch.dtype) -> None:
@@ -48,16 +50,20 @@ class EmbeddedModel(nn.Module):
     ) -> Tensor:
         """tokens int64 [T], last int64 [R], the rest as in Batch."""
         stream = self.transformer(tokens, starts, offsets, pages, last, caches)
-        return self.lm_head(stream, self.transformer.vocab_embedding)  # type: ignore[no-any-return]
+        return self.lm_head(stream, self.transformer.vocab_embedding)
 
 
-class Transformer(nn.Module):
+class Transformer(Module):
+    layers: Sequence[Layer]
+    inv_freq: Tensor | None
+
     def __init__(self, config: ModelConfig, layout: RankLayout, dtype: torch.dtype) -> None:
         super().__init__()
         self.config, self.ranks = config, layout.ranks
         self.schedule = schedule_of(config)
         self.vocab_embedding = Packed((), config.vocab_size, config.hidden_size, dtype)
-        self.layers = nn.ModuleList(Layer(config, layout, layer, dtype) for layer in range(config.num_layers))
+        layers = (Layer(config, layout, layer, dtype) for layer in range(config.num_layers))
+        self.layers = nn.ModuleList(layers)  # type: ignore[assignment]  # a ModuleList knows no element type
         self.ln_f = Norm(1, config.hidden_size, config, dtype)
         if any(config.has_rope(layer) for layer in range(config.num_layers)):
             self.register_buffer("inv_freq", torch.empty(1, config.head_size // 2))
@@ -72,7 +78,7 @@ class Transformer(nn.Module):
         batch = Batch(starts, offsets, pages, rotary, caches)
         x = ops.gather_rows(tokens, self.vocab_embedding.weight, self.config.hidden_size)
         x = walk(self.schedule, TrackOps(self, batch), x[None])
-        return self.ln_f(x[:, last])[0]  # type: ignore[no-any-return]
+        return self.ln_f(x[:, last])[0]
 
 
 class TrackOps:
@@ -83,7 +89,6 @@ class TrackOps:
 
     def sublayer(self, run: Run, x: Tensor) -> Tensor:
         layer = self.transformer.layers[run.layer]
-        assert isinstance(layer, Layer)
         return layer.attention_out(x, self.batch) if run.place == "attention" else layer.ffn_out(x)
 
     def dispatch(self, layer: int, shared: Tensor) -> Tensor:
@@ -105,7 +110,7 @@ class TrackOps:
         return x * (1.0 / self.config.tracks)
 
 
-class Layer(nn.Module):
+class Layer(Module):
     """The two sub-layers, norms included, residuals not."""
 
     def __init__(self, config: ModelConfig, layout: RankLayout, layer: int, dtype: torch.dtype) -> None:
@@ -119,7 +124,7 @@ class Layer(nn.Module):
         self.attention = Attention(config, layout, layer, dtype)
         self.post_layernorm = Norm(tracks, width, config, dtype)
         ffn = Experts if config.is_moe(layer) else GatedMLP
-        self.mlp: nn.Module = ffn(config, layout, dtype)
+        self.mlp: Module = ffn(config, layout, dtype)
         if config.residual_norm:
             self.attention_residual_layernorm = Norm(tracks, width, config, dtype)
             self.mlp_residual_layernorm = Norm(tracks, width, config, dtype)
@@ -127,15 +132,15 @@ class Layer(nn.Module):
             self.combine_layernorm = Norm(tracks, width, config, dtype)
 
     def attention_out(self, x: Tensor, batch: Batch) -> Tensor:
-        out: Tensor = self.attention(self.input_layernorm(x), batch)
+        out = self.attention(self.input_layernorm(x), batch)
         return self.attention_residual_layernorm(out) if self.config.residual_norm else out
 
     def ffn_out(self, x: Tensor) -> Tensor:
-        out: Tensor = self.mlp(self.post_layernorm(x))
+        out = self.mlp(self.post_layernorm(x))
         return self.mlp_residual_layernorm(out) if self.config.residual_norm else out
 
 
-class Attention(nn.Module):
+class Attention(Module):
     """One call over all the rank's heads: norms, RoPE, cache and softmax are inside the op."""
 
     def __init__(self, config: ModelConfig, layout: RankLayout, layer: int, dtype: torch.dtype) -> None:
@@ -165,11 +170,12 @@ class Attention(nn.Module):
             c.head_size,
             c.layer_window(self.layer) or 0,
             c.norm_eps,
+            c.qk_norm_after_rope,
         )
-        return self.dense(out)  # type: ignore[no-any-return]
+        return self.dense(out)
 
 
-class GatedMLP(nn.Module):
+class GatedMLP(Module):
     def __init__(self, config: ModelConfig, layout: RankLayout, dtype: torch.dtype) -> None:
         super().__init__()
         tracks, width, rows = len(layout.tracks), config.hidden_size, len(layout.ffn)
@@ -177,10 +183,10 @@ class GatedMLP(nn.Module):
         self.proj = Linear(tracks, width, rows, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj(ops.swiglu(self.fc_gate(x)))  # type: ignore[no-any-return]
+        return self.proj(ops.swiglu(self.fc_gate(x)))
 
 
-class Experts(nn.Module):
+class Experts(Module):
     def __init__(self, config: ModelConfig, layout: RankLayout, dtype: torch.dtype) -> None:
         super().__init__()
         self.config, self.rows = config, len(layout.experts_ffn)
@@ -195,22 +201,24 @@ class Experts(nn.Module):
         return ops.experts(x, *weights, c.experts_per_token, c.router_logits_cap or 0.0, self.rows)  # type: ignore[no-any-return]
 
 
-class Head(nn.Module):
+class Head(Module):
     """This rank's slice of the logits. A tied head reads its rows of the embedding, which all ranks map."""
 
     def __init__(self, config: ModelConfig, layout: RankLayout, dtype: torch.dtype) -> None:
         super().__init__()
         self.rows = len(layout.vocab)
+        self.first: Tensor
         # Two axes, like inv_freq: the compiler writes the values of a short vector into the graph.
         self.register_buffer("first", torch.empty(1, 1, dtype=torch.int64))
         if not config.tie_embeddings:
             self.register_buffer("weight", Packed((), self.rows, config.hidden_size, dtype).weight)
 
     def forward(self, x: Tensor, embedding: Packed) -> Tensor:
-        return ops.head(x, getattr(self, "weight", embedding.weight), self.first[0], self.rows)  # type: ignore[no-any-return]
+        table = getattr(self, "weight", embedding.weight)
+        return ops.head(x, table, self.first[0], self.rows)  # type: ignore[no-any-return]
 
 
-class Linear(nn.Module):
+class Linear(Module):
     """x [K, T, I] times packed weight, track by track."""
 
     def __init__(self, tracks: int, rows: int, columns: int, dtype: torch.dtype, bias: bool = False) -> None:
@@ -223,7 +231,7 @@ class Linear(nn.Module):
         return ops.linear(x, self.weight, self.bias, self.rows)  # type: ignore[no-any-return]
 
 
-class Norm(nn.Module):
+class Norm(Module):
     def __init__(self, tracks: int, features: int, config: ModelConfig, dtype: torch.dtype) -> None:
         super().__init__()
         self.eps = config.norm_eps
@@ -233,7 +241,7 @@ class Norm(nn.Module):
         return ops.rms_norm(x, self.weight, self.eps)  # type: ignore[no-any-return]
 
 
-class Weight(nn.Module):
+class Weight(Module):
     weight: Tensor
 
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:

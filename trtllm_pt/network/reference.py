@@ -2,22 +2,24 @@
 
 It does not use walk.py, so that one mistake cannot be in both.
 
-    n tracks   B sequences   S tokens of each   W hidden_size   H, G heads, KV heads   D head_size   F FFN rows   E experts
+    n tracks   B sequences   S tokens of each   W hidden_size   H, G heads, KV heads   D head_size   F FFN rows
+    E experts
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trtllm_pt.config import ModelConfig
+from trtllm_pt.network.module import Module
 
 
-class ReferenceModel(nn.Module):
+class ReferenceModel(Module):
     """The model of a config. Parameter names and shapes are those of `tensors(config)`, tracks stacked in front."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -32,18 +34,20 @@ class ReferenceModel(nn.Module):
         return self.transformer(tokens) @ head.weight.mT
 
 
-class Transformer(nn.Module):
+class Transformer(Module):
+    layers: Sequence[Layer]
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.vocab_embedding = Weight(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Layer(config, layer) for layer in range(config.num_layers))
+        # A ModuleList knows no element type.
+        self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_layers))  # type: ignore[assignment]
         self.ln_f = Norm(config, config.hidden_size, per_track=False)
         self.streams: Callable[[Tensor], Tensor] = getattr(self, f"_{config.schedule}")
 
     def forward(self, tokens: Tensor) -> Tensor:
-        out: Tensor = self.ln_f(self.streams(F.embedding(tokens, self.vocab_embedding.weight)))
-        return out
+        return self.ln_f(self.streams(F.embedding(tokens, self.vocab_embedding.weight)))
 
     # Each schedule's formula. x is the shared stream [B, S, W]; h the tracks' own streams [n, B, S, W].
 
@@ -111,7 +115,7 @@ class Transformer(nn.Module):
         return now
 
 
-class Layer(nn.Module):
+class Layer(Module):
     """The two sub-layers, norms included, residuals not."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
@@ -123,7 +127,7 @@ class Layer(nn.Module):
         self.input_layernorm = Norm(config, width)
         self.attention = Attention(config, layer)
         self.post_layernorm = Norm(config, width)
-        self.mlp: nn.Module = Experts(config) if config.is_moe(layer) else GatedMLP(config)
+        self.mlp: Module = Experts(config) if config.is_moe(layer) else GatedMLP(config)
         if config.residual_norm:
             self.attention_residual_layernorm = Norm(config, width)
             self.mlp_residual_layernorm = Norm(config, width)
@@ -132,16 +136,16 @@ class Layer(nn.Module):
 
     def attention_out(self, h: Tensor) -> Tensor:
         """h [n, B, S, W] -> the attention's output, to be added to it."""
-        out: Tensor = self.attention(self.input_layernorm(h))
+        out = self.attention(self.input_layernorm(h))
         return self.attention_residual_layernorm(out) if self.config.residual_norm else out
 
     def ffn_out(self, h: Tensor) -> Tensor:
         """h [n, B, S, W] -> the FFN's output, to be added to it."""
-        out: Tensor = self.mlp(self.post_layernorm(h))
+        out = self.mlp(self.post_layernorm(h))
         return self.mlp_residual_layernorm(out) if self.config.residual_norm else out
 
 
-class Attention(nn.Module):
+class Attention(Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         n, inner = config.tracks, config.num_heads * config.head_size
@@ -156,22 +160,26 @@ class Attention(nn.Module):
         c = self.config
         n, batch, length, _ = x.shape
         sizes = [heads * c.head_size for heads in (c.num_heads, c.num_kv_heads, c.num_kv_heads)]
-        q, k, v = (part.unflatten(-1, (-1, c.head_size)).transpose(2, 3) for part in self.qkv(x).split(sizes, -1))
-        if c.qk_norm:  # [n, B, H, S, D], a weight [n, D] per track
+        # [n, B, H, S, D] each
+        q, k, v = (
+            part.view(n, batch, length, -1, c.head_size).transpose(2, 3) for part in torch.split(self.qkv(x), sizes, -1)
+        )
+        if c.qk_norm and not c.qk_norm_after_rope:
             q, k = self.q_layernorm(q), self.k_layernorm(k)
         if self.has_rope:
             cos, sin = rotary(c, torch.arange(length, device=x.device), x.dtype)
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        if c.qk_norm_after_rope:
+            q, k = self.q_layernorm(q), self.k_layernorm(k)
         group = c.num_heads // c.num_kv_heads
         k, v = k.repeat_interleave(group, 2), v.repeat_interleave(group, 2)
         q, k, v = (part.flatten(0, 1) for part in (q, k, v))
         mask = None if self.window is None else sliding_mask(length, self.window, x.device)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
-        out = self.dense(out.unflatten(0, (n, batch)).transpose(2, 3).flatten(3))
-        return out
+        return self.dense(out.view(n, batch, *out.shape[1:]).transpose(2, 3).flatten(3))
 
 
-class GatedMLP(nn.Module):
+class GatedMLP(Module):
     """SwiGLU (arXiv:2002.05202): proj(silu(fc x) * gate x)."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -182,11 +190,10 @@ class GatedMLP(nn.Module):
         self.proj = Linear(n, width, rows)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.proj(F.silu(self.fc(x)) * self.gate(x))
-        return out
+        return self.proj(F.silu(self.fc(x)) * self.gate(x))
 
 
-class Experts(nn.Module):
+class Experts(Module):
     """Experts local to each track, top-k of soft-capped router logits, weights by softmax over the chosen."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -198,7 +205,9 @@ class Experts(nn.Module):
         self.proj = Weight(n, experts, width, rows)
 
     def forward(self, x: Tensor) -> Tensor:
-        logits = torch.einsum("nbsw,new->nbse", x, self.router.weight.to(x.dtype)).to(torch.promote_types(x.dtype, torch.float32))
+        logits = torch.einsum("nbsw,new->nbse", x, self.router.weight.to(x.dtype)).to(
+            torch.promote_types(x.dtype, torch.float32)
+        )
         if self.config.router_logits_cap is not None:
             logits = self.config.router_logits_cap * torch.tanh(logits / self.config.router_logits_cap)
         chosen, experts = logits.topk(self.config.experts_per_token, -1)
@@ -208,7 +217,7 @@ class Experts(nn.Module):
         return torch.einsum("nbsef,newf,nbse->nbsw", F.silu(gate) * up, self.proj.weight, weights)
 
 
-class Linear(nn.Module):
+class Linear(Module):
     """x [n, ..., I] times weight [n, O, I], track by track."""
 
     def __init__(self, tracks: int, rows: int, columns: int, bias: bool = False) -> None:
@@ -220,10 +229,10 @@ class Linear(nn.Module):
         out = torch.bmm(x.flatten(1, -2), self.weight.mT)
         if self.bias is not None:
             out = out + self.bias[:, None]
-        return out.unflatten(1, x.shape[1:-1])
+        return out.view(*x.shape[:-1], out.shape[-1])
 
 
-class Norm(nn.Module):
+class Norm(Module):
     """RMSNorm (arXiv:1910.07467) over the last axis of x [n, ..., I], in float32 or better."""
 
     def __init__(self, config: ModelConfig, features: int, per_track: bool = True) -> None:
@@ -232,14 +241,14 @@ class Norm(nn.Module):
         self.weight = nn.Parameter(torch.empty(config.tracks, features) if per_track else torch.empty(features))
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight
+        weight: Tensor = self.weight
         if weight.dim() == 2:
             weight = weight.view(-1, *[1] * (x.dim() - 2), weight.shape[-1])
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps) * weight).to(x.dtype)
 
 
-class Weight(nn.Module):
+class Weight(Module):
     def __init__(self, *shape: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(shape))
@@ -248,17 +257,19 @@ class Weight(nn.Module):
 def inverse_frequencies(config: ModelConfig) -> Tensor:
     """RoPE's angle per position, float32 [D/2] (arXiv:2104.09864, eq. 15), with the config's scaling."""
     half = torch.arange(0, config.head_size, 2, dtype=torch.float64)
-    freq = config.rope_theta ** -(half / config.head_size)
+    freq: Tensor = config.rope_theta ** -(half / config.head_size)
     scaling = config.rope_scaling
     if scaling is None:
         return freq.float()
     if scaling["rope_type"] == "linear":
-        return (freq / scaling["factor"]).float()
+        stretched: Tensor = freq / scaling["factor"]
+        return stretched.float()
     # Llama 3.1: long waves are stretched by `factor`, short ones kept, those between interpolated.
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     turns = scaling["original_max_position_embeddings"] * freq / (2 * math.pi)
     keep = ((turns - low) / (high - low)).clamp(0, 1)
-    return (freq * keep + freq / scaling["factor"] * (1 - keep)).float()
+    blended: Tensor = freq * keep + freq / scaling["factor"] * (1 - keep)
+    return blended.float()
 
 
 def rotary(config: ModelConfig, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ import time
 from collections import deque
 
 from trtllm_pt.messages import Request, Stats, Tokens
+from trtllm_pt.runtime.limits import Limits
 from trtllm_pt.runtime.sampling import sample
 from trtllm_pt.runtime.scheduler import Scheduler
 from trtllm_pt.runtime.session import Session
@@ -14,18 +15,15 @@ from trtllm_pt.runtime.session import Session
 class EmbeddedRuntime:
     """Requests in, tokens out, all ranks in step. Everything that decides is here; the others follow."""
 
-    def __init__(self, session: Session, end_id: int = -1) -> None:
+    def __init__(self, session: Session) -> None:
         self.session = session
         self._vocab_size = session.manifest.model.vocab_size
         options = session.manifest.options
-        assert options.max_input_len is not None
         self._scheduler = Scheduler(
+            Limits.of(session.manifest),
             max_batch_size=options.max_batch_size,
             max_num_tokens=options.max_num_tokens,
-            max_seq_len=session.manifest.max_seq_len,
             num_pages=session.engine.pages,
-            vocab_size=self._vocab_size,
-            end_id=end_id,
         )
         self._done: deque[Tokens] = deque()  # of requests that ended between steps
 

@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -68,7 +67,9 @@ class LLM:
             raise UsageError("prompts must be a list: for one prompt, [prompt]")
         each = sampling if isinstance(sampling, Sequence) else [sampling or SamplingParams()] * len(prompts)
         if len(each) != len(prompts):
-            raise UsageError(f"{len(each)} sampling parameters for {len(prompts)} prompts: give one for all, or one each")
+            raise UsageError(
+                f"{len(each)} sampling parameters for {len(prompts)} prompts: give one for all, or one each"
+            )
         outputs = [self._submit(prompt, one, stop) for prompt, one in zip(prompts, each, strict=True)]
         for _ in self._deltas(outputs):
             pass
@@ -88,7 +89,7 @@ class LLM:
     def __enter__(self) -> LLM:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def encode(self, prompt: Prompt) -> tuple[int, ...]:
@@ -100,7 +101,9 @@ class LLM:
         try:
             return tuple(int(word) for word in prompt.replace(",", " ").split())
         except ValueError:
-            raise UsageError(f"this engine has no tokenizer: give the prompt as token ids such as '1 2 3', not {prompt!r}") from None
+            raise UsageError(
+                f"this engine has no tokenizer: give the prompt as token ids such as '1 2 3', not {prompt!r}"
+            ) from None
 
     def _submit(self, prompt: Prompt, sampling: SamplingParams, stop: Sequence[str]) -> _Output:
         if sampling.end_id is None:
@@ -173,7 +176,9 @@ class _Output:
     def result(self, sync_points_seen: int | None) -> RunResult:
         assert self.finish_reason is not None
         count = len(self.token_ids)
-        rate = (count - 1) / (self.last - self.first) if self.last > self.first else count / (self.last - self.submitted)
+        rate = (
+            (count - 1) / (self.last - self.first) if self.last > self.first else count / (self.last - self.submitted)
+        )
         return RunResult(
             text="".join(self.pieces),
             token_ids=tuple(self.token_ids),

@@ -25,6 +25,7 @@ from typing import Any
 from trtllm_pt.engine.manifest import EngineManifest
 from trtllm_pt.errors import RunError, TrtllmPtError, UsageError
 from trtllm_pt.messages import Request, Stats, Tokens
+from trtllm_pt.runtime.limits import Limits
 
 START_SECONDS = 120.0
 _STOP_SECONDS = 5.0
@@ -78,6 +79,7 @@ class RemoteRuntime:
         self, folder: Path, manifest: EngineManifest, *, threads: int | None = None, kv_tokens: int | None = None
     ) -> None:
         self._closed = False
+        self._limits = Limits.of(manifest)
         self._leftovers: set[Path] = set()
         self._tokens: list[Tokens] = []  # received, not polled yet
         self._stats: Stats | None = None  # the answer, once it is there
@@ -131,6 +133,7 @@ class RemoteRuntime:
         raise RunError(f"the engine did not load within {START_SECONDS:.0f} s")
 
     def submit(self, request: Request) -> None:
+        self._limits.check(request)
         self._send({"submit": request.to_json()})
 
     def cancel(self, request_id: int) -> None:

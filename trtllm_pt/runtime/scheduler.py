@@ -19,7 +19,8 @@ import numpy as np
 from trtllm_pt.errors import UsageError
 from trtllm_pt.messages import FinishReason, Request, Tokens
 from trtllm_pt.runtime.kv_pages import PAGE, ROOT, PagePool, pages_for
-from trtllm_pt.runtime.sampling import Sampled, check_sampling, is_token
+from trtllm_pt.runtime.limits import Limits
+from trtllm_pt.runtime.sampling import Sampled
 from trtllm_pt.runtime.sequence import Sequence
 from trtllm_pt.runtime.step_plan import Int64s, StepPlan
 
@@ -27,27 +28,25 @@ from trtllm_pt.runtime.step_plan import Int64s, StepPlan
 class Scheduler:
     """Running sequences and the queue, together always in order of arrival: first come, first served, last preempted.
 
-    max_batch_size: sequences that run at a time (slots). max_num_tokens: tokens in a step. max_seq_len: tokens of a
-    sequence, prompt and output. num_pages: KV pages of 16 tokens. chunk: prompt tokens that a step takes beside
+    max_batch_size: sequences that run at a time (slots). max_num_tokens: tokens in a step. num_pages: KV pages of 16
+    tokens. chunk: prompt tokens that a step takes beside
     sequences that are decoding (default: up to max_num_tokens), so that a long prompt does not stall them. end_id: of
     requests that name none; -1: none. Raises UsageError for limits that contradict each other.
     """
 
     def __init__(
         self,
+        limits: Limits,
         *,
         max_batch_size: int,
         max_num_tokens: int,
-        max_seq_len: int,
         num_pages: int,
-        vocab_size: int,
         end_id: int = -1,
         chunk: int | None = None,
     ) -> None:
+        self.limits = limits
         self.max_batch_size = max_batch_size
         self.max_num_tokens = max_num_tokens
-        self.max_seq_len = max_seq_len
-        self.vocab_size = vocab_size
         self.end_id = end_id
         self.chunk = max_num_tokens if chunk is None else chunk
         self._check_limits(num_pages)
@@ -65,15 +64,13 @@ class Scheduler:
         self._by_id: dict[int, Sequence] = {}
         self._step: list[tuple[Sequence, int]] = []  # in flight: sequence and number of its tokens
         self._slots = list(range(max_batch_size - 1, -1, -1))
-        self._table = np.zeros((max_batch_size, pages_for(max_seq_len)), np.int64)  # pages by slot
-        self._columns = np.arange(pages_for(max_seq_len))
+        self._table = np.zeros((max_batch_size, pages_for(limits.max_seq_len)), np.int64)  # pages by slot
+        self._columns = np.arange(pages_for(limits.max_seq_len))
 
     def add(self, request: Request) -> None:
         """Queue a request. Raises UsageError, naming the field, for one that could never run."""
         self._check_request(request)
-        check_sampling(request.sampling, self.vocab_size)
-        limit = self._limit(request)
-        sequence = Sequence.start(request, limit, self.end_id)
+        sequence = Sequence.start(request, self.limits.length(request), self.end_id)
         self._by_id[request.id] = sequence
         self.waiting.append(sequence)
         self.prompt_tokens += len(request.token_ids)
@@ -132,7 +129,7 @@ class Scheduler:
     # What is refused
 
     def _check_limits(self, num_pages: int) -> None:
-        limits = ("max_batch_size", "max_num_tokens", "max_seq_len", "vocab_size", "chunk")
+        limits = ("max_batch_size", "max_num_tokens", "chunk")
         for name, value in (*((n, getattr(self, n)) for n in limits), ("num_pages", num_pages)):
             if value < 1:
                 raise UsageError(f"{name} ({value}) must be at least 1")
@@ -142,26 +139,11 @@ class Scheduler:
                 "a step decodes a token of every sequence"
             )
 
-    def _limit(self, request: Request) -> int:
-        return min(len(request.token_ids) + request.sampling.max_tokens, self.max_seq_len)
-
     def _check_request(self, request: Request) -> None:
         if request.id in self._by_id:
             raise UsageError(f"id ({request.id}) belongs to a request that is still in flight")
-        if not request.token_ids:
-            raise UsageError("token_ids is empty: a request needs at least one prompt token")
-        length = len(request.token_ids)
-        if length >= self.max_seq_len:
-            raise UsageError(
-                f"the prompt has {length} tokens and must be shorter than max_seq_len ({self.max_seq_len}), "
-                "which counts prompt and output"
-            )
-        for position, token in enumerate(request.token_ids):
-            if not is_token(token, self.vocab_size):
-                raise UsageError(
-                    f"token_ids[{position}] ({token!r}) must be a token id between 0 and {self.vocab_size - 1}"
-                )
-        needed = pages_for(self._limit(request) - 1)  # the last token is never computed
+        self.limits.check(request)
+        needed = pages_for(self.limits.length(request) - 1)  # the last token is never computed
         if needed > self.pages.total:
             raise UsageError(
                 f"prompt and max_tokens together need {needed} KV pages of {PAGE} tokens, "

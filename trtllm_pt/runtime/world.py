@@ -25,7 +25,7 @@ T = TypeVar("T")
 # Who starts ranks says so in the environment: a launcher's name and the variable that has the number of ranks.
 _LAUNCHERS = {"MPICH's mpirun": "PMI_SIZE", "Open MPI's mpirun": "OMPI_COMM_WORLD_SIZE"}
 _STOP = np.zeros(1, np.int64)  # a plan's first entry is its length, never 0
-# A follower that waits for work polls at once, then ever more seldom: a running engine loses no time, an idle one no core.
+# A follower that waits for work polls at once, then ever more seldom: running, it loses no time; idle, no core.
 _SPIN_SECONDS, _LONGEST_SLEEP = 0.002, 0.002
 
 
