@@ -80,10 +80,10 @@ class RemoteRuntime:
     ) -> None:
         self._closed = False
         self._limits = Limits.of(manifest)
-        self._leftovers: set[Path] = set()
+        self.leftovers: set[Path] = set()
         self._tokens: list[Tokens] = []  # received, not polled yet
         self._stats: Stats | None = None  # the answer, once it is there
-        self._pids: list[int] = []
+        self.pids: list[int] = []
         self._folder = Path(tempfile.mkdtemp(prefix="trtllm_pt-"))
         self._log = self._folder / "ranks.log"
         try:
@@ -94,8 +94,8 @@ class RemoteRuntime:
                 given = [str(word) for pair in options.items() if pair[1] is not None for word in pair]
                 self._job = self._start(manifest.ranks, [str(folder), str(self._folder / "socket"), *given])
                 self._connection = self._accept(listener)
-            self._pids = self._wait_until_ready()
-            self._leftovers = _shared_memory_of(self._pids[0])
+            self.pids = self._wait_until_ready()
+            self.leftovers = _shared_memory_of(self.pids[0])
         except BaseException:
             self.close()
             raise
@@ -173,7 +173,7 @@ class RemoteRuntime:
         if hasattr(self, "_job"):
             self._end_job()
         shutil.rmtree(self._folder, ignore_errors=True)
-        for path in self._leftovers:  # of ranks that could not clean up
+        for path in self.leftovers:  # of ranks that could not clean up
             path.unlink(missing_ok=True)
 
     def _end_job(self) -> None:
@@ -181,7 +181,7 @@ class RemoteRuntime:
             if end is not None:
                 os.killpg(self._job.pid, end)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._job.wait(_STOP_SECONDS if self._pids else 1.0)
+                self._job.wait(_STOP_SECONDS if self.pids else 1.0)
                 return
 
     def _send(self, message: dict[str, Any]) -> None:
@@ -205,8 +205,8 @@ class RemoteRuntime:
             kind, text = said[0]
             return UsageError(text) if kind == "usage" else RunError(text)
         code = re.search(r"EXIT CODE: (\d+)", log)
-        if (found := re.search(r"PID (\d+) RUNNING AT", log)) and int(found[1]) in self._pids:
-            rank = self._pids.index(int(found[1]))
+        if (found := re.search(r"PID (\d+) RUNNING AT", log)) and int(found[1]) in self.pids:
+            rank = self.pids.index(int(found[1]))
             how = (
                 f"was ended by signal {code[1]}"
                 if "(signal" in log and code
