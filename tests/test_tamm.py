@@ -11,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from trtllm_pt.checkpoint import convert, load_reference, tamm_to_model_config
-from trtllm_pt.checkpoint.tamm import _ACCEPTED, _DEFAULTS, _IGNORED, TYPE_KEY
+from trtllm_pt.checkpoint.convert import convert
+from trtllm_pt.checkpoint.load import load_reference
+from trtllm_pt.checkpoint.tamm import _ACCEPTED, _DEFAULTS, _IGNORED, TYPE_KEY, tamm_to_model_config
 from trtllm_pt.errors import UsageError
 
 tamm = pytest.importorskip("tamm")

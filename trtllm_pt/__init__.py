@@ -1,3 +1,45 @@
-"""Parallel Track Transformers and their reduced-synchronisation relatives: built, served and measured."""
+"""Parallel Track Transformers and their reduced-synchronisation relatives: built, served and measured.
+
+import trtllm_pt
+
+trtllm_pt.convert("pretrained/stdlib-pt", "build/demo", ranks=2)
+trtllm_pt.build("build/demo", "engines/demo")
+with trtllm_pt.LLM("engines/demo") as llm:
+    [result] = llm.generate(["def main("], trtllm_pt.SamplingParams(max_tokens=32))
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from trtllm_pt.checkpoint.convert import convert
+    from trtllm_pt.checkpoint.init import init
+    from trtllm_pt.engine.build import build
+    from trtllm_pt.engine.inspect import inspect
+    from trtllm_pt.engine.manifest import BuildOptions
+    from trtllm_pt.messages import SamplingParams
+    from trtllm_pt.runtime import LLM, RunResult
+
+__all__ = ["LLM", "BuildOptions", "RunResult", "SamplingParams", "build", "convert", "init", "inspect"]
+
+_HOMES = {
+    "convert": "checkpoint.convert",
+    "init": "checkpoint.init",
+    "BuildOptions": "engine",
+    "build": "engine",
+    "inspect": "engine",
+    "SamplingParams": "messages",
+    "LLM": "runtime",
+    "RunResult": "runtime",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imported when asked for: a configuration or a schedule needs no torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from tests.checkpoint.models import CONFIGS, PT
-from trtllm_pt.checkpoint import init, initial, load_reference
-from trtllm_pt.checkpoint import init as init_function
+from trtllm_pt.checkpoint.init import init, initial
+from trtllm_pt.checkpoint.init import init as init_function
+from trtllm_pt.checkpoint.load import load_reference
 from trtllm_pt.errors import UsageError
 from trtllm_pt.tensors import TensorSpec, tensors
 

@@ -10,8 +10,10 @@ import pytest
 import torch
 import transformers
 
-from trtllm_pt.checkpoint import CheckpointManifest, convert, load_reference
+from trtllm_pt.checkpoint.convert import convert
 from trtllm_pt.checkpoint.llama import llama_to_model_config
+from trtllm_pt.checkpoint.load import load_reference
+from trtllm_pt.checkpoint.manifest import CheckpointManifest
 from trtllm_pt.errors import UsageError
 
 SIZES: dict[str, Any] = {

@@ -17,7 +17,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.checkpoint.models import PT, saved
-from trtllm_pt.checkpoint import CheckpointManifest, convert, init, load_reference
+from trtllm_pt.checkpoint.convert import convert
+from trtllm_pt.checkpoint.init import init
+from trtllm_pt.checkpoint.load import load_reference
+from trtllm_pt.checkpoint.manifest import CheckpointManifest
 from trtllm_pt.errors import UsageError
 
 Tensors = dict[str, torch.Tensor]
@@ -166,7 +169,7 @@ def test_a_killed_conversion_leaves_nothing_at_its_output(tmp_path: Path) -> Non
     slow = (
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from trtllm_pt.checkpoint import convert, source\n"
+        "from trtllm_pt.checkpoint import source\nfrom trtllm_pt.checkpoint.convert import convert\n"
         "read = source.ModelDir.read\n"
         "source.ModelDir.read = lambda *a: (time.sleep(0.05), read(*a))[1]\n"
         "convert(Path(sys.argv[1]), Path(sys.argv[2]), 2)\n"

@@ -10,7 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from tests.checkpoint.models import CONFIGS, PT, random_model, saved
-from trtllm_pt.checkpoint import CheckpointManifest, convert, load_reference, save_model
+from trtllm_pt.checkpoint.convert import convert
+from trtllm_pt.checkpoint.load import load_reference, save_model
+from trtllm_pt.checkpoint.manifest import CheckpointManifest
 from trtllm_pt.checkpoint.ranks import rank_tensors
 from trtllm_pt.layout import rank_layout
 from trtllm_pt.network.reference import ReferenceModel

@@ -11,8 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from trtllm_pt.checkpoint import SafetensorsFile, SafetensorsWriter, TensorInfo
-from trtllm_pt.checkpoint.safetensors_file import ModelFiles
+from trtllm_pt.checkpoint.safetensors_file import ModelFiles, SafetensorsFile, SafetensorsWriter, TensorInfo
 from trtllm_pt.errors import UsageError
 
 TENSORS = {

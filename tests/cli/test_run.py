@@ -130,11 +130,12 @@ def test_build_without_a_compiler(folder: Path, tmp_path: Path) -> None:
     assert run_in(folder, "run", "engines", "1", "--max-tokens", "1", env=env).returncode == 0
 
 
-def test_a_rank_without_mpi(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("launched", ["2", None], ids=["joined", "started"])
+def test_a_rank_without_mpi(folder: Path, tmp_path: Path, launched: str | None) -> None:
     broken = tmp_path / "mpi4py" / "__init__.py"
     broken.parent.mkdir()
     broken.write_text("raise ImportError('no libmpi')")
-    done = run_in(folder, "run", "engines", "1", env={"PYTHONPATH": str(tmp_path), "PMI_SIZE": "2"})
+    done = run_in(folder, "run", "engines", "1", env={"PYTHONPATH": str(tmp_path), "PMI_SIZE": launched})
     assert done.returncode == 2
     assert re.fullmatch(r"Error: no MPI: .*pip install 'trtllm_pt\[embedded\]'.*\n", done.stderr)
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import SMALL
-from trtllm_pt.checkpoint import convert, init
+from trtllm_pt.checkpoint.convert import convert
+from trtllm_pt.checkpoint.init import init
 from trtllm_pt.config import ModelConfig
 
 PRETRAINED = Path(__file__).parents[2] / "pretrained" / "stdlib-pt"

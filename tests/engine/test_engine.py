@@ -11,7 +11,7 @@ import torch
 
 from tests.engine import contract
 from tests.engine.conftest import EVERYTHING, LLAMA, PRETRAINED, RANKS, Engines, mpirun
-from trtllm_pt.checkpoint import load_reference
+from trtllm_pt.checkpoint.load import load_reference
 from trtllm_pt.config import ModelConfig
 from trtllm_pt.engine.graph import ops_in_order
 from trtllm_pt.engine.inspect import STEP_PLAN_BYTES, inspect

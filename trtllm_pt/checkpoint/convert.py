@@ -12,8 +12,8 @@ from trtllm_pt.errors import UsageError
 
 
 def convert(
-    model_dir: Path,
-    output: Path,
+    model_dir: str | Path,
+    output: str | Path,
     ranks: int = 1,
     dtype: str = "auto",
     quantize: str | None = None,
@@ -28,8 +28,9 @@ def convert(
     """
     if quantize is not None:
         raise UsageError(f"quantize ({quantize!r}) is not supported yet: only unquantised checkpoints are written")
+    output = Path(output)
     refuse_existing(output)
-    source = open_source(model_dir)
+    source = open_source(Path(model_dir))
     manifest = CheckpointManifest(model=source.config, ranks=ranks, dtype=source.dtype if dtype == "auto" else dtype)
     with new_folder(output) as folder:
         write_ranks(source, manifest, folder, progress=progress)

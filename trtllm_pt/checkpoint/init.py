@@ -98,7 +98,7 @@ class RandomWeights:
 
 def init(
     config: ModelConfig,
-    output: Path,
+    output: str | Path,
     ranks: int = 1,
     rank: int | None = None,
     dtype: str = "bfloat16",
@@ -112,6 +112,7 @@ def init(
     Peak memory: one track of the largest weight, and 16 MiB.
     Raises UsageError where `output` holds something else already; RunError where the disk fails.
     """
+    output = Path(output)
     if seed < 0:
         raise UsageError(f"seed ({seed}) must be at least 0")
     manifest = CheckpointManifest(model=config, ranks=ranks, dtype=dtype)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
+from trtllm_pt.checkpoint.dtypes import TORCH_DTYPES
 from trtllm_pt.checkpoint.folders import write_json
 from trtllm_pt.checkpoint.formats import open_source
-from trtllm_pt.checkpoint.manifest import DTYPES
 from trtllm_pt.checkpoint.ranks import stored_dtype
 from trtllm_pt.checkpoint.safetensors_file import SafetensorsWriter, TensorInfo
 from trtllm_pt.config import ModelConfig
@@ -46,9 +46,11 @@ def save_model(model: ReferenceModel, model_dir: Path, dtype: str = "auto", shar
     parameters = dict(model.named_parameters())
     own = str(parameters[specs[0].name].dtype).removeprefix("torch.")
     name = own if dtype == "auto" else dtype
-    if name not in DTYPES:
-        raise UsageError(f"dtype ({name!r}) must be one of {', '.join(DTYPES)}")
-    infos = {spec.name: TensorInfo(stored_dtype(spec, DTYPES[name]), spec.global_shape(model.config)) for spec in specs}
+    if name not in TORCH_DTYPES:
+        raise UsageError(f"dtype ({name!r}) must be one of {', '.join(TORCH_DTYPES)}")
+    infos = {
+        spec.name: TensorInfo(stored_dtype(spec, TORCH_DTYPES[name]), spec.global_shape(model.config)) for spec in specs
+    }
     model_dir.mkdir(parents=True, exist_ok=True)
     shards = _shards(specs, infos, shard_bytes)
     for file, members in shards.items():

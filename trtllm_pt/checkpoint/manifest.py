@@ -11,9 +11,7 @@ import difflib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from trtllm_pt import schedule as schedules
 from trtllm_pt.config import ModelConfig
@@ -21,8 +19,11 @@ from trtllm_pt.errors import UsageError
 from trtllm_pt.layout import rank_layout
 from trtllm_pt.schedule import Schedule, schedule_of
 
+if TYPE_CHECKING:
+    import torch
+
 FORMAT_VERSION = 1
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+DTYPES = ("bfloat16", "float16", "float32")
 _KEY = "parallel_track"
 _MAPPING = {"pp_size": 1, "cp_size": 1, "gpus_per_node": 8}
 
@@ -46,7 +47,10 @@ class CheckpointManifest:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        return DTYPES[self.dtype]
+        import torch  # here: to look into a manifest needs none
+
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype
 
     def missing_ranks(self, folder: Path) -> list[int]:
         """Ranks whose file is not in `folder` (yet)."""

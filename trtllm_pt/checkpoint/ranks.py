@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from trtllm_pt.checkpoint.manifest import DTYPES, CheckpointManifest, rank_file
+from trtllm_pt.checkpoint.dtypes import TORCH_DTYPES
+from trtllm_pt.checkpoint.manifest import CheckpointManifest, rank_file
 from trtllm_pt.checkpoint.safetensors_file import SafetensorsFile, SafetensorsWriter, TensorInfo
 from trtllm_pt.checkpoint.source import Source, listed
 from trtllm_pt.config import ModelConfig
@@ -135,7 +136,7 @@ class CheckpointDir:
         self._files = [open_rank(folder, manifest, rank) for rank in range(manifest.ranks)]
 
     def read(self, spec: TensorSpec, track: int, dtype: torch.dtype) -> Tensor:
-        whole = torch.empty(spec.shape, dtype=stored_dtype(spec, DTYPES[self.dtype]))
+        whole = torch.empty(spec.shape, dtype=stored_dtype(spec, TORCH_DTYPES[self.dtype]))
         for layout, file in zip(self._layouts, self._files, strict=True):
             if spec.per_track and not layout.tracks.start <= track < layout.tracks.stop:
                 continue

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from trtllm_pt.checkpoint.manifest import DTYPES
+from trtllm_pt.checkpoint.dtypes import TORCH_DTYPES
 from trtllm_pt.checkpoint.safetensors_file import ModelFiles
 from trtllm_pt.config import ModelConfig
 from trtllm_pt.errors import UsageError
@@ -75,13 +75,13 @@ def check_tensors(files: ModelFiles, wanted: Mapping[str, tuple[int, ...]], drop
     ]
     if misshapen:
         raise UsageError(f"{files.folder} has tensors of other shapes than its config: {listed(misshapen, '; ')}")
-    kinds = [f"{name} {files.dtype_name(name)}" for name in wanted if files.dtype(name) not in DTYPES.values()]
+    kinds = [f"{name} {files.dtype_name(name)}" for name in wanted if files.dtype(name) not in TORCH_DTYPES.values()]
     if kinds:
         raise UsageError(f"{files.folder} has tensors that are not bfloat16, float16 or float32: {listed(kinds)}")
 
 
 def dtype_of(files: ModelFiles, name: str) -> str:
-    return next(text for text, dtype in DTYPES.items() if dtype == files.dtype(name))
+    return next(text for text, dtype in TORCH_DTYPES.items() if dtype == files.dtype(name))
 
 
 def listed(names: list[str], separator: str = ", ") -> str:

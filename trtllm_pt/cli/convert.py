@@ -26,7 +26,7 @@ def command(model_dir: Path, output: Path, ranks: int, dtype: str, quantize: str
       trtllm-pt convert pretrained/stdlib-pt -o build/stdlib-pt --ranks 2
       trtllm-pt convert ~/models/llama-1b -o build/llama --ranks 4 --dtype float32
     """
-    from trtllm_pt import checkpoint
+    from trtllm_pt.checkpoint.convert import convert
 
-    path = checkpoint.convert(model_dir, output, ranks=ranks, dtype=dtype, quantize=quantize)
+    path = convert(model_dir, output, ranks=ranks, dtype=dtype, quantize=quantize)
     click.echo(f"{path}: checkpoint for {ranks} rank{'s' if ranks > 1 else ''}", err=True)

@@ -32,9 +32,9 @@ def command(model: str, output: Path, ranks: int, rank: int | None, dtype: str, 
     """
     config = ModelConfig.from_file(Path(model)) if _is_path(model) else preset(model)
     rank_layout(config, ranks, rank or 0)  # refuse what cannot be divided before torch is imported
-    from trtllm_pt import checkpoint
+    from trtllm_pt.checkpoint.init import init
 
-    path = checkpoint.init(config, output, ranks=ranks, rank=rank, dtype=dtype, seed=seed)
+    path = init(config, output, ranks=ranks, rank=rank, dtype=dtype, seed=seed)
     click.echo(f"{path}: checkpoint for {ranks} rank{'s' if ranks > 1 else ''}, random weights in {dtype}", err=True)
 
 

@@ -15,8 +15,8 @@ ENGINES = ("auto", "embedded")
 
 
 def build(
-    checkpoint: Path,
-    output: Path,
+    checkpoint: str | Path,
+    output: str | Path,
     engine: str = "auto",
     options: BuildOptions | None = None,
     progress: bool | None = None,

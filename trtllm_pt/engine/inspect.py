@@ -14,7 +14,7 @@ from trtllm_pt.schedule import schedule_of, sync_points, tensor_parallel_sync_po
 STEP_PLAN_BYTES = 88
 
 
-def inspect(folder: Path) -> dict[str, Any]:
+def inspect(folder: str | Path) -> dict[str, Any]:
     """The keys of `inspect --json`. Raises UsageError where `folder` is neither a checkpoint nor an engine directory.
 
     A checkpoint's boundaries are given in its own dtype; an embedded engine sends float32, and announces each step.

@@ -27,6 +27,7 @@ from trtllm_pt.errors import RunError, TrtllmPtError, UsageError
 from trtllm_pt.messages import Request, Stats, Tokens
 from trtllm_pt.runtime.limits import Limits
 
+NO_MPI = "no MPI: more than one rank needs mpi4py and MPICH, `pip install 'trtllm_pt[embedded]'`"
 START_SECONDS = 120.0
 _STOP_SECONDS = 5.0
 
@@ -204,6 +205,8 @@ class RemoteRuntime:
         if said := re.findall(r"^trtllm-pt: (usage|error): (.*)$", log, re.MULTILINE):
             kind, text = said[0]
             return UsageError(text) if kind == "usage" else RunError(text)
+        if re.search("no libmpi|cannot load MPI|No module named '?mpi4py", log):
+            return UsageError(NO_MPI)
         code = re.search(r"EXIT CODE: (\d+)", log)
         if (found := re.search(r"PID (\d+) RUNNING AT", log)) and int(found[1]) in self.pids:
             rank = self.pids.index(int(found[1]))
@@ -225,7 +228,7 @@ def find_mpirun() -> str:
     own = Path(sys.prefix) / "bin" / "mpirun"
     found = str(own) if own.exists() else shutil.which("mpirun")
     if found is None:
-        raise UsageError("no MPI: more than one rank needs mpi4py and MPICH, `pip install 'trtllm_pt[embedded]'`")
+        raise UsageError(NO_MPI)
     return found
 
 

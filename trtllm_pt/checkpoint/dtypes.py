@@ -1,0 +1,9 @@
+"""torch's dtypes under the names that files use."""
+
+from __future__ import annotations
+
+import torch
+
+from trtllm_pt.checkpoint.manifest import DTYPES
+
+TORCH_DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPES}
