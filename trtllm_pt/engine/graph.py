@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import tempfile
+import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,17 +18,27 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+import trtllm_pt
 from trtllm_pt.config import ModelConfig
-from trtllm_pt.errors import UsageError
+from trtllm_pt.errors import RunError, UsageError
 from trtllm_pt.kernels.build import cache_dir
 from trtllm_pt.layout import rank_layout
-from trtllm_pt.network import embedded
 from trtllm_pt.network.embedded import PAGE, EmbeddedModel
 
 # Bounds of the dynamic axes. They are no options: one graph serves every engine of the same model and rank count.
 MAX_TOKENS, MAX_BATCH, MAX_PAGES = 1 << 17, 1 << 12, 1 << 24
 # The graph is compiled for AVX2 so that a package runs on every x86-64 server; the ops choose their own path.
 _INDUCTOR = {"aot_inductor.package_constants_in_so": False, "cpp.simdlen": 256, "cpp.march": "x86-64-v3"}
+# Everything that decides which ops the graph has, with which shapes.
+_SOURCES = (
+    "layout.py",
+    "schedule.py",
+    "network/module.py",
+    "network/embedded.py",
+    "network/walk.py",
+    "kernels/fakes.py",
+    "engine/graph.py",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +68,16 @@ def caches_shape(config: ModelConfig, ranks: int, pages: int) -> tuple[int, ...]
 
 
 def _key(config: ModelConfig, ranks: int, dtype: torch.dtype) -> str:
-    sources = [Path(embedded.__file__), *sorted(Path(embedded.__file__).parent.glob("walk.py")), Path(__file__)]
-    parts = [json.dumps(config.to_json()), ranks, dtype, torch.__version__, *(p.read_text() for p in sources)]
+    """What the graph depends on: the model, torch, the flags, and the sources that are traced."""
+    package = Path(trtllm_pt.__file__).parent
+    sources = [package / name for name in _SOURCES]
+    parts = [json.dumps(config.to_json()), ranks, dtype, torch.__version__, *(path.read_text() for path in sources)]
     return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:32]
 
 
 def _compile(config: ModelConfig, ranks: int, dtype: torch.dtype, package: Path) -> Path:
     from torch._inductor import aoti_compile_and_package
+    from torch._inductor.exc import CppCompileError, InductorError
 
     from trtllm_pt.kernels import fakes
 
@@ -81,10 +95,14 @@ def _compile(config: ModelConfig, ranks: int, dtype: torch.dtype, package: Path)
         {0: last},
         [{1: pages}] * config.num_layers,
     )
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's own, of its own parts
         model = EmbeddedModel(config, ranks, dtype).eval()
         exported = torch.export.export(model, _example(config, ranks, dtype), dynamic_shapes=shapes, strict=False)
-        aoti_compile_and_package(exported, package_path=str(package), inductor_configs=_INDUCTOR)
+        try:
+            aoti_compile_and_package(exported, package_path=str(package), inductor_configs=_INDUCTOR)
+        except (CppCompileError, InductorError) as error:
+            raise RunError(f"compiling the graph failed: {str(error).splitlines()[0]}; nothing was kept") from error
     return package
 
 
