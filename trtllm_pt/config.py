@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,10 +110,7 @@ class ModelConfig:
             if key in HF_KEYS:
                 continue
             if key not in fields:
-                near = difflib.get_close_matches(key, fields, 1)
-                raise UsageError(
-                    f"unknown key {key!r} in the model config" + (f"; did you mean {near[0]!r}?" if near else "")
-                )
+                raise unknown_key(key, fields, "the model config")
             values[key] = tuple(value) if isinstance(value, list) else value
         missing = [name for name, f in fields.items() if f.default is dataclasses.MISSING and name not in values]
         if missing:
@@ -122,15 +119,26 @@ class ModelConfig:
 
     @classmethod
     def from_file(cls, path: Path) -> ModelConfig:
-        try:
-            data = json.loads(path.read_text())
-        except FileNotFoundError:
-            raise UsageError(f"no model config at {path}") from None
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise UsageError(f"{path} is not a readable JSON file: {error}") from None
-        if not isinstance(data, dict):
-            raise UsageError(f"{path} holds a JSON {type(data).__name__}, wanted an object")
-        return cls.from_json(data)
+        return cls.from_json(read_json(path))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises UsageError, naming the file."""
+    try:
+        data = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UsageError(f"there is no {path}") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UsageError(f"{path} is not a readable JSON file: {error}") from None
+    if not isinstance(data, dict):
+        raise UsageError(f"{path} holds a JSON {type(data).__name__}, wanted an object")
+    return data
+
+
+def unknown_key(key: str, known: Iterable[str], where: str) -> UsageError:
+    """The error, with the nearest known key."""
+    near = difflib.get_close_matches(key, known, 1)
+    return UsageError(f"unknown key {key!r} in {where}" + (f"; did you mean {near[0]!r}?" if near else ""))
 
 
 _COUNTS = (
@@ -141,6 +149,7 @@ _COUNTS = (
     "head_size",
     "vocab_size",
     "max_position_embeddings",
+    "tracks",
 )
 _KINDS: dict[type, str] = {
     int: "a whole number",
@@ -154,16 +163,7 @@ _KINDS: dict[type, str] = {
 
 def _problems(c: ModelConfig) -> Iterator[str]:
     yield from _wrong_types(c)
-    for name in (
-        "num_layers",
-        "hidden_size",
-        "num_heads",
-        "num_kv_heads",
-        "head_size",
-        "vocab_size",
-        "max_position_embeddings",
-        "tracks",
-    ):
+    for name in _COUNTS:
         if getattr(c, name) < 1:
             yield f"{name} ({getattr(c, name)}) must be at least 1"
     if c.num_heads % c.num_kv_heads:

@@ -30,7 +30,7 @@ MISTAKES = {
         r"unknown key 'block_dept' in the model config; did you mean 'block_depth'\?",
     ),
     "not JSON": ("init not.json -o out", r"not\.json is not a readable JSON file"),
-    "no such config": ("init nowhere.json -o out", r"no model config at nowhere\.json"),
+    "no such config": ("init nowhere.json -o out", r"there is no nowhere\.json"),
     "no such model": ("convert nowhere -o out", r"nowhere"),
     "output is there": ("convert checkpoint -o checkpoint", r"checkpoint.*(exists|is there)"),
     "truncated weights": ("convert truncated -o out --ranks 1", r"rank1\.safetensors"),

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from trtllm_pt.checkpoint import llama, tamm
-from trtllm_pt.checkpoint.manifest import read_json
 from trtllm_pt.checkpoint.ranks import CheckpointDir
 from trtllm_pt.checkpoint.source import ModelDir, Source
-from trtllm_pt.config import HF_KEYS
+from trtllm_pt.config import HF_KEYS, read_json
 from trtllm_pt.errors import UsageError
 
 

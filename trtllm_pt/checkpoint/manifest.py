@@ -7,14 +7,13 @@ the number of ranks and the dtype; so a file in which the two halves disagree is
 
 from __future__ import annotations
 
-import difflib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trtllm_pt import schedule as schedules
-from trtllm_pt.config import ModelConfig
+from trtllm_pt.config import ModelConfig, read_json, unknown_key
 from trtllm_pt.errors import UsageError
 from trtllm_pt.layout import rank_layout
 from trtllm_pt.schedule import Schedule, schedule_of
@@ -136,8 +135,7 @@ class CheckpointManifest:
 def _compare(found: dict[str, Any], wanted: dict[str, Any]) -> None:
     for key in found:
         if key not in wanted:
-            near = difflib.get_close_matches(key, wanted, 1)
-            raise UsageError(f"unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+            raise unknown_key(key, wanted, "the checkpoint's config")
     for key, value in wanted.items():
         if key not in found:
             raise UsageError(f"key {key!r} is missing")
@@ -147,16 +145,3 @@ def _compare(found: dict[str, Any], wanted: dict[str, Any]) -> None:
 
 def rank_file(folder: Path, rank: int) -> Path:
     return folder / f"rank{rank}.safetensors"
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises UsageError, naming the file."""
-    try:
-        data = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UsageError(f"there is no {path}") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UsageError(f"{path} is not a readable JSON file: {error}") from None
-    if not isinstance(data, dict):
-        raise UsageError(f"{path} holds a JSON {type(data).__name__}, wanted an object")
-    return data

@@ -19,10 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trtllm_pt.checkpoint.manifest import read_json
 from trtllm_pt.checkpoint.safetensors_file import ModelFiles
 from trtllm_pt.checkpoint.source import check_tensors, dtype_of
-from trtllm_pt.config import ModelConfig
+from trtllm_pt.config import ModelConfig, read_json
 from trtllm_pt.errors import UsageError
 from trtllm_pt.tensors import TensorSpec, tensors
 

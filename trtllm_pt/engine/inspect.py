@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from trtllm_pt import cost
-from trtllm_pt.checkpoint.manifest import CheckpointManifest, read_json
+from trtllm_pt.checkpoint.manifest import CheckpointManifest
+from trtllm_pt.config import read_json
 from trtllm_pt.engine.manifest import EngineManifest
 from trtllm_pt.schedule import schedule_of, sync_points, tensor_parallel_sync_points, to_json
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trtllm_pt import __version__
-from trtllm_pt.checkpoint.manifest import CheckpointManifest, read_json
-from trtllm_pt.config import ModelConfig
+from trtllm_pt.checkpoint.manifest import CheckpointManifest
+from trtllm_pt.config import ModelConfig, read_json
 from trtllm_pt.errors import UsageError
 
 Kind = Literal["embedded", "tensorrt_llm"]
