@@ -12,7 +12,7 @@ model := pretrained/stdlib-pt
 checkpoint := build/demo-$(RANKS)
 engines := engines/demo-$(RANKS)
 # What an engine is made by: it is built again when one of these changes.
-builders := $(shell find trtllm_pt/checkpoint trtllm_pt/engine trtllm_pt/kernels trtllm_pt/network -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.inc')
+builders := $(shell find trtllm_pt -not -path '*/cli/*' -not -path '*/runtime/*' \( -name '*.py' -o -name '*.cpp' -o -name '*.h' \))
 
 .DELETE_ON_ERROR:
 .PHONY: help demo test lint format types docs clean
@@ -40,8 +40,8 @@ types: $(installed)-dev  ## mypy --strict on the package
 docs: $(installed)  ## Write docs/cli.md again, from the commands
 	$(bin)/python -m trtllm_pt.cli.docs > docs/cli.md
 
-clean:  ## Remove what was built, but the environment
-	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+clean:  ## Remove what was built, but the environment, the cache of compiled things, and training runs
+	rm -rf build/demo-* build/benchmarks dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find engines -mindepth 1 -maxdepth 1 ! -name README.md -exec rm -rf {} +
 	find trtllm_pt tests -name __pycache__ -exec rm -rf {} +
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from trtllm_pt.engine.inspect import inspect
     from trtllm_pt.engine.manifest import BuildOptions
     from trtllm_pt.messages import SamplingParams
-    from trtllm_pt.runtime import LLM, RunResult
+    from trtllm_pt.runtime.llm import LLM, RunResult
 
 __all__ = ["LLM", "BuildOptions", "RunResult", "SamplingParams", "build", "convert", "init", "inspect"]
 
@@ -33,8 +33,8 @@ _HOMES = {
     "build": "engine",
     "inspect": "engine",
     "SamplingParams": "messages",
-    "LLM": "runtime",
-    "RunResult": "runtime",
+    "LLM": "runtime.llm",
+    "RunResult": "runtime.llm",
 }
 
 

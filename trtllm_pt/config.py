@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,6 +105,8 @@ class ModelConfig:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> ModelConfig:
         """Raises UsageError for an unknown key (naming the nearest known one), a missing field or a wrong type."""
+        if not isinstance(data, dict):
+            raise UsageError(f"the model config is a {type(data).__name__}, wanted an object")
         fields = {f.name: f for f in dataclasses.fields(cls)}
         values: dict[str, Any] = {}
         for key, value in data.items():
@@ -128,7 +131,7 @@ def read_json(path: Path) -> dict[str, Any]:
         data = json.loads(path.read_text())
     except FileNotFoundError:
         raise UsageError(f"there is no {path}") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not a readable JSON file: {error}") from None
     if not isinstance(data, dict):
         raise UsageError(f"{path} holds a JSON {type(data).__name__}, wanted an object")
@@ -151,6 +154,7 @@ _COUNTS = (
     "max_position_embeddings",
     "tracks",
 )
+_MOST = 2**31 - 1  # of anything counted
 _KINDS: dict[type, str] = {
     int: "a whole number",
     float: "a number",
@@ -166,6 +170,11 @@ def _problems(c: ModelConfig) -> Iterator[str]:
     for name in _COUNTS:
         if getattr(c, name) < 1:
             yield f"{name} ({getattr(c, name)}) must be at least 1"
+        if getattr(c, name) > _MOST:
+            yield f"{name} ({getattr(c, name)}) must not exceed {_MOST}"
+    for name in ("intermediate_size", "num_experts", "experts_per_token", "moe_intermediate_size"):
+        if not 0 <= getattr(c, name) <= _MOST:
+            yield f"{name} ({getattr(c, name)}) must be between 0 and {_MOST}"
     if c.num_heads % c.num_kv_heads:
         yield f"num_kv_heads ({c.num_kv_heads}) must divide num_heads ({c.num_heads})"
     if c.head_size % 2:
@@ -184,7 +193,11 @@ def _wrong_types(c: ModelConfig) -> Iterator[str]:
             continue
         wanted: type = next(kind for kind in _KINDS if declared.startswith(kind.__name__))
         good = isinstance(value, wanted) or (wanted is float and isinstance(value, int))
-        if not good or (isinstance(value, bool) and wanted is not bool):
+        if (
+            not good
+            or (isinstance(value, bool) and wanted is not bool)
+            or (wanted is float and not math.isfinite(value))
+        ):
             yield f"{field.name} ({value!r}) must be {_KINDS[wanted]}"
 
 
@@ -205,8 +218,10 @@ def _schedule_problems(c: ModelConfig) -> Iterator[str]:
     if c.dropped_layers and c.schedule != "spd":
         yield f"dropped_layers ({list(c.dropped_layers)}) belongs to schedule 'spd', not to {c.schedule!r}"
     for layer in c.dropped_layers:
-        if not isinstance(layer, int) or not 0 <= layer < c.num_layers:
+        if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < c.num_layers:
             yield f"dropped_layers ({layer!r}) must be layers between 0 and num_layers - 1 ({c.num_layers - 1})"
+    if len(set(c.dropped_layers)) != len(c.dropped_layers):
+        yield f"dropped_layers ({list(c.dropped_layers)}) must name a layer once"
     if c.combine not in ("mean", "sum"):
         yield f"combine ({c.combine!r}) must be 'mean' or 'sum'"
     for name, default in (("combine", "mean"), ("dispatch_norm", False), ("combine_norm", False)):
@@ -240,7 +255,7 @@ def _attention_problems(c: ModelConfig) -> Iterator[str]:
             yield f"rope_scaling of type {rope_type!r} has keys {sorted(c.rope_scaling)}, wanted {sorted(wanted)}"
         for key in ROPE_SCALING_KEYS[rope_type]:
             value = c.rope_scaling[key]
-            if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
                 yield f"rope_scaling {key} ({value!r}) must be a number above 0"
         if rope_type == "llama3" and c.rope_scaling["low_freq_factor"] >= c.rope_scaling["high_freq_factor"]:
             yield (

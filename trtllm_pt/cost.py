@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from trtllm_pt.config import ModelConfig
-from trtllm_pt.layout import RankLayout, padded_vocab_size, rank_layout
+from trtllm_pt.layout import padded_vocab_size, rank_layout
 from trtllm_pt.schedule import Start, schedule_of
 from trtllm_pt.tensors import TensorSpec, tensors
 
@@ -50,11 +50,6 @@ def active_parameters(config: ModelConfig) -> int:
 
 def is_expert(spec: TensorSpec) -> bool:
     return len(spec.shape) == 3
-
-
-def rank_parameters(config: ModelConfig, layout: RankLayout) -> int:
-    """Weights that a rank holds; a tied head is a view of the embedding."""
-    return sum(math.prod(spec.rank_shape(config, layout)) for spec in tensors(config))
 
 
 def bytes_per_rank(config: ModelConfig, ranks: int, dtype: str) -> int:

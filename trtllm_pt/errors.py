@@ -1,5 +1,7 @@
 """The kinds of error a user meets. The command line prints one line and exits with `exit_status`."""
 
+INSTALL_EMBEDDED = "pip install -e '.[embedded]'"  # what many a message ends with
+
 
 class TrtllmPtError(Exception):
     """Base of every error that this package raises on purpose."""

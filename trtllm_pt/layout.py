@@ -32,10 +32,6 @@ class RankLayout:
     experts_ffn: Span
     vocab: Span  # rows of the padded vocabulary
 
-    @property
-    def group(self) -> list[int]:
-        return list(range(self.ranks))
-
 
 def padded_vocab_size(config: ModelConfig, ranks: int) -> int:
     """The vocabulary rounded up to a multiple of the ranks; the added logits are -inf before sampling."""

@@ -28,7 +28,7 @@ class SamplingParams:
     frequency_penalty: float = 0.0  # on output
     seed: int = 0
     min_tokens: int = 0
-    end_id: int | None = None  # None: the tokenizer's; -1: never end
+    end_id: int | None = None  # None: the tokenizer's, which LLM fills in; -1: never end
     stop_words: tuple[tuple[int, ...], ...] = ()  # token sequences that end the output, kept out of it
     bad_words: tuple[tuple[int, ...], ...] = ()  # token sequences that never appear in the output
     log_probs: bool = False

@@ -187,10 +187,10 @@ def from_json(steps: Sequence[dict[str, Any]]) -> Schedule:
     """The inverse of `to_json`. Raises UsageError for a step that is not one, or a program that is not valid."""
     schedule = []
     for data in steps:
-        fields = {k: tuple(v) if k == "key" else v for k, v in data.items() if k != "step"}
         try:
+            fields = {k: tuple(v) if k == "key" else v for k, v in data.items() if k != "step"}
             schedule.append(_KINDS[data["step"]](**fields))
-        except (KeyError, TypeError):
+        except (AttributeError, KeyError, TypeError):
             raise UsageError(f"sync schedule: {data} is not a step") from None
     check(schedule)
     return tuple(schedule)

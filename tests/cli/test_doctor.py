@@ -12,7 +12,6 @@ import pytest
 
 from tests.cli.conftest import Done, Run
 from trtllm_pt.cli import doctor
-from trtllm_pt.runtime.remote import find_mpirun
 
 OTHER_MPIRUN = """#!/bin/sh
 # Another MPI's launcher, as mpi4py sees it: every process is a world of one.
@@ -41,10 +40,6 @@ def test_everything_here(run: Run) -> None:
     for name in ("Python", "torch", "tokenizers", "mpi4py", "mpirun", "instruction set"):
         assert found[name]["ok"], name
     assert run("doctor").stdout.count("\nok ") == sum(finding["ok"] for finding in found.values())
-
-
-def test_it_tries_the_mpirun_that_run_uses() -> None:
-    assert doctor._mpirun() == find_mpirun()
 
 
 def test_no_torch(run: Run, tmp_path: Path) -> None:
@@ -83,7 +78,7 @@ def test_another_mpirun_on_path(run: Run, tmp_path: Path) -> None:
 
 def test_only_another_mpirun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = other_mpirun(tmp_path)
-    monkeypatch.setattr(doctor, "_mpirun", lambda: str(path))
+    monkeypatch.setattr(doctor, "find_mpirun", lambda: str(path))
     finding = doctor.mpirun()
     assert not finding.ok
     assert finding.needed_for is None

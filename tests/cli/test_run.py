@@ -15,7 +15,7 @@ import pytest
 from tests.cli.conftest import Done, run_in
 from tests.cli.test_doctor import other_mpirun
 from trtllm_pt.errors import UsageError
-from trtllm_pt.runtime import LLM, SamplingParams
+from trtllm_pt.runtime.llm import LLM, SamplingParams
 
 RESULT_KEYS = {"text", "token_ids", "ttft_s", "tokens_per_s", "sync_points_seen", "finish_reason"}
 WRONG_PROMPTS = {

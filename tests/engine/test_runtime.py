@@ -19,7 +19,7 @@ import pytest
 from tests.engine.conftest import Engines
 from trtllm_pt.errors import RunError, UsageError
 from trtllm_pt.messages import SamplingParams
-from trtllm_pt.runtime import LLM, RunResult
+from trtllm_pt.runtime.llm import LLM, RunResult
 from trtllm_pt.runtime.remote import RemoteRuntime
 
 KV_TOKENS = 640  # 40 pages for 16 slots: too few, so that some are preempted
@@ -128,7 +128,7 @@ def test_an_owner_that_is_killed_takes_its_ranks_along(engines: Engines) -> None
     [folder] = engines("pretrained-2")
     script = f"""
 import time
-from trtllm_pt.runtime import LLM
+from trtllm_pt.runtime.llm import LLM
 llm = LLM({str(folder)!r})
 print(*llm._runtime.pids, flush=True)
 time.sleep(60)
@@ -160,7 +160,9 @@ def test_an_engine_runs_from_any_place_without_a_compiler(engines: Engines, tmp_
     [folder] = engines("pretrained-2")
     moved = tmp_path / "elsewhere" / "demo"
     shutil.copytree(folder, moved)
-    script = f"from trtllm_pt.runtime import LLM\nwith LLM('demo') as llm: print(llm.generate([{PROMPT!r}])[0].text)"
+    script = (
+        f"from trtllm_pt.runtime.llm import LLM\nwith LLM('demo') as llm: print(llm.generate([{PROMPT!r}])[0].text)"
+    )
     environment = {"PATH": "/nonexistent", "TMPDIR": str(tmp_path)}
     command = [sys.executable, "-c", script]
     done = subprocess.run(command, cwd=moved.parent, env=environment, capture_output=True, text=True, check=False)

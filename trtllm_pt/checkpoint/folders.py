@@ -34,8 +34,9 @@ def new_folder(output: Path) -> Iterator[Path]:
     Killed midway, the hidden one (`.NAME.*.partial`) stays, and nothing stands at `output`.
     Raises UsageError where something is already there, RunError where the disk refuses.
     """
-    refuse_existing(output)
+    output = output.resolve()  # a link, or `.`: the folder that is meant
     try:
+        refuse_existing(output)
         output.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
     except OSError as error:
@@ -51,7 +52,9 @@ def new_folder(output: Path) -> Iterator[Path]:
 
 
 def refuse_existing(output: Path) -> None:
-    """Raises UsageError unless `output` is free, or an empty directory."""
+    """Raises UsageError unless `output` is free, or an empty directory that another can take the place of."""
+    if output.is_mount() or output.resolve() == Path.cwd():
+        raise UsageError(f"{output} cannot be replaced as a whole; choose a folder inside it")
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise UsageError(f"{output} already exists; remove it or choose another")
 

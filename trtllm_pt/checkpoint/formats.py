@@ -29,3 +29,6 @@ def open_source(folder: Path) -> Source:
         return llama.LlamaDir(folder)
     except UsageError as error:
         raise error if str(folder) in str(error) else UsageError(f"{folder}: {error}") from None
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        # Other people's files, with more keys than we know: what does not compute is the file's fault.
+        raise UsageError(f"{folder / 'config.json'}: a value has the wrong type or size ({error})") from error

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trtllm_pt.checkpoint.folders import new_folder, write_json
+from trtllm_pt.checkpoint.folders import new_folder, refuse_existing, write_json
 from trtllm_pt.checkpoint.manifest import CheckpointManifest, rank_file
 from trtllm_pt.checkpoint.ranks import write_ranks
 from trtllm_pt.checkpoint.safetensors_file import SafetensorsFile
@@ -129,6 +129,9 @@ def init(
 def _shared_folder(output: Path, manifest: CheckpointManifest, rank: int, seed: int) -> Iterator[Path]:
     """A directory that several processes fill, each its own rank."""
     rank_layout(manifest.model, manifest.ranks, rank)
+    ours = (output / "config.json", *(rank_file(output, other) for other in range(manifest.ranks)))
+    if not any(path.exists() for path in ours):
+        refuse_existing(output)
     if (output / "config.json").exists() and CheckpointManifest.from_dir(output) != manifest:
         raise UsageError(f"{output} holds another checkpoint: its config.json differs; remove it or choose another")
     for path in (rank_file(output, other) for other in range(manifest.ranks)):
@@ -138,6 +141,9 @@ def _shared_folder(output: Path, manifest: CheckpointManifest, rank: int, seed: 
             raise UsageError(f"{path} was made with seed {found}, not {seed}: the ranks would not be one model")
     try:
         output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot write to {output}: {error.strerror}") from None
+    try:
         yield output
     except OSError as error:
         reason = error.strerror or error

@@ -138,6 +138,8 @@ def _rope(hf: dict[str, Any]) -> dict[str, Any]:
     found = dict(hf.get("rope_parameters") or hf.get("rope_scaling") or {})
     old_type = found.pop("type", "default")
     found.setdefault("rope_type", old_type)
+    if found["rope_type"] == "default" and (rest := set(found) - {"rope_type", "rope_theta", "partial_rotary_factor"}):
+        raise UsageError(f"RoPE parameters {sorted(rest)} belong to no rope_type: give one")
     found["rope_theta"] = float(found.get("rope_theta") or hf.get("rope_theta") or 10000.0)
     rotated = found.pop("partial_rotary_factor", None) or hf.get("partial_rotary_factor") or 1.0
     if rotated != 1.0:
@@ -154,7 +156,7 @@ def _attention(hf: dict[str, Any], architecture: object) -> tuple[tuple[str, ...
         return ("sliding",), window
     if not hf.get("use_sliding_window"):
         return ("global",), None
-    first = hf.get("max_window_layers", layers)
+    first = hf.get("max_window_layers", 28)  # transformers' default
     types = hf.get("layer_types") or ["sliding_attention" if i >= first else "full_attention" for i in range(layers)]
     unknown = set(types) - {"sliding_attention", "full_attention"}
     if unknown or len(types) != layers:

@@ -117,7 +117,7 @@ class CheckpointManifest:
         if not isinstance(ranks, int):
             raise UsageError(f"mapping.world_size ({ranks!r}) must be a whole number")
         model = ModelConfig.from_json(own["model"])
-        if schedules.from_json(own["schedule"]) != schedule_of(model):
+        if not isinstance(own["schedule"], list) or schedules.from_json(own["schedule"]) != schedule_of(model):
             raise UsageError(f"the checkpoint's steps are not those of its model's schedule {model.schedule!r}")
         return cls(model=model, ranks=ranks, dtype=str(dtype))
 

@@ -19,9 +19,9 @@ import click
 
 from trtllm_pt.cli.options import json_option
 from trtllm_pt.cli.text import table
-from trtllm_pt.errors import UsageError
+from trtllm_pt.errors import INSTALL_EMBEDDED, UsageError
+from trtllm_pt.runtime.launch import find_mpirun
 
-_EXTRA = "pip install 'trtllm_pt[embedded]'"
 _HELLO_SECONDS = 30.0
 # One write each, or two ranks' words may come mixed.
 _HELLO = "import os; from mpi4py import MPI; os.write(1, b'ranks=%d;' % MPI.COMM_WORLD.size)"
@@ -73,7 +73,7 @@ def python() -> Finding:
 def torch() -> Finding:
     wanted, found = _pinned("torch"), _version("torch")
     good = found is not None and found.split("+")[0] == wanted
-    return Finding("torch", good, found or "none", None if good else f"{_EXTRA} (torch {wanted})")
+    return Finding("torch", good, found or "none", None if good else f"{INSTALL_EMBEDDED} (torch {wanted})")
 
 
 def tokenizers() -> Finding:
@@ -83,23 +83,26 @@ def tokenizers() -> Finding:
 
 def mpi4py() -> Finding:
     if _version("mpi4py") is None:
-        return Finding("mpi4py", False, "none", _EXTRA)
+        return Finding("mpi4py", False, "none", INSTALL_EMBEDDED)
     done = _output([sys.executable, "-c", "from mpi4py import MPI; print(MPI.Get_library_version().split(chr(10))[0])"])
     if done is None:
-        return Finding("mpi4py", False, f"{_version('mpi4py')}, but no MPI library that it can load", _EXTRA)
+        return Finding("mpi4py", False, f"{_version('mpi4py')}, but no MPI library that it can load", INSTALL_EMBEDDED)
     return Finding("mpi4py", True, f"{_version('mpi4py')} with {' '.join(done.split())}")
 
 
 def mpirun() -> Finding:
     """Two ranks say how many they are: another MPI's mpirun starts two worlds of one."""
-    path = _mpirun()
+    try:
+        path: str | None = find_mpirun()
+    except UsageError:
+        path = None
     if path is None:
-        return Finding("mpirun", False, "none", _EXTRA)
+        return Finding("mpirun", False, "none", INSTALL_EMBEDDED)
     sizes = _hello(path)
     if sizes is None:
-        return Finding("mpirun", False, f"{path}: two ranks gave no answer in {_HELLO_SECONDS:.0f} s", _EXTRA)
+        return Finding("mpirun", False, f"{path}: two ranks gave no answer in {_HELLO_SECONDS:.0f} s", INSTALL_EMBEDDED)
     if sizes != [2, 2]:
-        install = f"{_EXTRA}, and use the mpirun that comes with it"
+        install = f"{INSTALL_EMBEDDED}, and use the mpirun that comes with it"
         return Finding(
             "mpirun", False, f"{path} belongs to another MPI than mpi4py: its two ranks are each alone", install
         )
@@ -112,7 +115,7 @@ def mpirun_on_path() -> Finding:
     path = shutil.which("mpirun")
     own = Path(sys.prefix) / "bin" / "mpirun"
     if path is None:
-        return Finding(name, False, "none", f"use {own}" if own.exists() else _EXTRA, use)
+        return Finding(name, False, "none", f"use {own}" if own.exists() else INSTALL_EMBEDDED, use)
     if own.exists() and not own.samefile(path) and _hello(path) != [2, 2]:
         return Finding(name, False, f"{path} belongs to another MPI than mpi4py", f"use {own}", use)
     return Finding(name, True, path, needed_for=use)
@@ -201,12 +204,6 @@ def _output(command: list[str]) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout if done.returncode == 0 else None
-
-
-def _mpirun() -> str | None:
-    """What `run` starts ranks with, as runtime/remote.py finds it; that module needs torch, the doctor must not."""
-    own = Path(sys.prefix) / "bin" / "mpirun"
-    return str(own) if own.exists() else shutil.which("mpirun")
 
 
 def _hello(mpirun: str) -> list[int] | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from trtllm_pt.cli.options import json_option
 from trtllm_pt.cli.text import count, table
 from trtllm_pt.config import ModelConfig
 from trtllm_pt.cost import parameters
@@ -16,7 +17,7 @@ from trtllm_pt.schedule import schedule_of, sync_points, tensor_parallel_sync_po
 
 @click.command("presets")
 @click.argument("name", required=False)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def command(name: str | None, as_json: bool) -> None:
     """List the presets, or show one as a model config.
 

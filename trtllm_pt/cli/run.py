@@ -15,7 +15,7 @@ from trtllm_pt.errors import UsageError
 from trtllm_pt.messages import SamplingParams
 
 if TYPE_CHECKING:
-    from trtllm_pt.runtime import LLM, RunResult
+    from trtllm_pt.runtime.llm import LLM, RunResult
 
 
 @click.command("run")
@@ -52,7 +52,7 @@ def command(
     """
     texts = list(prompts) or [_standard_input()]
     sampling = SamplingParams(max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-    from trtllm_pt.runtime import LLM
+    from trtllm_pt.runtime.llm import LLM
 
     with LLM(engines, threads=threads) as llm:
         if as_json:

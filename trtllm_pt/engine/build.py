@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trtllm_pt.engine.manifest import BuildOptions
-from trtllm_pt.errors import UsageError
+from trtllm_pt.errors import INSTALL_EMBEDDED, UsageError
 
 if TYPE_CHECKING:
     from trtllm_pt.engine.embedded import BuildReport
@@ -31,5 +31,5 @@ def build(
     try:
         from trtllm_pt.engine import embedded
     except ModuleNotFoundError as error:
-        raise UsageError(f"the embedded engine needs {error.name}: `pip install 'trtllm_pt[embedded]'`") from None
+        raise UsageError(f"the embedded engine needs {error.name}: `{INSTALL_EMBEDDED}`") from None
     return embedded.build(Path(checkpoint), Path(output), options or BuildOptions(), progress)

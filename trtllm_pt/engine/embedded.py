@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trtllm_pt import __version__
 from trtllm_pt.checkpoint.folders import new_folder, write_json
 from trtllm_pt.checkpoint.manifest import CheckpointManifest
 from trtllm_pt.checkpoint.ranks import open_rank
@@ -21,11 +20,13 @@ from trtllm_pt.checkpoint.safetensors_file import SafetensorsFile
 from trtllm_pt.engine.graph import caches_shape, compiled_graph
 from trtllm_pt.engine.manifest import MODEL_FILE, BuildOptions, EngineManifest
 from trtllm_pt.engine.pack import SHARED_FILE, shared_names, weight_infos, write_weights
+from trtllm_pt.engine.versions import check_versions, versions
 from trtllm_pt.errors import RunError, UsageError
 from trtllm_pt.kernels.build import LIBRARY, build_library
 from trtllm_pt.kernels.library import load
 
 DTYPES = ("bfloat16", "float32")
+_MOST_SUMMANDS = 256  # of an all-reduce
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,11 +38,6 @@ class BuildReport:
     ranks: int
     cache: str  # hit or miss
     seconds: float
-
-
-def versions() -> dict[str, str]:
-    """What must be the same where an engine is built and where it runs."""
-    return {"trtllm_pt": __version__, "torch": torch.__version__}
 
 
 def build(checkpoint: Path, output: Path, options: BuildOptions, progress: bool | None = None) -> BuildReport:
@@ -80,12 +76,23 @@ def _checked(checkpoint: Path) -> CheckpointManifest:
         raise UsageError(
             f"dtype ({manifest.dtype!r}): the embedded engine takes {' and '.join(DTYPES)}; convert with --dtype"
         )
+    _check_kernels(manifest)
     missing = manifest.missing_ranks(checkpoint)
     if missing:
         raise UsageError(f"{checkpoint} is incomplete: it lacks rank{missing[0]}.safetensors")
     for rank in range(manifest.ranks):
         open_rank(checkpoint, manifest, rank)
     return manifest
+
+
+def _check_kernels(manifest: CheckpointManifest) -> None:
+    """Raises UsageError for sizes that the ops do not take."""
+    config = manifest.model
+    if config.head_size % 16 or config.head_size > 256:
+        raise UsageError(f"head_size ({config.head_size}): the embedded engine takes multiples of 16 up to 256")
+    for name, value in (("tracks", config.tracks), ("ranks", manifest.ranks)):
+        if value > _MOST_SUMMANDS:
+            raise UsageError(f"{name} ({value}): the embedded engine takes at most {_MOST_SUMMANDS}")
 
 
 class EmbeddedEngine:
@@ -99,7 +106,11 @@ class EmbeddedEngine:
         self.manifest, self.rank, self.pages = manifest, rank, pages
         load(folder / LIBRARY)
         # Not torch._inductor.aoti_load_package: that imports the whole compiler.
-        self._loader = torch._C._aoti.AOTIModelPackageLoader(str(folder / MODEL_FILE), "model", False, 1, -1)
+        try:
+            self._loader = torch._C._aoti.AOTIModelPackageLoader(str(folder / MODEL_FILE), "model", False, 1, -1)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise UsageError(f"{folder / MODEL_FILE} does not load ({reason}): run `trtllm-pt build` again") from error
         self._files, self._weights = _map_weights(folder, manifest, rank)
         wanted = set(self._loader.get_constant_fqns())
         constants = {name: tensor for name, tensor in self._weights.items() if name in wanted}
@@ -112,8 +123,8 @@ class EmbeddedEngine:
     def run(self, tokens: Tensor, starts: Tensor, offsets: Tensor, pages: Tensor, last: Tensor) -> Tensor:
         """One forward, all int64: tokens [T], starts [B], offsets [B + 1], pages [B, M], last [R].
 
-        Returns this rank's float32 logits [R, V / ranks]. Raises RunError for inputs that do not fit each other: the
-        graph itself checks nothing.
+        Returns this rank's float32 logits [R, padded V / ranks]. Raises RunError for inputs that do not fit each
+        other: the graph itself checks nothing.
         """
         self._check(tokens, starts, offsets, pages, last)
         try:
@@ -138,14 +149,6 @@ class EmbeddedEngine:
             raise RunError(f"a page number lies outside the KV cache of {self.pages} pages")
         if not 0 <= int(last.min()) <= int(last.max()) < len(tokens):
             raise RunError(f"last asks for a token outside the {len(tokens)} of the call")
-
-
-def check_versions(folder: Path, manifest: EngineManifest) -> None:
-    """Raises UsageError where the engine was built with other versions than those here."""
-    for package, here in versions().items():
-        built = manifest.versions.get(package)
-        if built != here:
-            raise UsageError(f"{folder} was built with {package} {built}, here is {here}: run `trtllm-pt build` again")
 
 
 def _map_weights(folder: Path, manifest: EngineManifest, rank: int) -> tuple[list[SafetensorsFile], dict[str, Tensor]]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 import warnings
 import zipfile
@@ -18,27 +17,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-import trtllm_pt
 from trtllm_pt.config import ModelConfig
-from trtllm_pt.errors import RunError, UsageError
-from trtllm_pt.kernels.build import cache_dir
+from trtllm_pt.engine.manifest import MAX_BATCH, MAX_TOKENS
+from trtllm_pt.engine.versions import sources
+from trtllm_pt.errors import RunError
+from trtllm_pt.kernels.build import cache_dir, compiler
 from trtllm_pt.layout import rank_layout
 from trtllm_pt.network.embedded import PAGE, EmbeddedModel
 
-# Bounds of the dynamic axes. They are no options: one graph serves every engine of the same model and rank count.
-MAX_TOKENS, MAX_BATCH, MAX_PAGES = 1 << 17, 1 << 12, 1 << 24
+_MAX_PAGES = 1 << 24
 # The graph is compiled for AVX2 so that a package runs on every x86-64 server; the ops choose their own path.
 _INDUCTOR = {"aot_inductor.package_constants_in_so": False, "cpp.simdlen": 256, "cpp.march": "x86-64-v3"}
-# Everything that decides which ops the graph has, with which shapes.
-_SOURCES = (
-    "layout.py",
-    "schedule.py",
-    "network/module.py",
-    "network/embedded.py",
-    "network/walk.py",
-    "kernels/fakes.py",
-    "engine/graph.py",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +41,7 @@ def compiled_graph(config: ModelConfig, ranks: int, dtype: torch.dtype) -> Graph
     path = cache_dir() / "graphs" / f"{_key(config, ranks, dtype)}.pt2"
     if path.exists():
         return Graph(path, cache_hit=True)
-    if shutil.which(os.environ.get("CXX", "g++")) is None:
-        raise UsageError("no C++ compiler: install one (`apt-get install g++`), or name it in CXX")
+    os.environ["CXX"] = compiler()  # inductor's choice, too
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         package = _compile(config, ranks, dtype, Path(scratch) / "model.pt2")
@@ -69,9 +57,7 @@ def caches_shape(config: ModelConfig, ranks: int, pages: int) -> tuple[int, ...]
 
 def _key(config: ModelConfig, ranks: int, dtype: torch.dtype) -> str:
     """What the graph depends on: the model, torch, the flags, and the sources that are traced."""
-    package = Path(trtllm_pt.__file__).parent
-    sources = [package / name for name in _SOURCES]
-    parts = [json.dumps(config.to_json()), ranks, dtype, torch.__version__, *(path.read_text() for path in sources)]
+    parts = [json.dumps(config.to_json()), ranks, dtype, torch.__version__, sources(ops=False)]
     return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:32]
 
 
@@ -85,8 +71,8 @@ def _compile(config: ModelConfig, ranks: int, dtype: torch.dtype, package: Path)
 
     dim = torch.export.Dim
     tokens, batch = dim("tokens", min=1, max=MAX_TOKENS), dim("batch", min=1, max=MAX_BATCH)
-    last, width = dim("last", min=1, max=MAX_TOKENS), dim("pages_per_sequence", min=1, max=MAX_PAGES)
-    pages = dim("pages", min=1, max=MAX_PAGES)
+    last, width = dim("last", min=1, max=MAX_TOKENS), dim("pages_per_sequence", min=1, max=_MAX_PAGES)
+    pages = dim("pages", min=1, max=_MAX_PAGES)
     shapes = (
         {0: tokens},
         {0: batch},

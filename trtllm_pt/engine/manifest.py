@@ -13,6 +13,9 @@ from trtllm_pt.errors import UsageError
 
 Kind = Literal["embedded", "tensorrt_llm"]
 MODEL_FILE = "model.pt2"  # only an embedded engine has it
+TENSORRT_FILE = "rank0.engine"  # only a TensorRT engine
+# Bounds of the embedded graph's axes. They are no options: one graph serves every engine of a model and rank count.
+MAX_TOKENS, MAX_BATCH = 1 << 17, 1 << 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,9 +32,10 @@ class BuildOptions:
         most = config.max_position_embeddings
         max_seq_len = most if self.max_seq_len is None else self.max_seq_len
         max_input_len = max_seq_len - 1 if self.max_input_len is None else self.max_input_len
-        for name, value in (("max_batch_size", self.max_batch_size), ("max_num_tokens", self.max_num_tokens)):
-            if value < 1:
-                raise UsageError(f"{name} ({value}) must be at least 1")
+        for name, bound in (("max_batch_size", MAX_BATCH), ("max_num_tokens", MAX_TOKENS)):
+            value = getattr(self, name)
+            if not 1 <= value <= bound:
+                raise UsageError(f"{name} ({value}) must be between 1 and {bound}")
         if not 2 <= max_seq_len <= most:
             raise UsageError(f"max_seq_len ({max_seq_len}) must be between 2 and max_position_embeddings ({most})")
         if not 1 <= max_input_len < max_seq_len:
@@ -87,12 +91,22 @@ class EngineManifest:
             hint = ": it is a checkpoint, run `trtllm-pt build` on it" if "parallel_track" in data else ""
             raise UsageError(f"{folder} is not an engine directory{hint}")
         build = data["build_config"]
+        given = {field.name: build.get(field.name) for field in fields(BuildOptions)}
+        bad = [name for name, value in given.items() if type(value) is not int]
+        built_with = build.get("versions", {})
+        if bad or not isinstance(built_with, dict):
+            raise UsageError(f"{folder / 'config.json'}: build_config has no whole number for {', '.join(bad)}")
         try:
             checkpoint = CheckpointManifest.from_json(data["pretrained_config"], strict=False)
-            options = BuildOptions(**{field.name: build[field.name] for field in fields(BuildOptions)})
-        except KeyError as error:
-            raise UsageError(f"{folder / 'config.json'}: build_config lacks {error}") from None
+            options = BuildOptions(**given).resolved(checkpoint.model)
         except UsageError as error:
             raise UsageError(f"{folder / 'config.json'}: {error}") from None
-        kind: Kind = "embedded" if (folder / MODEL_FILE).exists() else "tensorrt_llm"
-        return cls(kind=kind, checkpoint=checkpoint, options=options, versions=dict(build.get("versions", {})))
+        return cls(kind=_kind(folder), checkpoint=checkpoint, options=options, versions=built_with)
+
+
+def _kind(folder: Path) -> Kind:
+    if (folder / MODEL_FILE).exists():
+        return "embedded"
+    if (folder / TENSORRT_FILE).exists():
+        return "tensorrt_llm"
+    raise UsageError(f"{folder} is incomplete: it has neither {MODEL_FILE} nor {TENSORRT_FILE}; build it again")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from trtllm_pt.errors import RunError, UsageError
+from trtllm_pt.errors import INSTALL_EMBEDDED, RunError, UsageError
 
 LIBRARY = "libtrtllm_pt_ops.so"
 
@@ -40,12 +40,12 @@ def build_library(out: Path) -> Path:
 
     Raises UsageError where the compiler or MPI's header is missing, RunError where compiling fails.
     """
-    compiler = _compiler()
+    program = compiler()
     headers = _mpi_header().parent
-    cached = cache_dir() / _key(compiler, headers) / LIBRARY
+    cached = cache_dir() / _key(program, headers) / LIBRARY
     if not cached.exists():
         cached.parent.mkdir(parents=True, exist_ok=True)
-        _compile(compiler, headers, cached)
+        _compile(program, headers, cached)
     out.mkdir(parents=True, exist_ok=True)
     target = out / LIBRARY
     with tempfile.NamedTemporaryFile(dir=out, prefix=f".{LIBRARY}.", delete=False) as copy:
@@ -55,7 +55,8 @@ def build_library(out: Path) -> Path:
     return target
 
 
-def _compiler() -> str:
+def compiler() -> str:
+    """$CXX, else g++ or clang++. Raises UsageError where there is none."""
     wish = os.environ.get("CXX")
     for name in [wish] if wish else ["g++", "clang++"]:
         found = shutil.which(name)
@@ -71,7 +72,7 @@ def _mpi_header() -> Path:
         if (folder / "mpi.h").is_file():
             return folder / "mpi.h"
     looked = " or ".join(map(str, folders))
-    raise UsageError(f"no mpi.h in {looked}; the embedded engine's build needs it: pip install 'trtllm-pt[embedded]'")
+    raise UsageError(f"no mpi.h in {looked}; the embedded engine's build needs it: {INSTALL_EMBEDDED}")
 
 
 def cache_dir() -> Path:

@@ -89,10 +89,11 @@ void reduce_gathered(float* local, int64_t n, int64_t ranks, float scale, bool b
 // `local` and `y` hold whole slices, the last one padded.
 void reduce_sliced(float* local, int64_t slice, int64_t ranks, float scale, bool bf16, void* y, at::TensorOptions floats) {
   Tensor mine = at::empty({ranks, slice}, floats), done = at::empty({slice}, floats);
-  const int count = static_cast<int>(slice), size = static_cast<int>(slice * (bf16 ? 2 : 4));
+  const int count = static_cast<int>(slice);
+  const MPI_Datatype type = bf16 ? MPI_UINT16_T : MPI_FLOAT;  // bits, not numbers: any type of that size will do
   mpi.check(mpi.alltoall(local, count, MPI_FLOAT, mine.mutable_data_ptr(), count, MPI_FLOAT, mpi.comm), "MPI_Alltoall");
   tree_sum(false, mine.const_data_ptr(), ranks, slice, slice, scale, bf16, done.mutable_data_ptr());
-  mpi.check(mpi.allgather(done.const_data_ptr(), size, MPI_BYTE, y, size, MPI_BYTE, mpi.comm), "MPI_Allgather");
+  mpi.check(mpi.allgather(done.const_data_ptr(), count, type, y, count, type, mpi.comm), "MPI_Allgather");
 }
 
 Tensor all_reduce(const Tensor& x, int64_t ranks, double scale) {

@@ -1,5 +1,5 @@
 // Ranks watch each other: a thread of every rank stamps its slot of a shared page, and ends the job, naming the rank,
-// when another's stamp grows old. A rank that hangs or is stopped would otherwise hold all others in a collective,
+// when another's stamp grows old. A rank that is stopped or starved would otherwise hold all others in a collective,
 // where Python cannot run. (A rank that dies is seen by mpirun.)
 #include <fcntl.h>
 #include <sys/mman.h>

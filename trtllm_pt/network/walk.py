@@ -11,7 +11,7 @@ V = TypeVar("V")  # one value per track: an engine's tensor
 
 
 class Ops(Protocol[V]):
-    """What a network definition supplies. `boundary` is the sub-layer after which an all-reduce starts."""
+    """What a network definition supplies."""
 
     def sublayer(self, run: Run, x: V) -> V:
         """Attention or FFN with its norms, without the residual."""

@@ -5,11 +5,15 @@ from __future__ import annotations
 import time
 from collections import deque
 
+from trtllm_pt.errors import UsageError
 from trtllm_pt.messages import Request, Stats, Tokens
+from trtllm_pt.runtime.launch import CLOSED
 from trtllm_pt.runtime.limits import Limits
 from trtllm_pt.runtime.sampling import sample
 from trtllm_pt.runtime.scheduler import Scheduler
 from trtllm_pt.runtime.session import Session
+
+_PREFILL_CHUNK = 256  # prompt tokens of a step in which others decode: their next token must not wait long
 
 
 class EmbeddedRuntime:
@@ -24,7 +28,9 @@ class EmbeddedRuntime:
             max_batch_size=options.max_batch_size,
             max_num_tokens=options.max_num_tokens,
             num_pages=session.engine.pages,
+            chunk=min(_PREFILL_CHUNK, options.max_num_tokens),
         )
+        self._closed = False
         self._done: deque[Tokens] = deque()  # of requests that ended between steps
 
     @property
@@ -32,6 +38,7 @@ class EmbeddedRuntime:
         return bool(self._done) or not self._scheduler.idle
 
     def submit(self, request: Request) -> None:
+        self._check_open()
         self._scheduler.add(request)
 
     def cancel(self, request_id: int) -> None:
@@ -40,6 +47,7 @@ class EmbeddedRuntime:
 
     def poll(self, timeout: float) -> list[Tokens]:
         """Runs steps until there are tokens, nothing is left to do, or the time is over; at least one step."""
+        self._check_open()
         deadline = time.monotonic() + timeout
         while not (messages := self._step()) and self.busy and time.monotonic() < deadline:
             pass
@@ -52,7 +60,11 @@ class EmbeddedRuntime:
         if plan is None:
             return messages
         self.session.world.send_plan(plan)
-        logits = self.session.run(plan)
+        try:
+            logits = self.session.run(plan)
+        except BaseException:
+            self._closed = True  # the ranks are no longer in step
+            raise
         assert logits is not None, "rank 0 has the logits"
         sampled = sample(logits.numpy(), self._scheduler.wanted, self._vocab_size)
         return messages + self._scheduler.finish_step(sampled)
@@ -65,7 +77,7 @@ class EmbeddedRuntime:
             waiting_requests=len(scheduler.waiting),
             preemptions=scheduler.preemptions,
             kv_pages_total=scheduler.pages.total,
-            kv_pages_used=scheduler.pages.total - scheduler.pages.available,
+            kv_pages_used=scheduler.pages.held,
             prompt_tokens=scheduler.prompt_tokens,
             output_tokens=scheduler.output_tokens,
             sync_points_seen=self.session.sync_points_seen,
@@ -73,4 +85,10 @@ class EmbeddedRuntime:
         )
 
     def close(self) -> None:
-        self.session.close()
+        if not self._closed:
+            self._closed = True
+            self.session.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UsageError(CLOSED)

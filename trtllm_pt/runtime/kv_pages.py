@@ -8,9 +8,8 @@ from collections.abc import Iterable, Sequence
 PAGE = 16  # tokens in a page
 ROOT = -1  # the parent of a sequence's first page
 
-PageKey = tuple[
-    int, bytes
-]  # (page of the 16 tokens before, these 16 tokens): with the chain, all tokens from the start
+# (page of the 16 tokens before, these 16 tokens): with the chain, all tokens from the start
+PageKey = tuple[int, bytes]
 
 
 def pages_for(tokens: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import atexit
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -12,9 +12,12 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from trtllm_pt.config import read_json
 from trtllm_pt.engine.manifest import EngineManifest
+from trtllm_pt.engine.versions import check_versions
 from trtllm_pt.errors import RunError, UsageError
 from trtllm_pt.messages import FinishReason, Request, Runtime, SamplingParams, Tokens
+from trtllm_pt.runtime.limits import Limits
 from trtllm_pt.runtime.stream import TextStream
 
 Prompt = str | Sequence[int]
@@ -52,7 +55,9 @@ class LLM:
         self.tokenizer = _tokenizer(folder)
         self._end_id, self._stop_words = _end_ids(folder)
         self._runtime = _start(folder, self.manifest, threads, kv_tokens)
+        self._limits = Limits.of(self.manifest)
         self._next_id = 0
+        self._inbox: dict[int, list[tuple[float, Tokens]]] = {}  # by request, with the time of arrival
 
     def generate(
         self,
@@ -70,7 +75,8 @@ class LLM:
             raise UsageError(
                 f"{len(each)} sampling parameters for {len(prompts)} prompts: give one for all, or one each"
             )
-        outputs = [self._submit(prompt, one, stop) for prompt, one in zip(prompts, each, strict=True)]
+        requests = [self._request(prompt, one) for prompt, one in zip(prompts, each, strict=True)]
+        outputs = [self._submit(request, stop) for request in requests]
         for _ in self._deltas(outputs):
             pass
         return self._results(outputs)
@@ -79,7 +85,7 @@ class LLM:
         self, prompt: Prompt, sampling: SamplingParams | None = None, *, stop: Sequence[str] = ()
     ) -> Iterator[str | RunResult]:
         """The text of one prompt, piece by piece, and at the end its RunResult."""
-        output = self._submit(prompt, sampling or SamplingParams(), stop)
+        output = self._submit(self._request(prompt, sampling or SamplingParams()), stop)
         yield from self._deltas([output])
         yield self._results([output])[0]
 
@@ -96,7 +102,13 @@ class LLM:
         """The prompt's token ids. Without a tokenizer a text prompt is token ids, too: `1 2 3`."""
         if not isinstance(prompt, str):
             return tuple(prompt)
+        if not prompt:
+            raise UsageError("the prompt is empty")
         if self.tokenizer is not None:
+            try:
+                prompt.encode()
+            except UnicodeEncodeError:
+                raise UsageError("the prompt is not valid UTF-8") from None
             return tuple(self.tokenizer.encode(prompt).ids)
         try:
             return tuple(int(word) for word in prompt.replace(",", " ").split())
@@ -105,36 +117,51 @@ class LLM:
                 f"this engine has no tokenizer: give the prompt as token ids such as '1 2 3', not {prompt!r}"
             ) from None
 
-    def _submit(self, prompt: Prompt, sampling: SamplingParams, stop: Sequence[str]) -> _Output:
+    def _request(self, prompt: Prompt, sampling: SamplingParams) -> Request:
         if sampling.end_id is None:
             sampling = replace(sampling, end_id=self._end_id, stop_words=(*sampling.stop_words, *self._stop_words))
         request = Request(id=self._next_id, token_ids=self.encode(prompt), sampling=sampling)
         self._next_id += 1
+        self._limits.check(request)  # all of a batch before the first is queued
+        return request
+
+    def _submit(self, request: Request, stop: Sequence[str]) -> _Output:
         if stop and self.tokenizer is None:
             raise UsageError("stop strings need a tokenizer, which this engine does not have: use stop_words")
         text = None if self.tokenizer is None else TextStream(self.tokenizer, stop)
+        self._inbox[request.id] = []
         self._runtime.submit(request)
         return _Output(request.id, text, time.perf_counter())
 
     def _deltas(self, outputs: list[_Output]) -> Iterator[str]:
         """Runs until all outputs are complete; the new text as it comes. Left early, it cancels what is unfinished."""
-        by_id = {output.id: output for output in outputs}
         try:
             while any(output.finish_reason is None for output in outputs):
-                for message in self._runtime.poll(_POLL_SECONDS):
-                    if (output := by_id.get(message.id)) is not None:
-                        yield from self._take(output, message)
+                if not any(self._inbox[output.id] for output in outputs):
+                    self._sort(self._runtime.poll(_POLL_SECONDS))
+                for output in outputs:
+                    messages, self._inbox[output.id] = self._inbox[output.id], []
+                    for now, message in messages:
+                        yield from self._take(output, message, now)
         finally:
             for output in outputs:
+                del self._inbox[output.id]
                 if output.finish_reason is None:
                     self._runtime.cancel(output.id)
 
-    def _take(self, output: _Output, message: Tokens) -> Iterator[str]:
+    def _sort(self, messages: list[Tokens]) -> None:
+        """Each to its request: several may be read by turns."""
+        now = time.perf_counter()
+        for message in messages:
+            if message.id in self._inbox:  # else cancelled
+                self._inbox[message.id].append((now, message))
+
+    def _take(self, output: _Output, message: Tokens, now: float) -> Iterator[str]:
         if message.error is not None:
             raise RunError(message.error)
         if output.finish_reason is not None:
             return  # what was under way when a stop string ended it
-        if delta := output.take(message):
+        if delta := output.take(message, now):
             yield delta
         if output.text is not None and output.text.stopped and message.finish_reason is None:
             output.finish_reason = "stop_words"
@@ -159,9 +186,8 @@ class _Output:
     last: float = 0.0
     finish_reason: FinishReason | None = None
 
-    def take(self, message: Tokens) -> str:
-        self.last = time.perf_counter()
-        self.first = self.first or self.last
+    def take(self, message: Tokens, now: float) -> str:
+        self.first, self.last = self.first or now, now
         self.token_ids += message.token_ids
         self.log_probs += message.log_probs
         self.finish_reason = message.finish_reason
@@ -193,8 +219,7 @@ class _Output:
 def _start(folder: Path, manifest: EngineManifest, threads: int | None, kv_tokens: int | None) -> Runtime:
     if manifest.kind != "embedded":
         raise UsageError(f"{folder} holds TensorRT engines, which run through TensorRT-LLM on NVIDIA GPUs")
-    from trtllm_pt.engine.embedded import check_versions
-    from trtllm_pt.runtime.world import launched_ranks
+    from trtllm_pt.runtime.launch import launched_ranks
 
     check_versions(folder, manifest)
     if launched_ranks() is None and manifest.ranks > 1:
@@ -208,7 +233,9 @@ def _start(folder: Path, manifest: EngineManifest, threads: int | None, kv_token
     if session.world.rank:
         session.follow()
         sys.exit(0)
-    return EmbeddedRuntime(session)
+    runtime = EmbeddedRuntime(session)
+    atexit.register(runtime.close)  # a script that ends without closing must not leave the other ranks waiting
+    return runtime
 
 
 def _tokenizer(folder: Path) -> Tokenizer | None:
@@ -216,14 +243,17 @@ def _tokenizer(folder: Path) -> Tokenizer | None:
     if not path.exists():
         return None
     try:
-        return Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises plain Exception
         raise UsageError(f"{path} is not a tokenizer file: {error}") from None
+    tokenizer.no_truncation()  # a file may carry what its maker last set
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def _end_ids(folder: Path) -> tuple[int, tuple[tuple[int, ...], ...]]:
     """The end token of the generation config, and further ones as stop words; -1: none."""
     path = folder / "tokenizer" / "generation_config.json"
-    ids: Any = json.loads(path.read_text()).get("eos_token_id") if path.exists() else None
+    ids: Any = read_json(path).get("eos_token_id") if path.exists() else None
     listed = ids if isinstance(ids, list) else [] if ids is None else [ids]
     return (listed[0] if listed else -1), tuple((token,) for token in listed[1:])

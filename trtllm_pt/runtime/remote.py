@@ -7,7 +7,6 @@ the ranks never outlive it.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import re
@@ -25,11 +24,12 @@ from typing import Any
 from trtllm_pt.engine.manifest import EngineManifest
 from trtllm_pt.errors import RunError, TrtllmPtError, UsageError
 from trtllm_pt.messages import Request, Stats, Tokens
+from trtllm_pt.runtime.launch import CLOSED, NO_MPI, find_mpirun
 from trtllm_pt.runtime.limits import Limits
 
-NO_MPI = "no MPI: more than one rank needs mpi4py and MPICH, `pip install 'trtllm_pt[embedded]'`"
 START_SECONDS = 120.0
 _STOP_SECONDS = 5.0
+_LONGEST_FOLDER = 95  # characters: a socket's path has at most 107
 
 
 class Connection:
@@ -41,29 +41,35 @@ class Connection:
         self._selector = selectors.DefaultSelector()
         self._selector.register(stream, selectors.EVENT_READ)
         self._received = b""
+        self._ended = False
 
     def send(self, message: dict[str, Any]) -> None:
         """Raises ConnectionError where the other side is gone."""
         data = memoryview(json.dumps(message).encode() + b"\n")
-        self.stream.setblocking(True)
+        self._selector.modify(self.stream, selectors.EVENT_READ | selectors.EVENT_WRITE)
         try:
-            self.stream.sendall(data)
+            while data:
+                self._selector.select()
+                self._read()  # the other side may be waiting for us to read, with its own message half sent
+                with contextlib.suppress(BlockingIOError):
+                    data = data[self.stream.send(data) :]
         finally:
-            self.stream.setblocking(False)
+            self._selector.modify(self.stream, selectors.EVENT_READ)
 
     def receive(self, timeout: float | None) -> list[dict[str, Any]]:
         """What has arrived; waits up to `timeout` seconds for it (None: for ever). Raises EOFError at the end."""
-        if not self._selector.select(timeout):
-            return []
+        if b"\n" not in self._received and not self._ended and self._selector.select(timeout):
+            self._read()
+        *lines, self._received = self._received.split(b"\n")
+        if self._ended and not lines:
+            raise EOFError
+        return [json.loads(line) for line in lines]
+
+    def _read(self) -> None:
         with contextlib.suppress(BlockingIOError):
             while data := self.stream.recv(1 << 16):
                 self._received += data
-                if len(data) < 1 << 16:
-                    break
-            else:
-                raise EOFError
-        *lines, self._received = self._received.split(b"\n")
-        return [json.loads(line) for line in lines]
+            self._ended = True
 
     def close(self) -> None:
         self._selector.close()
@@ -88,6 +94,8 @@ class RemoteRuntime:
         self._folder = Path(tempfile.mkdtemp(prefix="trtllm_pt-"))
         self._log = self._folder / "ranks.log"
         try:
+            if len(str(self._folder)) > _LONGEST_FOLDER:
+                raise UsageError(f"TMPDIR is too long for a socket in it: {self._folder}")
             with socket.socket(socket.AF_UNIX) as listener:
                 listener.bind(str(self._folder / "socket"))
                 listener.listen(1)
@@ -104,15 +112,16 @@ class RemoteRuntime:
     def _start(self, ranks: int, arguments: list[str]) -> subprocess.Popen[bytes]:
         worker = [sys.executable, "-m", "mpi4py", "-m", "trtllm_pt.runtime.worker"]
         command = [find_mpirun(), "-n", str(ranks), *worker, *arguments]
+        # What MPI and the compiled graph unpack there goes with us, even if a rank cannot clean up.
+        outer = {name: value for name, value in os.environ.items() if not name.startswith(("PMI_", "PMIX_"))}
         with self._log.open("wb") as log:
             return subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={name: value for name, value in os.environ.items() if not name.startswith(("PMI_", "PMIX_"))},
+                env={**outer, "TMPDIR": str(self._folder)},
                 start_new_session=True,  # Ctrl-C is for the owner, who then closes
-                preexec_fn=_die_with_parent,
             )
 
     def _accept(self, listener: socket.socket) -> Connection:
@@ -138,7 +147,8 @@ class RemoteRuntime:
         self._send({"submit": request.to_json()})
 
     def cancel(self, request_id: int) -> None:
-        self._send({"cancel": request_id})
+        if not self._closed:  # else all have ended
+            self._send({"cancel": request_id})
 
     def poll(self, timeout: float) -> list[Tokens]:
         """Raises RunError where a rank died or hung, naming it."""
@@ -186,12 +196,16 @@ class RemoteRuntime:
                 return
 
     def _send(self, message: dict[str, Any]) -> None:
+        if self._closed:
+            raise UsageError(CLOSED)
         try:
             self._connection.send(message)
         except ConnectionError:
             raise self._why_the_job_ended() from None
 
     def _receive(self, timeout: float) -> list[dict[str, Any]]:
+        if self._closed:
+            raise UsageError(CLOSED)
         try:
             return self._connection.receive(timeout)
         except (EOFError, ConnectionError):
@@ -223,22 +237,8 @@ class RemoteRuntime:
         return lines[-1] if lines else f"mpirun ended with status {self._job.poll()} and said nothing"
 
 
-def find_mpirun() -> str:
-    """The mpirun of this Python environment, else the one on PATH. Raises UsageError where there is none."""
-    own = Path(sys.prefix) / "bin" / "mpirun"
-    found = str(own) if own.exists() else shutil.which("mpirun")
-    if found is None:
-        raise UsageError(NO_MPI)
-    return found
-
-
 def _shared_memory_of(pid: int) -> set[Path]:
     """MPI's files in /dev/shm that a process has mapped: those of its whole job."""
     with contextlib.suppress(OSError):
         return {Path(name) for name in re.findall(r"/dev/shm/mpich_shm_\w+", Path(f"/proc/{pid}/maps").read_text())}
     return set()
-
-
-def _die_with_parent() -> None:
-    PR_SET_PDEATHSIG = 1
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

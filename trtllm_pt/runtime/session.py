@@ -13,14 +13,14 @@ from torch import Tensor
 from trtllm_pt.engine.embedded import EmbeddedEngine
 from trtllm_pt.engine.graph import caches_shape
 from trtllm_pt.engine.manifest import EngineManifest
-from trtllm_pt.errors import UsageError
+from trtllm_pt.errors import RunError, UsageError
 from trtllm_pt.kernels.build import LIBRARY
 from trtllm_pt.kernels.library import load
 from trtllm_pt.runtime.kv_pages import PAGE, pages_for
 from trtllm_pt.runtime.step_plan import StepPlan
 from trtllm_pt.runtime.world import World
 
-_SILENCE_SECONDS = 8.0  # of a rank, after which the others end; a rank beats even while it computes
+_SILENCE_SECONDS = 8.0  # of a rank that is stopped, after which the others end; it beats even while it computes
 _MEMORY_SHARE = 0.5  # of what is available now, for the KV caches of all ranks on this machine
 
 
@@ -39,9 +39,13 @@ class Session:
 
     @property
     def sync_points_seen(self) -> int | None:
-        """All-reduces per forward since this session began; None before the first."""
+        """All-reduces per forward since this session began; None before the first. Raises RunError for a fraction."""
         seen = torch.ops.trtllm_pt.reduces_seen() - self._reduces_before
-        return seen // self.forwards if self.forwards else None
+        if not self.forwards:
+            return None
+        if seen % self.forwards:
+            raise RunError(f"{seen} all-reduces were seen in {self.forwards} forwards")
+        return seen // self.forwards  # type: ignore[no-any-return]
 
     def run(self, plan: StepPlan) -> Tensor | None:
         """One forward on all ranks. Rank 0: float32 logits [R, V padded]; elsewhere None."""
@@ -79,10 +83,21 @@ def open_session(folder: Path, *, threads: int | None = None, kv_tokens: int | N
     torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // manifest.ranks))
     torch.set_grad_enabled(False)
     load(folder / LIBRARY)
+    _check_processor()
     world.bind()
     _watch_ranks(world)
-    pages = world.broadcast(_pages(manifest, kv_tokens))
+    pages = world.broadcast(_pages(manifest, kv_tokens) if world.rank == 0 else 0)
     return Session(EmbeddedEngine(folder, manifest, world.rank, pages), world)
+
+
+def _check_processor() -> None:
+    """Raises UsageError where the graph cannot run, or TRTLLM_PT_ISA names what is not there."""
+    if torch.backends.cpu.get_cpu_capability() == "DEFAULT":
+        raise UsageError("the embedded engine needs a processor with AVX2")
+    try:
+        torch.ops.trtllm_pt.isa()
+    except RuntimeError as error:
+        raise UsageError(str(error).splitlines()[0]) from None
 
 
 def _watch_ranks(world: World) -> None:
@@ -119,5 +134,10 @@ def _pages(manifest: EngineManifest, kv_tokens: int | None) -> int:
 
 
 def _available_bytes() -> int:
+    """Of the machine, or of the container that this runs in."""
     lines = Path("/proc/meminfo").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) * 1024
+    available = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) * 1024
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and used.exists() and (most := limit.read_text().strip()) != "max":
+        available = min(available, int(most) - int(used.read_text()))
+    return available

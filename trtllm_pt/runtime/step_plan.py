@@ -14,9 +14,8 @@ from trtllm_pt.runtime.kv_pages import PAGE, pages_for
 
 Int64s = npt.NDArray[np.int64]
 
-HEADER = (
-    5  # size of the whole message, T, B, R, MP; a message never has size 0, so a session may give 0 its own meaning
-)
+# Size of the whole message, T, B, R, MP. A message never has size 0, so a session may give 0 its own meaning.
+HEADER = 5
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -40,16 +40,16 @@ def main() -> None:
 def serve(runtime: EmbeddedRuntime, path: str) -> None:
     """Answer the owner's messages between steps until it goes away."""
     stream = socket.socket(socket.AF_UNIX)
-    stream.connect(path)
-    connection = Connection(stream)
-    connection.send({"ready": runtime.session.pids})
     try:
+        stream.connect(path)
+        connection = Connection(stream)
+        connection.send({"ready": runtime.session.pids})
         while True:
             for message in connection.receive(0 if runtime.busy else None):
                 _answer(runtime, connection, message)
             for tokens in runtime.poll(0):
                 connection.send({"tokens": tokens.to_json()})
-    except (EOFError, ConnectionError):
+    except (EOFError, OSError):  # the owner is gone, perhaps since before we were ready
         return
 
 

@@ -7,6 +7,7 @@ communicator.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trtllm_pt.errors import RunError, UsageError
+from trtllm_pt.errors import UsageError
+from trtllm_pt.runtime.launch import LAUNCHERS, NO_MPI, launched_ranks
 from trtllm_pt.runtime.step_plan import Int64s, StepPlan
 
 if TYPE_CHECKING:
@@ -22,19 +24,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Who starts ranks says so in the environment: a launcher's name and the variable that has the number of ranks.
-_LAUNCHERS = {"MPICH's mpirun": "PMI_SIZE", "Open MPI's mpirun": "OMPI_COMM_WORLD_SIZE"}
 _STOP = np.zeros(1, np.int64)  # a plan's first entry is its length, never 0
 # A follower that waits for work polls at once, then ever more seldom: running, it loses no time; idle, no core.
 _SPIN_SECONDS, _LONGEST_SLEEP = 0.002, 0.002
-
-
-def launched_ranks() -> int | None:
-    """How many ranks the launcher that started this process says it started; None: no launcher."""
-    for variable in _LAUNCHERS.values():
-        if os.environ.get(variable, "").isdigit():
-            return int(os.environ[variable])
-    return None
 
 
 class World:
@@ -57,7 +49,7 @@ class World:
         MPI = import_mpi()
         comm = MPI.COMM_WORLD
         if launched is not None and launched > 1 and comm.size == 1:
-            launcher = next(name for name, variable in _LAUNCHERS.items() if variable in os.environ)
+            launcher = next(name for name, variable in LAUNCHERS.items() if variable in os.environ)
             raise UsageError(
                 f"{launcher} started {launched} ranks, but mpi4py here uses {mpi_name(MPI)}, so each is alone: "
                 f"start them with that MPI's mpirun"
@@ -66,6 +58,7 @@ class World:
             raise UsageError(f"this engine has {ranks} ranks, but {comm.size} were started: use `mpirun -n {ranks}`")
         if ranks == 1:
             return cls(None)
+        end_all_on_an_exception(comm)
         return cls(comm.Dup())
 
     def bind(self) -> None:
@@ -128,9 +121,7 @@ def import_mpi() -> Any:
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
-        raise UsageError(
-            f"no MPI: more than one rank needs mpi4py and MPICH, `pip install 'trtllm_pt[embedded]'` ({error})"
-        ) from None
+        raise UsageError(f"{NO_MPI} ({error})") from None
     return MPI
 
 
@@ -140,6 +131,13 @@ def mpi_name(MPI: Any) -> str:
     return f"{name} {'.'.join(map(str, version))}"
 
 
-def abort(error: RunError) -> None:
-    """End all ranks now."""
-    import_mpi().COMM_WORLD.Abort(error.exit_status)
+def end_all_on_an_exception(comm: MPI.Intracomm) -> None:
+    """A rank that ends by an exception takes the others along: they may wait for it in a collective."""
+    report = sys.excepthook
+
+    def end_all(*error: Any) -> None:
+        report(*error)
+        sys.stderr.flush()
+        comm.Abort(1)
+
+    sys.excepthook = end_all
