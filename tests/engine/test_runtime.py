@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import pytest
 from tests.engine.conftest import Engines
 from trtllm_pt.errors import RunError, UsageError
 from trtllm_pt.messages import SamplingParams
+from trtllm_pt.runtime.launch import find_mpirun
 from trtllm_pt.runtime.llm import LLM, RunResult
 from trtllm_pt.runtime.remote import RemoteRuntime
 
@@ -93,6 +95,52 @@ def test_what_an_engine_cannot_take_is_refused(llm: LLM, prompt: list[int], samp
 def test_a_prompt_and_output_beyond_the_engine_is_cut(llm: LLM) -> None:
     [result] = llm.generate([[1] * 120], SamplingParams(max_tokens=100, end_id=-1))
     assert (len(result.token_ids), result.finish_reason) == (8, "length")
+
+
+def test_streams_may_be_read_by_turns(llm: LLM) -> None:
+    prompts = ["import os", "class Queue:"]
+    both = zip(*(llm.stream(prompt, SamplingParams(max_tokens=24, end_id=-1)) for prompt in prompts), strict=False)
+    taken = [list(pieces) for pieces in zip(*both, strict=True)]
+    for prompt, pieces in zip(prompts, taken, strict=True):
+        [whole] = llm.generate([prompt], SamplingParams(max_tokens=24, end_id=-1))
+        assert whole.text.startswith("".join(piece for piece in pieces if isinstance(piece, str)))
+
+
+def test_a_refused_prompt_leaves_nothing_of_its_batch(llm: LLM) -> None:
+    with pytest.raises(UsageError, match="must be a token id"):
+        llm.generate([[1], [99999]])
+    stats = llm._runtime.stats()
+    assert (stats.active_requests, stats.waiting_requests) == (0, 0)
+
+
+def test_an_engine_outlives_the_thread_that_started_it(engines: Engines) -> None:
+    [folder] = engines("pretrained-2")
+    with ThreadPoolExecutor(1) as pool:
+        llm = pool.submit(LLM, folder).result()
+    assert llm.generate([[1]], SamplingParams(max_tokens=4, end_id=-1))[0].token_ids
+    llm.close()
+    with pytest.raises(UsageError, match="this engine is closed"):
+        llm.generate([[1]])
+    llm.close()
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ("LLM(folder).generate(['import'])", 0),
+        ("LLM(folder); raise ValueError('of the script')", 1),
+        ("with LLM(folder) as llm:\n  llm.generate([[1]])\n  raise ValueError('of the script')", 1),
+        ("llm = LLM(folder); llm._runtime.session.engine._caches.clear(); llm.generate([[1]])", 1),
+    ],
+    ids=["no close", "raises without close", "raises inside", "fails in a step"],
+)
+def test_scripts_under_mpirun_end(engines: Engines, body: str, status: int) -> None:
+    [folder] = engines("pretrained-2")
+    script = f"from trtllm_pt import LLM\nfolder = {str(folder)!r}\n{body}"
+    command = [find_mpirun(), "-n", "2", sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode != 0) == bool(status), done.stderr
+    assert ("of the script" in done.stderr) == ("of the script" in body)
 
 
 @pytest.mark.parametrize(

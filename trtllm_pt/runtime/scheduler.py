@@ -29,9 +29,9 @@ class Scheduler:
     """Running sequences and the queue, together always in order of arrival: first come, first served, last preempted.
 
     max_batch_size: sequences that run at a time (slots). max_num_tokens: tokens in a step. num_pages: KV pages of 16
-    tokens. chunk: prompt tokens that a step takes beside sequences that are decoding (default: up to max_num_tokens), so
-    that a long prompt does not stall them. end_id: of
-    requests that name none; -1: none. Raises UsageError for limits that contradict each other.
+    tokens. chunk: prompt tokens that a step takes beside sequences that are decoding (default: up to max_num_tokens),
+    so that a long prompt does not stall them. end_id: of requests that name none; -1: none. Raises UsageError for
+    limits that contradict each other.
     """
 
     def __init__(
