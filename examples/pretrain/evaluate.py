@@ -40,8 +40,9 @@ def windows(ids: list[int], length: int) -> torch.Tensor:
 
 @torch.no_grad()
 def nats(model: ReferenceModel, rows: torch.Tensor) -> float:
-    logits = model(rows[:, :-1].clamp(min=0))
-    return F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten(), ignore_index=-1, reduction="sum").item()
+    with torch.autocast("cpu", torch.bfloat16):  # products in bfloat16, as trained; three times as fast as float32
+        logits = model(rows[:, :-1].clamp(min=0))
+    return F.cross_entropy(logits.flatten(0, 1).float(), rows[:, 1:].flatten(), ignore_index=-1, reduction="sum").item()
 
 
 def main() -> None:
