@@ -29,7 +29,7 @@ from trtllm_pt.presets import preset
 
 FOLDER = Path("build/benchmarks")
 DTYPE = torch.bfloat16
-Sample = Callable[[], tuple[float, float]]  # seconds to the first token, median seconds of a step after it
+Sample = Callable[[list[int]], tuple[float, float]]  # a prompt -> seconds to its first token, seconds of a step
 
 
 def hugging_face_model(name: str) -> Path:
@@ -70,19 +70,18 @@ def engine(name: str, ranks: int, source: Path | None = None) -> Path:
     return folder
 
 
-def ours(llm: LLM, prompt: list[int], tokens: int) -> Sample:
-    def sample() -> tuple[float, float]:
+def ours(llm: LLM, tokens: int) -> Sample:
+    def sample(prompt: list[int]) -> tuple[float, float]:
         [result] = llm.generate([prompt], SamplingParams(max_tokens=tokens, end_id=-1))
         return result.ttft_s, 1 / result.tokens_per_s
 
     return sample
 
 
-def theirs(folder: Path, prompt: list[int], tokens: int) -> Sample:
+def theirs(folder: Path, tokens: int) -> Sample:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPE)
-    rows = torch.tensor([prompt])
 
     class Clock:
         """Called by generate with the prompt, then with every token."""
@@ -96,11 +95,9 @@ def theirs(folder: Path, prompt: list[int], tokens: int) -> Sample:
         def end(self) -> None:
             pass
 
-    def sample() -> tuple[float, float]:
-        clock = Clock()
-        model.generate(
-            rows, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, pad_token_id=0, streamer=clock
-        )
+    def sample(prompt: list[int]) -> tuple[float, float]:
+        clock, length = Clock(), {"max_new_tokens": tokens, "min_new_tokens": tokens}
+        model.generate(torch.tensor([prompt]), **length, do_sample=False, pad_token_id=0, streamer=clock)
         began, _, first, *rest = clock.times
         return first - began, (rest[-1] - first) / len(rest)
 
@@ -114,18 +111,21 @@ def read_stream(big: torch.Tensor) -> float:
     return big.nbytes / (time.perf_counter() - began) / 1e9
 
 
-def compare(title: str, names: tuple[str, str], sides: tuple[Sample, Sample], rounds: int) -> dict[str, object]:
+def compare(
+    title: str, names: tuple[str, str], sides: tuple[Sample, Sample], prompts: list[list[int]]
+) -> dict[str, object]:
     """Alternates the sides; medians of both, and the median and range of the ratios pair by pair."""
     big = torch.ones(64 << 20)
+    warm_up, *prompts = prompts
     for side in sides:
-        side()
+        side(warm_up)
     pairs, reads = [], []
-    for number in tqdm(range(rounds), desc=title):
+    for number, prompt in enumerate(tqdm(prompts, desc=title)):  # each anew: a known prefix would not be computed
         order = (0, 1) if number % 2 == 0 else (1, 0)
-        taken = {which: sides[which]() for which in order}
+        taken = {which: sides[which](prompt) for which in order}
         pairs.append((taken[0], taken[1]))
         reads.append(read_stream(big))
-    report: dict[str, object] = {"title": title, "read_gb_s": statistics.median(reads), "rounds": rounds}
+    report: dict[str, object] = {"title": title, "read_gb_s": statistics.median(reads), "rounds": len(prompts)}
     for index, what in enumerate(("ttft_s", "step_s")):
         for side, name in enumerate(names):
             report[f"{name} {what}"] = statistics.median(pair[side][index] for pair in pairs)
@@ -145,18 +145,19 @@ def main() -> None:
     torch.set_num_threads(2)
     torch.set_grad_enabled(False)
     FOLDER.mkdir(parents=True, exist_ok=True)
-    prompt = torch.randint(0, 16384, (args.prompt,), generator=torch.Generator().manual_seed(0)).tolist()
+    shape = (args.rounds + 1, args.prompt)
+    prompts = torch.randint(0, 16384, shape, generator=torch.Generator().manual_seed(0)).tolist()
 
     dense = hugging_face_model("dense-150m")
     with LLM(engine("dense-150m", 1, dense), threads=2) as llm:
-        sides = ours(llm, prompt, args.tokens), theirs(dense, prompt, args.tokens)
-        reports = [compare("dense-150m, 1 rank x 2 threads", ("trtllm_pt", "transformers"), sides, args.rounds)]
+        sides = ours(llm, args.tokens), theirs(dense, args.tokens)
+        reports = [compare("dense-150m, 1 rank x 2 threads", ("trtllm_pt", "transformers"), sides, prompts)]
     folders = engine("pt-190m", 2), engine("dense-190m", 2)
     with LLM(folders[0], threads=1) as pt, LLM(folders[1], threads=1) as tp:
-        sides = ours(pt, prompt, args.tokens), ours(tp, prompt, args.tokens)
+        sides = ours(pt, args.tokens), ours(tp, args.tokens)
         syncs = [inspect(folder)["sync_points"] for folder in folders]
         title = f"190M, 2 ranks x 1 thread, {syncs[0]} against {syncs[1]} syncs per forward"
-        reports.append(compare(title, ("pt", "tp"), sides, args.rounds))
+        reports.append(compare(title, ("pt", "tp"), sides, prompts))
     for report in reports:
         print(
             json.dumps(report) if args.json else "\n".join(f"{key:28} {value}" for key, value in report.items()) + "\n"
