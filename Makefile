@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 RANKS ?= 2
-PROMPT ?= def binary_search(items, target):
+PROMPT ?= def parse_args(argv):
 
 bin := $(VENV)/bin
 installed := $(VENV)/.installed
@@ -21,7 +21,7 @@ help:  ## List the targets
 	@sed -n 's/^\([a-z]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 10
 
 demo: $(engines)/config.json  ## Build the model in pretrained/ for 2 ranks, and let it write
-	$(bin)/trtllm-pt run $(engines) '$(PROMPT)' --max-tokens 96 --temperature 0.7 --top-k 40 --seed 7
+	$(bin)/trtllm-pt run $(engines) '$(PROMPT)' --max-tokens 64 --temperature 0.6 --top-k 20
 
 test: $(installed)-dev lint types  ## Lint, types and all tests
 	$(bin)/python -m pytest
