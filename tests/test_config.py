@@ -140,6 +140,14 @@ def test_costs_are_those_of_the_weights() -> None:
     assert cost.kv_bytes_per_token(config, 2, "bfloat16") == 2 * 4 * 4 * config.num_kv_heads * config.head_size * 2
 
 
+def test_flops_are_twice_the_weights_that_a_token_meets() -> None:
+    config = preset("dense-150m")
+    products = cost.parameters(config) - config.vocab_size * config.hidden_size  # all but the embedding, and few norms
+    assert cost.flops_per_token(config, context=1) == pytest.approx(2 * products, rel=1e-3)
+    keys = cost.flops_per_token(config, context=101) - cost.flops_per_token(config, context=1)
+    assert keys == 100 * 4 * config.num_layers * config.num_heads * config.head_size
+
+
 def test_collectives_are_counted_from_the_schedule() -> None:
     found = cost.collectives(SMALL, 2, "float32", step_bytes=88)
     assert [c.kind for c in found] == ["broadcast", *["all_reduce"] * 3, "gather"]

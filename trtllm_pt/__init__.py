@@ -1,4 +1,4 @@
-"""Parallel Track Transformers and their reduced-synchronisation relatives: built, served and measured.
+"""Parallel Track Transformers and their reduced-synchronisation relatives: built, run and measured.
 
 import trtllm_pt
 

@@ -1,4 +1,4 @@
-"""Parameters, bytes, FLOPs and collectives, counted from config, schedule and layout: for inspect, planner, bench."""
+"""Parameters, bytes, FLOPs and collectives, counted from config, schedule and layout: for `inspect` and benchmarks."""
 
 from __future__ import annotations
 

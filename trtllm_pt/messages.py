@@ -1,4 +1,4 @@
-"""What crosses the runtime protocol: the one schema of the API, the Triton model's socket and the tests.
+"""What crosses the runtime protocol: the one schema of the API, the sockets and the tests.
 
 submit(Request)   cancel(id)   poll(timeout) -> list[Tokens]   stats() -> Stats   close()
 """

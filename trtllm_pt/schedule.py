@@ -1,7 +1,7 @@
 """The sync schedule: where ranks meet, as a program.
 
 A schedule is an immutable tuple of three kinds of step. Network definitions run it (network/walk.py), `inspect` prints
-it, planner and benchmarks count it; none of them asks for its name. A new schedule is one function here.
+it, benchmarks count it; none of them asks for its name. A new schedule is one function here.
 """
 
 from __future__ import annotations

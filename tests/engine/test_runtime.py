@@ -40,7 +40,8 @@ def workload(count: int, vocab_size: int) -> list[tuple[list[int], SamplingParam
     requests = []
     for number in range(count):
         prompt = [draw.randrange(1, vocab_size) for _ in range(draw.choice((1, 3, 15, 16, 17, 40)))]
-        sampling = SamplingParams(max_tokens=draw.choice((1, 9, 30, 80)), end_id=-1, seed=number, log_probs=number % 5 == 0)
+        length = draw.choice((1, 9, 30, 80))
+        sampling = SamplingParams(max_tokens=length, end_id=-1, seed=number, log_probs=number % 5 == 0)
         if number % 3 == 0:
             sampling = replace(sampling, temperature=0.9, top_k=40, repetition_penalty=1.1)
         requests.append((prompt, sampling))

@@ -1,4 +1,4 @@
-"""Between directories and the reference model in memory: what training, tests and `spd analyse` work with."""
+"""Between directories and the reference model in memory: what training and tests work with."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class _Commands(click.Group):
 @click.version_option(__version__, prog_name="trtllm-pt")
 @click.pass_context
 def cli(ctx: click.Context) -> None:
-    """Build and serve Parallel Track Transformers: one engine per rank, all-reduces only at track block boundaries.
+    """Build and run Parallel Track Transformers: one engine per rank, all-reduces only at track block boundaries.
 
     \b
     From a model to text, on two ranks:

@@ -28,7 +28,7 @@ _EPILOG = f"trtllm-build's other options, for --engine tensorrt_llm: {TENSORRT_L
     type=click.Choice(("auto", "embedded", "tensorrt_llm")),
     default="auto",
     show_default=True,
-    help="auto: tensorrt_llm where it can be imported and a GPU is there, else embedded.",
+    help="auto: embedded, the only engine of this version.",
 )
 @trtllm_build_options
 def command(checkpoint: Path | None, checkpoint_dir: Path | None, output: Path, engine: str, **parsed: Any) -> None:

@@ -39,6 +39,7 @@ def inspect(folder: str | Path) -> dict[str, Any]:
         "block_depth": config.block_depth,
         "dtype": manifest.dtype,
         "parameters": cost.parameters(config),
+        "flops_per_token": cost.flops_per_token(config, context=1),
         "bytes_per_rank": cost.bytes_per_rank(config, ranks, manifest.dtype),
         "kv_bytes_per_token": cost.kv_bytes_per_token(config, ranks, manifest.dtype),
         "sync_points": sync_points(steps),

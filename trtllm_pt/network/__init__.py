@@ -1,1 +1,1 @@
-"""The model, three times: reference.py (the plain truth), embedded.py and tensorrt_llm.py (run by walk.py)."""
+"""The model, twice: reference.py (the plain truth) and embedded.py (run by walk.py)."""

@@ -1,6 +1,6 @@
 """A running engine in its own processes: all ranks under mpirun, and a unix socket to rank 0.
 
-The one process form for Python, the command line and Triton: whoever holds this object outlives a rank that dies, and
+The one process form for Python and the command line: whoever holds this object outlives a rank that dies, and
 the ranks never outlive it.
 """
 
