@@ -122,7 +122,10 @@ def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
         (lambda d: d["parallel_track"].update(format_version=2), "format version 2; this trtllm-pt reads 1"),
         (lambda d: d.pop("parallel_track"), "it has no key 'parallel_track'"),
         (lambda d: d["parallel_track"].update(more=1), "'parallel_track' has keys"),
-        (lambda d: d.update(rotary_bas=1), "unknown key 'rotary_bas'; did you mean 'rotary_base'"),
+        (
+            lambda d: d.update(rotary_bas=1),
+            "unknown key 'rotary_bas' in the checkpoint's config; did you mean 'rotary_base'",
+        ),
         (lambda d: d.pop("head_size"), "key 'head_size' is missing"),
         (lambda d: d.update(num_attention_heads=4), r"num_attention_heads \(4\) does not agree .* gives 32"),
         (lambda d: d["mapping"].update(pp_size=2), r"mapping .* does not agree"),
