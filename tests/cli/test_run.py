@@ -23,7 +23,7 @@ WRONG_PROMPTS = {
     "-1": r"token_ids\[0\] \(-1\) must be a token id between 0 and 511",
     " ".join(["1"] * 64): r"the prompt has 64 tokens and must be shorter than max_seq_len \(64\)",
     "def main": r"this engine has no tokenizer.*'def main'",
-    "": r"token_ids is empty",
+    "": r"the prompt is empty",
 }
 MPIRUN = Path(sys.prefix) / "bin" / "mpirun"
 
@@ -137,7 +137,7 @@ def test_a_rank_without_mpi(folder: Path, tmp_path: Path, launched: str | None) 
     broken.write_text("raise ImportError('no libmpi')")
     done = run_in(folder, "run", "engines", "1", env={"PYTHONPATH": str(tmp_path), "PMI_SIZE": launched})
     assert done.returncode == 2
-    assert re.fullmatch(r"Error: no MPI: .*pip install 'trtllm_pt\[embedded\]'.*\n", done.stderr)
+    assert re.fullmatch(r"Error: no MPI: .*pip install -e '\.\[embedded\]'.*\n", done.stderr)
 
 
 def test_run_under_another_mpirun(folder: Path, tmp_path: Path) -> None:
