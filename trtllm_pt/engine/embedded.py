@@ -116,8 +116,9 @@ class EmbeddedEngine:
         constants = {name: tensor for name, tensor in self._weights.items() if name in wanted}
         self._loader.load_constants(constants, False, True, True)  # the weights stay ours: mapped, not copied
         shape = caches_shape(manifest.model, manifest.ranks, pages)
+        # Not cleared: the ops clear a page when its first token is written, and until then it takes no memory.
         self._caches = [
-            torch.zeros(shape, dtype=manifest.checkpoint.torch_dtype) for _ in range(manifest.model.num_layers)
+            torch.empty(shape, dtype=manifest.checkpoint.torch_dtype) for _ in range(manifest.model.num_layers)
         ]
 
     def run(self, tokens: Tensor, starts: Tensor, offsets: Tensor, pages: Tensor, last: Tensor) -> Tensor:
