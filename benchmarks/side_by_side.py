@@ -6,7 +6,7 @@
 Decoding one sequence reads every weight once per token, so its limit is memory bandwidth: the read stream measured
 beside each sample says how near a step comes to it.
 
-    python benchmarks/side_by_side.py [--rounds 7] [--tokens 33] [--prompt 512] [--json]
+    python benchmarks/side_by_side.py [--rounds 9] [--tokens 33] [--prompt 512] [--json]
 
 Models and engines are kept in build/benchmarks and used again.
 """
@@ -136,7 +136,7 @@ def compare(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--tokens", type=int, default=33)
     parser.add_argument("--prompt", type=int, default=512, help="tokens")
     parser.add_argument("--json", action="store_true")
