@@ -48,6 +48,13 @@ LLAMA = SMALL.replace(
         "original_max_position_embeddings": 64,
     },
 )
+PLAIN = SMALL.replace(block_depth=None, schedule="spd", num_layers=3)
+OTHER_SCHEDULES = {
+    "spd": PLAIN.replace(dropped_layers=(0, 2)),
+    "desync": PLAIN.replace(schedule="desync", sync_every=2),
+    "parallel": PLAIN.replace(schedule="parallel", tracks=1),
+    "ladder": PLAIN.replace(schedule="ladder", tracks=1),
+}
 RANKS = (1, 2, 4, 8)
 ENGINES: dict[str, tuple[ModelConfig | Path, int, str]] = {
     **{f"pretrained-{ranks}": (PRETRAINED, ranks, "bfloat16") for ranks in RANKS},
@@ -56,6 +63,7 @@ ENGINES: dict[str, tuple[ModelConfig | Path, int, str]] = {
     "everything-2": (EVERYTHING, 2, "float32"),
     "llama-1": (LLAMA, 1, "float32"),
     "llama-2": (LLAMA, 2, "float32"),
+    **{f"{name}-2": (config, 2, "float32") for name, config in OTHER_SCHEDULES.items()},
 }
 
 Engines = Callable[..., list[Path]]

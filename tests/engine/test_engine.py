@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.engine import contract
-from tests.engine.conftest import EVERYTHING, LLAMA, PRETRAINED, RANKS, Engines, mpirun
+from tests.engine.conftest import EVERYTHING, LLAMA, OTHER_SCHEDULES, PRETRAINED, RANKS, Engines, mpirun
 from trtllm_pt.checkpoint.load import load_reference
 from trtllm_pt.config import ModelConfig
 from trtllm_pt.engine.graph import ops_in_order
@@ -61,7 +61,17 @@ def test_every_variation_of_the_config(engines: Engines, tmp_path: Path, name: s
         assert got[0].tobytes() == got[1].tobytes()
 
 
-@pytest.mark.parametrize("name", ["pretrained-2", "everything-2", "llama-2"])
+def test_every_other_schedule(engines: Engines, tmp_path: Path) -> None:
+    for folder in engines(*(f"{name}-2" for name in OTHER_SCHEDULES)):
+        want = reference_logits(folder.parent / f"checkpoint-{folder.name}")
+        assert np.abs(logits_of(folder, tmp_path / "logits.npy") - want).max() < 1e-4, folder.name
+
+
+# Not ladder: its sub-layers do not wait for the one before, so the compiler may swap them.
+ORDERED = ["pretrained-2", "everything-2", "llama-2", "spd-2", "desync-2", "parallel-2"]
+
+
+@pytest.mark.parametrize("name", ORDERED)
 def test_collectives_stand_where_the_program_has_them(engines: Engines, name: str) -> None:
     [folder] = engines(name)
     config = EngineManifest.from_dir(folder).model
@@ -106,5 +116,5 @@ def test_configs_cover_every_field() -> None:
     )
     fields = plain.to_json()
     untouched = [k for k in fields if EVERYTHING.to_json()[k] == fields[k] and LLAMA.to_json()[k] == fields[k]]
-    later = {"sync_every", "dropped_layers"}  # of schedules that are tested as programs
-    assert set(untouched) - later <= {"model_type", "architectures", "rope_theta", "norm_eps"}
+    others = {"sync_every", "dropped_layers"}  # of OTHER_SCHEDULES
+    assert set(untouched) - others <= {"model_type", "architectures", "rope_theta", "norm_eps"}
