@@ -47,8 +47,8 @@ def test_logits_are_the_same_on_any_number_of_ranks(engines: Engines, tmp_path: 
         assert other.tobytes() == first.tobytes(), f"{ranks} ranks differ by {np.abs(other - first).max()}"
     want = reference_logits(PRETRAINED)
     error = np.abs(first - want).max()
-    # bfloat16 has 8 bits: a product of 128 terms in six layers, on logits of about 20.
-    assert error < (1e-4 if suffix else 1.0), error
+    # bfloat16 rounds to 8 bits: 0.27 was seen at most, on logits of up to 14.
+    assert error < (1e-4 if suffix else 0.5), error
 
 
 @pytest.mark.parametrize("name", ["everything", "llama"])

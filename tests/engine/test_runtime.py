@@ -25,6 +25,7 @@ from trtllm_pt.runtime.llm import LLM, RunResult
 from trtllm_pt.runtime.remote import RemoteRuntime
 
 KV_TOKENS = 640  # 40 pages for 16 slots: too few, so that some are preempted
+BREAK = "llm = LLM(folder); llm._runtime.session.engine._caches.clear()"  # of rank 0 alone
 PROMPT = "def read_text(path):\n    with open(path"
 
 
@@ -131,9 +132,10 @@ def test_an_engine_outlives_the_thread_that_started_it(engines: Engines) -> None
         ("LLM(folder).generate(['import'])", 0),
         ("LLM(folder); raise ValueError('of the script')", 1),
         ("with LLM(folder) as llm:\n  llm.generate([[1]])\n  raise ValueError('of the script')", 1),
-        ("llm = LLM(folder); llm._runtime.session.engine._caches.clear(); llm.generate([[1]])", 1),
+        (f"{BREAK}; llm.generate([[1]])", 1),
+        (f"{BREAK}\ntry: llm.generate([[1]])\nexcept Exception: pass", 1),
     ],
-    ids=["no close", "raises without close", "raises inside", "fails in a step"],
+    ids=["no close", "raises without close", "raises inside", "fails in a step", "goes on after a failed step"],
 )
 def test_scripts_under_mpirun_end(engines: Engines, body: str, status: int) -> None:
     [folder] = engines("pretrained-2")

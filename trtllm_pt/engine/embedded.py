@@ -20,7 +20,7 @@ from trtllm_pt.checkpoint.safetensors_file import SafetensorsFile
 from trtllm_pt.engine.graph import caches_shape, compiled_graph
 from trtllm_pt.engine.manifest import MODEL_FILE, BuildOptions, EngineManifest
 from trtllm_pt.engine.pack import SHARED_FILE, shared_names, weight_infos, write_weights
-from trtllm_pt.engine.versions import check_versions, versions
+from trtllm_pt.engine.versions import versions
 from trtllm_pt.errors import RunError, UsageError
 from trtllm_pt.kernels.build import LIBRARY, build_library
 from trtllm_pt.kernels.library import load
@@ -98,11 +98,11 @@ def _check_kernels(manifest: CheckpointManifest) -> None:
 class EmbeddedEngine:
     """One rank of an engine directory, loaded: its graph, its mapped weights, its KV cache of `pages` pages.
 
-    Raises UsageError for a directory of other versions, or one that is incomplete. No compiler is needed.
+    The directory's versions are the caller's to check (engine/versions.py), before anything of it is loaded.
+    Raises UsageError for one that is incomplete. No compiler is needed.
     """
 
     def __init__(self, folder: Path, manifest: EngineManifest, rank: int, pages: int) -> None:
-        check_versions(folder, manifest)
         self.manifest, self.rank, self.pages = manifest, rank, pages
         load(folder / LIBRARY)
         # Not torch._inductor.aoti_load_package: that imports the whole compiler.

@@ -36,7 +36,9 @@ def versions() -> dict[str, str]:
 
 
 def check_versions(folder: Path, manifest: EngineManifest) -> None:
-    """Raises UsageError where the engine was built with other versions than those here."""
+    """Raises UsageError for another kind of engine, or one built with other versions than those here."""
+    if manifest.kind != "embedded":
+        raise UsageError(f"{folder} holds TensorRT engines, which run through TensorRT-LLM on NVIDIA GPUs")
     for what, here in versions().items():
         built = manifest.versions.get(what)
         if built != here:

@@ -31,6 +31,7 @@ class EmbeddedRuntime:
             chunk=min(_PREFILL_CHUNK, options.max_num_tokens),
         )
         self._closed = False
+        self.broken = False  # set where a step failed: the other ranks may wait in it for ever
         self._done: deque[Tokens] = deque()  # of requests that ended between steps
 
     @property
@@ -63,7 +64,7 @@ class EmbeddedRuntime:
         try:
             logits = self.session.run(plan)
         except BaseException:
-            self._closed = True  # the ranks are no longer in step
+            self._closed = self.broken = True  # the ranks are no longer in step
             raise
         assert logits is not None, "rank 0 has the logits"
         sampled = sample(logits.numpy(), self._scheduler.wanted, self._vocab_size)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
@@ -19,6 +19,9 @@ from trtllm_pt.errors import RunError, UsageError
 from trtllm_pt.messages import FinishReason, Request, Runtime, SamplingParams, Tokens
 from trtllm_pt.runtime.limits import Limits
 from trtllm_pt.runtime.stream import TextStream
+
+if TYPE_CHECKING:
+    from trtllm_pt.runtime.embedded import EmbeddedRuntime
 
 Prompt = str | Sequence[int]
 _POLL_SECONDS = 0.1
@@ -217,8 +220,6 @@ class _Output:
 
 
 def _start(folder: Path, manifest: EngineManifest, threads: int | None, kv_tokens: int | None) -> Runtime:
-    if manifest.kind != "embedded":
-        raise UsageError(f"{folder} holds TensorRT engines, which run through TensorRT-LLM on NVIDIA GPUs")
     from trtllm_pt.runtime.launch import launched_ranks
 
     check_versions(folder, manifest)
@@ -234,8 +235,16 @@ def _start(folder: Path, manifest: EngineManifest, threads: int | None, kv_token
         session.follow()
         sys.exit(0)
     runtime = EmbeddedRuntime(session)
-    atexit.register(runtime.close)  # a script that ends without closing must not leave the other ranks waiting
+    if session.world.size > 1:
+        atexit.register(_release_ranks, runtime)
     return runtime
+
+
+def _release_ranks(runtime: EmbeddedRuntime) -> None:
+    """At the end of a script that did not close, or went on after a failed step: the other ranks still wait for it."""
+    runtime.close()
+    if runtime.broken:
+        runtime.session.world.abort()
 
 
 def _tokenizer(folder: Path) -> Tokenizer | None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from trtllm_pt.engine.embedded import EmbeddedEngine
 from trtllm_pt.engine.graph import caches_shape
 from trtllm_pt.engine.manifest import EngineManifest
+from trtllm_pt.engine.versions import check_versions
 from trtllm_pt.errors import RunError, UsageError
 from trtllm_pt.kernels.build import LIBRARY
 from trtllm_pt.kernels.library import load
@@ -77,8 +78,7 @@ def open_session(folder: Path, *, threads: int | None = None, kv_tokens: int | N
     Raises UsageError for an engine that cannot run here.
     """
     manifest = EngineManifest.from_dir(folder)
-    if manifest.kind != "embedded":
-        raise UsageError(f"{folder} holds TensorRT engines, which run through TensorRT-LLM on NVIDIA GPUs")
+    check_versions(folder, manifest)
     world = World.join(manifest.ranks)  # first: a rank that ends before MPI is up would hang the others
     torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // manifest.ranks))
     torch.set_grad_enabled(False)

@@ -33,17 +33,16 @@ class StepPlan:
         """Entries that the longest message under these limits has."""
         return HEADER + max_num_tokens + max_batch_size * (3 + pages_for(max_seq_len)) + 1
 
-    def to_buffer(self, out: Int64s | None = None) -> Int64s:
+    def to_buffer(self) -> Int64s:
         """The plan as one message: header, tokens, starts, offsets, last, then only the pages in use.
 
-        Written to the front of `out` where given (at least `max_size` long). Returns exactly the message, whose first
-        entry is its length: a receiver that has a part of it knows how much is left.
+        Its first entry is its length.
         """
         used = self.pages[self._pages_in_use(self.starts, self.offsets, self.pages.shape[1])]
         parts = (self.tokens, self.starts, self.offsets, self.last, used)
         size = HEADER + sum(len(part) for part in parts)
         header = np.array([size, len(self.tokens), len(self.starts), len(self.last), self.pages.shape[1]], np.int64)
-        return np.concatenate((header, *parts), out=None if out is None else out[:size])
+        return np.concatenate((header, *parts))
 
     @classmethod
     def from_buffer(cls, buffer: Int64s) -> StepPlan:

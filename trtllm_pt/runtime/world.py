@@ -74,6 +74,11 @@ class World:
         """Every rank's value, on all ranks."""
         return [value] if self.comm is None else self.comm.allgather(value)
 
+    def abort(self) -> None:
+        """End all ranks now."""
+        if self.comm is not None:
+            self.comm.Abort(1)
+
     def barrier(self) -> None:
         if self.comm is not None:
             self.comm.Barrier()
