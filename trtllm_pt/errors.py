@@ -1,6 +1,12 @@
 """The kinds of error a user meets. The command line prints one line and exits with `exit_status`."""
 
 INSTALL_EMBEDDED = "pip install -e '.[embedded]'"  # what many a message ends with
+TENSORRT_LLM_VERSION = "1.2.1"  # the last stable line that has TensorRT engines; one that builds and runs them
+INSTALL_TENSORRT_LLM = (
+    f"use tensorrt-llm=={TENSORRT_LLM_VERSION} on NVIDIA GPUs: the container "
+    f"nvcr.io/nvidia/tensorrt-llm/release:{TENSORRT_LLM_VERSION}, "
+    "or nvcr.io/nvidia/tritonserver:26.07-trtllm-python-py3 to serve"
+)
 
 
 class TrtllmPtError(Exception):
