@@ -128,6 +128,9 @@ def test_ranks_that_do_not_divide_are_refused() -> None:
         rank_layout(DENSE, 3)
     with pytest.raises(UsageError, match=r"rank \(2\) must be between 0 and ranks - 1 \(1\)"):
         rank_layout(SMALL, 2, 2)
+    rank_layout(DENSE.replace(residual_norm=True), 1)
+    with pytest.raises(UsageError, match=r"residual_norm \(true\) norms a sub-layer's whole output"):
+        rank_layout(DENSE.replace(residual_norm=True), 2)
 
 
 def test_costs_are_those_of_the_weights() -> None:

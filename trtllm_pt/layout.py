@@ -92,3 +92,8 @@ def _check_split(config: ModelConfig, ranks: int) -> None:
             )
     if config.num_kv_heads % ranks and ranks % config.num_kv_heads:
         raise UsageError(f"ranks ({ranks}) must divide num_kv_heads ({config.num_kv_heads}), or be divided by it")
+    if config.residual_norm and ranks > 1:
+        raise UsageError(
+            f"residual_norm (true) norms a sub-layer's whole output, of which each of the ranks ({ranks}) has a part "
+            f"with schedule {config.schedule!r}: such a model runs on 1 rank"
+        )

@@ -85,7 +85,7 @@ _PLAIN = (
     Case(name="tp tied", config=DENSE.replace(tie_embeddings=True), ranks=(1, 4)),
     Case(name="tp rope linear", config=DENSE.replace(rope_scaling={"rope_type": "linear", "factor": 2.0}), ranks=(2,)),
     Case(name="tp rope llama3", config=DENSE.replace(rope_scaling=LLAMA3, rope_theta=5e5), ranks=(2,)),
-    Case(name="tp residual norm", config=DENSE.replace(residual_norm=True), ranks=(1, 2)),
+    Case(name="tp residual norm", config=DENSE.replace(residual_norm=True), ranks=(1,)),  # on no more
     Case(name="tp bfloat16", config=DENSE, ranks=(1, 2), dtype="bfloat16"),
     Case(name="parallel", config=DENSE.replace(schedule="parallel"), ranks=(1, 2, 8)),
     Case(name="ladder", config=DENSE.replace(schedule="ladder"), ranks=(1, 2, 8)),
