@@ -30,6 +30,7 @@ class SamplingParams:
     min_tokens: int = 0
     end_id: int | None = None  # None: the tokenizer's, which LLM fills in; -1: never end
     stop_words: tuple[tuple[int, ...], ...] = ()  # token sequences that end the output, kept out of it
+    include_stop_words: bool = False  # in the output after all, as TensorRT-LLM has them
     bad_words: tuple[tuple[int, ...], ...] = ()  # token sequences that never appear in the output
     log_probs: bool = False
 

@@ -331,6 +331,11 @@ def test_stop_words_are_held_back_and_kept_out() -> None:
     assert (script.stream, script.reason) == ([(8,), (), (1, 2)], "length")
 
 
+def test_stop_words_stay_where_asked_for() -> None:
+    script = Script([7, 1, 2, 3], stop_words=((1, 2, 3),), include_stop_words=True)
+    assert (script.stream, script.reason) == ([(7,), (1,), (2,), (3,)], "stop_words")
+
+
 def test_log_probs_follow_their_tokens() -> None:
     script = Script([7, 1, 9, 1, 2], log_probs=True, stop_words=((1, 2),))
     assert [m[0].log_probs if m else () for m in script.messages] == [(-0.0,), (), (-1.0, -2.0), (), ()]

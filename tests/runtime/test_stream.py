@@ -125,7 +125,7 @@ def test_stop_strings_split_over_tokens() -> None:
     ids = tokenizer.encode("one two three").ids
     stream = TextStream(tokenizer, ["o thr"])
     deltas = pieces(stream, ids)
-    assert "".join(deltas) == "one tw" and stream.stopped
+    assert ("".join(deltas), stream.stopped_by) == ("one tw", "o thr")
     assert stream.push(ids) == "" and stream.flush() == ""  # nothing after the end
 
 

@@ -8,17 +8,15 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from tokenizers import Tokenizer
-
-from trtllm_pt.config import read_json
 from trtllm_pt.engine.manifest import EngineManifest
 from trtllm_pt.engine.versions import check_versions
 from trtllm_pt.errors import RunError, UsageError
 from trtllm_pt.messages import FinishReason, Request, Runtime, SamplingParams, Tokens
 from trtllm_pt.runtime.limits import Limits
 from trtllm_pt.runtime.stream import TextStream
+from trtllm_pt.runtime.tokenizer import end_ids, load_tokenizer
 
 if TYPE_CHECKING:
     from trtllm_pt.runtime.embedded import EmbeddedRuntime
@@ -55,8 +53,8 @@ class LLM:
     def __init__(self, engine_dir: str | Path, *, threads: int | None = None, kv_tokens: int | None = None) -> None:
         folder = Path(engine_dir)
         self.manifest = EngineManifest.from_dir(folder)
-        self.tokenizer = _tokenizer(folder)
-        self._end_id, self._stop_words = _end_ids(folder)
+        self.tokenizer = load_tokenizer(folder / "tokenizer")
+        self._end_id, self._stop_words = end_ids(folder / "tokenizer")
         self._runtime = _start(folder, self.manifest, threads, kv_tokens)
         self._limits = Limits.of(self.manifest)
         self._next_id = 0
@@ -245,24 +243,3 @@ def _release_ranks(runtime: EmbeddedRuntime) -> None:
     runtime.close()
     if runtime.broken:
         runtime.session.world.abort()
-
-
-def _tokenizer(folder: Path) -> Tokenizer | None:
-    path = folder / "tokenizer" / "tokenizer.json"
-    if not path.exists():
-        return None
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises plain Exception
-        raise UsageError(f"{path} is not a tokenizer file: {error}") from None
-    tokenizer.no_truncation()  # a file may carry what its maker last set
-    tokenizer.no_padding()
-    return tokenizer
-
-
-def _end_ids(folder: Path) -> tuple[int, tuple[tuple[int, ...], ...]]:
-    """The end token of the generation config, and further ones as stop words; -1: none."""
-    path = folder / "tokenizer" / "generation_config.json"
-    ids: Any = read_json(path).get("eos_token_id") if path.exists() else None
-    listed = ids if isinstance(ids, list) else [] if ids is None else [ids]
-    return (listed[0] if listed else -1), tuple((token,) for token in listed[1:])

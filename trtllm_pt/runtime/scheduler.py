@@ -268,7 +268,7 @@ class Scheduler:
         if sequence.sampling.stop_words:
             stop = completed_stop_word(sequence)
             if stop:
-                sequence.known -= stop
+                sequence.known -= 0 if sequence.sampling.include_stop_words else stop
                 return self._finish(sequence, "stop_words")
         if sequence.known == len(sequence.tokens):
             return self._finish(sequence, "length")
@@ -305,8 +305,10 @@ def completed_stop_word(sequence: Sequence) -> int:
 
 
 def possible_stop_word(sequence: Sequence) -> int:
-    """Tokens at the end of the output that may be the start of a stop word."""
+    """Tokens at the end of the output that may be the start of a stop word, and so may have to stay out of it."""
     longest = 0
+    if sequence.sampling.include_stop_words:
+        return longest
     for word in sequence.sampling.stop_words:
         for length in range(min(len(word) - 1, sequence.num_output), longest, -1):
             if ends_with(sequence.output, word[:length]):

@@ -14,7 +14,7 @@ UNFINISHED = "\ufffd"  # what a tokenizer makes of a character whose last bytes 
 class TextStream:
     """The text of one output, in deltas.
 
-    `push` returns the text that is certain by now, `flush` the rest at the end. `stopped` is True once a stop string
+    `push` returns the text that is certain by now, `flush` the rest at the end. `stopped_by` is set once a stop string
     was complete: the text ends before it and the request should be cancelled. Of several stop strings the one that is
     complete first counts (at the same place: the longest), so the text does not depend on how tokens arrive.
     """
@@ -22,10 +22,14 @@ class TextStream:
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), *, skip_special_tokens: bool = True) -> None:
         if isinstance(stop, str) or not all(isinstance(word, str) and word for word in stop):
             raise UsageError(f"stop ({stop!r}) must be a list of strings that are not empty")
-        self.stopped = False
+        self.stopped_by: str | None = None
         self._decoder = _Decoder(tokenizer, skip_special_tokens)
         self._stop = tuple(stop)
         self._held = ""  # decoded, and perhaps the start of a stop string
+
+    @property
+    def stopped(self) -> bool:
+        return self.stopped_by is not None
 
     def push(self, token_ids: Iterable[int]) -> str:
         """Take in new tokens; the new text, "" while nothing is certain."""
@@ -46,10 +50,10 @@ class TextStream:
         if not self._stop:
             return text
         text, self._held = self._held + text, ""
-        matches = [(at + len(word), at) for word in self._stop if (at := text.find(word)) >= 0]
+        matches = [(at + len(word), at, word) for word in self._stop if (at := text.find(word)) >= 0]
         if matches:
-            self.stopped = True
-            return text[: min(matches)[1]]
+            _, at, self.stopped_by = min(matches)
+            return text[:at]
         held = max(_overlap(text, word) for word in self._stop)
         cut = len(text) - held
         self._held = text[cut:]
