@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from trtllm_pt.config import ModelConfig
 from trtllm_pt.errors import INSTALL_TENSORRT_LLM, UsageError
 from trtllm_pt.layout import RankLayout, padded_vocab_size, rank_layout
@@ -20,6 +22,7 @@ from trtllm_pt.network.walk import walk
 from trtllm_pt.schedule import ReduceOp, Run, schedule_of
 
 try:
+    from tensorrt_llm._common import default_net
     from tensorrt_llm.functional import (
         AllReduceParams,
         AllReduceStrategy,
@@ -50,6 +53,7 @@ try:
     from tensorrt_llm.models.modeling_utils import DecoderModelForCausalLM, PretrainedConfig
     from tensorrt_llm.module import Module, ModuleList
     from tensorrt_llm.parameter import Parameter
+    from tensorrt_llm.quantization.functional import dequantize
 except (ImportError, OSError):  # OSError: its libraries want the GPU's driver
 
     class Module:  # type: ignore[no-redef]
@@ -329,20 +333,25 @@ class TrackAttention(Module):
         rotary: tuple[Tensor, Tensor] | None = None,
     ) -> Any:
         """x [T, W] or [K, T, W] -> the like, and with `use_cache` the layer's cache."""
-        size = self.model.head_size
-        heads = (self.heads, self.kv_heads, self.kv_heads)
-        qkv = self.qkv(x).view([self.tracks, -1, sum(heads) * size])
-        parts = split(qkv, [count * size for count in heads], dim=2)
-        q, k, v = (part.view([self.tracks, -1, count, size]) for part, count in zip(parts, heads, strict=True))
-        q, k = self.rotated_and_normed(q, k, rotary)
-        packed = concat(
-            [self.track_after_track(part, count) for part, count in zip((q, k, v), heads, strict=True)], dim=1
-        )
-        context, cache = self.plugin(packed, use_cache, attention_mask, kv_cache_params, attention_params)
+        packed = self.packed_qkv(self.qkv(x), rotary)
+        fp8_scale = self.fp8_output_scale()
+        context, cache = self.plugin(packed, fp8_scale, use_cache, attention_mask, kv_cache_params, attention_params)
+        if fp8_scale is not None:  # each track's dense quantises its own input
+            scale = cast(constant(1.0 / fp8_scale), self.config.dtype)
+            context = dequantize(context, scale, output_type=self.config.dtype)
         if self.tracks > 1:
-            context = context.view([-1, self.tracks, self.heads * size]).permute([1, 0, 2])
+            context = context.view([-1, self.tracks, self.heads * self.model.head_size]).permute([1, 0, 2])
         out = self.dense(context)
         return (out, cache) if use_cache else out
+
+    def packed_qkv(self, qkv: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
+        """[T, (H + 2 G) * D] or [K, T, …] -> [T, K * (H + 2 G) * D], normed and, where the plugin does not, rotated."""
+        size, heads = self.model.head_size, (self.heads, self.kv_heads, self.kv_heads)
+        parts = split(qkv.view([self.tracks, -1, sum(heads) * size]), [count * size for count in heads], dim=2)
+        q, k, v = (part.view([self.tracks, -1, count, size]) for part, count in zip(parts, heads, strict=True))
+        q, k = self.rotated_and_normed(q, k, rotary)
+        flat = [self.track_after_track(part, count) for part, count in zip((q, k, v), heads, strict=True)]
+        return concat(flat, dim=1)
 
     def rotated_and_normed(self, q: Tensor, k: Tensor, rotary: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
         if rotary is not None and self.rotates:
@@ -353,8 +362,23 @@ class TrackAttention(Module):
         """[K, T, heads, D] -> [T, K * heads * D]."""
         return part.permute([1, 0, 2, 3]).view([-1, self.tracks * heads * self.model.head_size])
 
+    def fp8_output_scale(self) -> np.ndarray[Any, Any] | None:
+        """float32 [1], what FP8 context attention multiplies its output by: what the widest track's dense divides by.
+        The builder turns that attention on by itself, for FP8 weights with an FP8 cache."""
+        if not default_net().plugin_config.use_fp8_context_fmha:
+            return None
+        dense = [self.dense] if self.tracks == 1 else [self.dense[track] for track in range(self.tracks)]
+        widest: np.ndarray[Any, Any] = np.max([module.activation_scaling_factor.raw_value for module in dense], axis=0)
+        return (1.0 / widest).astype(np.float32)
+
     def plugin(
-        self, qkv: Tensor, use_cache: bool, attention_mask: Tensor | None, kv_cache_params: Any, attention_params: Any
+        self,
+        qkv: Tensor,
+        fp8_scale: np.ndarray[Any, Any] | None,
+        use_cache: bool,
+        attention_mask: Tensor | None,
+        kv_cache_params: Any,
+        attention_params: Any,
     ) -> Any:
         """qkv [T, K * (H + 2 G) * D] -> context [T, K * H * D] and the cache."""
         model, kind = self.model, position_type(self.model, self.local_layer_idx)
@@ -389,6 +413,7 @@ class TrackAttention(Module):
             rotary_cos_sin=attention_params.embed_positions_for_gpt_attention if rotates else None,
             kv_orig_quant_scale=self.kv_cache_rcp_scaling_factor.value if quantises else None,
             kv_quant_orig_scale=self.kv_cache_scaling_factor.value if quantises else None,
+            attention_output_orig_quant_scale=None if fp8_scale is None else constant(fp8_scale),
             kv_cache_quant_mode=self.config.quant_mode,
             max_context_length=attention_params.max_context_length,
             mask_type=AttentionMaskType.causal,
