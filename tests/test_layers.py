@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "trtllm_pt"
 LAYERS = [
     line.split()
     for line in """
-        errors config presets schedule layout tensors cost messages
+        errors config presets schedule layout tensors quantization cost messages
         checkpoint network kernels
         engine
         runtime
@@ -22,7 +22,7 @@ LAYERS = [
     """.strip().splitlines()
 ]
 ONLY = {  # parts that may import less than all below them
-    "planner": {"errors", "config", "presets", "schedule", "layout", "tensors", "cost"},
+    "planner": {"errors", "config", "presets", "schedule", "layout", "tensors", "quantization", "cost"},
 }
 NO_TORCH = {*LAYERS[0], "planner", "cli"}
 FREE = {"__init__", "__main__"}

@@ -8,10 +8,11 @@ from typing import Any, Literal
 
 from trtllm_pt.config import ModelConfig
 from trtllm_pt.layout import padded_vocab_size, rank_layout
+from trtllm_pt.quantization import kv_scales, stored
 from trtllm_pt.schedule import Start, schedule_of
 from trtllm_pt.tensors import TensorSpec, tensors
 
-DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "float8_e4m3fn": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,20 +53,26 @@ def is_expert(spec: TensorSpec) -> bool:
     return len(spec.shape) == 3
 
 
-def bytes_per_rank(config: ModelConfig, ranks: int, dtype: str) -> int:
-    """Weights of rank 0, the router in float32. Bytes."""
+def bytes_per_rank(
+    config: ModelConfig,
+    ranks: int,
+    dtype: str,
+    quant_algo: str | None = None,
+    kv_cache_quant_algo: str | None = None,
+) -> int:
+    """Weights of rank 0 and their scales, the router in float32. Bytes."""
     layout = rank_layout(config, ranks)
-    return sum(
-        math.prod(spec.rank_shape(config, layout)) * (4 if spec.kind == "router" else DTYPE_BYTES[dtype])
-        for spec in tensors(config)
-    )
+    held = [tensor for spec in tensors(config) for tensor in stored(spec, dtype, quant_algo)]
+    held += kv_scales(config, kv_cache_quant_algo)
+    return sum(math.prod(tensor.rank_shape(config, layout)) * DTYPE_BYTES[tensor.dtype] for tensor in held)
 
 
-def kv_bytes_per_token(config: ModelConfig, ranks: int, dtype: str) -> int:
+def kv_bytes_per_token(config: ModelConfig, ranks: int, dtype: str, kv_cache_quant_algo: str | None = None) -> int:
     """KV cache of one token on one rank, all layers. Bytes."""
     layout = rank_layout(config, ranks)
     heads = len(layout.tracks) * len(layout.kv_heads)
-    return 2 * config.num_layers * heads * config.head_size * DTYPE_BYTES[dtype]
+    size = 1 if kv_cache_quant_algo == "FP8" else DTYPE_BYTES[dtype]
+    return 2 * config.num_layers * heads * config.head_size * size
 
 
 def flops_per_token(config: ModelConfig, context: int) -> int:

@@ -27,7 +27,7 @@ class TensorSpec:
     shape: tuple[int, ...]  # without the track axis
     per_track: bool
     split: Split = "none"
-    kind: Literal["norm", "embedding", "matrix", "output", "router", "bias"] = "matrix"
+    kind: Literal["norm", "embedding", "matrix", "output", "router", "bias", "scale"] = "matrix"
     fan_in: int = 0
 
     def global_shape(self, config: ModelConfig) -> tuple[int, ...]:

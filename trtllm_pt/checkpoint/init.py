@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trtllm_pt.checkpoint.encoded import Encoded
 from trtllm_pt.checkpoint.folders import new_folder, refuse_existing, write_json
 from trtllm_pt.checkpoint.manifest import CheckpointManifest, rank_file
 from trtllm_pt.checkpoint.ranks import write_ranks
@@ -119,7 +120,7 @@ def init(
     source = RandomWeights(config, seed, dtype)
     metadata = {"format": "pt", "seed": str(seed)}
     with new_folder(output) if rank is None else _shared_folder(output, manifest, rank, seed) as folder:
-        write_ranks(source, manifest, folder, only=rank, metadata=metadata, progress=progress)
+        write_ranks(Encoded(source, manifest), manifest, folder, only=rank, metadata=metadata, progress=progress)
         if not (folder / "config.json").exists():
             write_json(folder / "config.json", manifest.to_json())
     return output

@@ -9,11 +9,11 @@ import torch
 from trtllm_pt.checkpoint.dtypes import TORCH_DTYPES
 from trtllm_pt.checkpoint.folders import write_json
 from trtllm_pt.checkpoint.formats import open_source
-from trtllm_pt.checkpoint.ranks import stored_dtype
 from trtllm_pt.checkpoint.safetensors_file import SafetensorsWriter, TensorInfo
 from trtllm_pt.config import ModelConfig
 from trtllm_pt.errors import UsageError
 from trtllm_pt.network.reference import ReferenceModel
+from trtllm_pt.quantization import stored
 from trtllm_pt.tensors import TensorSpec, tensors
 
 _SHARD_BYTES = 5 << 30
@@ -49,7 +49,8 @@ def save_model(model: ReferenceModel, model_dir: Path, dtype: str = "auto", shar
     if name not in TORCH_DTYPES:
         raise UsageError(f"dtype ({name!r}) must be one of {', '.join(TORCH_DTYPES)}")
     infos = {
-        spec.name: TensorInfo(stored_dtype(spec, TORCH_DTYPES[name]), spec.global_shape(model.config)) for spec in specs
+        spec.name: TensorInfo(TORCH_DTYPES[stored(spec, name)[0].dtype], spec.global_shape(model.config))
+        for spec in specs
     }
     model_dir.mkdir(parents=True, exist_ok=True)
     shards = _shards(specs, infos, shard_bytes)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trtllm_pt import quantization
 from trtllm_pt import schedule as schedules
 from trtllm_pt.config import ModelConfig, read_json, unknown_key
 from trtllm_pt.errors import UsageError
@@ -29,16 +30,28 @@ _MAPPING = {"pp_size": 1, "cp_size": 1, "gpus_per_node": 8}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointManifest:
-    """What a checkpoint directory holds. Raises UsageError for ranks that do not divide the model, or another dtype."""
+    """What a checkpoint directory holds.
+
+    Raises UsageError for ranks that do not divide the model, another dtype, or what cannot be quantised so.
+    """
 
     model: ModelConfig
     ranks: int
-    dtype: str  # of all weights but the experts' routers, which are float32
+    dtype: str  # of all weights but the experts' routers, which are float32, and those that are quantised
+    quant_algo: str | None = None  # of the layers' matrices: W8A16, W4A16 or FP8
+    kv_cache_quant_algo: str | None = None  # FP8
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise UsageError(f"dtype ({self.dtype!r}) must be one of {', '.join(DTYPES)}")
         rank_layout(self.model, self.ranks)
+        quantization.check(self.model, self.ranks, self.quant_algo, self.kv_cache_quant_algo)
+
+    @property
+    def quantized(self) -> str:
+        """What is quantised, for messages: `W8A16`, `FP8 + FP8 KV cache`; empty where nothing is."""
+        kv_cache = self.kv_cache_quant_algo and f"{self.kv_cache_quant_algo} KV cache"
+        return " + ".join(filter(None, (self.quant_algo, kv_cache)))
 
     @property
     def schedule(self) -> Schedule:
@@ -77,7 +90,7 @@ class CheckpointManifest:
             "rotary_scaling": c.rope_scaling,
             "qk_layernorm": c.qk_norm,
             "mapping": {"world_size": self.ranks, "tp_size": self.ranks, **_MAPPING},
-            "quantization": {"quant_algo": None, "kv_cache_quant_algo": None},
+            "quantization": {"quant_algo": self.quant_algo, "kv_cache_quant_algo": self.kv_cache_quant_algo},
             "use_parallel_embedding": False,
             "embedding_sharding_dim": 0,
         }
@@ -119,7 +132,17 @@ class CheckpointManifest:
         model = ModelConfig.from_json(own["model"])
         if not isinstance(own["schedule"], list) or schedules.from_json(own["schedule"]) != schedule_of(model):
             raise UsageError(f"the checkpoint's steps are not those of its model's schedule {model.schedule!r}")
-        return cls(model=model, ranks=ranks, dtype=str(dtype))
+        algos = data.get("quantization")
+        if not isinstance(algos, dict):
+            raise UsageError(f"quantization ({algos!r}) must be an object")
+        quant_algo, kv_cache_quant_algo = algos.get("quant_algo"), algos.get("kv_cache_quant_algo")
+        return cls(
+            model=model,
+            ranks=ranks,
+            dtype=str(dtype),
+            quant_algo=quant_algo,
+            kv_cache_quant_algo=kv_cache_quant_algo,
+        )
 
     @classmethod
     def from_dir(cls, folder: Path) -> CheckpointManifest:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -12,12 +13,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from trtllm_pt.checkpoint.dtypes import TORCH_DTYPES
+from trtllm_pt.checkpoint.encoded import StoredWeights
 from trtllm_pt.checkpoint.manifest import CheckpointManifest, rank_file
+from trtllm_pt.checkpoint.quantize import dequantize, pack_int4, unpack_int4
 from trtllm_pt.checkpoint.safetensors_file import SafetensorsFile, SafetensorsWriter, TensorInfo
-from trtllm_pt.checkpoint.source import Source, listed
+from trtllm_pt.checkpoint.source import listed
 from trtllm_pt.config import ModelConfig
 from trtllm_pt.errors import UsageError
 from trtllm_pt.layout import RankLayout, rank_layout
+from trtllm_pt.quantization import StoredTensor, kv_scales, stored
 from trtllm_pt.tensors import TensorSpec, tensors
 
 _HEAD = "lm_head.weight"
@@ -30,17 +34,13 @@ def rank_tensors(config: ModelConfig) -> Iterator[TensorSpec]:
         yield TensorSpec(_HEAD, (config.vocab_size, config.hidden_size), False, "vocab", fan_in=config.hidden_size)
 
 
-def stored_dtype(spec: TensorSpec, dtype: torch.dtype) -> torch.dtype:
-    """Routers stay float32: a rounded logit may choose another expert."""
-    return torch.float32 if spec.kind == "router" else dtype
-
-
 def rank_infos(manifest: CheckpointManifest, rank: int) -> dict[str, TensorInfo]:
     """Names, dtypes and shapes of a rank's file."""
     config, layout = manifest.model, rank_layout(manifest.model, manifest.ranks, rank)
+    held = [tensor for spec in rank_tensors(config) for tensor in stored(spec, manifest.dtype, manifest.quant_algo)]
+    held += kv_scales(config, manifest.kv_cache_quant_algo)
     return {
-        spec.name: TensorInfo(stored_dtype(spec, manifest.torch_dtype), spec.rank_shape(config, layout))
-        for spec in rank_tensors(config)
+        tensor.spec.name: TensorInfo(getattr(torch, tensor.dtype), tensor.rank_shape(config, layout)) for tensor in held
     }
 
 
@@ -75,7 +75,7 @@ def place_part(spec: TensorSpec, config: ModelConfig, layout: RankLayout, part: 
 
 
 def write_ranks(
-    source: Source,
+    weights: StoredWeights,
     manifest: CheckpointManifest,
     folder: Path,
     *,
@@ -85,7 +85,7 @@ def write_ranks(
 ) -> None:
     """Writes all ranks' files into `folder`, or that of rank `only`, one track of one weight at a time.
 
-    Peak memory: what the source holds of one track of one weight, and a rank's part of it where that is not a plain
+    Peak memory: what `weights` holds of one track of one weight, and a rank's part of it where that is not a plain
     range of rows. progress: a bar on stderr; None: where that is a terminal.
     Raises UsageError naming the weights that hold NaN or infinity, or values beyond the dtype; then no file is left.
     """
@@ -103,18 +103,18 @@ def write_ranks(
             holders = [at for at in layouts.values() if not spec.per_track or at.tracks.start <= track < at.tracks.stop]
             if not holders:
                 continue
-            tensor = source.read(_origin(spec, config), track, stored_dtype(spec, manifest.torch_dtype))
-            if not _is_finite(tensor):
-                bad[spec.name] = None
-            for at in holders:
-                writers[at.rank].append(spec.name, rank_part(spec, config, at, tensor))
+            tensors_of_it = stored(spec, manifest.dtype, manifest.quant_algo)
+            for tensor, whole in zip(tensors_of_it, weights.stored(spec, track), strict=True):
+                if whole.dtype in TORCH_DTYPES.values() and not _is_finite(whole):
+                    bad[spec.name] = None  # where it is quantised, its scale shows it
+                for at in holders:
+                    part = rank_part(tensor.spec, config, at, whole)
+                    writers[at.rank].append(tensor.spec.name, pack_int4(part) if tensor.per_byte == 2 else part)
+        for layer, tensor in enumerate(kv_scales(config, manifest.kv_cache_quant_algo)):
+            for writer in writers.values():
+                writer.append(tensor.spec.name, weights.kv_scale(layer))
         if bad:
             raise UsageError(f"NaN, infinity, or values beyond {manifest.dtype} in the tensors {listed(list(bad))}")
-
-
-def _origin(spec: TensorSpec, config: ModelConfig) -> TensorSpec:
-    """Where a tied head's rows come from: the embedding, the first of all weights."""
-    return next(tensors(config)) if config.tie_embeddings and spec.name == _HEAD else spec
 
 
 def _is_finite(tensor: Tensor) -> bool:
@@ -123,10 +123,10 @@ def _is_finite(tensor: Tensor) -> bool:
 
 
 class CheckpointDir:
-    """A CKPT directory of any number of ranks, read back as whole weights."""
+    """A CKPT directory of any number of ranks, read back as whole weights, or as what is stored of them."""
 
     def __init__(self, folder: Path) -> None:
-        manifest = CheckpointManifest.from_dir(folder)
+        self.manifest = manifest = CheckpointManifest.from_dir(folder)
         missing = manifest.missing_ranks(folder)
         if missing:
             files = [rank_file(folder, rank).name for rank in missing]
@@ -136,17 +136,31 @@ class CheckpointDir:
         self._files = [open_rank(folder, manifest, rank) for rank in range(manifest.ranks)]
 
     def read(self, spec: TensorSpec, track: int, dtype: torch.dtype) -> Tensor:
-        whole = torch.empty(spec.shape, dtype=stored_dtype(spec, TORCH_DTYPES[self.dtype]))
+        weight, *scales = self.stored(spec, track)
+        return dequantize(weight, scales[0], dtype) if scales else weight.to(dtype)
+
+    def stored(self, spec: TensorSpec, track: int) -> list[Tensor]:
+        held = stored(spec, self.dtype, self.manifest.quant_algo)
+        return [self._whole(tensor, track) for tensor in held]
+
+    def kv_scale(self, layer: int) -> Tensor:
+        *_, tensor = islice(kv_scales(self.config, self.manifest.kv_cache_quant_algo), layer + 1)
+        return self._whole(tensor, 0)
+
+    def _whole(self, tensor: StoredTensor, track: int) -> Tensor:
+        """One track of a stored tensor, put together from the ranks' parts."""
+        spec = tensor.spec
+        whole = torch.empty(spec.shape, dtype=getattr(torch, tensor.dtype))
         for layout, file in zip(self._layouts, self._files, strict=True):
             if spec.per_track and not layout.tracks.start <= track < layout.tracks.stop:
                 continue
             part = file.get(spec.name)
             if spec.per_track and len(layout.tracks) > 1:
                 part = part[track - layout.tracks.start]
-            place_part(spec, self.config, layout, part, whole)
+            place_part(spec, self.config, layout, unpack_int4(part) if tensor.per_byte == 2 else part, whole)
             if spec.split == "none":  # all that have it have it alike
                 break
-        return whole.to(dtype)
+        return whole
 
 
 def open_rank(folder: Path, manifest: CheckpointManifest, rank: int) -> SafetensorsFile:

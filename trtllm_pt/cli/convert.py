@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from trtllm_pt.cli.options import dtype_option, output_option, ranks_option
+from trtllm_pt.cli.options import dtype_option, output_option, quantize_option, ranks_option
 
 
 @click.command("convert")
@@ -14,7 +14,7 @@ from trtllm_pt.cli.options import dtype_option, output_option, ranks_option
 @output_option("CKPT")
 @ranks_option
 @dtype_option("auto", "bfloat16", "float32", default="auto")
-@click.option("--quantize", metavar="ALGO", help="Quantise the weights.")
+@quantize_option
 def command(model_dir: Path, output: Path, ranks: int, dtype: str, quantize: str | None) -> None:
     """Convert a trained model to a checkpoint, one file per rank.
 
@@ -25,8 +25,10 @@ def command(model_dir: Path, output: Path, ranks: int, dtype: str, quantize: str
     Examples:
       trtllm-pt convert pretrained/stdlib-pt -o build/stdlib-pt --ranks 2
       trtllm-pt convert ~/models/llama-1b -o build/llama --ranks 4 --dtype float32
+      trtllm-pt convert ~/models/llama-1b -o build/llama-int8 --ranks 4 --quantize W8A16
     """
     from trtllm_pt.checkpoint.convert import convert
 
     path = convert(model_dir, output, ranks=ranks, dtype=dtype, quantize=quantize)
-    click.echo(f"{path}: checkpoint for {ranks} rank{'s' if ranks > 1 else ''}", err=True)
+    kind = f", weights in {quantize}" if quantize else ""
+    click.echo(f"{path}: checkpoint for {ranks} rank{'s' if ranks > 1 else ''}{kind}", err=True)

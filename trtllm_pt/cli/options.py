@@ -8,10 +8,17 @@ from typing import Any
 
 import click
 
+from trtllm_pt.quantization import QUANT_ALGOS
+
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 ranks_option = click.option(
     "--ranks", "-g", type=click.IntRange(min=1), default=1, show_default=True, help="Ranks to divide the model over."
+)
+quantize_option = click.option(
+    "--quantize",
+    type=click.Choice(QUANT_ALGOS),
+    help="Quantise the layers' matrices, for --engine tensorrt_llm: weights in 8 or 4 bits.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
 

@@ -76,6 +76,11 @@ def _checked(checkpoint: Path) -> CheckpointManifest:
         raise UsageError(
             f"dtype ({manifest.dtype!r}): the embedded engine takes {' and '.join(DTYPES)}; convert with --dtype"
         )
+    if manifest.quantized:
+        raise UsageError(
+            f"quantization ({manifest.quantized}): the embedded engine takes unquantised checkpoints; convert without "
+            "--quantize, or build with --engine tensorrt_llm"
+        )
     _check_kernels(manifest)
     missing = manifest.missing_ranks(checkpoint)
     if missing:
