@@ -22,7 +22,7 @@ from trtllm_pt.runtime.kv_pages import PAGE, ROOT, PagePool, pages_for
 from trtllm_pt.runtime.limits import Limits
 from trtllm_pt.runtime.sampling import Sampled
 from trtllm_pt.runtime.sequence import Sequence
-from trtllm_pt.runtime.step_plan import Int64s, StepPlan
+from trtllm_pt.runtime.step_plan import StepPlan
 
 
 class Scheduler:
@@ -259,63 +259,15 @@ class Scheduler:
         if error is not None:
             return self._finish(sequence, "error", error)
         self.output_tokens += 1
-        if token == sequence.end_id:
-            return self._finish(sequence, "end_id")
-        sequence.tokens[sequence.known] = token
-        sequence.known += 1
-        if log_prob is not None:
-            sequence.log_probs.append(log_prob)
-        if sequence.sampling.stop_words:
-            stop = completed_stop_word(sequence)
-            if stop:
-                sequence.known -= 0 if sequence.sampling.include_stop_words else stop
-                return self._finish(sequence, "stop_words")
-        if sequence.known == len(sequence.tokens):
-            return self._finish(sequence, "length")
-        return self._send(sequence, sequence.num_output - possible_stop_word(sequence))
-
-    def _send(self, sequence: Sequence, until: int) -> Tokens | None:
-        """The output tokens up to number `until` that were not sent yet."""
-        if until <= sequence.sent:
-            return None
-        token_ids = tuple(sequence.output[sequence.sent : until].tolist())
-        log_probs = tuple(sequence.log_probs[sequence.sent : until])
-        sequence.sent = until
-        return Tokens(id=sequence.request.id, token_ids=token_ids, log_probs=log_probs)
+        reason = sequence.take(token, log_prob)
+        return sequence.send() if reason is None else self._finish(sequence, reason)
 
     def _finish(self, sequence: Sequence, reason: FinishReason, error: str | None = None) -> Tokens:
-        """Free what it holds; the last message has the tokens held back."""
-        sequence.finish_reason = reason
+        """Free what it holds."""
         del self._by_id[sequence.request.id]
         if sequence.slot >= 0:
             self.running.remove(sequence)
             self._release(sequence)
         else:
             self.waiting.remove(sequence)
-        rest = self._send(sequence, sequence.num_output) or Tokens(id=sequence.request.id)
-        return Tokens(id=rest.id, token_ids=rest.token_ids, log_probs=rest.log_probs, finish_reason=reason, error=error)
-
-
-def completed_stop_word(sequence: Sequence) -> int:
-    """Tokens of the longest stop word at the end of the output; 0: none. Ends before min_tokens do not count."""
-    spare = sequence.num_output - sequence.sampling.min_tokens
-    return max(
-        (len(w) for w in sequence.sampling.stop_words if len(w) <= spare and ends_with(sequence.output, w)), default=0
-    )
-
-
-def possible_stop_word(sequence: Sequence) -> int:
-    """Tokens at the end of the output that may be the start of a stop word, and so may have to stay out of it."""
-    longest = 0
-    if sequence.sampling.include_stop_words:
-        return longest
-    for word in sequence.sampling.stop_words:
-        for length in range(min(len(word) - 1, sequence.num_output), longest, -1):
-            if ends_with(sequence.output, word[:length]):
-                longest = length
-                break
-    return longest
-
-
-def ends_with(tokens: Int64s, word: tuple[int, ...]) -> bool:
-    return tuple(tokens[-len(word) :]) == word
+        return sequence.end(reason, error)

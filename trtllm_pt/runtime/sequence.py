@@ -1,12 +1,12 @@
-"""A request on its way through the scheduler."""
+"""A request on its way: the tokens of its output, when it ends, and which of them may be sent."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from trtllm_pt.messages import FinishReason, Request, SamplingParams
+from trtllm_pt.messages import FinishReason, Request, SamplingParams, Tokens
 from trtllm_pt.runtime.kv_pages import PAGE, pages_for
 from trtllm_pt.runtime.step_plan import Int64s
 
@@ -16,7 +16,7 @@ class Sequence:
     """The state of one request. `known` tokens have a value, the first `computed` of them lie in the KV cache."""
 
     request: Request
-    tokens: Int64s  # [limit] prompt, then output; the scheduler adds what was sampled
+    tokens: Int64s  # [limit] prompt, then output; `take` adds what was sampled
     known: int  # prompt and output tokens so far; set when a token was sampled
     end_id: int  # the request's, else the engine's; -1: never end
     log_probs: list[float] = field(default_factory=list)  # one per output token, where asked for
@@ -62,3 +62,56 @@ class Sequence:
     def page_key(self, page: int) -> bytes:
         """The tokens of its full page number `page`."""
         return self.tokens[page * PAGE : (page + 1) * PAGE].tobytes()
+
+    def take(self, token: int, log_prob: float | None = None) -> FinishReason | None:
+        """Add a sampled token; why the output ends with it, if it does. An end id stays out of the output, a stop word
+        too unless it was asked for."""
+        if token == self.end_id:
+            return "end_id"
+        self.tokens[self.known] = token
+        self.known += 1
+        if log_prob is not None:
+            self.log_probs.append(log_prob)
+        if self.sampling.stop_words and (stop := self._completed_stop_word()):
+            self.known -= 0 if self.sampling.include_stop_words else stop
+            return "stop_words"
+        return "length" if self.known == len(self.tokens) else None
+
+    def send(self) -> Tokens | None:
+        """The output tokens not sent yet that no stop word can take back any more; None: there are none."""
+        return self._send(self.num_output - self._possible_stop_word())
+
+    def end(self, reason: FinishReason, error: str | None = None) -> Tokens:
+        """The last message, with the tokens that were held back."""
+        self.finish_reason = reason
+        rest = self._send(self.num_output) or Tokens(id=self.request.id)
+        return replace(rest, finish_reason=reason, error=error)
+
+    def _send(self, until: int) -> Tokens | None:
+        if until <= self.sent:
+            return None
+        token_ids, log_probs = tuple(self.output[self.sent : until].tolist()), tuple(self.log_probs[self.sent : until])
+        self.sent = until
+        return Tokens(id=self.request.id, token_ids=token_ids, log_probs=log_probs)
+
+    def _completed_stop_word(self) -> int:
+        """Tokens of the longest stop word at the end of the output; 0: none. Ends before min_tokens do not count."""
+        spare = self.num_output - self.sampling.min_tokens
+        return max((len(w) for w in self.sampling.stop_words if len(w) <= spare and self._ends_with(w)), default=0)
+
+    def _possible_stop_word(self) -> int:
+        """Tokens at the end of the output that may be the start of a stop word, and so may have to stay out of it."""
+        if self.sampling.include_stop_words:
+            return 0
+        return max((possible_start(word, self.output) for word in self.sampling.stop_words), default=0)
+
+    def _ends_with(self, word: tuple[int, ...]) -> bool:
+        return tuple(self.output[-len(word) :]) == word
+
+
+def possible_start(word: tuple[int, ...], tokens: Int64s) -> int:
+    """Tokens at the end of `tokens` with which `word` may have begun; 0: none."""
+    for length in range(min(len(word) - 1, len(tokens)), 0, -1):
+        if tuple(tokens[-length:]) == word[:length]:
+            return length
+    return 0
