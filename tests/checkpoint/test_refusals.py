@@ -82,7 +82,7 @@ def test_bad_requests(tmp_path: Path) -> None:
     _, folder = saved(PT, tmp_path / "model")
     output = tmp_path / "ckpt"
     cases: list[tuple[Callable[[], object], str]] = [
-        (lambda: convert(folder, output, quantize="int8"), r"quantize \('int8'\) must be one of W8A16, W4A16"),
+        (lambda: convert(folder, output, quantize="int8"), r"quantize \('int8'\) must be W8A16 or W4A16 or FP8"),
         (lambda: convert(folder, output, 3), r"ranks \(3\) must divide tracks \(8\); this model runs on 1, 2, 4, 8"),
         (lambda: convert(folder, output, dtype="int8"), r"dtype \('int8'\) must be one of bfloat16, float16, float32"),
         (lambda: convert(tmp_path / "no", output), "there is no model directory .*no"),

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from trtllm_pt.checkpoint.calibrate import calibrate as measured_ranges
 from trtllm_pt.checkpoint.encoded import Encoded, StoredWeights
 from trtllm_pt.checkpoint.folders import copy_tokenizer, new_folder, refuse_existing, write_json
 from trtllm_pt.checkpoint.formats import open_source
 from trtllm_pt.checkpoint.manifest import CheckpointManifest
 from trtllm_pt.checkpoint.ranks import CheckpointDir, write_ranks
 from trtllm_pt.errors import UsageError
-from trtllm_pt.quantization import WEIGHT_ONLY
+from trtllm_pt.quantization import KV_CACHE_QUANT_ALGOS, QUANT_ALGOS
 
 
 def convert(
@@ -20,33 +21,38 @@ def convert(
     ranks: int = 1,
     dtype: str = "auto",
     quantize: str | None = None,
+    kv_cache: str | None = None,
+    calibrate: str | Path | None = None,
     progress: bool | None = None,
 ) -> Path:
     """Writes `model_dir` (our MODEL_DIR, a CKPT of other ranks, Llama family, tamm) as a checkpoint for `ranks` ranks.
 
     dtype: bfloat16, float16, float32, or "auto", the source's own.
-    quantize: W8A16 or W4A16, the layers' matrices in 8 or 4 bits. A CKPT that is quantised stays so, bit for bit.
+    quantize: W8A16, W4A16 or FP8, for the layers' matrices; kv_cache: FP8. A quantised CKPT stays so, bit for bit.
+    calibrate: text, or token ids as .json or .jsonl, whose first 128 sequences of 512 tokens give the ranges that FP8
+    has to hold (calibrate.py). FP8 matrices need it; an FP8 KV cache has scale 1 without, as TensorRT-LLM's own has.
     Returns `output`, which appears complete or not at all.
     Peak memory: twice one track of the largest weight, or 9 bytes for each of its values where they are quantised; the
-    source is mapped, not loaded.
-    Raises UsageError for anything wrong with the source, the ranks or the output; RunError where the disk fails.
+    source is mapped, not loaded. While it calibrates: the whole model in float32.
+    Raises UsageError for anything wrong with the source, the request or the output; RunError where the disk fails.
     """
     output = Path(output)
     refuse_existing(output)
-    if quantize not in (None, *WEIGHT_ONLY):
-        raise UsageError(f"quantize ({quantize!r}) must be one of {', '.join(WEIGHT_ONLY)}")
+    _check_request(quantize, kv_cache, calibrate)
     source = open_source(Path(model_dir))
     weights: StoredWeights
     if isinstance(source, CheckpointDir) and source.manifest.quantized:
-        weights, manifest = source, _divided(source, ranks, dtype, quantize)
+        weights, manifest = source, _divided(source, ranks, dtype, quantize, kv_cache)
     else:
         manifest = CheckpointManifest(
             model=source.config,
             ranks=ranks,
             dtype=source.dtype if dtype == "auto" else dtype,
             quant_algo=quantize,
+            kv_cache_quant_algo=kv_cache,
         )
-        weights = Encoded(source, manifest)
+        ranges = None if calibrate is None else measured_ranges(source, Path(calibrate), progress)
+        weights = Encoded(source, manifest, ranges)
     with new_folder(output) as folder:
         write_ranks(weights, manifest, folder, progress=progress)
         if source.tokenizer is not None:
@@ -55,13 +61,28 @@ def convert(
     return output
 
 
-def _divided(source: CheckpointDir, ranks: int, dtype: str, quantize: str | None) -> CheckpointManifest:
+def _check_request(quantize: str | None, kv_cache: str | None, calibrate: str | Path | None) -> None:
+    for name, value, known in (("quantize", quantize, QUANT_ALGOS), ("kv_cache", kv_cache, KV_CACHE_QUANT_ALGOS)):
+        if value not in (None, *known):
+            raise UsageError(f"{name} ({value!r}) must be {' or '.join(known)}")
+    if quantize == "FP8" and calibrate is None:
+        raise UsageError("quantize ('FP8') needs calibrate: a text that shows what ranges the activations have")
+    if calibrate is not None and "FP8" not in (quantize, kv_cache):
+        raise UsageError(f"calibrate ({str(calibrate)!r}) is of use to FP8 alone: set quantize or kv_cache to FP8")
+
+
+def _divided(
+    source: CheckpointDir, ranks: int, dtype: str, quantize: str | None, kv_cache: str | None
+) -> CheckpointManifest:
     """A quantised checkpoint's own manifest, for another number of ranks: nothing else of it can be changed."""
     own = source.manifest
-    if quantize is not None:
-        raise UsageError(
-            f"quantize ({quantize!r}): the checkpoint is {own.quantized} already; convert what it was made of"
-        )
+    for name, value in (("quantize", quantize), ("kv_cache", kv_cache)):
+        if value is not None:
+            raise UsageError(
+                f"{name} ({value!r}): the checkpoint is {own.quantized} already; convert what it was made of"
+            )
     if dtype not in ("auto", own.dtype):
-        raise UsageError(f"dtype ({dtype!r}): the checkpoint is quantised with scales in {own.dtype}; leave it so")
+        raise UsageError(
+            f"dtype ({dtype!r}): the checkpoint is {own.quantized} with scales in {own.dtype}; leave it so"
+        )
     return replace(own, ranks=ranks)

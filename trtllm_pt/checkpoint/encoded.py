@@ -16,6 +16,8 @@ from trtllm_pt.config import ModelConfig
 from trtllm_pt.quantization import WEIGHT_ONLY, is_quantized, stored
 from trtllm_pt.tensors import TensorSpec, tensors
 
+_NOMINAL = 28.0
+
 
 @dataclass(frozen=True, slots=True)
 class Ranges:
@@ -23,6 +25,13 @@ class Ranges:
 
     inputs: dict[str, list[float]]  # by the weight that they are multiplied with, for each track
     kv: list[float]  # what the KV cache of each layer holds, over all tracks
+
+    @classmethod
+    def nominal(cls, config: ModelConfig) -> Ranges:
+        """For weights that nobody trained: 28 everywhere, a scale of 1/16."""
+        quantized = filter(is_quantized, tensors(config))
+        inputs = {spec.name: [_NOMINAL] * config.tracks for spec in quantized}
+        return cls(inputs, kv=[_NOMINAL] * config.num_layers)
 
 
 class StoredWeights(Protocol):
@@ -38,7 +47,7 @@ class StoredWeights(Protocol):
 
 
 class Encoded:
-    """Weights of a source, stored as the manifest says. FP8 needs `ranges`; without them a KV cache has scale 1.
+    """Weights of a source, stored as the manifest says. FP8 matrices need `ranges`; a KV cache has scale 1 without.
 
     Peak memory: 9 bytes for each value of one track of the largest weight where it is quantised.
     """

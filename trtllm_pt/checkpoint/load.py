@@ -10,6 +10,7 @@ from trtllm_pt.checkpoint.dtypes import TORCH_DTYPES
 from trtllm_pt.checkpoint.folders import write_json
 from trtllm_pt.checkpoint.formats import open_source
 from trtllm_pt.checkpoint.safetensors_file import SafetensorsWriter, TensorInfo
+from trtllm_pt.checkpoint.source import Source
 from trtllm_pt.config import ModelConfig
 from trtllm_pt.errors import UsageError
 from trtllm_pt.network.reference import ReferenceModel
@@ -24,7 +25,11 @@ def load_reference(model_dir: Path, dtype: torch.dtype = torch.float32) -> Refer
 
     Raises UsageError where the directory is not a model that we read.
     """
-    source = open_source(model_dir)
+    return reference_of(open_source(model_dir), dtype)
+
+
+def reference_of(source: Source, dtype: torch.dtype) -> ReferenceModel:
+    """A source's weights as the plain reference."""
     model = ReferenceModel(source.config).to(dtype)
     parameters = dict(model.named_parameters())
     with torch.no_grad():

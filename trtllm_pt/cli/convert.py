@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from trtllm_pt.cli.options import dtype_option, output_option, quantize_option, ranks_option
+from trtllm_pt.cli.options import dtype_option, kv_cache_option, output_option, quantize_option, ranks_option
 
 
 @click.command("convert")
@@ -15,7 +15,24 @@ from trtllm_pt.cli.options import dtype_option, output_option, quantize_option, 
 @ranks_option
 @dtype_option("auto", "bfloat16", "float32", default="auto")
 @quantize_option
-def command(model_dir: Path, output: Path, ranks: int, dtype: str, quantize: str | None) -> None:
+@kv_cache_option
+@click.option(
+    "--calibrate",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="What FP8 takes its ranges from: text, or token ids (.json: a list of lists, .jsonl: a list per line), of "
+    "which the first 128 sequences of 512 tokens are run. Needs memory for the whole model in float32. FP8 matrices "
+    "need it; without it the KV cache has scale 1.",
+)
+def command(
+    model_dir: Path,
+    output: Path,
+    ranks: int,
+    dtype: str,
+    quantize: str | None,
+    kv_cache: str | None,
+    calibrate: Path | None,
+) -> None:
     """Convert a trained model to a checkpoint, one file per rank.
 
     MODEL_DIR is a folder in Hugging Face's layout (config.json, *.safetensors, tokenizer files): a Parallel Track
@@ -26,9 +43,12 @@ def command(model_dir: Path, output: Path, ranks: int, dtype: str, quantize: str
       trtllm-pt convert pretrained/stdlib-pt -o build/stdlib-pt --ranks 2
       trtllm-pt convert ~/models/llama-1b -o build/llama --ranks 4 --dtype float32
       trtllm-pt convert ~/models/llama-1b -o build/llama-int8 --ranks 4 --quantize W8A16
+      trtllm-pt convert ~/models/llama-1b -o build/llama-fp8 --quantize FP8 --kv-cache FP8 --calibrate text.txt
     """
     from trtllm_pt.checkpoint.convert import convert
 
-    path = convert(model_dir, output, ranks=ranks, dtype=dtype, quantize=quantize)
-    kind = f", weights in {quantize}" if quantize else ""
-    click.echo(f"{path}: checkpoint for {ranks} rank{'s' if ranks > 1 else ''}{kind}", err=True)
+    path = convert(
+        model_dir, output, ranks=ranks, dtype=dtype, quantize=quantize, kv_cache=kv_cache, calibrate=calibrate
+    )
+    kinds = "".join(f", {what} in {algo}" for what, algo in (("weights", quantize), ("KV cache", kv_cache)) if algo)
+    click.echo(f"{path}: checkpoint for {ranks} rank{'s' if ranks > 1 else ''}{kinds}", err=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from trtllm_pt.quantization import QUANT_ALGOS
+from trtllm_pt.quantization import KV_CACHE_QUANT_ALGOS, QUANT_ALGOS
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -17,8 +17,13 @@ ranks_option = click.option(
 )
 quantize_option = click.option(
     "--quantize",
-    type=click.Choice(QUANT_ALGOS),
-    help="Quantise the layers' matrices, for --engine tensorrt_llm: weights in 8 or 4 bits.",
+    type=click.Choice(QUANT_ALGOS, case_sensitive=False),
+    help="The layers' matrices in 8 or 4 bits, or in FP8. For --engine tensorrt_llm.",
+)
+kv_cache_option = click.option(
+    "--kv-cache",
+    type=click.Choice(KV_CACHE_QUANT_ALGOS, case_sensitive=False),
+    help="The KV cache in FP8. For --engine tensorrt_llm.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
 

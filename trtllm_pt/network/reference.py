@@ -152,6 +152,7 @@ class Attention(Module):
         self.config, self.window, self.has_rope = config, config.layer_window(layer), config.has_rope(layer)
         self.qkv = Linear(n, config.qkv_size, config.hidden_size, config.qkv_bias)
         self.dense = Linear(n, config.hidden_size, inner, config.output_bias)
+        self.kv_cache = nn.Identity()  # K and V as an engine keeps them, for whoever hooks in
         if config.qk_norm:
             self.q_layernorm = Norm(config, config.head_size)
             self.k_layernorm = Norm(config, config.head_size)
@@ -171,6 +172,7 @@ class Attention(Module):
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if c.qk_norm_after_rope:
             q, k = self.q_layernorm(q), self.k_layernorm(k)
+        k, v = self.kv_cache(k), self.kv_cache(v)
         group = c.num_heads // c.num_kv_heads
         k, v = k.repeat_interleave(group, 2), v.repeat_interleave(group, 2)
         q, k, v = (part.flatten(0, 1) for part in (q, k, v))
@@ -201,8 +203,8 @@ class Experts(Module):
         n, width, rows, experts = config.tracks, config.hidden_size, config.moe_intermediate_size, config.num_experts
         self.config = config
         self.router = Weight(n, experts, width)
-        self.fc = Weight(n, experts, 2 * rows, width)  # up rows, then gate rows
-        self.proj = Weight(n, experts, width, rows)
+        self.fc = ExpertLinear(n, experts, 2 * rows, width)  # up rows, then gate rows
+        self.proj = ExpertLinear(n, experts, width, rows)
 
     def forward(self, x: Tensor) -> Tensor:
         logits = torch.einsum("nbsw,new->nbse", x, self.router.weight.to(x.dtype)).to(
@@ -212,9 +214,10 @@ class Experts(Module):
             logits = self.config.router_logits_cap * torch.tanh(logits / self.config.router_logits_cap)
         chosen, experts = logits.topk(self.config.experts_per_token, -1)
         weights = torch.zeros_like(logits).scatter(-1, experts, chosen.softmax(-1)).to(x.dtype)
-        # Every expert sees every token: plain, and exact since the weight of those not chosen is 0.
-        up, gate = torch.einsum("nbsw,nefw->nbsef", x, self.fc.weight).chunk(2, -1)
-        return torch.einsum("nbsef,newf,nbse->nbsw", F.silu(gate) * up, self.proj.weight, weights)
+        # Every expert sees every token: plain, and exact since what those not chosen give is 0.
+        up, gate = self.fc(x[..., None, :]).chunk(2, -1)
+        hidden = F.silu(gate) * up * (weights != 0)[..., None]
+        return torch.einsum("nbsew,nbse->nbsw", self.proj(hidden), weights)
 
 
 class Linear(Module):
@@ -230,6 +233,17 @@ class Linear(Module):
         if self.bias is not None:
             out = out + self.bias[:, None]
         return out.view(*x.shape[:-1], out.shape[-1])
+
+
+class ExpertLinear(Module):
+    """x [n, B, S, E or 1, I] times weight [n, E, O, I], expert by expert."""
+
+    def __init__(self, tracks: int, experts: int, rows: int, columns: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(tracks, experts, rows, columns))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("nbsei,neoi->nbseo", x, self.weight)
 
 
 class Norm(Module):

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trtllm_pt.checkpoint.tokenizer import end_ids, load_tokenizer
 from trtllm_pt.engine.manifest import EngineManifest
 from trtllm_pt.engine.versions import check_versions
 from trtllm_pt.errors import RunError, UsageError
 from trtllm_pt.messages import FinishReason, Request, Runtime, SamplingParams, Tokens
 from trtllm_pt.runtime.limits import Limits
 from trtllm_pt.runtime.stream import TextStream
-from trtllm_pt.runtime.tokenizer import end_ids, load_tokenizer
 
 if TYPE_CHECKING:
     from trtllm_pt.runtime.embedded import EmbeddedRuntime
