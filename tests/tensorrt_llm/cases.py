@@ -171,6 +171,11 @@ def write_checkpoint(case: Case, ranks: int, folder: Path) -> Path:
         model_dir = folder / "model"
         if not model_dir.exists():
             save_model(random_model(case.config), model_dir, case.dtype)
-        how = {"quantize": case.quant_algo, "kv_cache": case.kv_cache_quant_algo} if case.is_quantised else {}
-        convert(model_dir, checkpoint, ranks, **how)
+        tokens = None
+        if "FP8" in (case.quant_algo, case.kv_cache_quant_algo):
+            tokens = folder / "tokens.jsonl"  # FP8's ranges are those of what is run
+            tokens.write_text("\n".join(str([*p, *f]) for p, f in zip(PROMPTS, FORCED, strict=True)))
+        convert(
+            model_dir, checkpoint, ranks, quantize=case.quant_algo, kv_cache=case.kv_cache_quant_algo, calibrate=tokens
+        )
     return checkpoint
