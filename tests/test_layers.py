@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "trtllm_pt"
 LAYERS = [
     line.split()
     for line in """
-        errors config presets schedule layout tensors quantization cost messages
+        errors config presets schedule layout tensors quantization cost messages launchers
         checkpoint network kernels
         engine
         runtime

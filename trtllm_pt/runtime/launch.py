@@ -1,8 +1,7 @@
-"""Who starts ranks, told without importing MPI or torch; and what both runtimes say."""
+"""How ranks are started, told without importing MPI or torch; and what both runtimes say."""
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -11,16 +10,6 @@ from trtllm_pt.errors import INSTALL_EMBEDDED, UsageError
 
 NO_MPI = f"no MPI: more than one rank needs mpi4py and MPICH, `{INSTALL_EMBEDDED}`"
 CLOSED = "this engine is closed"
-# A launcher says so in the environment: its name, and the variable that has the number of ranks.
-LAUNCHERS = {"MPICH's mpirun": "PMI_SIZE", "Open MPI's mpirun": "OMPI_COMM_WORLD_SIZE"}
-
-
-def launched_ranks() -> int | None:
-    """How many ranks the launcher that started this process says it started; None: no launcher."""
-    for variable in LAUNCHERS.values():
-        if os.environ.get(variable, "").isdigit():
-            return int(os.environ[variable])
-    return None
 
 
 def find_mpirun() -> str:

@@ -218,7 +218,7 @@ class _Output:
 
 
 def _start(folder: Path, manifest: EngineManifest, threads: int | None, kv_tokens: int | None) -> Runtime:
-    from trtllm_pt.runtime.launch import launched_ranks
+    from trtllm_pt.launchers import launched_ranks
 
     check_versions(folder, manifest)
     if launched_ranks() is None and manifest.ranks > 1:

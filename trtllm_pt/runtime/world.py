@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from trtllm_pt.errors import UsageError
-from trtllm_pt.runtime.launch import LAUNCHERS, NO_MPI, launched_ranks
+from trtllm_pt.launchers import LAUNCHERS, launched_ranks
+from trtllm_pt.runtime.launch import NO_MPI
 from trtllm_pt.runtime.step_plan import Int64s, StepPlan
 
 if TYPE_CHECKING:
