@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trtllm_pt.checkpoint.encoded import Encoded
+from trtllm_pt.checkpoint.encoded import Encoded, Ranges
 from trtllm_pt.checkpoint.folders import new_folder, refuse_existing, write_json
 from trtllm_pt.checkpoint.manifest import CheckpointManifest, rank_file
 from trtllm_pt.checkpoint.ranks import write_ranks
@@ -104,23 +104,28 @@ def init(
     rank: int | None = None,
     dtype: str = "bfloat16",
     seed: int = 0,
+    quantize: str | None = None,
+    kv_cache: str | None = None,
     progress: bool | None = None,
 ) -> Path:
     """Writes a checkpoint of random weights for `ranks` ranks; returns `output`.
 
     rank: write that rank's file alone (and config.json, where it is not there yet), for machines that share no disk or
     have room for one rank; the checkpoint is complete when all ranks' files are in the directory.
-    Peak memory: one track of the largest weight, and 16 MiB.
+    quantize: W8A16, W4A16 or FP8; kv_cache: FP8. FP8's scales for activations and KV cache are nominal: 1/16.
+    Peak memory: one track of the largest weight, and 16 MiB; where it is quantised 9 bytes for each of its values.
     Raises UsageError where `output` holds something else already; RunError where the disk fails.
     """
     output = Path(output)
     if seed < 0:
         raise UsageError(f"seed ({seed}) must be at least 0")
-    manifest = CheckpointManifest(model=config, ranks=ranks, dtype=dtype)
-    source = RandomWeights(config, seed, dtype)
+    manifest = CheckpointManifest(
+        model=config, ranks=ranks, dtype=dtype, quant_algo=quantize, kv_cache_quant_algo=kv_cache
+    )
+    weights = Encoded(RandomWeights(config, seed, dtype), manifest, Ranges.nominal(config))
     metadata = {"format": "pt", "seed": str(seed)}
     with new_folder(output) if rank is None else _shared_folder(output, manifest, rank, seed) as folder:
-        write_ranks(Encoded(source, manifest), manifest, folder, only=rank, metadata=metadata, progress=progress)
+        write_ranks(weights, manifest, folder, only=rank, metadata=metadata, progress=progress)
         if not (folder / "config.json").exists():
             write_json(folder / "config.json", manifest.to_json())
     return output

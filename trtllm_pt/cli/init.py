@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from trtllm_pt.cli.options import dtype_option, output_option, ranks_option
+from trtllm_pt.cli.options import dtype_option, kv_cache_option, output_option, quantize_option, ranks_option
 from trtllm_pt.config import ModelConfig
 from trtllm_pt.layout import rank_layout
 from trtllm_pt.presets import preset
@@ -19,10 +19,22 @@ from trtllm_pt.presets import preset
 @click.option("--rank", type=int, help="Write only this rank's file.  [default: all, one after the other]")
 @dtype_option("bfloat16", "float32", default="bfloat16")
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same model on any ranks.")
-def command(model: str, output: Path, ranks: int, rank: int | None, dtype: str, seed: int) -> None:
+@quantize_option
+@kv_cache_option
+def command(
+    model: str,
+    output: Path,
+    ranks: int,
+    rank: int | None,
+    dtype: str,
+    seed: int,
+    quantize: str | None,
+    kv_cache: str | None,
+) -> None:
     """Write a checkpoint of a preset, or of your own config, with random weights.
 
-    A rank's file is written without ever holding the whole model.
+    A rank's file is written without ever holding the whole model. FP8's scales for activations and the KV cache are
+    nominal, 1/16: good for measuring speed.
 
     \b
     Examples:
@@ -34,8 +46,9 @@ def command(model: str, output: Path, ranks: int, rank: int | None, dtype: str, 
     rank_layout(config, ranks, rank or 0)  # refuse what cannot be divided before torch is imported
     from trtllm_pt.checkpoint.init import init
 
-    path = init(config, output, ranks=ranks, rank=rank, dtype=dtype, seed=seed)
-    click.echo(f"{path}: checkpoint for {ranks} rank{'s' if ranks > 1 else ''}, random weights in {dtype}", err=True)
+    path = init(config, output, ranks=ranks, rank=rank, dtype=dtype, seed=seed, quantize=quantize, kv_cache=kv_cache)
+    weights = f"random weights in {quantize or dtype}" + (f", KV cache in {kv_cache}" if kv_cache else "")
+    click.echo(f"{path}: checkpoint for {ranks} rank{'s' if ranks > 1 else ''}, {weights}", err=True)
 
 
 def _is_path(model: str) -> bool:

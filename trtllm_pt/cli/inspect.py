@@ -35,6 +35,7 @@ def _page(folder: Path, found: dict[str, Any]) -> Iterable[str]:
     parameters = count(found["parameters"])
     yield f"{folder}"
     yield f"  model     {parameters} parameters, {found['layers']} layers, {found['tracks']} tracks{depth}"
+    yield f"  types     {_types(found)}"
     yield f"  ranks     {found['ranks']}, {memory(found['bytes_per_rank'])} of weights each"
     yield f"  syncs     {_syncs(found['sync_points'], found['tensor_parallel_sync_points'])}"
     if "schedule" in found:
@@ -44,6 +45,11 @@ def _page(folder: Path, found: dict[str, Any]) -> Iterable[str]:
         yield table(_rows(found["collectives"]), ("message", "after", "op", "type", "bytes per token", "ranks"), left=4)
     else:
         yield "One rank: no messages at all."
+
+
+def _types(found: dict[str, Any]) -> str:
+    quantized = (("matrices", found["quant_algo"]), ("KV cache", found["kv_cache_quant_algo"]))
+    return ", ".join([found["dtype"], *(f"{what} {algo}" for what, algo in quantized if algo)])
 
 
 def _syncs(own: int, tensor_parallel: int) -> str:

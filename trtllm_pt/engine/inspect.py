@@ -38,10 +38,14 @@ def inspect(folder: str | Path) -> dict[str, Any]:
         "layers": config.num_layers,
         "block_depth": config.block_depth,
         "dtype": manifest.dtype,
+        "quant_algo": manifest.quant_algo,
+        "kv_cache_quant_algo": manifest.kv_cache_quant_algo,
         "parameters": cost.parameters(config),
         "flops_per_token": cost.flops_per_token(config, context=1),
-        "bytes_per_rank": cost.bytes_per_rank(config, ranks, manifest.dtype),
-        "kv_bytes_per_token": cost.kv_bytes_per_token(config, ranks, manifest.dtype),
+        "bytes_per_rank": cost.bytes_per_rank(
+            config, ranks, manifest.dtype, manifest.quant_algo, manifest.kv_cache_quant_algo
+        ),
+        "kv_bytes_per_token": cost.kv_bytes_per_token(config, ranks, manifest.dtype, manifest.kv_cache_quant_algo),
         "sync_points": sync_points(steps),
         "tensor_parallel_sync_points": tensor_parallel_sync_points(config),
         "collectives": [message.to_json() for message in messages],
