@@ -1,0 +1,171 @@
+"""The generated model repository: the tensors and keys of TensorRT-LLM's own, for either engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import SMALL
+from trtllm_pt.checkpoint.manifest import CheckpointManifest
+from trtllm_pt.config import ModelConfig
+from trtllm_pt.engine.manifest import BuildOptions, EngineManifest
+from trtllm_pt.errors import UsageError
+from trtllm_pt.serving.repository import write_repository
+from trtllm_pt.serving.tensors import MODELS
+
+# The five models of TensorRT-LLM 1.3.0rc3's inflight batcher repository, without their text: [name, type, dims, flags].
+WANTED = json.loads((Path(__file__).parent / "inflight_batcher.json").read_text())
+FILES = {"embedded": "model.pt2", "tensorrt_llm": "rank0.engine"}
+WINDOWED = SMALL.replace(attention_pattern=("sliding", "sliding", "global"), window=9)
+
+
+def engines(folder: Path, kind: str, model: ModelConfig = SMALL) -> Path:
+    """An engine directory as far as `repo` reads it: its config, and the file that tells which engine it is."""
+    folder.mkdir(parents=True)
+    checkpoint = CheckpointManifest(model=model, ranks=2, dtype="float32")
+    options = BuildOptions(max_batch_size=4, max_num_tokens=64).resolved(model)
+    manifest = EngineManifest(kind=kind, checkpoint=checkpoint, options=options, versions={})  # type: ignore[arg-type]
+    (folder / "config.json").write_text(json.dumps(manifest.to_json()))
+    (folder / FILES[kind]).touch()
+    return folder
+
+
+@pytest.fixture(params=FILES)
+def repository(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    write_repository(engines(tmp_path / "engines", request.param), tmp_path / "repository")
+    return tmp_path / "repository"
+
+
+def parse(path: Path) -> Any:
+    """A config.pbtxt, by the protobuf schema of Triton's own client."""
+    pytest.importorskip("tritonclient", reason="no Triton client here: pip install -e '.[embedded,dev,serve]'")
+    from google.protobuf import text_format
+    from tritonclient.grpc.model_config_pb2 import ModelConfig as TritonConfig
+
+    return text_format.Parse(path.read_text(), TritonConfig())
+
+
+def tensors(listed: Any) -> dict[str, Any]:
+    from tritonclient.grpc.model_config_pb2 import DataType
+
+    found = {}
+    for t in listed:
+        flags = {"reshape": t.HasField("reshape"), "optional": getattr(t, "optional", False)}
+        flags["allow_ragged_batch"] = getattr(t, "allow_ragged_batch", False)
+        assert not list(t.reshape.shape)
+        assert t.name not in found, f"{t.name} twice"
+        found[t.name] = [DataType.Name(t.data_type), list(t.dims), {name for name, on in flags.items() if on}]
+    return found
+
+
+def wanted_tensors(listed: list[Any]) -> dict[str, Any]:
+    types = {"${logits_datatype}": "TYPE_FP32", "${prompt_embedding_table_data_type}": "TYPE_FP16"}
+    types["${encoder_input_features_data_type}"] = "TYPE_FP16"
+    return {name: [types.get(kind, kind), dims, set(flags)] for name, kind, dims, flags in listed}
+
+
+def connections(config: Any) -> set[tuple[str, str, str]]:
+    return {
+        (kind, key, value)
+        for step in config.ensemble_scheduling.step
+        for kind, maps in (("input_map", step.input_map), ("output_map", step.output_map))
+        for key, value in maps.items()
+    }
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_tensors_and_keys_are_those_of_tensorrt_llm(repository: Path, model: str) -> None:
+    config, wanted = parse(repository / model / "config.pbtxt"), WANTED[model]
+    assert tensors(config.input) == wanted_tensors(wanted["input"])
+    assert tensors(config.output) == wanted_tensors(wanted["output"])
+    assert set(config.parameters) == set(wanted["parameters"])
+    assert (config.name, config.max_batch_size) == (model, 4)
+
+
+def test_what_is_not_filled_in_keeps_the_name_that_fill_template_knows(repository: Path) -> None:
+    for model in MODELS:
+        for key, parameter in parse(repository / model / "config.pbtxt").parameters.items():
+            value, template = parameter.string_value, WANTED[model]["parameters"][key]
+            assert value == template if "${" in value or "${" not in template else value
+
+
+def test_the_ensemble_connects_what_tensorrt_llms_does(repository: Path) -> None:
+    config = parse(repository / "ensemble" / "config.pbtxt")
+    models = [step.model_name for step in config.ensemble_scheduling.step]
+    assert models == ["preprocessing", "tensorrt_llm", "postprocessing"]
+    assert connections(config) == {tuple(connection) for connection in WANTED["ensemble"]["maps"]}
+
+
+def test_queues_batching_and_streams(repository: Path) -> None:
+    configs = {model: parse(repository / model / "config.pbtxt") for model in MODELS}
+    assert {m for m, c in configs.items() if c.model_transaction_policy.decoupled} == {
+        "tensorrt_llm",
+        "tensorrt_llm_bls",
+    }
+    assert {m for m, c in configs.items() if c.HasField("dynamic_batching")} == {
+        "preprocessing",
+        "tensorrt_llm",
+        "postprocessing",
+    }
+    queue = configs["tensorrt_llm"].dynamic_batching
+    assert list(queue.preferred_batch_size) == [4]
+    assert queue.default_queue_policy.max_queue_size == 1024
+
+
+def test_each_engine_has_its_backend_and_its_path(tmp_path: Path) -> None:
+    for kind, backend, path in (
+        ("embedded", "python", "../../engines/demo"),
+        ("tensorrt_llm", "tensorrtllm", str(tmp_path / "tensorrt_llm/engines/demo")),
+    ):
+        here = tmp_path / kind
+        write_repository(engines(here / "engines" / "demo", kind), here / "repository")
+        config = parse(here / "repository" / "tensorrt_llm" / "config.pbtxt")
+        assert config.backend == backend
+        assert config.parameters["gpt_model_path"].string_value == path
+        text = parse(here / "repository" / "preprocessing" / "config.pbtxt").parameters
+        assert text["tokenizer_dir"].string_value == f"{path}/tokenizer"
+        code = here / "repository" / "tensorrt_llm" / "1" / "model.py"
+        assert code.exists() == (kind == "embedded")
+
+
+def test_a_window_is_written_for_every_layer(tmp_path: Path) -> None:
+    options = {"engine_path": "/engines/demo", "max_queue_size": 7}
+    write_repository(engines(tmp_path / "e", "tensorrt_llm", WINDOWED), tmp_path / "r", **options)
+    config = parse(tmp_path / "r" / "tensorrt_llm" / "config.pbtxt")
+    assert config.parameters["max_attention_window_size"].string_value == "9,9,128,9,9"
+    assert config.parameters["gpt_model_path"].string_value == "/engines/demo"
+    assert config.dynamic_batching.default_queue_policy.max_queue_size == 7
+
+
+def test_refusals(tmp_path: Path) -> None:
+    folder = engines(tmp_path / "e", "tensorrt_llm")
+    with pytest.raises(UsageError, match=r"engine_path \('engines'\) must be absolute for TensorRT engines"):
+        write_repository(folder, tmp_path / "r", engine_path="engines")
+    with pytest.raises(UsageError, match="there is no engine directory"):
+        write_repository(tmp_path / "none", tmp_path / "r")
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "file").touch()
+    with pytest.raises(UsageError, match="already exists"):
+        write_repository(folder, tmp_path / "r")
+
+
+@pytest.mark.skipif("TRTLLM_CHECKOUT" not in os.environ, reason="TRTLLM_CHECKOUT names no sources of TensorRT-LLM")
+@pytest.mark.parametrize("model", MODELS)
+def test_the_list_is_that_of_tensorrt_llms_sources(model: str, tmp_path: Path) -> None:
+    templates = Path(os.environ["TRTLLM_CHECKOUT"]) / "triton_backend" / "all_models" / "inflight_batcher_llm"
+    text = (templates / model / "config.pbtxt").read_text()
+    unquoted = {"decoupled_mode": "true", "logits_datatype": "TYPE_FP32"}
+    unquoted |= {"prompt_embedding_table_data_type": "TYPE_FP16", "encoder_input_features_data_type": "TYPE_FP16"}
+    text = re.sub(r'(?<!")\$\{(\w+)\}(?!")', lambda found: unquoted.get(found[1], "4"), text)
+    (tmp_path / "config.pbtxt").write_text(text)
+    config = parse(tmp_path / "config.pbtxt")
+    once = {t.name: t for t in config.output}.values()  # one stands twice in the ensemble's
+    assert tensors(config.input) == wanted_tensors(WANTED[model]["input"])
+    assert tensors(once) == wanted_tensors(WANTED[model]["output"])
+    assert set(config.parameters) == set(WANTED[model]["parameters"])
+    assert connections(config) == {tuple(connection) for connection in WANTED[model].get("maps", [])}

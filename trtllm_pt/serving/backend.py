@@ -1,0 +1,86 @@
+"""What our Python models share: parameters, tensors and errors, between Triton's utilities and ours.
+
+Triton's `triton_python_backend_utils` exists only where Triton runs a model.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from trtllm_pt.errors import UsageError
+
+Array = npt.NDArray[Any]
+Arrays = Mapping[str, Array]
+
+
+@functools.cache
+def triton() -> Any:
+    """Triton's utilities."""
+    return importlib.import_module("triton_python_backend_utils")
+
+
+class Config:
+    """A model's config.pbtxt, as Triton hands it over."""
+
+    def __init__(self, args: Mapping[str, str]) -> None:
+        self.name, self.version = args["model_name"], args["model_version"]
+        self.folder = Path(args["model_repository"])  # of this model
+        self.data = json.loads(args["model_config"])
+
+    def text(self, key: str) -> str | None:
+        """A parameter; None where it is left out, empty, or still `${…}`."""
+        value: str = self.data["parameters"].get(key, {}).get("string_value", "")
+        return None if not value or value.startswith("${") else value
+
+    def flag(self, key: str, default: bool) -> bool:
+        value = self.text(key)
+        return default if value is None else value.lower() in ("true", "t", "yes", "y", "1")
+
+    def number(self, key: str, default: int) -> int:
+        value = self.text(key)
+        if value is not None and not value.isdigit():
+            raise UsageError(f"{self.name}: parameter {key} ({value!r}) must be a whole number")
+        return default if value is None else int(value)
+
+    def path(self, key: str) -> Path:
+        """A relative one starts at the model's folder."""
+        value = self.text(key)
+        if value is None:
+            raise UsageError(f"{self.name}: parameter {key} is missing")
+        return self.folder / value
+
+
+def arrays(request: Any) -> dict[str, Array]:
+    return {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+
+
+def response(outputs: Arrays) -> Any:
+    pb = triton()
+    return pb.InferenceResponse([pb.Tensor(name, array) for name, array in outputs.items()])
+
+
+def refusal(message: str, code: str = "INVALID_ARG") -> Any:
+    """A response that is an error; code: the name of one of Triton's."""
+    pb = triton()
+    return pb.InferenceResponse(error=pb.TritonError(message, getattr(pb.TritonError, code)))
+
+
+def text(value: bytes, name: str) -> str:
+    """Raises UsageError naming the field where it is not UTF-8."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        raise UsageError(f"{name} is not valid UTF-8") from None
+
+
+def strings(values: list[str]) -> Array:
+    """As Triton wants them: bytes in an object array."""
+    return np.array([value.encode() for value in values], dtype=object)

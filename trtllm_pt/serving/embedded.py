@@ -1,0 +1,209 @@
+"""The model `tensorrt_llm` over the embedded engine: requests join the running batch and leave it between steps.
+
+Triton's thread takes requests in, one thread owns the engine and answers, one watches for streams that were closed and
+requests whose time is over. The ranks are processes of their own: the server outlives a rank that dies.
+"""
+
+from __future__ import annotations
+
+import itertools
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from trtllm_pt.engine.manifest import EngineManifest
+from trtllm_pt.engine.versions import check_versions
+from trtllm_pt.errors import TrtllmPtError, UsageError
+from trtllm_pt.messages import Request, Tokens
+from trtllm_pt.runtime.limits import Limits
+from trtllm_pt.runtime.remote import RemoteRuntime
+from trtllm_pt.serving.backend import Config, arrays, refusal, response, triton
+from trtllm_pt.serving.fields import Output, is_stop, parse
+from trtllm_pt.serving.metrics import Metrics
+
+_BUSY_SECONDS = 0.01  # how long the engine's thread waits for tokens before it looks for new requests
+_IDLE_SECONDS = 0.5  # and for new requests, before it looks whether the ranks are still there
+
+
+@dataclass(slots=True, eq=False)
+class _Stream:
+    """A Triton request on its way: one output per row and sequence."""
+
+    sender: Any
+    name: str  # the client's id for it; may be empty
+    deadline: float | None
+    outputs: dict[int, Output] = field(default_factory=dict)  # unfinished ones, by the runtime's id
+    timed_out: bool = False
+
+
+class TritonPythonModel:
+    def initialize(self, args: dict[str, str]) -> None:
+        config = Config(args)
+        folder = config.path("gpt_model_path").resolve()
+        manifest = EngineManifest.from_dir(folder)
+        check_versions(folder, manifest)
+        self._limits = Limits.of(manifest)
+        self._exclude_input = config.flag("exclude_input_in_output", False)
+        waiting: int = config.data["dynamic_batching"]["default_queue_policy"]["max_queue_size"]
+        self._most = manifest.options.max_batch_size + waiting if waiting else None
+        self._check_seconds = config.number("cancellation_check_period_ms", 100) / 1000
+        self._stats_seconds = config.number("stats_check_period_ms", 100) / 1000
+        self._metrics = Metrics(config.name, config.version, manifest.options.max_batch_size)
+        kv_tokens = config.number("max_tokens_in_paged_kv_cache", 0) or None
+        self._runtime = RemoteRuntime(folder, manifest, kv_tokens=kv_tokens)
+        self._ids = itertools.count()
+        self._streams: dict[int, _Stream] = {}  # by the runtime's id of each output
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._wake, self._closing = threading.Event(), threading.Event()
+        self._down: str | None = None  # why the engine is
+        self._threads = [threading.Thread(target=target, daemon=True) for target in (self._run, self._watch)]
+        for thread in self._threads:
+            thread.start()
+
+    def finalize(self) -> None:
+        self._closing.set()
+        self._wake.set()
+        for thread in self._threads:
+            thread.join()
+        self._runtime.close()
+
+    # Triton's thread
+
+    def execute(self, requests: Sequence[Any]) -> None:
+        for request in requests:
+            sender = request.get_response_sender()
+            try:
+                self._accept(request, sender)
+            except UsageError as error:
+                _end(sender, refusal(str(error)))
+
+    def _accept(self, request: Any, sender: Any) -> None:
+        tensors, name = arrays(request), request.request_id()
+        if is_stop(tensors):
+            if not name:
+                raise UsageError("stop needs the id of the request to end")
+            self._tell(lambda: self._stop(name, sender))
+            return
+        prompts = parse(tensors, exclude_input=self._exclude_input)
+        microseconds = request.timeout()
+        stream = _Stream(sender, name, time.monotonic() + microseconds / 1e6 if microseconds else None)
+        wanted = [
+            (
+                Request(id=next(self._ids), token_ids=prompt.token_ids, sampling=sampling),
+                Output(prompt, row, len(prompts), number, [], []),
+            )
+            for row, prompt in enumerate(prompts)
+            for number, sampling in enumerate(prompt.samplings())
+        ]
+        for one, _ in wanted:
+            self._limits.check(one)
+        self._tell(lambda: self._submit(stream, wanted))
+
+    def _tell(self, action: Callable[[], None]) -> None:
+        """Have the engine's thread do something."""
+        self._inbox.put(action)
+        self._wake.set()
+
+    # The engine's thread
+
+    def _run(self) -> None:
+        due = 0.0  # when the next figures are
+        while not self._closing.is_set():
+            try:
+                while not self._inbox.empty():
+                    self._inbox.get()()
+                if self._down is None:
+                    for tokens in self._runtime.poll(_BUSY_SECONDS if self._streams else 0):
+                        self._take(tokens)
+                    if (self._streams and time.monotonic() > due) or (due and not self._streams):
+                        self._metrics.report(self._runtime.stats())
+                        due = time.monotonic() + self._stats_seconds if self._streams else 0.0
+            except TrtllmPtError as error:
+                self._fail(str(error))
+            if not self._streams:
+                self._wake.wait(_IDLE_SECONDS)
+                self._wake.clear()
+
+    def _submit(self, stream: _Stream, wanted: list[tuple[Request, Output]]) -> None:
+        if self._down is not None:
+            _end(stream.sender, refusal(f"the engine is down: {self._down}", "UNAVAILABLE"))
+        elif self._most is not None and len(self._streams) + len(wanted) > self._most:
+            _end(stream.sender, refusal(f"the queue is full: {len(self._streams)} outputs wait or run", "UNAVAILABLE"))
+        else:
+            for request, output in wanted:
+                stream.outputs[request.id] = output
+                self._streams[request.id] = stream
+                self._runtime.submit(request)
+                self._metrics.input_tokens.observe(len(request.token_ids))
+
+    def _take(self, tokens: Tokens) -> None:
+        stream = self._streams.get(tokens.id)
+        if stream is None:
+            return
+        output = stream.outputs[tokens.id]
+        output.token_ids += tokens.token_ids
+        output.log_probs += tokens.log_probs
+        if tokens.finish_reason is None:
+            if output.prompt.streaming:
+                stream.sender.send(response(output.response()))
+            return
+        del stream.outputs[tokens.id], self._streams[tokens.id]
+        self._metrics.output_tokens.observe(len(output.token_ids))
+        if stream.timed_out:
+            made = len(output.token_ids)
+            self._give_up(stream, f"the request's timeout was over after {made} tokens", "UNAVAILABLE")
+        elif tokens.error is not None:
+            self._give_up(stream, tokens.error, "INTERNAL")
+        elif stream.outputs:
+            stream.sender.send(response(output.response()))
+        else:
+            _end(stream.sender, response(output.response()))
+
+    def _give_up(self, stream: _Stream, message: str, code: str) -> None:
+        """Answer a whole request with an error, and end what is left of it."""
+        _end(stream.sender, refusal(message, code))
+        for number in stream.outputs:
+            del self._streams[number]
+            self._runtime.cancel(number)
+
+    def _stop(self, name: str, sender: Any) -> None:
+        """End the requests of that id: their streams end with what they have."""
+        for stream in {stream for stream in self._streams.values() if stream.name == name}:
+            self._cancel(stream)
+        _end(sender, triton().InferenceResponse())
+
+    def _cancel(self, stream: _Stream, timed_out: bool = False) -> None:
+        stream.timed_out = timed_out
+        if self._down is None:
+            for number in stream.outputs:
+                self._runtime.cancel(number)
+
+    def _fail(self, message: str) -> None:
+        """The ranks are gone."""
+        self._down = message
+        triton().Logger.log_error(f"the engine is down: {message}")
+        for stream in set(self._streams.values()):
+            _end(stream.sender, refusal(f"the engine is down: {message}", "UNAVAILABLE"))
+        self._streams.clear()
+
+    # The watching thread
+
+    def _watch(self) -> None:
+        seen: set[_Stream] = set()
+        while not self._closing.wait(self._check_seconds):
+            streams = set(self._streams.copy().values())
+            for stream in streams - seen:
+                if stream.sender.is_cancelled():
+                    seen.add(stream)
+                    self._tell(lambda stream=stream: self._cancel(stream))  # type: ignore[misc]
+                elif stream.deadline is not None and time.monotonic() > stream.deadline:
+                    seen.add(stream)
+                    self._tell(lambda stream=stream: self._cancel(stream, timed_out=True))  # type: ignore[misc]
+            seen &= streams
+
+
+def _end(sender: Any, last: Any) -> None:
+    sender.send(last, flags=triton().TRITONSERVER_RESPONSE_COMPLETE_FINAL)

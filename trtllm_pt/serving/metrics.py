@@ -1,0 +1,73 @@
+"""Figures of the running engine on Triton's metrics page, under the names of TensorRT-LLM's backend."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from trtllm_pt.messages import Stats
+from trtllm_pt.runtime.kv_pages import PAGE
+from trtllm_pt.serving.backend import triton
+
+_BUCKETS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000]  # tokens
+_GAUGES = {  # family: its label, what it is, its metrics
+    "nv_trt_llm_request_metrics": ("request_type", "Requests in the engine", ("active", "max", "scheduled", "waiting")),
+    "nv_trt_llm_kv_cache_block_metrics": (
+        "kv_cache_block_type",
+        "Pages of the KV cache",
+        ("max", "free", "used", "tokens_per", "fraction"),
+    ),
+    "nv_trt_llm_inflight_batcher_metrics": (
+        "inflight_batcher_specific_metric",
+        "The running batch",
+        ("generation_requests",),
+    ),
+    "nv_trt_llm_general_metrics": ("general_type", "The engine's clock", ("timestamp", "iteration_counter")),
+}
+
+
+class Metrics:
+    """Of one model. max_batch_size: requests that run at a time."""
+
+    def __init__(self, model: str, version: str, max_batch_size: int) -> None:
+        pb = triton()
+        labels = {"model": model, "version": version}
+        self._max_batch_size = max_batch_size
+        self._gauges: dict[tuple[str, str], Any] = {}
+        self._families: list[Any] = []  # Triton forgets a family that nobody holds
+        for family, (label, words, kinds) in _GAUGES.items():
+            made = pb.MetricFamily(name=family, description=words, kind=pb.MetricFamily.GAUGE)
+            self._families.append(made)
+            for kind in kinds:
+                self._gauges[family, kind] = made.Metric(labels={label: kind, **labels})
+        self.input_tokens = self._histogram("nv_llm_input_token_len", "Tokens of a prompt", labels)
+        self.output_tokens = self._histogram("nv_llm_output_token_len", "Tokens of an output", labels)
+
+    def report(self, stats: Stats) -> None:
+        total, used = stats.kv_pages_total, stats.kv_pages_used
+        values: dict[str, dict[str, float]] = {
+            "nv_trt_llm_request_metrics": {
+                "active": stats.active_requests + stats.waiting_requests,
+                "max": self._max_batch_size,
+                "scheduled": stats.active_requests,
+                "waiting": stats.waiting_requests,
+            },
+            "nv_trt_llm_kv_cache_block_metrics": {
+                "max": total,
+                "free": total - used,
+                "used": used,
+                "tokens_per": PAGE,
+                "fraction": used / total,
+            },
+            "nv_trt_llm_inflight_batcher_metrics": {"generation_requests": stats.active_requests},
+            "nv_trt_llm_general_metrics": {"timestamp": time.time(), "iteration_counter": stats.steps},
+        }
+        for family, kinds in values.items():
+            for kind, value in kinds.items():
+                self._gauges[family, kind].set(value)
+
+    def _histogram(self, name: str, words: str, labels: dict[str, str]) -> Any:
+        pb = triton()
+        family = pb.MetricFamily(name=name, description=words, kind=pb.MetricFamily.HISTOGRAM)
+        self._families.append(family)
+        return family.Metric(labels=labels, buckets=_BUCKETS)

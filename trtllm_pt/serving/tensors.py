@@ -1,0 +1,199 @@
+"""The tensors of the five Triton models, as clients of TensorRT-LLM know them: data only.
+
+An entry is `name TYPE[dims]` without the batch axis, then `r`: the model sees a scalar (reshape to []), `?`: optional,
+`~`: requests of different lengths share a batch (ragged). `$logits`, `$table` and `$features` are types that depend on
+the engine.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache
+
+MODELS = ("preprocessing", "tensorrt_llm", "postprocessing", "ensemble", "tensorrt_llm_bls")
+TYPES = {"$logits": "FP32", "$table": "FP16", "$features": "FP16"}
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One input or output. `dims` has -1 where any size will do."""
+
+    name: str
+    type: str  # Triton's, without TYPE_
+    dims: tuple[int, ...]
+    scalar: bool = False
+    optional: bool = False
+    ragged: bool = False
+
+
+def inputs(model: str) -> tuple[Tensor, ...]:
+    return _parse(_INPUTS[model])
+
+
+def outputs(model: str) -> tuple[Tensor, ...]:
+    return _parse(_OUTPUTS[model])
+
+
+@cache
+def _parse(table: str) -> tuple[Tensor, ...]:
+    entries = [entry for line in table.splitlines() for entry in line.split(";") if entry.strip()]
+    return tuple(map(_tensor, entries))
+
+
+def _tensor(entry: str) -> Tensor:
+    found = re.fullmatch(r"(\w+) (\$?\w+)\[([-\d,]*)\](r?)(\??)(~?)", entry.strip())
+    assert found, entry
+    name, kind, dims, scalar, optional, ragged = found.groups()
+    sizes = tuple(map(int, dims.split(",")))
+    return Tensor(name, TYPES.get(kind, kind), sizes, bool(scalar), bool(optional), bool(ragged))
+
+
+_COUNTS = """
+    kv_cache_alloc_new_blocks INT32[1]; kv_cache_reused_blocks INT32[1]; kv_cache_alloc_total_blocks INT32[1]
+    arrival_time_ns INT64[1]; first_scheduled_time_ns INT64[1]; first_token_time_ns INT64[1]
+    last_token_time_ns INT64[1]; acceptance_rate FP32[1]; total_accepted_draft_tokens INT32[1]
+    total_draft_tokens INT32[1]; num_input_tokens INT32[1]; num_output_tokens INT32[1]
+"""
+_RESULTS = """
+    cum_log_probs FP32[-1]; output_log_probs FP32[-1,-1]; context_logits $logits[-1,-1]
+    generation_logits $logits[-1,-1,-1]; batch_index INT32[1]; sequence_index INT32[1]
+"""
+_SAMPLING = """
+    bad_words STRING[-1]?; stop_words STRING[-1]?; exclude_input_in_output BOOL[1]?; end_id INT32[1]?
+    pad_id INT32[1]?; top_k INT32[1]?; top_p FP32[1]?; temperature FP32[1]?; length_penalty FP32[1]?
+    repetition_penalty FP32[1]?; min_tokens INT32[1]?; presence_penalty FP32[1]?; frequency_penalty FP32[1]?
+    seed UINT64[1]?
+"""
+
+_INPUTS = {
+    "preprocessing": """
+        QUERY STRING[1]; DECODER_QUERY STRING[1]?; IMAGE_BYTES UINT8[-1,-1,-1,-1]?; IMAGE_URL STRING[-1]?
+        IMAGE_SIZES INT64[-1,2]?; VIDEO_BYTES UINT8[-1,-1,-1,-1]?; REQUEST_OUTPUT_LEN INT32[1]
+        BAD_WORDS_DICT STRING[-1]?; STOP_WORDS_DICT STRING[-1]?; EMBEDDING_BIAS_WORDS STRING[-1]?
+        EMBEDDING_BIAS_WEIGHTS FP32[-1]?; END_ID INT32[1]?; PAD_ID INT32[1]?; PROMPT_TABLE_EXTRA_ID UINT64[1]?
+    """,
+    "tensorrt_llm": """
+        input_ids INT32[-1]?~; encoder_input_features $features[-1,-1]?~; encoder_output_lengths INT32[1]r?
+        input_lengths INT32[1]r; request_output_len INT32[1]r; num_return_sequences INT32[1]r?
+        draft_input_ids INT32[-1]?~; decoder_input_ids INT32[-1]?~; decoder_input_lengths INT32[1]r?
+        draft_logits $logits[-1,-1]?~; draft_acceptance_threshold FP32[1]r?; end_id INT32[1]r?; pad_id INT32[1]r?
+        stop_words_list INT32[2,-1]?~; bad_words_list INT32[2,-1]?~; embedding_bias FP32[-1]?~
+        beam_width INT32[1]r?; temperature FP32[1]r?; runtime_top_k INT32[1]r?; runtime_top_p FP32[1]r?
+        runtime_top_p_min FP32[1]r?; runtime_top_p_decay FP32[1]r?; runtime_top_p_reset_ids INT32[1]r?
+        len_penalty FP32[1]r?; early_stopping BOOL[1]r?; repetition_penalty FP32[1]r?; min_tokens INT32[1]r?
+        beam_search_diversity_rate FP32[1]r?; presence_penalty FP32[1]r?; frequency_penalty FP32[1]r?
+        seed UINT64[1]r?; return_log_probs BOOL[1]r?; return_context_logits BOOL[1]r?
+        return_generation_logits BOOL[1]r?; return_perf_metrics BOOL[1]r?; return_num_input_tokens BOOL[1]r?
+        return_num_output_tokens BOOL[1]r?; exclude_input_in_output BOOL[1]r?; stop BOOL[1]r?; streaming BOOL[1]r?
+        prompt_embedding_table $table[-1,-1]?~; prompt_table_extra_ids UINT64[-1]?~; prompt_vocab_size INT32[1]r?
+        cross_attention_mask BOOL[-1,-1]?~; mrope_rotary_cos_sin FP32[-1]?; mrope_position_deltas INT64[1]?
+        lora_task_id UINT64[1]r?; lora_weights FP16[-1,-1]?~; lora_config INT32[-1,3]?~
+        context_phase_params UINT8[-1]?~; skip_cross_attn_blocks BOOL[1]?~
+        retention_token_range_starts INT32[-1]?~; retention_token_range_ends INT32[-1]?~
+        retention_token_range_priorities INT32[-1]?~; retention_token_range_durations_ms INT32[-1]?~
+        retention_decode_priority INT32[1]?~; retention_decode_duration_ms INT32[1]?~
+        guided_decoding_guide_type STRING[1]?~; guided_decoding_guide STRING[1]?~
+        lookahead_window_size INT32[1]?~; lookahead_ngram_size INT32[1]?~; lookahead_verification_set_size INT32[1]?~
+    """,
+    "postprocessing": "TOKENS_BATCH INT32[-1,-1]; SEQUENCE_LENGTH INT32[-1]",
+    "ensemble": f"""
+        text_input STRING[1]; decoder_text_input STRING[1]?; max_tokens INT32[1]; num_return_sequences INT32[1]?
+        {_SAMPLING}
+        return_log_probs BOOL[1]?; return_context_logits BOOL[1]?; return_generation_logits BOOL[1]?
+        return_perf_metrics BOOL[1]?; return_num_input_tokens BOOL[1]?; return_num_output_tokens BOOL[1]?
+        beam_width INT32[1]?; stream BOOL[1]?; prompt_embedding_table FP16[-1,-1]?
+        prompt_table_extra_id UINT64[1]?; prompt_vocab_size INT32[1]?; embedding_bias_words STRING[-1]?
+        embedding_bias_weights FP32[-1]?; lora_task_id UINT64[1]?; lora_weights FP16[-1,-1]?~
+        lora_config INT32[-1,3]?~; guided_decoding_guide_type STRING[1]?~; guided_decoding_guide STRING[1]?~
+    """,
+    "tensorrt_llm_bls": f"""
+        text_input STRING[1]; decoder_text_input STRING[1]?; image_input FP16[-1,3,-1,-1]?
+        image_bytes_input UINT8[-1,-1,-1,-1]?; image_url_input STRING[1]?; image_sizes_input INT64[-1,2]?
+        video_bytes_input UINT8[-1,-1,-1,-1]?; max_tokens INT32[1]
+        {_SAMPLING}
+        return_log_probs BOOL[1]r?; return_context_logits BOOL[1]r?; return_generation_logits BOOL[1]r?
+        num_return_sequences INT32[1]r?; beam_width INT32[1]?; stream BOOL[1]?
+        prompt_embedding_table $table[-1,-1]?; prompt_vocab_size INT32[1]?; prompt_table_extra_id UINT64[1]?
+        embedding_bias_words STRING[-1]?; embedding_bias_weights FP32[-1]?; num_draft_tokens INT32[1]?
+        use_draft_logits BOOL[1]r?; lora_task_id UINT64[1]r?; lora_weights FP16[-1,-1]?~; lora_config INT32[-1,3]?~
+        return_perf_metrics BOOL[1]r?; return_num_input_tokens BOOL[1]r?; return_num_output_tokens BOOL[1]r?
+        guided_decoding_guide_type STRING[1]?; guided_decoding_guide STRING[1]?
+    """,
+}
+_OUTPUTS = {
+    "preprocessing": """
+        INPUT_ID INT32[-1]; REQUEST_INPUT_LEN INT32[1]; DECODER_INPUT_ID INT32[-1]
+        REQUEST_DECODER_INPUT_LEN INT32[1]; BAD_WORDS_IDS INT32[2,-1]; STOP_WORDS_IDS INT32[2,-1]
+        EMBEDDING_BIAS FP32[-1]; REQUEST_OUTPUT_LEN INT32[-1]; OUT_END_ID INT32[1]; OUT_PAD_ID INT32[1]
+        OUT_PROMPT_TABLE_EXTRA_IDS UINT64[-1]; PIXEL_VALUES FP16[-1,-1,-1,-1]; ASPECT_RATIO_IDS INT64[-1]
+        ASPECT_RATIO_MASK INT64[-1,-1]; CROSS_ATTENTION_MASK INT64[-1,-1,-1]; IMAGE_SIZES INT64[-1,2]
+        IS_VIDEO_INPUT BOOL[1]; ATTENTION_MASK INT64[-1]; IMAGE_GRID_THW INT64[3]; VISION_INPUT_ID INT32[-1]
+    """,
+    "tensorrt_llm": f"""
+        output_ids INT32[-1,-1]; sequence_length INT32[-1]
+        {_RESULTS}
+        context_phase_params UINT8[-1]
+        {_COUNTS}
+    """,
+    "postprocessing": "OUTPUT STRING[-1]",
+    "ensemble": f"text_output STRING[-1]; {_RESULTS} {_COUNTS}",
+    "tensorrt_llm_bls": f"text_output STRING[-1]; {_RESULTS} {_COUNTS}",
+}
+
+# From the names of the ensemble and of the BLS model to those of tensorrt_llm, where they are passed on as they are.
+PASSED_ON = {
+    "exclude_input_in_output": "exclude_input_in_output",
+    "top_k": "runtime_top_k",
+    "top_p": "runtime_top_p",
+    "temperature": "temperature",
+    "length_penalty": "len_penalty",
+    "repetition_penalty": "repetition_penalty",
+    "min_tokens": "min_tokens",
+    "presence_penalty": "presence_penalty",
+    "frequency_penalty": "frequency_penalty",
+    "seed": "seed",
+    "return_log_probs": "return_log_probs",
+    "return_context_logits": "return_context_logits",
+    "return_generation_logits": "return_generation_logits",
+    "return_perf_metrics": "return_perf_metrics",
+    "return_num_input_tokens": "return_num_input_tokens",
+    "return_num_output_tokens": "return_num_output_tokens",
+    "num_return_sequences": "num_return_sequences",
+    "beam_width": "beam_width",
+    "stream": "streaming",
+    "prompt_embedding_table": "prompt_embedding_table",
+    "prompt_vocab_size": "prompt_vocab_size",
+    "lora_task_id": "lora_task_id",
+    "lora_weights": "lora_weights",
+    "lora_config": "lora_config",
+    "guided_decoding_guide_type": "guided_decoding_guide_type",
+    "guided_decoding_guide": "guided_decoding_guide",
+}
+# The same for what preprocessing takes, and what of its outputs tensorrt_llm takes.
+TO_PREPROCESSING = {
+    "text_input": "QUERY",
+    "decoder_text_input": "DECODER_QUERY",
+    "max_tokens": "REQUEST_OUTPUT_LEN",
+    "bad_words": "BAD_WORDS_DICT",
+    "stop_words": "STOP_WORDS_DICT",
+    "embedding_bias_words": "EMBEDDING_BIAS_WORDS",
+    "embedding_bias_weights": "EMBEDDING_BIAS_WEIGHTS",
+    "end_id": "END_ID",
+    "pad_id": "PAD_ID",
+    "prompt_table_extra_id": "PROMPT_TABLE_EXTRA_ID",
+}
+FROM_PREPROCESSING = {
+    "REQUEST_INPUT_LEN": "input_lengths",
+    "INPUT_ID": "input_ids",
+    "REQUEST_DECODER_INPUT_LEN": "decoder_input_lengths",
+    "DECODER_INPUT_ID": "decoder_input_ids",
+    "REQUEST_OUTPUT_LEN": "request_output_len",
+    "STOP_WORDS_IDS": "stop_words_list",
+    "BAD_WORDS_IDS": "bad_words_list",
+    "EMBEDDING_BIAS": "embedding_bias",
+    "OUT_END_ID": "end_id",
+    "OUT_PAD_ID": "pad_id",
+    "OUT_PROMPT_TABLE_EXTRA_IDS": "prompt_table_extra_ids",
+}
+RESULTS = tuple(tensor.name for tensor in outputs("ensemble") if tensor.name != "text_output")

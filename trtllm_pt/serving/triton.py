@@ -1,0 +1,73 @@
+"""The tritonserver that is here, of the wheel nvidia-pytriton or of NVIDIA's container, and how it is started.
+
+Of the wheel only files are used, none of its Python code.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+import sysconfig
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from trtllm_pt.errors import UsageError
+
+CONTAINER = Path("/opt/tritonserver/bin/tritonserver")
+INSTALL_SERVE = "pip install -e '.[embedded,serve]'"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Triton:
+    """A tritonserver with the folders that it needs to know."""
+
+    binary: Path
+    options: tuple[str, ...]
+    environment: Mapping[str, str]
+
+
+def find_triton(scratch: Path) -> Triton:
+    """scratch: a folder to keep while the server runs. Raises UsageError where there is no server."""
+    if (wheel := _wheel()) is not None:
+        return _of_wheel(wheel, scratch)
+    found = shutil.which("tritonserver") or (str(CONTAINER) if CONTAINER.exists() else None)
+    if found is None:
+        raise UsageError(f"there is no tritonserver here: {INSTALL_SERVE}, or use NVIDIA's container")
+    return Triton(binary=Path(found), options=(), environment=_environment())
+
+
+def _wheel() -> Path | None:
+    spec = importlib.util.find_spec("pytriton")  # does not import it
+    return Path(spec.origin).parent / "tritonserver" if spec and spec.origin else None
+
+
+def _of_wheel(wheel: Path, scratch: Path) -> Triton:
+    backends = _backends(wheel, scratch)
+    options = (f"--backend-directory={backends}", f"--cache-directory={wheel / 'caches'}")
+    return Triton(binary=wheel / "bin" / "tritonserver", options=options, environment=_environment())
+
+
+def _backends(wheel: Path, scratch: Path) -> Path:
+    """A backends folder as tritonserver wants it: the wheel keeps the stub of each Python version elsewhere."""
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    stub = wheel / "python_backend_stubs" / version / "triton_python_backend_stub"
+    if not stub.exists():
+        raise UsageError(f"nvidia-pytriton has no stub for Python {version}")
+    python = scratch / "backends" / "python"
+    python.mkdir(parents=True)
+    source = wheel / "backends" / "python"
+    for file in (source / "libtriton_python.so", source / "triton_python_backend_utils.py", stub):
+        (python / file.name).symlink_to(file)
+    return python.parent
+
+
+def _environment() -> dict[str, str]:
+    """Triton's stubs run the python3 of PATH, and load libpython."""
+    environment = {**os.environ, "PATH": os.pathsep.join((str(Path(sys.prefix) / "bin"), os.environ.get("PATH", "")))}
+    if sysconfig.get_config_var("Py_ENABLE_SHARED"):
+        libraries = [str(sysconfig.get_config_var("LIBDIR")), os.environ.get("LD_LIBRARY_PATH", "")]
+        environment["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, libraries))
+    return environment

@@ -1,0 +1,40 @@
+"""Lists of token sequences as TensorRT-LLM's clients send them: [2, N] int32, all ids, and where each sequence ends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from trtllm_pt.errors import UsageError
+
+Int32s = npt.NDArray[np.int32]
+
+
+def pack(lists: Sequence[Sequence[Sequence[int]]]) -> Int32s:
+    """One list per row of a batch -> [B, 2, N], the rest of the ids 0, of the ends -1."""
+    flat = [[token for word in words for token in word] for words in lists]
+    packed = np.zeros((len(lists), 2, max((1, *map(len, flat))) if any(flat) else 0), np.int32)
+    packed[:, 1] = -1
+    for row, words in enumerate(lists):
+        packed[row, 0, : len(flat[row])] = flat[row]
+        packed[row, 1, : len(words)] = np.cumsum([len(word) for word in words])
+    return packed
+
+
+def unpack(packed: npt.NDArray[Any], name: str) -> tuple[tuple[int, ...], ...]:
+    """The sequences of one row [2, N]. Raises UsageError naming the tensor for another form."""
+    if packed.ndim != 2 or packed.shape[0] != 2:
+        raise UsageError(f"{name} has shape {list(packed.shape)}, but must have [2, N]: token ids, and ends of words")
+    ids, ends = packed.tolist()
+    words, start = [], 0
+    for end in ends:
+        if end == -1:
+            continue
+        if not start < end <= len(ids):
+            raise UsageError(f"{name}: the ends of words {ends} must grow and be at most {len(ids)}")
+        words.append(tuple(ids[start:end]))
+        start = end
+    return tuple(words)
