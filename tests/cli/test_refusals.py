@@ -39,6 +39,17 @@ MISTAKES = {
         "build checkpoint -o out --engine embedded --gemm-plugin auto --strip_plan",
         r"the embedded engine cannot honour --gemm_plugin, --strip_plan; it takes --max_batch_size",
     ),
+    "a quantised checkpoint": (
+        "build quantised -o out --engine embedded",
+        r"quantization \(W8A16\): the embedded engine takes unquantised checkpoints; convert without --quantize",
+    ),
+    "quantise twice": ("convert quantised -o out --quantize W4A16", r"the checkpoint is W8A16 already"),
+    "unknown algorithm": ("convert checkpoint -o out --quantize int8", r"--quantize.*'int8' is not one of 'W8A16'"),
+    "FP8 without ranges": ("convert checkpoint -o out --quantize FP8", r"quantize \('FP8'\) needs calibrate"),
+    "too narrow for int8": (
+        "init pt-moe-tiny -o out --quantize W8A16",
+        r"mlp\.proj\.weight has 64 outputs and 96 inputs on each of 1 rank; both must be multiples of 64",
+    ),
     "nothing to build": ("build -o out", r"build needs a checkpoint"),
     "bad number": ("run engine x --temperature -1", r"--temperature.*-1"),
 }
@@ -49,6 +60,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Good and bad inputs in one folder."""
     folder = tmp_path_factory.mktemp("inputs")
     assert run_in(folder, "init", "pt-tiny", "-o", "checkpoint", "--ranks", "2").returncode == 0
+    quantise = ("init", "pt-tiny", "-o", "quantised", "--ranks", "2", "--quantize", "W8A16")
+    assert run_in(folder, *quantise).returncode == 0
     config = preset("pt-tiny").to_json()
     (folder / "deep.json").write_text(json.dumps(config | {"block_depth": 5}))
     (folder / "typo.json").write_text(json.dumps(config | {"block_dept": 4}))

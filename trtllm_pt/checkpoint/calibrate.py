@@ -34,7 +34,7 @@ def calibrate(source: Source, file: Path, progress: bool | None = None) -> Range
     Peak memory: the whole model in float32, and the activations of one sequence in one layer.
     Raises UsageError for a file that gives no tokens of this model, and for activations that are not finite.
     """
-    sequences = _sequences(source, file)
+    sequences = token_sequences(source, file)
     return measure(reference_of(source, torch.float32), sequences, progress)
 
 
@@ -71,7 +71,8 @@ def _check_finite(ranges: Ranges) -> None:
             raise UsageError(f"calibrate: the input of {name} becomes NaN or infinite; are the weights sound?")
 
 
-def _sequences(source: Source, file: Path) -> list[list[int]]:
+def token_sequences(source: Source, file: Path) -> list[list[int]]:
+    """The file's first sequences, of 512 tokens at most or as many as the model has positions for."""
     length = min(LENGTH, source.config.max_position_embeddings)
     try:
         if file.suffix in (".json", ".jsonl"):
@@ -96,9 +97,10 @@ def _sequences(source: Source, file: Path) -> list[list[int]]:
 def _token_ids(text: str, is_lines: bool) -> list[list[int]]:
     """Raises ValueError for anything but lists of whole numbers."""
     lists: Any = [json.loads(line) for line in text.splitlines() if line.strip()] if is_lines else json.loads(text)
-    if not isinstance(lists, list) or not all(isinstance(tokens, list) for tokens in lists):
-        raise ValueError
-    if not all(type(token) is int for tokens in lists for token in tokens):
+    good = isinstance(lists, list) and all(
+        isinstance(tokens, list) and all(type(token) is int for token in tokens) for tokens in lists
+    )
+    if not good:
         raise ValueError
     return lists
 

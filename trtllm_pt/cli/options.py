@@ -17,12 +17,12 @@ ranks_option = click.option(
 )
 quantize_option = click.option(
     "--quantize",
-    type=click.Choice(QUANT_ALGOS, case_sensitive=False),
+    type=click.Choice(QUANT_ALGOS),
     help="The layers' matrices in 8 or 4 bits, or in FP8. For --engine tensorrt_llm.",
 )
 kv_cache_option = click.option(
     "--kv-cache",
-    type=click.Choice(KV_CACHE_QUANT_ALGOS, case_sensitive=False),
+    type=click.Choice(KV_CACHE_QUANT_ALGOS),
     help="The KV cache in FP8. For --engine tensorrt_llm.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
