@@ -89,6 +89,12 @@ class ParallelTrackConfig(PretrainedConfig):
         for problem in _problems(self):
             raise UsageError(problem)
 
+    @staticmethod
+    def create_runtime_defaults(defaults: Any = None) -> Any:
+        """As they are: the compiled class that TensorRT-LLM makes of them can neither be copied, as its builder does
+        with a config, nor written to the engine's config.json."""
+        return defaults
+
     @property
     def model(self) -> ModelConfig:
         return ModelConfig.from_json(self.parallel_track["model"])
