@@ -86,7 +86,10 @@ class Stats:
     prompt_tokens: int
     output_tokens: int
     sync_points_seen: int | None  # boundary all-reduces per forward, counted at run time; None: cannot count
-    hops_per_step: float  # messages between ranks that are not boundaries, mean per step
+    hops_per_step: float | None  # messages between ranks that are not boundaries, mean per step; None: cannot count
+    all_reduce_seconds: float | None = None  # of rank 0 in boundary all-reduces, waiting included; None: cannot tell
+    all_reduce_bytes: int | None = None  # of their messages; None: cannot count
+    peak_memory_bytes: int | None = None  # of the fullest rank, mapped weights included; None: cannot tell
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -9,7 +9,9 @@
 #include <torch/library.h>
 
 #include <atomic>
+#include <chrono>
 #include <string>
+#include <tuple>
 
 #include "parallel.h"
 #include "paths.h"
@@ -45,7 +47,9 @@ struct Mpi {
 };
 
 Mpi mpi;
-std::atomic<int64_t> reduces{0};
+// Since the process began: calls; and of those between ranks the bytes of the messages, and the time from this rank's
+// local sum to the result, the wait for the others included.
+std::atomic<int64_t> reduces{0}, reduced_bytes{0}, reduce_nanoseconds{0};
 
 void set_communicator(int64_t handle) {
   void* library = dlopen(kMpiLibrary, RTLD_LAZY | RTLD_NOLOAD);
@@ -118,16 +122,21 @@ Tensor all_reduce(const Tensor& x, int64_t ranks, double scale) {
   Tensor local = at::empty({ranks * slice}, floats), y = at::empty({ranks * slice}, x.options());
   float* sums = local.mutable_data_ptr<float>();
   tree_sum(bf16, xs.const_data_ptr(), K, n, n, 1.f, false, sums);
+  const auto began = std::chrono::steady_clock::now();
   if (n * 4 < kLargeBytes) {
     reduce_gathered(sums, n, ranks, factor, bf16, y.mutable_data_ptr(), floats);
   } else {
     std::fill(sums + n, sums + ranks * slice, 0.f);
     reduce_sliced(sums, slice, ranks, factor, bf16, y.mutable_data_ptr(), floats);
   }
+  reduced_bytes += n * 4;
+  reduce_nanoseconds += std::chrono::nanoseconds(std::chrono::steady_clock::now() - began).count();
   return y.narrow(0, 0, n).view({1, T, W});
 }
 
 int64_t reduces_seen() { return reduces; }
+
+std::tuple<int64_t, int64_t, double> reduce_totals() { return {reduces, reduced_bytes, reduce_nanoseconds * 1e-9}; }
 
 }  // namespace
 
@@ -135,6 +144,7 @@ TORCH_LIBRARY_FRAGMENT(trtllm_pt, m) {
   m.def("all_reduce(Tensor x, int ranks, float scale) -> Tensor");
   m.def("set_communicator(int handle) -> ()", set_communicator);
   m.def("reduces_seen() -> int", reduces_seen);
+  m.def("reduce_totals() -> (int calls, int bytes, float seconds)", reduce_totals);
 }
 
 TORCH_LIBRARY_IMPL(trtllm_pt, CPU, m) { m.impl("all_reduce", all_reduce); }

@@ -83,6 +83,9 @@ class EmbeddedRuntime:
             output_tokens=scheduler.output_tokens,
             sync_points_seen=self.session.sync_points_seen,
             hops_per_step=world.hops / scheduler.steps if scheduler.steps else 0.0,
+            all_reduce_seconds=self.session.reduces.seconds,
+            all_reduce_bytes=self.session.reduces.bytes,
+            peak_memory_bytes=self.session.peak_memory_bytes(),
         )
 
     def close(self) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import socket
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,10 +21,28 @@ from trtllm_pt.kernels.build import LIBRARY
 from trtllm_pt.kernels.library import load
 from trtllm_pt.runtime.kv_pages import PAGE, pages_for
 from trtllm_pt.runtime.step_plan import StepPlan
-from trtllm_pt.runtime.world import World
+from trtllm_pt.runtime.world import World, first_to_speak
 
 _SILENCE_SECONDS = 8.0  # of a rank that is stopped, after which the others end; it beats even while it computes
 _MEMORY_SHARE = 0.5  # of what is available now, for the KV caches of all ranks on this machine
+
+
+@dataclass(slots=True)
+class Reduces:
+    """The boundaries' all-reduces as the op counted them: calls, bytes of the messages, seconds with waiting."""
+
+    calls: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+
+    @classmethod
+    def of_this_process(cls) -> Reduces:
+        return cls(*torch.ops.trtllm_pt.reduce_totals())
+
+    def add(self, before: Reduces, after: Reduces) -> None:
+        self.calls += after.calls - before.calls
+        self.bytes += after.bytes - before.bytes
+        self.seconds += after.seconds - before.seconds
 
 
 class Session:
@@ -32,7 +52,7 @@ class Session:
         self.engine, self.world = engine, world
         self.pids = world.gather_all(os.getpid())
         self.forwards = 0
-        self._reduces_before = torch.ops.trtllm_pt.reduces_seen()
+        self.reduces = Reduces()
 
     @property
     def manifest(self) -> EngineManifest:
@@ -41,33 +61,53 @@ class Session:
     @property
     def sync_points_seen(self) -> int | None:
         """All-reduces per forward since this session began; None before the first. Raises RunError for a fraction."""
-        seen = torch.ops.trtllm_pt.reduces_seen() - self._reduces_before
         if not self.forwards:
             return None
-        if seen % self.forwards:
-            raise RunError(f"{seen} all-reduces were seen in {self.forwards} forwards")
-        return seen // self.forwards  # type: ignore[no-any-return]
+        if self.reduces.calls % self.forwards:
+            raise RunError(f"{self.reduces.calls} all-reduces were seen in {self.forwards} forwards")
+        return self.reduces.calls // self.forwards
 
     def run(self, plan: StepPlan) -> Tensor | None:
         """One forward on all ranks. Rank 0: float32 logits [R, V padded]; elsewhere None."""
         arrays = (plan.tokens, plan.starts, plan.offsets, plan.pages, plan.last)
+        before = Reduces.of_this_process()  # a process may have several sessions
         logits = self.engine.run(*(torch.from_numpy(array) for array in arrays))
+        self.reduces.add(before, Reduces.of_this_process())
         self.forwards += 1
         return self.world.gather_logits(logits)
 
+    @property
+    def longest_plan(self) -> int:
+        """Numbers in the longest step plan."""
+        options = self.manifest.options
+        return StepPlan.max_size(options.max_batch_size, options.max_num_tokens, self.manifest.max_seq_len)
+
     def follow(self) -> None:
         """Ranks but 0: run plans until rank 0 stops."""
-        options = self.manifest.options
-        size = StepPlan.max_size(options.max_batch_size, options.max_num_tokens, self.manifest.max_seq_len)
-        buffer = torch.empty(size, dtype=torch.int64).numpy()
-        while (plan := self.world.receive_plan(buffer)) is not None:
-            self.run(plan)
-        torch.ops.trtllm_pt.leave_watch()
+        follow([self])
+
+    def peak_memory_bytes(self) -> int | None:
+        """Of the fullest of the ranks on this machine, since its process began, mapped files included."""
+        return max((peak for pid in self.pids if (peak := _peak_bytes(pid)) is not None), default=None)
 
     def close(self) -> None:
         """Rank 0: the others stop following."""
         torch.ops.trtllm_pt.leave_watch()
         self.world.send_plan(None)
+
+
+def follow(sessions: Sequence[Session]) -> None:
+    """Ranks but 0: run the plans of all sessions until rank 0 has stopped each."""
+    buffer = torch.empty(max(session.longest_plan for session in sessions), dtype=torch.int64).numpy()
+    open_ones = {session.world: session for session in sessions}
+    while open_ones:
+        world = first_to_speak(list(open_ones))
+        plan = world.receive_plan(buffer)
+        if plan is None:
+            del open_ones[world]
+        else:
+            open_ones[world].run(plan)
+    torch.ops.trtllm_pt.leave_watch()
 
 
 def open_session(folder: Path, *, threads: int | None = None, kv_tokens: int | None = None) -> Session:
@@ -77,15 +117,30 @@ def open_session(folder: Path, *, threads: int | None = None, kv_tokens: int | N
     for; None: enough for every slot, within half of the memory available.
     Raises UsageError for an engine that cannot run here.
     """
-    manifest = EngineManifest.from_dir(folder)
-    check_versions(folder, manifest)
-    world = World.join(manifest.ranks)  # first: a rank that ends before MPI is up would hang the others
-    torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // manifest.ranks))
+    return open_sessions([folder], threads=threads, kv_tokens=kv_tokens)[0]
+
+
+def open_sessions(
+    folders: Sequence[Path], *, threads: int | None = None, kv_tokens: int | None = None
+) -> list[Session]:
+    """Several engine directories of as many ranks each, in the same processes, for work on one at a time."""
+    manifests = [EngineManifest.from_dir(folder) for folder in folders]
+    first = manifests[0]
+    for folder, manifest in zip(folders, manifests, strict=True):
+        check_versions(folder, manifest)
+        if manifest.ranks != first.ranks:
+            raise UsageError(f"{folder} has {manifest.ranks} ranks, {folders[0]} has {first.ranks}: build them alike")
+    world = World.join(first.ranks)  # first: a rank that ends before MPI is up would hang the others
+    torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // first.ranks))
     torch.set_grad_enabled(False)
-    load(folder / LIBRARY)
+    load(folders[0] / LIBRARY)
     _check_processor()
     world.bind()
     _watch_ranks(world)
+    return [_load(*pair, world.twin(), kv_tokens) for pair in zip(folders, manifests, strict=True)]
+
+
+def _load(folder: Path, manifest: EngineManifest, world: World, kv_tokens: int | None) -> Session:
     pages = world.broadcast(_pages(manifest, kv_tokens) if world.rank == 0 else 0)
     return Session(EmbeddedEngine(folder, manifest, world.rank, pages), world)
 
@@ -131,6 +186,14 @@ def _pages(manifest: EngineManifest, kv_tokens: int | None) -> int:
             f"{sequence * PAGE}: build with a smaller --max_seq_len, or free memory"
         )
     return pages
+
+
+def _peak_bytes(pid: int) -> int | None:
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:  # it runs on another machine
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), None)
 
 
 def _available_bytes() -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -62,6 +63,10 @@ class World:
         end_all_on_an_exception(comm)
         return cls(comm.Dup())
 
+    def twin(self) -> World:
+        """The same ranks, with messages apart from these."""
+        return World(None if self.comm is None else self.comm.Dup())
+
     def bind(self) -> None:
         """Give the boundaries' all-reduces this communicator; the op library must be loaded."""
         if self.comm is not None:
@@ -97,17 +102,8 @@ class World:
     def receive_plan(self, buffer: Int64s) -> StepPlan | None:
         """The next plan from rank 0; None: stop. `buffer` has room for the longest."""
         assert self.comm is not None
-        self._wait_for_message()
         self.comm.Recv(buffer, 0)
         return StepPlan.from_buffer(buffer) if buffer[0] else None
-
-    def _wait_for_message(self) -> None:
-        assert self.comm is not None
-        began, pause = time.monotonic(), 0.0
-        while not self.comm.Iprobe(0):
-            if time.monotonic() - began > _SPIN_SECONDS:
-                pause = min(_LONGEST_SLEEP, pause + 1e-5)
-                time.sleep(pause)
 
     def gather_logits(self, logits: Tensor) -> Tensor | None:
         """This rank's float32 [R, V / ranks] -> rank 0: all [R, V]; elsewhere None."""
@@ -120,6 +116,19 @@ class World:
         parts = torch.empty(self.size, *logits.shape)
         self.comm.Gather(logits.numpy(), parts.numpy(), 0)
         return parts.transpose(0, 1).flatten(1)
+
+
+def first_to_speak(worlds: Sequence[World]) -> World:
+    """Waits on a rank but 0 for a message of rank 0; the world in which it came."""
+    began, pause = time.monotonic(), 0.0
+    while True:
+        for world in worlds:
+            assert world.comm is not None
+            if world.comm.Iprobe(0):
+                return world
+        if time.monotonic() - began > _SPIN_SECONDS:
+            pause = min(_LONGEST_SLEEP, pause + 1e-5)
+            time.sleep(pause)
 
 
 def import_mpi() -> Any:
