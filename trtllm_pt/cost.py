@@ -59,12 +59,19 @@ def bytes_per_rank(
     dtype: str,
     quant_algo: str | None = None,
     kv_cache_quant_algo: str | None = None,
+    own_head: bool = False,
 ) -> int:
-    """Weights of rank 0 and their scales, the router in float32. Bytes."""
+    """Weights of rank 0 and their scales, the router in float32. Bytes.
+
+    own_head: a tied head's slice of the vocabulary is held beside the embedding, not read from it.
+    """
     layout = rank_layout(config, ranks)
     held = [tensor for spec in tensors(config) for tensor in stored(spec, dtype, quant_algo)]
     held += kv_scales(config, kv_cache_quant_algo)
-    return sum(math.prod(tensor.rank_shape(config, layout)) * DTYPE_BYTES[tensor.dtype] for tensor in held)
+    total = sum(math.prod(tensor.rank_shape(config, layout)) * DTYPE_BYTES[tensor.dtype] for tensor in held)
+    if own_head and config.tie_embeddings:
+        total += len(layout.vocab) * config.hidden_size * DTYPE_BYTES[dtype]
+    return total
 
 
 def kv_bytes_per_token(config: ModelConfig, ranks: int, dtype: str, kv_cache_quant_algo: str | None = None) -> int:
@@ -89,11 +96,14 @@ def _vector_parameters(config: ModelConfig) -> int:
     return sum(math.prod(spec.global_shape(config)) for spec in tensors(config) if spec.kind in ("norm", "bias"))
 
 
-def collectives(config: ModelConfig, ranks: int, wire_dtype: str, step_bytes: int = 0) -> list[Collective]:
+def collectives(
+    config: ModelConfig, ranks: int, wire_dtype: str, logits_dtype: str = "float32", step_bytes: int = 0
+) -> list[Collective]:
     """Every message between ranks of one forward, in order; none at all on one rank.
 
-    `wire_dtype` is what boundaries send. `step_bytes`: what announces a step to the other ranks, for one token
-    (the embedded engine's step plan); 0 where the engine's own runtime does that out of sight.
+    `wire_dtype` is what boundaries send, `logits_dtype` what the logits are gathered in. `step_bytes`: what announces
+    a step to the other ranks, for one token (the embedded engine's step plan); 0 where the engine's own runtime does
+    that out of sight.
     """
     if ranks == 1:
         return []
@@ -105,6 +115,6 @@ def collectives(config: ModelConfig, ranks: int, wire_dtype: str, step_bytes: in
     for step in schedule_of(config):
         if isinstance(step, Start):
             found.append(Collective("all_reduce", *step.key, group, step.op, wire_dtype, size))
-    logits = padded_vocab_size(config, ranks) // ranks * DTYPE_BYTES["float32"]
-    found.append(Collective("gather", None, "logits", group, None, "float32", logits))
+    logits = padded_vocab_size(config, ranks) // ranks * DTYPE_BYTES[logits_dtype]
+    found.append(Collective("gather", None, "logits", group, None, logits_dtype, logits))
     return found

@@ -3,7 +3,7 @@
 INSTALL_EMBEDDED = "pip install -e '.[embedded]'"  # what many a message ends with
 TENSORRT_LLM_VERSION = "1.2.1"  # the last stable line that has TensorRT engines; one that builds and runs them
 INSTALL_TENSORRT_LLM = (
-    f"use tensorrt-llm=={TENSORRT_LLM_VERSION} on NVIDIA GPUs: the container "
+    f"use tensorrt-llm=={TENSORRT_LLM_VERSION} (TensorRT 10.14) on NVIDIA GPUs: the container "
     f"nvcr.io/nvidia/tensorrt-llm/release:{TENSORRT_LLM_VERSION}, "
     "or nvcr.io/nvidia/tritonserver:26.07-trtllm-python-py3 to serve"
 )

@@ -9,7 +9,7 @@ import click
 
 from trtllm_pt.cli.options import output_option
 from trtllm_pt.cli.text import duration
-from trtllm_pt.cli.trtllm_build import TENSORRT_LLM_ONLY, Given, trtllm_build_options
+from trtllm_pt.cli.trtllm_build import TENSORRT_LLM_ONLY, given, trtllm_build_options
 from trtllm_pt.errors import UsageError
 
 _EPILOG = f"trtllm-build's other options, for --engine tensorrt_llm: {TENSORRT_LLM_ONLY}"
@@ -28,9 +28,14 @@ _EPILOG = f"trtllm-build's other options, for --engine tensorrt_llm: {TENSORRT_L
     type=click.Choice(("auto", "embedded", "tensorrt_llm")),
     default="auto",
     show_default=True,
-    help="auto: embedded, the only engine of this version.",
+    help="auto: tensorrt_llm where it is installed and a GPU is visible, else embedded.",
 )
 @trtllm_build_options
+@click.option(
+    "--all_reduce_strategy",
+    type=click.Choice(("NCCL", "AUTO", "ONESHOT", "TWOSHOT", "NCCL_SYMMETRIC")),
+    help="How ranks meet.  [TensorRT; default: NCCL]",
+)
 def command(checkpoint: Path | None, checkpoint_dir: Path | None, output: Path, engine: str, **parsed: Any) -> None:
     """Build one engine per rank of a checkpoint.
 
@@ -38,17 +43,21 @@ def command(checkpoint: Path | None, checkpoint_dir: Path | None, output: Path, 
     Examples:
       trtllm-pt build build/demo -o engines/demo
       trtllm-pt build build/demo -o engines/demo --max_batch_size 64 --max_num_tokens 4096
+      trtllm-pt build build/demo -o engines/demo --engine tensorrt_llm --gemm_plugin auto --workers 2
+      mpirun -n 2 trtllm-pt build build/demo -o engines/demo --engine tensorrt_llm
     """
     source = checkpoint or checkpoint_dir
     if source is None:
         raise UsageError("build needs a checkpoint: `trtllm-pt build CKPT -o ENGINES`")
-    given = Given.of(parsed)
-    if engine != "tensorrt_llm":
-        given.refuse_all_but_embedded()
-    from trtllm_pt.engine import BuildOptions, build
+    from trtllm_pt.engine import BuildOptions, build, choose
 
-    report = build(source, output, engine=engine, options=BuildOptions(**given.common()))
-    click.echo(
-        f"{report.path}: {report.engine} engine, compiled graph: cache {report.cache}, {duration(report.seconds)}",
-        err=True,
-    )
+    kind, why = choose(engine)
+    if why:
+        click.echo(f"engine: {kind}, as {why}", err=True)
+    common, tensorrt_llm = given(parsed)
+    report = build(source, output, engine=kind, options=BuildOptions(**common, tensorrt_llm=tensorrt_llm))
+    cache = f", compiled graph: cache {report.cache}" if report.cache else ""
+    if not report.path.exists():
+        click.echo(f"dry run: all {report.ranks} ranks can be built; nothing was written", err=True)
+        return
+    click.echo(f"{report.path}: {report.engine} engine{cache}, {duration(report.seconds)}", err=True)

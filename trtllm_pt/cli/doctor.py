@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,9 +20,11 @@ import click
 
 from trtllm_pt.cli.options import json_option
 from trtllm_pt.cli.text import table
-from trtllm_pt.errors import INSTALL_EMBEDDED, UsageError
+from trtllm_pt.errors import INSTALL_EMBEDDED, INSTALL_TENSORRT_LLM, TENSORRT_LLM_VERSION, UsageError
 from trtllm_pt.runtime.launch import find_mpirun
 
+_TENSORRT = "--engine tensorrt_llm"
+_CONTAINER = f"nvcr.io/nvidia/tensorrt-llm/release:{TENSORRT_LLM_VERSION}"
 _HELLO_SECONDS = 30.0
 # One write each, or two ranks' words may come mixed.
 _HELLO = "import os; from mpi4py import MPI; os.write(1, b'ranks=%d;' % MPI.COMM_WORLD.size)"
@@ -41,9 +44,9 @@ class Finding:
 @click.command("doctor")
 @json_option
 def command(as_json: bool) -> None:
-    """Check MPI, compiler, instruction set, Triton, GPU and versions.
+    """Check MPI, compiler, instruction set, TensorRT-LLM, GPU, Triton and versions.
 
-    Ends with 2 where the embedded engine cannot run here, else with 0.
+    Ends with 2 where no engine can run here, else with 0.
 
     \b
     Examples:
@@ -52,7 +55,9 @@ def command(as_json: bool) -> None:
     """
     findings = [check() for check in CHECKS]
     click.echo(json.dumps([asdict(f) for f in findings], indent=2) if as_json else report(findings))
-    if broken := [f.name for f in findings if not f.ok and f.needed_for is None]:
+    tensorrt = all(f.ok for f in findings if f.needed_for == _TENSORRT)
+    broken = [f.name for f in findings if not f.ok and f.needed_for is None]
+    if broken and not tensorrt:
         raise UsageError(f"the embedded engine cannot run here: {', '.join(broken)}")
 
 
@@ -140,16 +145,37 @@ def instruction_set() -> Finding:
 
 
 def tensorrt_llm() -> Finding:
-    found = _version("tensorrt_llm")
-    install = "pip install tensorrt-llm==1.2.1 in NVIDIA's container"
-    return Finding("TensorRT-LLM", found is not None, found or "none", install, "--engine tensorrt_llm")
+    """Without importing it, which takes long and wants a GPU."""
+    found, spec = _version("tensorrt_llm"), importlib.util.find_spec("tensorrt_llm")
+    builder = spec is not None and spec.origin is not None and (Path(spec.origin).parent / "builder.py").exists()
+    words = found or "none"
+    if found and not builder:
+        words = f"{found}, which builds no engines any more"
+    elif found and found != TENSORRT_LLM_VERSION:
+        words = f"{found}, made for {TENSORRT_LLM_VERSION}"
+    return Finding("TensorRT-LLM", builder, words, INSTALL_TENSORRT_LLM, _TENSORRT)
+
+
+def tensorrt() -> Finding:
+    found = _version("tensorrt") or _version("tensorrt_cu13")
+    good = found is not None and found.startswith("10.14.")
+    return Finding("TensorRT", good, found or "none", f"TensorRT 10.14, as in {_CONTAINER}", _TENSORRT)
 
 
 def gpu() -> Finding:
-    listed = _output(["nvidia-smi", "-L"]) if shutil.which("nvidia-smi") else None
-    names = re.findall(r"^GPU \d+: (.*?) \(", listed or "", re.MULTILINE)
-    found = f"{len(names)} x {names[0]}" if names else "none"
-    return Finding("GPU", bool(names), found, "an NVIDIA GPU and its driver", "--engine tensorrt_llm")
+    """How many of each kind: name, memory, compute capability, driver."""
+    query = ["nvidia-smi", "--query-gpu=name,memory.total,compute_cap,driver_version", "--format=csv,noheader"]
+    listed = _output(query) if shutil.which("nvidia-smi") else None
+    gpus = Counter(" ".join(line.split()) for line in (listed or "").splitlines() if line.strip())
+    found = "; ".join(f"{count} x {gpu}" for gpu, count in gpus.items()) or "none"
+    return Finding("GPU", bool(gpus), found, "an NVIDIA GPU and its driver", _TENSORRT)
+
+
+def model_class() -> Finding:
+    """What plain trtllm-build needs to know our checkpoints."""
+    spec = importlib.util.find_spec("trtllm_pt.network.shim")
+    path = spec.origin if spec else None
+    return Finding("--model_cls_file", path is not None, path or "none", needed_for="plain trtllm-build")
 
 
 def triton() -> Finding:
@@ -169,7 +195,9 @@ CHECKS: tuple[Callable[[], Finding], ...] = (
     instruction_set,
     compiler,
     tensorrt_llm,
+    tensorrt,
     gpu,
+    model_class,
     triton,
 )
 _AVX2 = {"avx2", "fma", "f16c"}

@@ -38,6 +38,8 @@ def _page(folder: Path, found: dict[str, Any]) -> Iterable[str]:
     yield f"  types     {_types(found)}"
     yield f"  ranks     {found['ranks']}, {memory(found['bytes_per_rank'])} of weights each"
     yield f"  syncs     {_syncs(found['sync_points'], found['tensor_parallel_sync_points'])}"
+    if found["recorded"]:
+        yield f"  recorded  {_recorded(found['recorded'])}, counted in rank 0's network when it was built"
     if "schedule" in found:
         yield f"  schedule  {schedule_line(found['schedule'])}"
     yield ""
@@ -50,6 +52,10 @@ def _page(folder: Path, found: dict[str, Any]) -> Iterable[str]:
 def _types(found: dict[str, Any]) -> str:
     quantized = (("matrices", found["quant_algo"]), ("KV cache", found["kv_cache_quant_algo"]))
     return ", ".join([found["dtype"], *(f"{what} {algo}" for what, algo in quantized if algo)])
+
+
+def _recorded(plugins: dict[str, int]) -> str:
+    return ", ".join(f"{plugins.get(name, 0)} {name}" for name in ("AllReduce", "AllGather"))
 
 
 def _syncs(own: int, tensor_parallel: int) -> str:

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import click
 
 from trtllm_pt.cli.options import Decorator
-from trtllm_pt.errors import UsageError
 
 FLAG = bool  # an option without a value
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One of trtllm-build's options. `embedded`: the embedded engine honours it, and this is its default in words."""
+    """One of trtllm-build's options. `default`: both engines honour it, and this is the embedded one's, in words."""
 
     names: str  # separated by blanks, the first is the one that counts
     type: Any = str
-    embedded: str | None = None
-    help: str = ""
+    default: str | None = None
+    help: str | None = None  # of those that the help shows
 
     @property
     def name(self) -> str:
@@ -58,7 +57,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("weight_sparsity", FLAG),
     Option("weight_streaming", FLAG),
     Option("fast_build", FLAG),
-    Option("workers", int),
+    Option("workers", _SIZE, help="Processes that build ranks at once; mpirun's, where that started this.  [TensorRT]"),
     Option("log_level"),
     Option("enable_debug_output", FLAG),
     Option("visualize_network"),
@@ -83,7 +82,7 @@ OPTIONS: tuple[Option, ...] = (
 
 
 def trtllm_build_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Declare all of them; those that only TensorRT-LLM honours stand in the last lines of the help."""
+    """Declare all of them; most of those that only TensorRT-LLM honours stand in the last lines of the help."""
     for option in reversed(OPTIONS):
         command = _declare(option)(command)
     return command
@@ -93,32 +92,18 @@ def _declare(option: Option) -> Decorator:
     flags = [f"--{name}" for name in option.names.split()]
     if option.type is FLAG:
         return click.option(*flags, option.name, is_flag=True, default=None, hidden=True)
-    help = f"{option.help}  [default: {option.embedded}]" if option.embedded else None
-    return click.option(*flags, option.name, type=option.type, help=help, hidden=option.embedded is None)
+    help = f"{option.help}  [default: {option.default}]" if option.default else option.help
+    return click.option(*flags, option.name, type=option.type, help=help, hidden=help is None)
 
 
-@dataclass(frozen=True, slots=True)
-class Given:
-    """The options that stood on the command line, by name."""
-
-    values: dict[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, parsed: dict[str, Any]) -> Given:
-        return cls({name: value for name, value in parsed.items() if value is not None})
-
-    def refuse_all_but_embedded(self) -> None:
-        """Raises UsageError naming the options that the embedded engine cannot honour."""
-        if foreign := [f"--{name}" for name in self.values if name not in _COMMON]:
-            raise UsageError(
-                f"the embedded engine cannot honour {', '.join(foreign)}; it takes "
-                f"{', '.join(f'--{name}' for name in _COMMON)}"
-            )
-
-    def common(self) -> dict[str, Any]:
-        """Those that both engines honour: the fields of BuildOptions."""
-        return {name: value for name, value in self.values.items() if name in _COMMON}
+def given(parsed: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What stood on the command line, by name: what both engines honour, and what only TensorRT-LLM does."""
+    values = {name: value for name, value in parsed.items() if value is not None}
+    common = {option.name for option in OPTIONS if option.default}
+    return (
+        {name: value for name, value in values.items() if name in common},
+        {name: value for name, value in values.items() if name not in common},
+    )
 
 
-_COMMON = [option.name for option in OPTIONS if option.embedded]
-TENSORRT_LLM_ONLY = " ".join(f"--{option.name}" for option in OPTIONS if not option.embedded)
+TENSORRT_LLM_ONLY = " ".join(f"--{option.name}" for option in OPTIONS if not option.help)

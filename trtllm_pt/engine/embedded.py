@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,8 +14,8 @@ from torch import Tensor
 
 from trtllm_pt.checkpoint.folders import new_folder, write_json
 from trtllm_pt.checkpoint.manifest import CheckpointManifest
-from trtllm_pt.checkpoint.ranks import open_rank
 from trtllm_pt.checkpoint.safetensors_file import SafetensorsFile
+from trtllm_pt.engine.build import BuildReport, check_files
 from trtllm_pt.engine.graph import caches_shape, compiled_graph
 from trtllm_pt.engine.manifest import MODEL_FILE, BuildOptions, EngineManifest
 from trtllm_pt.engine.pack import SHARED_FILE, shared_names, weight_infos, write_weights
@@ -27,17 +26,6 @@ from trtllm_pt.kernels.library import load
 
 DTYPES = ("bfloat16", "float32")
 _MOST_SUMMANDS = 256  # of an all-reduce
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BuildReport:
-    """What a build did. `cache`: whether the compiled graph was at hand."""
-
-    path: Path
-    engine: str
-    ranks: int
-    cache: str  # hit or miss
-    seconds: float
 
 
 def build(checkpoint: Path, output: Path, options: BuildOptions, progress: bool | None = None) -> BuildReport:
@@ -82,11 +70,7 @@ def _checked(checkpoint: Path) -> CheckpointManifest:
             "--quantize, or build with --engine tensorrt_llm"
         )
     _check_kernels(manifest)
-    missing = manifest.missing_ranks(checkpoint)
-    if missing:
-        raise UsageError(f"{checkpoint} is incomplete: it lacks rank{missing[0]}.safetensors")
-    for rank in range(manifest.ranks):
-        open_rank(checkpoint, manifest, rank)
+    check_files(checkpoint, manifest)
     return manifest
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from trtllm_pt import cost
 from trtllm_pt.checkpoint.manifest import CheckpointManifest
 from trtllm_pt.config import read_json
-from trtllm_pt.engine.manifest import EngineManifest
+from trtllm_pt.engine.manifest import RECORDED, EngineManifest
 from trtllm_pt.schedule import schedule_of, sync_points, tensor_parallel_sync_points, to_json
 
 # What the embedded runtime sends the other ranks to decode one token: 11 numbers of 8 bytes (runtime/step_plan.py).
@@ -18,36 +18,40 @@ STEP_PLAN_BYTES = 88
 def inspect(folder: str | Path) -> dict[str, Any]:
     """The keys of `inspect --json`. Raises UsageError where `folder` is neither a checkpoint nor an engine directory.
 
-    A checkpoint's boundaries are given in its own dtype; an embedded engine sends float32, and announces each step.
+    Messages of a checkpoint and of a TensorRT engine are in the checkpoint's dtype; an embedded engine sends float32,
+    and announces each step. `recorded`: the plugin layers that the built network was seen to have, by plugin.
     """
     folder = Path(folder)
-    if "pretrained_config" in read_json(folder / "config.json"):
+    data, recorded = read_json(folder / "config.json"), None
+    if "pretrained_config" in data:
         engine = EngineManifest.from_dir(folder)
-        manifest, kind = engine.checkpoint, str(engine.kind)
+        manifest, kind, recorded = engine.checkpoint, str(engine.kind), data.get(RECORDED)
     else:
         manifest, kind = CheckpointManifest.from_dir(folder), "checkpoint"
-    config, ranks, embedded = manifest.model, manifest.ranks, kind == "embedded"
+    config, ranks, dtype = manifest.model, manifest.ranks, manifest.dtype
     steps = schedule_of(config)
-    messages = cost.collectives(
-        config, ranks, "float32" if embedded else manifest.dtype, step_bytes=STEP_PLAN_BYTES if embedded else 0
-    )
+    if kind == "embedded":
+        messages = cost.collectives(config, ranks, "float32", step_bytes=STEP_PLAN_BYTES)
+    else:
+        messages = cost.collectives(config, ranks, dtype, logits_dtype=dtype)
     return {
         "kind": kind,
         "ranks": ranks,
         "tracks": config.tracks,
         "layers": config.num_layers,
         "block_depth": config.block_depth,
-        "dtype": manifest.dtype,
+        "dtype": dtype,
         "quant_algo": manifest.quant_algo,
         "kv_cache_quant_algo": manifest.kv_cache_quant_algo,
         "parameters": cost.parameters(config),
         "flops_per_token": cost.flops_per_token(config, context=1),
         "bytes_per_rank": cost.bytes_per_rank(
-            config, ranks, manifest.dtype, manifest.quant_algo, manifest.kv_cache_quant_algo
+            config, ranks, dtype, manifest.quant_algo, manifest.kv_cache_quant_algo, own_head=kind != "embedded"
         ),
-        "kv_bytes_per_token": cost.kv_bytes_per_token(config, ranks, manifest.dtype, manifest.kv_cache_quant_algo),
+        "kv_bytes_per_token": cost.kv_bytes_per_token(config, ranks, dtype, manifest.kv_cache_quant_algo),
         "sync_points": sync_points(steps),
         "tensor_parallel_sync_points": tensor_parallel_sync_points(config),
         "collectives": [message.to_json() for message in messages],
+        "recorded": recorded,
         "schedule": to_json(steps),
     }

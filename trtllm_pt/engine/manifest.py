@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,45 +15,61 @@ from trtllm_pt.errors import UsageError
 Kind = Literal["embedded", "tensorrt_llm"]
 MODEL_FILE = "model.pt2"  # only an embedded engine has it
 TENSORRT_FILE = "rank0.engine"  # only a TensorRT engine
+RECORDED = "recorded_plugins"  # a key of config.json: how many layers of each plugin a TensorRT engine's ranks have
 # Bounds of the embedded graph's axes. They are no options: one graph serves every engine of a model and rank count.
 MAX_TOKENS, MAX_BATCH = 1 << 17, 1 << 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Capacity:
+    """What an engine can take, under the names of trtllm-build."""
+
+    max_batch_size: int  # requests in flight
+    max_input_len: int  # tokens of a prompt
+    max_seq_len: int  # tokens of a prompt and its output
+    max_num_tokens: int  # tokens of a step
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BuildOptions:
-    """What an engine can take, under the names of trtllm-build. None: as much as the model allows."""
+    """What is asked of a build, under the names of trtllm-build. None: the engine's default.
 
-    max_batch_size: int = 16  # requests in flight
-    max_input_len: int | None = None  # tokens of a prompt
-    max_seq_len: int | None = None  # tokens of a prompt and its output
-    max_num_tokens: int = 2048  # tokens of a step
+    tensorrt_llm: trtllm-build's other options by name, and `all_reduce_strategy`; for the TensorRT engine alone.
+    """
 
-    def resolved(self, config: ModelConfig) -> BuildOptions:
-        """Every value set. Raises UsageError for values that contradict each other or the model."""
+    max_batch_size: int | None = None
+    max_input_len: int | None = None  # default: max_seq_len - 1
+    max_seq_len: int | None = None  # default: the model's positions
+    max_num_tokens: int | None = None
+    tensorrt_llm: Mapping[str, Any] = field(default_factory=dict)
+
+    def resolved(self, config: ModelConfig, max_batch_size: int = 16, max_num_tokens: int = 2048) -> Capacity:
+        """Every value set, the two defaults as given. Raises UsageError for values that contradict each other or the
+        model."""
         most = config.max_position_embeddings
         max_seq_len = most if self.max_seq_len is None else self.max_seq_len
-        max_input_len = max_seq_len - 1 if self.max_input_len is None else self.max_input_len
+        found = Capacity(
+            max_batch_size=max_batch_size if self.max_batch_size is None else self.max_batch_size,
+            max_input_len=max_seq_len - 1 if self.max_input_len is None else self.max_input_len,
+            max_seq_len=max_seq_len,
+            max_num_tokens=max_num_tokens if self.max_num_tokens is None else self.max_num_tokens,
+        )
         for name, bound in (("max_batch_size", MAX_BATCH), ("max_num_tokens", MAX_TOKENS)):
-            value = getattr(self, name)
+            value = getattr(found, name)
             if not 1 <= value <= bound:
                 raise UsageError(f"{name} ({value}) must be between 1 and {bound}")
         if not 2 <= max_seq_len <= most:
             raise UsageError(f"max_seq_len ({max_seq_len}) must be between 2 and max_position_embeddings ({most})")
-        if not 1 <= max_input_len < max_seq_len:
+        if not 1 <= found.max_input_len < max_seq_len:
             raise UsageError(
-                f"max_input_len ({max_input_len}) must be at least 1 and below max_seq_len ({max_seq_len})"
+                f"max_input_len ({found.max_input_len}) must be at least 1 and below max_seq_len ({max_seq_len})"
             )
-        if self.max_num_tokens < self.max_batch_size:
+        if found.max_num_tokens < found.max_batch_size:
             raise UsageError(
-                f"max_num_tokens ({self.max_num_tokens}) must be at least max_batch_size ({self.max_batch_size}): "
+                f"max_num_tokens ({found.max_num_tokens}) must be at least max_batch_size ({found.max_batch_size}): "
                 "a step decodes a token of every request"
             )
-        return BuildOptions(
-            max_batch_size=self.max_batch_size,
-            max_input_len=max_input_len,
-            max_seq_len=max_seq_len,
-            max_num_tokens=self.max_num_tokens,
-        )
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +78,7 @@ class EngineManifest:
 
     kind: Kind
     checkpoint: CheckpointManifest
-    options: BuildOptions  # resolved
+    options: Capacity
     versions: dict[str, str]
 
     @property
@@ -74,7 +91,6 @@ class EngineManifest:
 
     @property
     def max_seq_len(self) -> int:
-        assert self.options.max_seq_len is not None
         return self.options.max_seq_len
 
     def to_json(self) -> dict[str, Any]:
@@ -90,18 +106,30 @@ class EngineManifest:
         if not isinstance(data.get("pretrained_config"), dict) or not isinstance(data.get("build_config"), dict):
             hint = ": it is a checkpoint, run `trtllm-pt build` on it" if "parallel_track" in data else ""
             raise UsageError(f"{folder} is not an engine directory{hint}")
-        build = data["build_config"]
-        given = {field.name: build.get(field.name) for field in fields(BuildOptions)}
-        bad = [name for name, value in given.items() if type(value) is not int]
+        kind, build = _kind(folder), data["build_config"]
         built_with = build.get("versions", {})
-        if bad or not isinstance(built_with, dict):
-            raise UsageError(f"{folder / 'config.json'}: build_config has no whole number for {', '.join(bad)}")
+        if not isinstance(built_with, dict):
+            raise UsageError(f"{folder / 'config.json'}: build_config.versions is no object")
         try:
             checkpoint = CheckpointManifest.from_json(data["pretrained_config"], strict=False)
-            options = BuildOptions(**given).resolved(checkpoint.model)
+            capacity = _capacity(build, kind, checkpoint.model)
         except UsageError as error:
             raise UsageError(f"{folder / 'config.json'}: {error}") from None
-        return cls(kind=_kind(folder), checkpoint=checkpoint, options=options, versions=built_with)
+        return cls(kind=kind, checkpoint=checkpoint, options=capacity, versions=built_with)
+
+
+def _capacity(build: dict[str, Any], kind: Kind, model: ModelConfig) -> Capacity:
+    """As built. TensorRT-LLM ignores max_input_len where prompts are packed and their attention is fused."""
+    given: dict[str, Any] = {field.name: build.get(field.name) for field in fields(Capacity)}
+    if bad := [name for name, value in given.items() if type(value) is not int]:
+        raise UsageError(f"build_config has no whole number for {', '.join(bad)}")
+    if kind == "embedded":
+        return BuildOptions(**given).resolved(model)
+    plugins = build.get("plugin_config")
+    if isinstance(plugins, dict) and plugins.get("remove_input_padding") and plugins.get("context_fmha"):
+        step = build["max_seq_len"] if plugins.get("use_paged_context_fmha") else build["max_num_tokens"]
+        given["max_input_len"] = min(build["max_seq_len"] - 1, step)  # paged: a prompt may come in chunks
+    return Capacity(**given)
 
 
 def _kind(folder: Path) -> Kind:
