@@ -19,7 +19,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from tests.checkpoint.fp8 import reference_as_stored, round_inputs
 from tests.checkpoint.models import random_model, saved
 from tests.checkpoint.test_quantize import MODELS
-from trtllm_pt import cost
 from trtllm_pt.checkpoint.calibrate import measure, token_sequences
 from trtllm_pt.checkpoint.convert import convert
 from trtllm_pt.checkpoint.formats import open_source
@@ -27,6 +26,7 @@ from trtllm_pt.checkpoint.init import init
 from trtllm_pt.checkpoint.load import load_reference, save_model
 from trtllm_pt.checkpoint.quantize import fp8_scale, quantize_fp8, to_fp8
 from trtllm_pt.checkpoint.ranks import CheckpointDir
+from trtllm_pt.engine.inspect import inspect
 from trtllm_pt.errors import UsageError
 from trtllm_pt.network.reference import Attention, Experts, ReferenceModel, rotary, rotate
 from trtllm_pt.quantization import is_quantized
@@ -118,9 +118,9 @@ def test_the_files(tmp_path: Path) -> None:
         name = f"{prefix}1.attention.kv_cache_scaling_factor"
         assert len({float(file[name]) for file in files}) == 1
         nbytes = sum(tensor.nbytes for tensor in files[0].values())
-        assert cost.bytes_per_rank(model.config, ranks, "bfloat16", "FP8", "FP8") == nbytes
+        assert inspect(checkpoint)["bytes_per_rank"] == nbytes
     heads = 2 * 2 * model.config.num_kv_heads * model.config.head_size  # K and V, of two tracks
-    assert cost.kv_bytes_per_token(model.config, 4, "bfloat16", "FP8") == model.config.num_layers * heads
+    assert inspect(tmp_path / "4")["kv_bytes_per_token"] == model.config.num_layers * heads
 
 
 def attention_inputs(model: ReferenceModel, tokens: list[int]) -> tuple[torch.Tensor, Attention]:

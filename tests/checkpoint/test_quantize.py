@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,6 +85,24 @@ def test_as_torch_fakes_it(weight: Tensor, bits: int) -> None:
     is_tie = (steps - steps.floor() - 0.5).abs() < 1e-4
     ours = dequantize(integers, scale, torch.float32).flatten(0, -2)
     assert torch.equal(ours[~is_tie], theirs[~is_tie])
+
+
+@pytest.mark.skipif("TRTLLM_CHECKOUT" not in os.environ, reason="TRTLLM_CHECKOUT names no TensorRT-LLM sources")
+@given(weights.filter(lambda weight: len(weight) == 8), st.sampled_from([8, 4]))
+def test_as_tensorrt_llm_itself(weight: Tensor, bits: int) -> None:
+    """Its Python quantiser, which takes [I, O]: the integers, the scales, and which value of two is in which half."""
+    source = Path(os.environ["TRTLLM_CHECKOUT"], "tensorrt_llm/quantization/functional.py").read_text()
+    (function,) = (
+        node
+        for node in ast.parse(source).body
+        if isinstance(node, ast.FunctionDef) and node.name == "symmetric_quantize_last_axis_of_batched_matrix"
+    )
+    scope: dict[str, Any] = {"torch": torch}
+    exec(compile(ast.Module([function], []), "functional.py", "exec"), scope)
+    theirs, their_scale = scope[function.name](weight.mT.contiguous(), torch.int8 if bits == 8 else torch.quint4x2)
+    integers, scale = quantize_rows(weight, bits, torch.float32)
+    stored = integers if bits == 8 else pack_int4(integers)
+    assert torch.equal(theirs.reshape(stored.shape), stored) and torch.equal(their_scale, scale)
 
 
 def test_a_row_of_zeros() -> None:

@@ -91,6 +91,12 @@ def test_presets(run: Run) -> None:
     assert ModelConfig.from_json(json.loads(run("presets", "pt-6b").stdout)) == PRESETS["pt-6b"]
 
 
+def test_inspect_names_the_types(run: Run) -> None:
+    made = run("init", "pt-tiny", "-o", "checkpoint", "--quantize", "W8A16", "--kv-cache", "FP8")
+    assert made.stderr == "checkpoint: checkpoint for 1 rank, random weights in W8A16, KV cache in FP8\n"
+    assert "\n  types     bfloat16, matrices W8A16, KV cache FP8\n" in run("inspect", "checkpoint").stdout
+
+
 def test_version_and_bare_call(run: Run) -> None:
     assert re.fullmatch(r"trtllm-pt, version \d+\.\d+\.\d+\n", run("--version").stdout)
     bare = run()

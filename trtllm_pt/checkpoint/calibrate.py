@@ -96,12 +96,13 @@ def token_sequences(source: Source, file: Path) -> list[list[int]]:
 
 def _token_ids(text: str, is_lines: bool) -> list[list[int]]:
     """Raises ValueError for anything but lists of whole numbers."""
-    lists: Any = [json.loads(line) for line in text.splitlines() if line.strip()] if is_lines else json.loads(text)
-    good = isinstance(lists, list) and all(
-        isinstance(tokens, list) and all(type(token) is int for token in tokens) for tokens in lists
+    found: Any = [json.loads(line) for line in text.splitlines() if line.strip()] if is_lines else json.loads(text)
+    good = isinstance(found, list) and all(
+        isinstance(tokens, list) and all(type(token) is int for token in tokens) for tokens in found
     )
     if not good:
         raise ValueError
+    lists: list[list[int]] = found
     return lists
 
 
