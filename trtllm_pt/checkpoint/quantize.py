@@ -50,7 +50,7 @@ def fp8_scale(amax: float) -> float:
 
 def to_fp8(x: Tensor, scale: Tensor | float) -> Tensor:
     """x / scale in float8_e4m3fn, to nearest even; what is beyond its range becomes its largest value."""
-    return (x / scale).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
+    return (x / scale).clamp_(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
 
 
 def dequantize(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
