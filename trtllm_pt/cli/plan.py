@@ -1,0 +1,178 @@
+"""`trtllm-pt plan`: what every schedule would do on a machine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from trtllm_pt.cli.options import json_option
+from trtllm_pt.cli.text import count, memory, table
+from trtllm_pt.config import ModelConfig
+from trtllm_pt.presets import preset
+
+if TYPE_CHECKING:
+    from trtllm_pt.planner import Plan, Prediction
+
+
+@click.command("plan")
+@click.argument("model", metavar="PRESET|CONFIG.json|MODEL_DIR", required=False)
+@click.option("--machine", metavar="NAME|FILE.json", default="8xH100", show_default=True, help="What it is to run on.")
+@click.option("--engine", default="tensorrt_llm", show_default=True, help="tensorrt_llm, vllm or embedded.")
+@click.option("--ranks", "-g", type=click.IntRange(min=1), help="Devices to use.  [default: all]")
+@click.option("--dtype", type=click.Choice(["bfloat16", "float16", "float32"]), default="bfloat16", show_default=True)
+@click.option(
+    "--input", "input_length", type=click.IntRange(min=1), default=1024, show_default=True, help="Prompt tokens."
+)
+@click.option(
+    "--output", "output_length", type=click.IntRange(min=1), default=128, show_default=True, help="Answer tokens."
+)
+@click.option("--concurrency", type=click.IntRange(min=1), help="Requests at all times.  [default: 1]")
+@click.option("--request-rate", type=float, help="Requests per second instead, at random times.")
+@click.option(
+    "--max-batch-size", type=click.IntRange(min=1), default=256, show_default=True, help="Sequences in a step."
+)
+@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Also draw it, PNG or SVG.")
+@click.option("--validate", is_flag=True, help="Hold the planner against published tables instead.")
+@json_option
+def command(
+    model: str | None,
+    machine: str,
+    engine: str,
+    ranks: int | None,
+    dtype: str,
+    input_length: int,
+    output_length: int,
+    concurrency: int | None,
+    request_rate: float | None,
+    max_batch_size: int,
+    plot: Path | None,
+    validate: bool,
+    as_json: bool,
+) -> None:
+    """Predict time to first token, time per token, throughput and memory for every schedule of a model.
+
+    The model is compared with all its variants of as many parameters: dense tensor parallelism, parallel, ladder, spd,
+    desync, and Parallel Track with D = 1, 2, 4, 8. Machines are 8xA100, 8xH100, 8xH200, 8xB200, or a JSON file of your
+    own measurements. Formulas, sources and how far to trust them: docs/planner.md.
+
+    \b
+    Examples:
+      trtllm-pt plan pt-30b
+      trtllm-pt plan dense-13b --machine 8xA100 --ranks 4 --input 4096 --output 512
+      trtllm-pt plan pt-30b --concurrency 64 --plot pt-30b.svg
+      trtllm-pt plan pt-30b --request-rate 12 --json | jq '.predictions[] | {name, tpot_s}'
+      trtllm-pt plan mine.json --machine my-machine.json --engine embedded
+      trtllm-pt plan --validate
+    """
+    if plot is not None:
+        from trtllm_pt.planner.plot import check_target
+
+        check_target(plot)
+    if validate:
+        if model is not None:
+            raise click.UsageError("--validate takes no MODEL: it has its own")
+        _validate(plot, as_json)
+        return
+    if model is None:
+        raise click.UsageError("MODEL is missing: a preset's name or a config's path")
+    if concurrency is not None and request_rate is not None:
+        raise click.UsageError("--concurrency and --request-rate exclude each other")
+    from trtllm_pt.planner import Workload, load_engine, load_machine, plan
+
+    load = Workload(input_length, output_length, concurrency or 1, request_rate, max_batch_size)
+    made = plan(_config(model), load_machine(machine), load_engine(engine), load, ranks, dtype)
+    click.echo(json.dumps(made.to_json(), indent=2) if as_json else "\n".join(_page(model, made)))
+    if plot is not None:
+        from trtllm_pt.planner.plot import plot_plan
+
+        plot_plan(made, plot)
+        click.echo(f"{plot}: drawn", err=True)
+
+
+def _config(model: str) -> ModelConfig:
+    path = Path(model)
+    if path.is_dir():
+        path = path / "config.json"
+    elif path.suffix != ".json":
+        return preset(model)
+    return ModelConfig.from_file(path)
+
+
+def _page(model: str, plan: Plan) -> Iterator[str]:
+    load = plan.workload
+    given = plan.predictions[0]
+    at = f"{load.request_rate:g} requests/s" if load.request_rate else f"{load.concurrency} at a time"
+    yield f"{model}: {count(given.parameters)} parameters, {plan.dtype}"
+    yield f"{plan.ranks} of {plan.machine}, {plan.engine}; {load.input} tokens in, {load.output} out, {at}"
+    yield ""
+    header = (
+        "schedule",
+        "syncs",
+        "TTFT ms",
+        "TPOT ms",
+        "tokens/s",
+        "wait prefill",
+        "wait decode",
+        "weights",
+        "KV tokens",
+    )
+    yield table([_row(each) for each in plan.predictions], header)
+    yield ""
+    yield "wait: share of a forward in which ranks wait for an all-reduce. weights, KV tokens: of one rank."
+    yield from _advice(plan)
+
+
+def _row(each: Prediction) -> tuple[str, ...]:
+    served = each.served
+    return (
+        each.name,
+        str(each.sync_points),
+        "overrun" if served.ttft is None else f"{1e3 * served.ttft:.1f}",
+        f"{1e3 * served.tpot:.2f}",
+        f"{served.tokens_per_second:.0f}",
+        f"{served.prompt.waiting:.1%}",
+        f"{served.step.waiting:.1%}",
+        memory(each.weight_bytes),
+        count(each.kv_tokens) if each.fits else "too big",
+    )
+
+
+def _advice(plan: Plan) -> Iterator[str]:
+    from trtllm_pt.planner.plan import NEAR, by_throughput, merit
+
+    chosen, load = plan.recommended, plan.workload
+    if chosen is None:
+        yield f"Recommended: none; no variant fits the memory of {plan.ranks} devices."
+        return
+    dense = next((each for each in plan.predictions if each.name == "tp"), None)
+    gain = ""
+    if dense is not None and merit(dense, load) > 0:
+        measure = "tokens per second" if by_throughput(load) else "speed of a request"
+        gain = f", {merit(chosen, load) / merit(dense, load):.2f} times tp's {measure}"
+    why = f"the smallest D within {NEAR:.0%} of the best" if chosen.config.schedule == "pt" else "the best"
+    yield f"Recommended: {chosen.name}{gain}; {why}."
+    if any(each.name == "ladder" for each in plan.predictions):
+        yield "ladder's overlap is taken as perfect: docs/planner.md says how far that is off."
+
+
+def _validate(plot: Path | None, as_json: bool) -> None:
+    from trtllm_pt.planner import report
+    from trtllm_pt.planner.held_out import held_out
+    from trtllm_pt.planner.validate import validate
+
+    results, others = validate(), held_out()
+    if as_json:
+        click.echo(json.dumps(report.to_json(results, others), indent=2))
+    else:
+        for title, header, rows in report.page(results, others):
+            click.echo(f"{title}\n{table(rows, header)}\n")
+        click.echo("\n".join([report.NOTE, report.SUMMARY_NOTE, *report.verdicts(results)]))
+    if plot is not None:
+        from trtllm_pt.planner.plot import plot_validation
+
+        plot_validation(results, plot)
+        click.echo(f"{plot}: drawn", err=True)

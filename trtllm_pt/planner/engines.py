@@ -1,0 +1,60 @@
+"""What an engine makes of a machine: its efficiencies, its host's time, its collectives."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from trtllm_pt.config import read_json
+from trtllm_pt.errors import UsageError
+
+CALIBRATION = Path(__file__).parent / "calibration.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """Shares of a machine's peaks, and seconds of its host. The last five are fitted (calibrate.py), others public."""
+
+    name: str
+    collectives: tuple[str, ...]  # algorithms of `Machine.all_reduce` that it can choose from
+    max_num_tokens: int | None  # prompts are cut into chunks of so many tokens; None: never cut
+    wire_dtype: str | None  # what boundaries send; None: the model's own
+    attention_efficiency: float  # of the matrix rate, in prefill attention
+    memory_efficiency: float  # of the memory bandwidth, reading weights and activations
+    cache_fraction: float  # of the memory that weights leave, for the KV cache
+
+    matrix_efficiency: float = 0.6  # of the matrix rate, in matrix products
+    stream_efficiency: float = 0.3  # of the memory bandwidth, in decode attention of one sequence and KV head
+    step_seconds: float = 0.0  # host, per forward
+    request_seconds: float = 0.0  # host, per request, before its first token
+    token_seconds: float = 0.0  # host, per sequence and step beyond the first sequence
+
+
+# Attention: FlashAttention-3 at head size 128 does 614 to 621 TFLOP/s of an H100's 989 from 8192 tokens on
+# (pytorch/benchmark pull request 2391). Memory: STREAM on GPUs of these generations reaches about nine tenths.
+# Chunks: TensorRT-LLM cuts no prompt unless asked to; vLLM cuts at max_num_batched_tokens, for a server on 80 GB
+# devices 8192. Fractions: kv_cache_free_gpu_mem_fraction and gpu_memory_utilization, both 0.9 where not given.
+_GPU = {"wire_dtype": None, "attention_efficiency": 0.62, "memory_efficiency": 0.9, "cache_fraction": 0.9}
+PLAIN = {
+    "tensorrt_llm": Engine("tensorrt_llm", ("custom", "nccl"), None, **_GPU),  # type: ignore[arg-type]
+    "vllm": Engine("vllm", ("custom", "nccl"), 8192, **_GPU),  # type: ignore[arg-type]
+    "gpt_fast": Engine("gpt_fast", ("nccl",), None, **_GPU),  # type: ignore[arg-type]
+    "embedded": Engine("embedded", ("shared_memory", "mpi"), None, "float32", 0.4, 0.9, 0.9, matrix_efficiency=0.7),
+}
+
+
+def engines(path: Path = CALIBRATION) -> dict[str, Engine]:
+    """Every engine, with the fitted numbers of the calibration file."""
+    fitted = read_json(path)["engines"]
+    return {name: replace(engine, **fitted.get(name, {})) for name, engine in PLAIN.items()}
+
+
+def load_engine(name: str) -> Engine:
+    """Raises UsageError for an unknown name."""
+    found = engines()
+    if name not in found:
+        near = difflib.get_close_matches(name, found, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(found)}"
+        raise UsageError(f"unknown engine {name!r}; {hint}")
+    return found[name]

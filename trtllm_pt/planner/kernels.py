@@ -1,0 +1,174 @@
+"""The kernels of one forward on one rank: what each computes and moves.
+
+Shapes by letters: T tokens, K tracks on the rank, W hidden_size. What a rank holds comes from `tensors` and `layout`,
+so nothing here knows how a schedule divides a model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from trtllm_pt.config import ModelConfig
+from trtllm_pt.cost import DTYPE_BYTES, is_expert
+from trtllm_pt.layout import RankLayout, padded_vocab_size, rank_layout
+from trtllm_pt.schedule import Place
+from trtllm_pt.tensors import TensorSpec, tensors
+
+Kind = Literal["matrix", "attention", "memory"]
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """`streams`: sequences times KV heads that read the cache side by side; attention only."""
+
+    kind: Kind
+    flops: float
+    bytes: float
+    streams: float = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One forward: every sequence brings `new` tokens, after `past` that are in the cache."""
+
+    sequences: float
+    new: int
+    past: float = 0
+
+    @property
+    def tokens(self) -> float:
+        return self.sequences * self.new
+
+    def keys(self, window: int | None) -> float:
+        """Keys that all new tokens together attend to, causally: token i of a sequence sees past + i of them."""
+        seen = self.past + (self.new + 1) / 2
+        if window is None or self.past + self.new <= window:
+            return self.tokens * seen
+        growing = max(0.0, min(self.new, window - self.past))  # tokens that do not fill the window yet
+        return self.sequences * (growing * (self.past + (growing + 1) / 2) + (self.new - growing) * window)
+
+    def cached(self, window: int | None) -> float:
+        """Tokens whose keys and values are read from the cache, over all sequences."""
+        whole = self.past + self.new
+        return self.sequences * (whole if window is None else min(whole, window + self.new - 1))
+
+
+class Kernels:
+    """The kernels of `config` on rank 0 of `ranks`, by sub-layer."""
+
+    def __init__(self, config: ModelConfig, ranks: int, dtype: str) -> None:
+        self.config, self.ranks, self.dtype = config, ranks, dtype
+        self.layout: RankLayout = rank_layout(config, ranks)
+        self.tracks = len(self.layout.tracks)
+        self._size = DTYPE_BYTES[dtype]
+        self._specs: dict[tuple[int, Place], list[TensorSpec]] = {}
+        self._block_norms: dict[tuple[str, int], TensorSpec] = {}
+        for spec in tensors(config):
+            self._file(spec)
+
+    def _file(self, spec: TensorSpec) -> None:
+        parts = spec.name.split(".")
+        if parts[1] != "layers":
+            return
+        layer, part = int(parts[2]), parts[3]
+        if part in ("dispatch_layernorm", "combine_layernorm"):
+            self._block_norms[part, layer] = spec
+            return
+        place: Place = (
+            "attention" if part in ("input_layernorm", "attention", "attention_residual_layernorm") else "ffn"
+        )
+        self._specs.setdefault((layer, place), []).append(spec)
+
+    def sub_layer(self, layer: int, place: Place, work: Work) -> Iterator[Kernel]:
+        """Its norm (fused with the residual add before it), its products, its own arithmetic."""
+        for spec in self._specs[layer, place]:
+            if spec.kind == "norm":
+                yield self._norm(spec, work)
+        yield from self._products(self._specs[layer, place], work)
+        if place == "attention":
+            yield self._rope_and_cache(work)
+            yield self._attention(layer, work)
+        else:
+            yield from self._activation(layer, work)
+
+    def block_norm(
+        self, name: Literal["dispatch_layernorm", "combine_layernorm"], layer: int, work: Work
+    ) -> list[Kernel]:
+        spec = self._block_norms.get((name, layer))
+        return [self._norm(spec, work)] if spec else []
+
+    def merge(self, work: Work) -> Kernel:
+        """Before a boundary that sends whole streams: adds what is not yet shared, scales, sums the rank's tracks."""
+        elements = work.tokens * self.config.hidden_size * (2 * self.tracks + 1)
+        return Kernel("memory", elements, elements * self._size)
+
+    def add(self, work: Work) -> Kernel:
+        """The rank's tracks summed, before a boundary that sends partial sums."""
+        elements = work.tokens * self.config.hidden_size * (self.tracks + 1)
+        return Kernel("memory", elements, elements * self._size)
+
+    def ends(self, work: Work) -> Iterator[Kernel]:
+        """The embedding's rows; then, for the last token of every sequence, the final norm and the head."""
+        width = self.config.hidden_size
+        rows = padded_vocab_size(self.config, self.ranks) // self.ranks
+        yield Kernel("memory", 0, 2 * work.tokens * width * self._size)
+        yield Kernel("memory", 4 * work.sequences * width, 4 * work.sequences * width * self._size)
+        yield self._product(1, rows, width, work.sequences)
+
+    def _norm(self, spec: TensorSpec, work: Work) -> Kernel:
+        """Reads the stream and what is added to it, writes the stream and the normed one."""
+        heads = {"q_layernorm": len(self.layout.heads), "k_layernorm": len(self.layout.kv_heads)}
+        per_token = heads.get(spec.name.split(".")[-2], 1) * spec.shape[0]
+        elements = 4 * self.tracks * work.tokens * per_token
+        return Kernel("memory", elements, elements * self._size)
+
+    def _products(self, specs: list[TensorSpec], work: Work) -> Iterator[Kernel]:
+        """fc and gate of a dense FFN are one product."""
+        gate = next((spec for spec in specs if spec.name.endswith("mlp.gate.weight")), None)
+        for spec in specs:
+            if spec.kind not in ("matrix", "output", "router") or spec is gate:
+                continue
+            shape = spec.rank_shape(self.config, self.layout)
+            if is_expert(spec):
+                yield self._expert_product(shape[-2], shape[-1], work)
+                continue
+            rows = shape[-2] * (2 if gate and spec.name.endswith("mlp.fc.weight") else 1)
+            yield self._product(self.tracks, rows, shape[-1], work.tokens)
+
+    def _product(self, tracks: int, rows: int, columns: int, tokens: float) -> Kernel:
+        moved = rows * columns + tokens * (rows + columns)
+        return Kernel("matrix", 2 * tracks * tokens * rows * columns, tracks * moved * self._size)
+
+    def _expert_product(self, rows: int, columns: int, work: Work) -> Kernel:
+        """Reads the experts that some token chose: E (1 - (1 - k/E)^T) of E, were the router's choices even."""
+        experts, chosen = self.config.num_experts, self.config.experts_per_token
+        touched = experts * -math.expm1(work.tokens * math.log1p(-chosen / experts)) if chosen < experts else experts
+        moved = touched * rows * columns + work.tokens * chosen * (rows + columns)
+        flops = 2 * self.tracks * work.tokens * chosen * rows * columns
+        return Kernel("matrix", flops, self.tracks * moved * self._size)
+
+    def _rope_and_cache(self, work: Work) -> Kernel:
+        rows = (len(self.layout.heads) + 2 * len(self.layout.kv_heads)) * self.config.head_size
+        elements = 2 * self.tracks * work.tokens * rows
+        return Kernel("memory", elements, elements * self._size)
+
+    def _attention(self, layer: int, work: Work) -> Kernel:
+        """Scores and weighted sums: 4 FLOP per query element and key. The cache is read once."""
+        window, size = self.config.layer_window(layer), self.config.head_size
+        inner = self.tracks * len(self.layout.heads) * size
+        kv_heads = self.tracks * len(self.layout.kv_heads)
+        moved = 2 * kv_heads * size * work.cached(window) + 2 * inner * work.tokens
+        return Kernel("attention", 4 * inner * work.keys(window), moved * self._size, work.sequences * kv_heads)
+
+    def _activation(self, layer: int, work: Work) -> Iterator[Kernel]:
+        """silu(fc) * gate; with experts also what sorts tokens to them and adds them up again."""
+        if not self.config.is_moe(layer):
+            elements = 3 * self.tracks * work.tokens * len(self.layout.ffn)
+            yield Kernel("memory", elements, elements * self._size)
+            return
+        chosen = self.tracks * work.tokens * self.config.experts_per_token
+        for per_token in (3 * len(self.layout.experts_ffn), 2 * self.config.hidden_size, 2 * self.config.hidden_size):
+            yield Kernel("memory", chosen * per_token, chosen * per_token * self._size)

@@ -1,0 +1,135 @@
+"""A machine: what each of its devices computes and reads per second, and how long ranks take to meet."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from trtllm_pt.config import read_json, unknown_key
+from trtllm_pt.errors import UsageError
+from trtllm_pt.planner.collective import AllReduce
+
+_FOLDER = Path(__file__).parent / "machines"
+MACHINES = tuple(sorted(path.stem for path in _FOLDER.glob("*.json")))
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """`devices` alike; a rank has one. Rates are peaks: an engine's efficiencies stand in its `Engine`."""
+
+    name: str
+    devices: int
+    memory_bytes: float
+    memory_bandwidth: float  # bytes per second
+    matrix_rate: Mapping[str, float]  # by dtype, FLOP per second
+    launch_overhead: float  # seconds of a kernel that does next to nothing, in a row of such
+    all_reduce: tuple[AllReduce, ...]
+    sources: Mapping[str, str]
+
+    def rate(self, dtype: str) -> float:
+        if dtype not in self.matrix_rate:
+            raise UsageError(f"matrix_rate: {self.name} has no rate for {dtype}; it has {', '.join(self.matrix_rate)}")
+        return self.matrix_rate[dtype]
+
+    def with_latency(self, factor: float) -> Machine:
+        return replace(self, all_reduce=tuple(each.with_latency(factor) for each in self.all_reduce))
+
+    def to_json(self) -> dict[str, Any]:
+        """What `machine_from_json` reads, for benchmarks that write a machine."""
+        rows = [
+            {"algorithm": each.algorithm, "ranks": each.ranks, "points": [list(p) for p in each.points]}
+            | ({"source": each.source} if each.source else {})
+            for each in self.all_reduce
+        ]
+        plain = {f.name: getattr(self, f.name) for f in fields(self)}
+        return plain | {
+            "matrix_rate": dict(self.matrix_rate),
+            "all_reduce": rows,
+            "sources": dict(self.sources),
+        }
+
+
+def load_machine(name: str) -> Machine:
+    """A preset by its name, or a machine file by its path. Raises UsageError naming the field, its value and a cure."""
+    if name in MACHINES:
+        return machine_from_json(read_json(_FOLDER / f"{name}.json"), name)
+    path = Path(name)
+    if path.suffix != ".json" and not path.exists():
+        near = difflib.get_close_matches(name, MACHINES, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(MACHINES)}, or a machine's JSON file"
+        raise UsageError(f"unknown machine {name!r}; {hint}")
+    return machine_from_json(read_json(path), str(path))
+
+
+def machine_from_json(data: dict[str, Any], where: str) -> Machine:
+    _keys(data, (f.name for f in fields(Machine)), ("sources",), where)
+    name = data["name"]
+    if not isinstance(name, str) or not name:
+        raise UsageError(f"{where}: name ({name!r}) must be a string")
+    rates = data["matrix_rate"]
+    if not isinstance(rates, dict) or not rates:
+        raise UsageError(f'{where}: matrix_rate ({rates!r}) must be an object such as {{"bfloat16": 9.9e14}}')
+    sources = data.get("sources", {})
+    if not isinstance(sources, dict):
+        raise UsageError(f"{where}: sources ({sources!r}) must be an object of strings")
+    rows = data["all_reduce"]
+    if not isinstance(rows, list):
+        raise UsageError(f"{where}: all_reduce ({rows!r}) must be a list of measurements")
+    return Machine(
+        name=name,
+        devices=_whole(data["devices"], f"{where}: devices"),
+        memory_bytes=_number(data["memory_bytes"], f"{where}: memory_bytes", "bytes of a device's memory"),
+        memory_bandwidth=_number(data["memory_bandwidth"], f"{where}: memory_bandwidth", "bytes per second"),
+        matrix_rate={k: _number(v, f"{where}: matrix_rate.{k}", "FLOP per second") for k, v in rates.items()},
+        launch_overhead=_number(data["launch_overhead"], f"{where}: launch_overhead", "seconds per kernel", least=0),
+        all_reduce=tuple(_all_reduce(row, f"{where}: all_reduce[{i}]") for i, row in enumerate(rows)),
+        sources={str(k): str(v) for k, v in sources.items()},
+    )
+
+
+def _all_reduce(row: Any, where: str) -> AllReduce:
+    if not isinstance(row, dict):
+        raise UsageError(f"{where} ({row!r}) must be an object with algorithm, ranks and points")
+    _keys(row, ("algorithm", "ranks", "points", "source"), ("source",), where)
+    points = row["points"]
+    good = isinstance(points, list) and points and all(isinstance(p, list) and len(p) == 2 for p in points)
+    if not good:
+        raise UsageError(f"{where}.points ({points!r}) must be a list of [bytes, seconds] pairs")
+    pairs = tuple(
+        (_number(b, f"{where}.points bytes", "bytes"), _number(s, f"{where}.points seconds", "seconds"))
+        for b, s in points
+    )
+    for (left, _), (right, _) in pairwise(pairs):
+        if right <= left:
+            raise UsageError(f"{where}.points: {right:g} bytes after {left:g}; sizes must rise")
+    ranks = _whole(row["ranks"], f"{where}.ranks", least=2)
+    return AllReduce(str(row["algorithm"]), ranks, pairs, str(row.get("source", "")))
+
+
+def _keys(data: dict[str, Any], known: Iterable[str], optional: tuple[str, ...], where: str) -> None:
+    names = tuple(known)
+    for key in data:
+        if key not in names:
+            raise unknown_key(key, names, where)
+    missing = [name for name in names if name not in data and name not in optional]
+    if missing:
+        raise UsageError(f"{where} lacks {', '.join(map(repr, missing))}")
+
+
+def _number(value: Any, what: str, unit: str, least: float | None = None) -> float:
+    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not good or (value < least if least is not None else value <= 0):
+        bound = "above 0" if least is None else f"of at least {least:g}"
+        raise UsageError(f"{what} ({value!r}) must be a number {bound}: {unit}")
+    return float(value)
+
+
+def _whole(value: Any, what: str, least: int = 1) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise UsageError(f"{what} ({value!r}) must be a whole number of at least {least}")
+    return value

@@ -1,0 +1,143 @@
+"""A model under every schedule, with as many parameters each time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from trtllm_pt.config import TRACKED, ModelConfig
+from trtllm_pt.cost import parameters
+from trtllm_pt.errors import UsageError
+
+_DEPTHS = (1, 2, 4, 8)
+
+
+def variants(config: ModelConfig, tracks: int) -> Iterator[ModelConfig]:
+    """`config` itself first, then the others: tp, parallel, ladder, spd, desync, pt for every D.
+
+    Those that a schedule cannot be divided for are left out.
+    """
+    yield config
+    plain, narrow = _makers(config, tracks)
+    wanted = [*_plain(plain, tracks), *_narrow(narrow)]
+    for variant in wanted:
+        if variant != config:
+            yield variant
+
+
+def _makers(config: ModelConfig, tracks: int) -> tuple[ModelConfig | None, ModelConfig | None]:
+    """The dense model and the PT model of one size, one of them given."""
+    if config.schedule == "pt":
+        return _dense_twin(config), config
+    plain = config if config.schedule not in TRACKED else _joined(config)
+    return plain, _pt_twin(plain.replace(schedule="tp", sync_every=None, dropped_layers=()), tracks)
+
+
+def _plain(dense: ModelConfig | None, tracks: int) -> Iterator[ModelConfig]:
+    if dense is None:
+        return
+    dense = dense.replace(schedule="tp", sync_every=None, dropped_layers=())
+    yield dense
+    if dense.output_bias:
+        return
+    yield dense.replace(schedule="parallel")
+    yield dense.replace(schedule="ladder")
+    if dense.num_heads % tracks or dense.intermediate_size % tracks or dense.moe_intermediate_size % tracks:
+        return
+    layers = dense.num_layers
+    yield _split(dense, tracks, schedule="spd", dropped_layers=tuple(range(layers)))
+    for every in (1, 2, 4):
+        if every <= layers:
+            yield _split(dense, tracks, schedule="desync", sync_every=every)
+
+
+def _narrow(pt: ModelConfig | None) -> Iterator[ModelConfig]:
+    if pt is not None:
+        for depth in _DEPTHS:
+            if depth <= pt.num_layers:
+                yield pt.replace(block_depth=depth)
+
+
+def _split(dense: ModelConfig, tracks: int, **schedule: Any) -> ModelConfig:
+    """Heads and FFN over tracks of the full width, as spd and desync have them."""
+    return dense.replace(
+        tracks=tracks,
+        num_heads=dense.num_heads // tracks,
+        num_kv_heads=max(1, dense.num_kv_heads // tracks),
+        intermediate_size=dense.intermediate_size // tracks,
+        moe_intermediate_size=dense.moe_intermediate_size // tracks,
+        **schedule,
+    )
+
+
+def _joined(split: ModelConfig) -> ModelConfig:
+    return split.replace(
+        tracks=1,
+        schedule="tp",
+        sync_every=None,
+        dropped_layers=(),
+        num_heads=split.num_heads * split.tracks,
+        num_kv_heads=split.num_kv_heads * split.tracks,
+        intermediate_size=split.intermediate_size * split.tracks,
+        moe_intermediate_size=split.moe_intermediate_size * split.tracks,
+    )
+
+
+def _pt_twin(dense: ModelConfig, tracks: int) -> ModelConfig | None:
+    """Tracks of the dense width over sqrt(n), the only width that leaves the FFN its usual shape."""
+    if dense.num_heads % tracks or dense.output_bias or tracks == 1:
+        return None
+    heads, kv_heads = dense.num_heads // tracks, max(1, dense.num_kv_heads // tracks)
+    return resized(
+        dense.replace(schedule="pt", block_depth=1, tracks=tracks, num_heads=heads, num_kv_heads=kv_heads),
+        _rounded(dense.hidden_size / math.sqrt(tracks)),
+        parameters(dense),
+    )
+
+
+def _dense_twin(pt: ModelConfig) -> ModelConfig | None:
+    dense = pt.replace(
+        schedule="tp",
+        block_depth=None,
+        tracks=1,
+        combine="mean",
+        dispatch_norm=False,
+        combine_norm=False,
+        num_heads=pt.num_heads * pt.tracks,
+        num_kv_heads=pt.num_kv_heads * pt.tracks,
+    )
+    return resized(dense, _rounded(pt.hidden_size * math.sqrt(pt.tracks)), parameters(pt))
+
+
+def resized(config: ModelConfig, width: int, wanted: int) -> ModelConfig | None:
+    """`config` at another width, its FFN scaled until it has `wanted` parameters; None where no FFN is left.
+
+    Parameters are linear in the FFN's width, so two of them tell it. FFN widths are multiples of 8 or more.
+    """
+
+    def at(scale: float) -> ModelConfig:
+        return config.replace(
+            hidden_size=width,
+            intermediate_size=_multiple(config.intermediate_size * scale),
+            moe_intermediate_size=_multiple(config.moe_intermediate_size * scale),
+        )
+
+    low, high = 1.0, 2.0
+    per_scale = (parameters(at(high)) - parameters(at(low))) / (high - low)
+    scale = low + (wanted - parameters(at(low))) / per_scale
+    try:
+        return at(scale) if scale > 0 else None
+    except UsageError:
+        return None
+
+
+def _multiple(rows: float) -> int:
+    step = 64 if rows >= 4096 else 16 if rows >= 512 else 8
+    return round(rows / step) * step
+
+
+def _rounded(width: float) -> int:
+    """To a multiple of the power of two that is at most an eighth of it: widths as people choose them."""
+    step: int = 1 << max(1, math.floor(math.log2(width / 8)))
+    return max(step, round(width / step) * step)
