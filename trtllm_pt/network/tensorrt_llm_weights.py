@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from trtllm_pt.checkpoint.quantize import pack_int4, unpack_int4
 from trtllm_pt.config import ModelConfig
 
 _MATRIX = re.compile(r"(.*\.layers\.(\d+)\.(?:attention\.(?:qkv|dense)|mlp\.(?:fc|gate|proj|router)))\.(\w+)")
@@ -47,22 +48,8 @@ def _track_name(module: str, parameter: str, track: int, is_experts: bool) -> st
 
 
 def kernel_order(weight: Tensor, algo: str, dtype: torch.dtype) -> Tensor:
-    """int8 [(E,) out, in], or int4 [(E,) out, in/2] with the even column in the low half of a byte, as TensorRT-LLM's
-    compiled op wants it: [(E,) in, out], or [(E,) in, out/2], and then in the order of the GPU's kernels."""
-    if algo == "W4A16":
-        weight = _pack(_unpack(weight).mT)
-    reorder = torch.ops.trtllm.preprocess_weights_for_mixed_gemm
-    ordered: Tensor = reorder(weight.contiguous() if algo == "W4A16" else weight.mT.contiguous(), _PACKED[algo], dtype)
+    """int8 [(E,) out, in], or int4 [(E,) out, in / 2] with the even column in the low half of a byte, as TensorRT-LLM's
+    compiled op wants it: [(E,) in, out], or [(E,) in, out / 2], and then in the order of the GPU's kernels."""
+    transposed = pack_int4(unpack_int4(weight).mT) if algo == "W4A16" else weight.mT
+    ordered: Tensor = torch.ops.trtllm.preprocess_weights_for_mixed_gemm(transposed.contiguous(), _PACKED[algo], dtype)
     return ordered
-
-
-def _unpack(packed: Tensor) -> Tensor:
-    """[…, n] -> […, 2 n], values -8 … 7."""
-    low, high = packed << 4 >> 4, packed >> 4  # int8: the right shift keeps the sign
-    return torch.stack((low, high), -1).flatten(-2)
-
-
-def _pack(values: Tensor) -> Tensor:
-    """The inverse."""
-    low, high = values[..., 0::2], values[..., 1::2]
-    return (low & 15) | (high << 4)
