@@ -39,7 +39,7 @@ class Job:
     device: int
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), default=str)
+        return json.dumps({**asdict(self), "ranks": list(self.ranks)}, default=str)  # its paths
 
     @classmethod
     def from_json(cls, text: str) -> Job:
