@@ -112,6 +112,13 @@ def test_variants_of_the_paper_s_sizes_are_the_presets(size: str) -> None:
     assert [each.hidden_size for each in back] == [preset(f"dense-{size}").hidden_size]
 
 
+def test_a_twin_of_a_model_that_is_mostly_embedding() -> None:
+    config = preset("pt-tiny").replace(vocab_size=8192)
+    dense = next(each for each in variants(config, 8) if each.schedule == "tp")
+    assert parameters(dense) == pytest.approx(parameters(config), rel=0.05)
+    assert dense.intermediate_size >= dense.hidden_size // 4
+
+
 def test_one_request_at_a_time_by_hand() -> None:
     found = predict(preset("dense-30b"), 8, H100, TRT, SMALL).served
     assert found.ttft == TRT.request_seconds + found.prompt.seconds

@@ -8,7 +8,6 @@ from typing import Any
 
 from trtllm_pt.config import TRACKED, ModelConfig
 from trtllm_pt.cost import parameters
-from trtllm_pt.errors import UsageError
 
 _DEPTHS = (1, 2, 4, 8)
 
@@ -107,13 +106,17 @@ def _dense_twin(pt: ModelConfig) -> ModelConfig | None:
         num_heads=pt.num_heads * pt.tracks,
         num_kv_heads=pt.num_kv_heads * pt.tracks,
     )
-    return resized(dense, _rounded(pt.hidden_size * math.sqrt(pt.tracks)), parameters(pt))
+    widest = _rounded(pt.hidden_size * math.sqrt(pt.tracks))
+    # Where embeddings are most of a model, so wide a one has no parameters left for an FFN.
+    twins = (resized(dense, width, parameters(pt)) for width in range(widest, pt.hidden_size - 1, -_step(widest)))
+    return next((twin for twin in twins if twin is not None), None)
 
 
 def resized(config: ModelConfig, width: int, wanted: int) -> ModelConfig | None:
-    """`config` at another width, its FFN scaled until it has `wanted` parameters; None where no FFN is left.
+    """`config` at another width, its FFN scaled until it has `wanted` parameters.
 
-    Parameters are linear in the FFN's width, so two of them tell it. FFN widths are multiples of 8 or more.
+    Parameters are linear in the FFN's width, so two of them tell it. FFN widths are multiples of 8 or more. None where
+    next to no FFN is left.
     """
 
     def at(scale: float) -> ModelConfig:
@@ -126,18 +129,23 @@ def resized(config: ModelConfig, width: int, wanted: int) -> ModelConfig | None:
     low, high = 1.0, 2.0
     per_scale = (parameters(at(high)) - parameters(at(low))) / (high - low)
     scale = low + (wanted - parameters(at(low))) / per_scale
-    try:
-        return at(scale) if scale > 0 else None
-    except UsageError:
+    if scale <= 0:
         return None
+    found = at(scale)
+    rows = max(found.intermediate_size, found.moe_intermediate_size)
+    return found if 4 * rows >= width // max(1, config.tracks) else None
 
 
 def _multiple(rows: float) -> int:
     step = 64 if rows >= 4096 else 16 if rows >= 512 else 8
-    return round(rows / step) * step
+    return max(step, round(rows / step) * step) if rows else 0
 
 
 def _rounded(width: float) -> int:
-    """To a multiple of the power of two that is at most an eighth of it: widths as people choose them."""
-    step: int = 1 << max(1, math.floor(math.log2(width / 8)))
-    return max(step, round(width / step) * step)
+    """To a multiple of `_step`: widths as people choose them."""
+    return max(_step(width), round(width / _step(width)) * _step(width))
+
+
+def _step(width: float) -> int:
+    """The power of two that is at most an eighth of the width."""
+    return 1 << max(1, math.floor(math.log2(width / 8)))
