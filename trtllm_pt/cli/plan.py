@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 @click.command("plan")
 @click.argument("model", metavar="PRESET|CONFIG.json|MODEL_DIR", required=False)
 @click.option("--machine", metavar="NAME|FILE.json", default="8xH100", show_default=True, help="What it is to run on.")
-@click.option("--engine", default="tensorrt_llm", show_default=True, help="tensorrt_llm, vllm or embedded.")
+@click.option(
+    "--engine", metavar="NAME", default="tensorrt_llm", show_default=True, help="Or vllm, gpt_fast, embedded."
+)
 @click.option("--ranks", "-g", type=click.IntRange(min=1), help="Devices to use.  [default: all]")
 @click.option("--dtype", type=click.Choice(["bfloat16", "float16", "float32"]), default="bfloat16", show_default=True)
 @click.option(
