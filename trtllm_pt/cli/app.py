@@ -8,6 +8,7 @@ import os
 import sys
 import traceback
 import warnings
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import click
@@ -16,7 +17,7 @@ from trtllm_pt import __version__
 from trtllm_pt.errors import TrtllmPtError
 
 # In the order of the data's way. A command's module has its name and holds `command`.
-COMMANDS = ("presets", "init", "convert", "build", "inspect", "run", "plan", "doctor")
+COMMANDS = ("presets", "init", "convert", "build", "inspect", "run", "plan", "bench", "doctor")
 INTERRUPTED = 130
 
 
@@ -68,12 +69,12 @@ def cli(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
-def main() -> NoReturn:
-    """Run the command line and leave the process."""
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line, or `arguments` in its place, and leave the process."""
     if not _debug():
         warnings.simplefilter("ignore")  # libraries' words to developers
     try:
-        status = cli.main(prog_name="trtllm-pt", standalone_mode=False)
+        status = cli.main(arguments, prog_name="trtllm-pt", standalone_mode=False)
     except Exception as error:
         status = _report(error)
         _abort_world(status)

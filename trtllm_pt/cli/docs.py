@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import click
 
-from trtllm_pt.cli.app import COMMANDS, cli
+from trtllm_pt.cli.app import cli
 
 _HEAD = """\
 # The command line
@@ -22,10 +22,17 @@ def page() -> str:
 def _sections() -> Iterator[str]:
     top = cli.make_context("trtllm-pt", [], resilient_parsing=True, terminal_width=100)
     yield _section("trtllm-pt", cli.get_help(top))
-    for name in COMMANDS:
-        command = cli.get_command(top, name)
+    yield from _subcommands("trtllm-pt", cli, top)
+
+
+def _subcommands(title: str, group: click.Group, context: click.Context) -> Iterator[str]:
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
         assert command is not None
-        yield _section(f"trtllm-pt {name}", command.get_help(click.Context(command, top, name, terminal_width=100)))
+        own = click.Context(command, context, name, terminal_width=100)
+        yield _section(f"{title} {name}", command.get_help(own))
+        if isinstance(command, click.Group):
+            yield from _subcommands(f"{title} {name}", command, own)
 
 
 def _section(title: str, text: str) -> str:

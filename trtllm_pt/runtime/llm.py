@@ -55,7 +55,7 @@ class LLM:
         self.manifest = EngineManifest.from_dir(folder)
         self.tokenizer = load_tokenizer(folder / "tokenizer")
         self._end_id, self._stop_words = end_ids(folder / "tokenizer")
-        self._runtime = _start(folder, self.manifest, threads, kv_tokens)
+        self._runtime = start_runtime(folder, self.manifest, threads, kv_tokens)
         self._limits = Limits.of(self.manifest)
         self._next_id = 0
         self._inbox: dict[int, list[tuple[float, Tokens]]] = {}  # by request, with the time of arrival
@@ -217,7 +217,7 @@ class _Output:
         )
 
 
-def _start(folder: Path, manifest: EngineManifest, threads: int | None, kv_tokens: int | None) -> Runtime:
+def start_runtime(folder: Path, manifest: EngineManifest, threads: int | None, kv_tokens: int | None) -> Runtime:
     from trtllm_pt.launchers import launched_ranks
 
     check_versions(folder, manifest)

@@ -1,0 +1,162 @@
+"""Every script as users call it, on two ranks of tiny engines."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.bench.conftest import ROOT, Done, Engines
+from trtllm_pt.cli.app import cli
+from trtllm_pt.errors import UsageError
+from trtllm_pt.runtime.launch import find_mpirun
+
+Bench = Callable[..., Done]
+FITTING = ("--input_output_len", "8,8")
+QUICK = ("--num_runs", "2", "--duration", "0", "--warm_up", "1")
+
+
+def test_latency(bench: Bench, engines: Engines, tmp_path: Path) -> None:
+    cases = ("--batch_size", "1;3", "--input_output_len", "20,4;8,1")
+    done = bench("latency.py", "--engine_dir", engines.pt, *cases, *QUICK, "--csv", "--output_csv", "a.csv", ranks=2)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == (tmp_path / "a.csv").read_text()
+    rows = list(csv.DictReader(io.StringIO(done.stdout)))
+    assert [(r["batch_size"], r["input_length"], r["output_length"]) for r in rows] == [
+        ("1", "20", "4"),
+        ("3", "20", "4"),
+        ("1", "8", "1"),
+        ("3", "8", "1"),
+    ]
+    for r in rows:
+        assert (r["world_size"], r["n_tracks"], r["track_depth"], r["syncs_per_token"]) == ("2", "2", "2", "1")
+        assert float(r["hops_per_step"]) == 2.0 and r["num_runs"] == "2"
+        assert 0 < float(r["all_reduce_share"]) < 1 and float(r["peak_mem(gb)"]) > 0.01
+        assert 0 < float(r["ttft(ms)"]) <= float(r["latency(ms)"]) <= float(r["percentile99(ms)"]) * 1.001
+
+
+def test_throughput(bench: Bench, engines: Engines, tmp_path: Path) -> None:
+    samples = [{"input_ids": list(range(1, 3 + n)), "output_len": 1 + n} for n in range(6)]
+    (tmp_path / "data.json").write_text(json.dumps({"samples": samples}))
+    load = ("--dataset", "data.json", "--concurrency", "3", "--streaming")
+    done = bench("throughput.py", "--engine_dir", engines.pt, *load, "--json", "--report_json", "r.json", ranks=2)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found == json.loads((tmp_path / "r.json").read_text())
+    assert list(found)[:6] == ["engine", "machine", "world_info", "request_info", "performance", "streaming_metrics"]
+    assert found["request_info"]["num_requests"] == 6
+    assert found["request_info"]["avg_output_length"] == 3.5 and found["request_info"]["avg_input_length"] == 4.5
+    assert found["request_info"]["avg_num_concurrent_requests"] <= 3
+    assert found["parallel_track"]["syncs_per_forward"] == 1
+    assert found["parallel_track"]["tensor_parallel_syncs_per_forward"] == 4
+    tokens = sum(3 + 2 * n for n in range(6)) - 6  # all but each request's last are computed
+    assert found["parallel_track"]["all_reduce_bytes"] == tokens * 32 * 4
+
+
+def test_throughput_starts_the_ranks_by_itself(bench: Bench, engines: Engines) -> None:
+    drawn = ("--num_requests", "5", "--input_mean", "9", "--input_stdev", "3", "--output_mean", "4")
+    load = ("--request_rate", "50", "--enable_exp_delays")
+    done = bench("bench", "throughput", engines.pt, *drawn, *load)
+    assert done.returncode == 0, done.stderr
+    assert "5 requests in" in done.stdout and "1 syncs per forward" in done.stdout
+    assert "TTFT" not in done.stdout
+
+
+@pytest.mark.parametrize("ranks", [0, 2])
+def test_an_interruption_keeps_the_rows(engines: Engines, tmp_path: Path, ranks: int) -> None:
+    launcher = [find_mpirun(), "-n", str(ranks)] if ranks else []
+    script = [sys.executable, str(ROOT / "benchmarks" / "latency.py"), str(engines.pt)]
+    options = ["--input_output_len", "8,2;8,3", "--num_runs", "2", "--duration", "200", "--output_csv", "kept.csv"]
+    with subprocess.Popen(
+        [*launcher, *script, *options], cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "kept.csv").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted; kept kept.csv" in said and "Traceback" not in said
+    (row,) = csv.DictReader(io.StringIO((tmp_path / "kept.csv").read_text()))
+    assert row["output_length"] == "2" and int(row["num_runs"]) >= 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("latency", "{pt}", "--batch_size", "1;x"), "--batch_size ('1;x') must be whole numbers of at least 1"),
+        (("latency", "{pt}", "--input_output_len", "8"), "--input_output_len ('8') must be pairs such as 128,20"),
+        (("latency", "{pt}", "--batch-size", "9"), "batch_size (9) must not exceed the engine's max_batch_size (4)"),
+        (("latency",), "give one engine directory: ENGINES, or --engine_dir ENGINES"),
+        (("latency", "nowhere"), "there is no engine directory at nowhere"),
+        (
+            ("latency", "{pt}", *FITTING, "--output_csv", "no/where.csv"),
+            "--output_csv (no/where.csv): there is no folder",
+        ),
+        (("throughput", "{pt}", "--concurrency", "2", "--request_rate", "1"), "exclude each other"),
+        (("throughput", "{pt}", "--enable_exp_delays"), "--enable_exp_delays needs --request_rate"),
+        (("throughput", "{pt}", "--input_mean", "400"), "samples[0]: the prompt has 400 tokens"),
+        (("throughput", "{pt}", "--dataset", "none.json"), "there is no none.json"),
+    ],
+)
+def test_mistakes(engines: Engines, arguments: tuple[str, ...], words: str) -> None:
+    with pytest.raises(UsageError) as error:
+        cli.main(["bench", *(word.format(pt=engines.pt, tp=engines.tp) for word in arguments)], standalone_mode=False)
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_mistake_is_one_line(bench: Bench, engines: Engines) -> None:
+    done = bench("bench", "latency", engines.pt, "--batch_sizes", "1")
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("Error: No such option '--batch_sizes'") and done.stderr.count("\n") == 1
+
+
+def test_a_world_that_does_not_fit(bench: Bench, engines: Engines) -> None:
+    done = bench("latency.py", engines.pt, *FITTING, ranks=3)
+    assert done.returncode == 2
+    assert "Error: this engine has 2 ranks, but 3 were started: use `mpirun -n 2`" in done.stderr
+
+
+def test_a_rank_that_dies_ends_the_run(bench: Bench, engines: Engines, tmp_path: Path) -> None:
+    """The owner outlives it and says which; what was measured before stays."""
+    script = [sys.executable, "-m", "trtllm_pt", "bench", "latency", str(engines.pt), "--output_csv", "kept.csv"]
+    with subprocess.Popen([*script, "--input_output_len", "8,2"], cwd=tmp_path, stderr=subprocess.PIPE, text=True) as p:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "kept.csv").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        victim = _ranks_of(p.pid)[-1]
+        os.kill(victim, signal.SIGKILL)
+        _, said = p.communicate(timeout=60)
+    assert p.returncode == 1
+    assert f"(process {victim}) was ended by signal 9" in said and said.count("\n") == 1
+    assert len((tmp_path / "kept.csv").read_text().splitlines()) == 2
+
+
+def _ranks_of(owner: int) -> list[int]:
+    """The engine's processes below `owner`."""
+    found, below = [], {owner}
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(path.name)] = int((path / "stat").read_text().rsplit(")", 1)[1].split()[1])
+        except OSError:
+            continue
+    for _ in range(5):
+        below |= {pid for pid, parent in parents.items() if parent in below}
+    for pid in sorted(below):
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            continue
+        if b"trtllm_pt.runtime.worker" in words and b"mpirun" not in words and b"hydra" not in words:
+            found.append(pid)
+    return found

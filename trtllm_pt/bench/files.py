@@ -1,0 +1,79 @@
+"""Results on disk while they grow: a reader, or whoever interrupts, finds the last whole state."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from trtllm_pt.errors import RunError, UsageError
+
+Row = Mapping[str, object]
+_SECONDS = 1.0  # between two states on disk
+
+
+def as_csv_text(rows: Sequence[Row]) -> str:
+    """A header from the first row, then a line per row; nothing for no rows."""
+    if not rows:
+        return ""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def as_json_text(data: Any) -> str:
+    return json.dumps(data, indent=2) + "\n"
+
+
+def check_target(path: Path | None, option: str) -> None:
+    """Before anything runs. Raises UsageError for a file that could not be written."""
+    if path is None:
+        return
+    if not path.parent.is_dir():
+        raise UsageError(f"{option} ({path}): there is no folder {path.parent}")
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise UsageError(f"{option} ({path}) cannot be written")
+
+
+def write(path: Path, text: str) -> None:
+    """All of it or nothing. Raises RunError where the disk refuses."""
+    try:
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            file.write(text)
+        os.chmod(file.name, 0o644)
+        os.replace(file.name, path)
+    except OSError as error:
+        raise RunError(f"writing {path} failed: {error.strerror or error}") from error
+
+
+class Results:
+    """Files that follow what was measured: `texts` makes the whole of each anew. None: a file nobody wants."""
+
+    def __init__(self, texts: Mapping[Path | None, Callable[[], str]]) -> None:
+        self._texts = {path: text for path, text in texts.items() if path is not None}
+        self._written = 0.0
+
+    @property
+    def paths(self) -> list[Path]:
+        return list(self._texts)
+
+    @property
+    def due(self) -> bool:
+        """Whether there are files, and none was written for a second."""
+        return bool(self._texts) and time.monotonic() - self._written >= _SECONDS
+
+    def save(self, *, now: bool = False) -> None:
+        """If it is due, or `now`."""
+        if not (now or self.due):
+            return
+        for path, text in self._texts.items():
+            write(path, text())
+        self._written = time.monotonic()

@@ -1,0 +1,36 @@
+"""`trtllm-pt bench`: measurements. The scripts in `benchmarks/` are the same commands, for mpirun."""
+
+from __future__ import annotations
+
+import importlib
+
+import click
+
+COMMANDS = ("latency", "throughput")
+
+
+class _Benchmarks(click.Group):
+    """Imports a measurement's module when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = importlib.import_module(f"trtllm_pt.cli.bench_{cmd_name.replace('-', '_')}").command
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.command("bench", cls=_Benchmarks, no_args_is_help=True)
+def command() -> None:
+    """Measure engines: static batches, or traffic.
+
+    Each is also a script for mpirun: `mpirun -n 2 python benchmarks/latency.py …`.
+
+    \b
+    Examples:
+      trtllm-pt bench latency engines/demo --batch_size "1;8" --input_output_len "128,20;60,20"
+      mpirun -n 2 trtllm-pt bench latency engines/demo --num_runs 5 --duration 0
+    """
