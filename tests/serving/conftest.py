@@ -1,12 +1,65 @@
-"""What tests of serving share: whether the server is here, and engines to serve."""
+"""What tests of serving share: whether the server is here, an engine, and a server over it."""
 
 from __future__ import annotations
 
 import importlib.util
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
+from trtllm_pt import build, convert
+from trtllm_pt.engine import BuildOptions
+
+PRETRAINED = Path(__file__).parents[2] / "pretrained" / "stdlib-pt"
+QUEUE = 8
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("pytriton") is None or importlib.util.find_spec("tritonclient") is None,
     reason="no Triton here: pip install -e '.[embedded,dev,serve]'",
 )
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running server over `engines`."""
+
+    engines: Path
+    http: int
+    grpc: int
+    metrics: int
+
+
+@pytest.fixture(scope="session")
+def engines(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model of the repository on two ranks, with 4 slots."""
+    root = tmp_path_factory.mktemp("served")
+    convert(PRETRAINED, root / "checkpoint", ranks=2)
+    build(root / "checkpoint", root / "engines", engine="embedded", options=BuildOptions(max_batch_size=4))
+    return root / "engines"
+
+
+@pytest.fixture(scope="session")
+def served(engines: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    from trtllm_pt.serving.repository import write_repository
+    from trtllm_pt.serving.server import Address, Server
+
+    root = tmp_path_factory.mktemp("server")
+    write_repository(engines, root / "repository", max_queue_size=QUEUE)
+    http, grpc, metrics = free_ports(3)
+    with Server(root / "repository", Address(http=http, grpc=grpc, metrics=metrics), root / "log") as server:
+        server.wait_until_ready()
+        yield Served(engines, http, grpc, metrics)
+        status = server.close()
+    assert status == 0, (root / "log").read_text()[-2000:]
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports

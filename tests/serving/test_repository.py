@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import SMALL
 from trtllm_pt.checkpoint.manifest import CheckpointManifest
-from trtllm_pt.config import ModelConfig
+from trtllm_pt.config import ModelConfig, read_json
 from trtllm_pt.engine.manifest import BuildOptions, EngineManifest
 from trtllm_pt.errors import UsageError
 from trtllm_pt.serving.repository import write_repository
@@ -21,15 +21,21 @@ from trtllm_pt.serving.tensors import MODELS
 # The five models of TensorRT-LLM 1.3.0rc3's inflight batcher repository, without their text: [name, type, dims, flags].
 WANTED = json.loads((Path(__file__).parent / "inflight_batcher.json").read_text())
 FILES = {"embedded": "model.pt2", "tensorrt_llm": "rank0.engine"}
+ROOT = Path(__file__).parents[2]
+SMALL_OPTIONS = BuildOptions(max_batch_size=4, max_num_tokens=64)
 WINDOWED = SMALL.replace(attention_pattern=("sliding", "sliding", "global"), window=9)
 
 
-def engines(folder: Path, kind: str, model: ModelConfig = SMALL) -> Path:
+def engines(
+    folder: Path,
+    kind: str,
+    model: ModelConfig = SMALL,
+    options: BuildOptions = SMALL_OPTIONS,
+) -> Path:
     """An engine directory as far as `repo` reads it: its config, and the file that tells which engine it is."""
     folder.mkdir(parents=True)
     checkpoint = CheckpointManifest(model=model, ranks=2, dtype="float32")
-    options = BuildOptions(max_batch_size=4, max_num_tokens=64).resolved(model)
-    manifest = EngineManifest(kind=kind, checkpoint=checkpoint, options=options, versions={})  # type: ignore[arg-type]
+    manifest = EngineManifest(kind=kind, checkpoint=checkpoint, options=options.resolved(model), versions={})  # type: ignore[arg-type]
     (folder / "config.json").write_text(json.dumps(manifest.to_json()))
     (folder / FILES[kind]).touch()
     return folder
@@ -140,6 +146,23 @@ def test_a_window_is_written_for_every_layer(tmp_path: Path) -> None:
     assert config.parameters["max_attention_window_size"].string_value == "9,9,128,9,9"
     assert config.parameters["gpt_model_path"].string_value == "/engines/demo"
     assert config.dynamic_batching.default_queue_policy.max_queue_size == 7
+
+
+def test_the_repository_in_git_is_what_the_command_writes(tmp_path: Path) -> None:
+    """`trtllm-pt repo engines/demo-2 -o triton_model_repo`, after `make demo`."""
+    folder = engines(
+        tmp_path / "e",
+        "embedded",
+        ModelConfig.from_json(read_json(ROOT / "pretrained" / "stdlib-pt" / "config.json")),
+        BuildOptions(),
+    )
+    write_repository(folder, tmp_path / "fresh", engine_path="../../engines/demo-2")
+    assert files(ROOT / "triton_model_repo") == files(tmp_path / "fresh")
+
+
+def files(folder: Path) -> dict[str, str]:
+    found = (path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return {str(path.relative_to(folder)): path.read_text() for path in found}
 
 
 def test_refusals(tmp_path: Path) -> None:

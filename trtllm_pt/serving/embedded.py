@@ -171,6 +171,9 @@ class TritonPythonModel:
 
     def _stop(self, name: str, sender: Any) -> None:
         """End the requests of that id: their streams end with what they have."""
+        if self._down is not None:
+            _end(sender, refusal(f"the engine is down: {self._down}", "UNAVAILABLE"))
+            return
         for stream in {stream for stream in self._streams.values() if stream.name == name}:
             self._cancel(stream)
         _end(sender, triton().InferenceResponse())

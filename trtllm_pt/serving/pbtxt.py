@@ -9,7 +9,7 @@ from typing import Union
 
 from trtllm_pt.serving.tensors import Tensor
 
-_WIDTH = 110
+_WIDTH = 120
 
 Value = Union["Word", str, int, bool, Mapping[str, "Value"], Sequence["Value"]]
 

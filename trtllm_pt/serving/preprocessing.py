@@ -35,7 +35,10 @@ _REFUSED = {
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         config = Config(args)
-        self._encoder = Encoder(config.path("tokenizer_dir"), config.flag("add_special_tokens", True))
+        build = read_json(config.path("gpt_model_path") / "config.json")["build_config"]
+        self._encoder = Encoder(
+            config.path("tokenizer_dir"), config.flag("add_special_tokens", True), build["max_input_len"]
+        )
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         return [self._answer(request) for request in requests]
@@ -48,14 +51,16 @@ class TritonPythonModel:
 
 
 class Encoder:
-    """One tokenizer folder."""
+    """One tokenizer folder. max_input_len: tokens that the engine takes, so that endless texts are refused unread."""
 
-    def __init__(self, folder: Path, add_special_tokens: bool) -> None:
+    def __init__(self, folder: Path, add_special_tokens: bool, max_input_len: int) -> None:
         tokenizer = load_tokenizer(folder)
         if tokenizer is None:
             raise UsageError(f"there is no tokenizer.json in {folder}")
         self._tokenizer = tokenizer
         self._special = add_special_tokens
+        self._max_input_len = max_input_len
+        self._longest_token = max(map(len, tokenizer.get_vocab()))  # characters
         self._end_id, self._further_ends = end_ids(folder)
         self._pad_id = _pad_id(tokenizer, folder, self._end_id)
 
@@ -83,6 +88,11 @@ class Encoder:
         }
 
     def _prompt(self, query: bytes) -> list[int]:
+        most = self._max_input_len * self._longest_token
+        if len(query) > 4 * most:  # bytes of a character
+            raise UsageError(
+                f"text_input has {len(query)} bytes, more than max_input_len ({self._max_input_len}) tokens can have"
+            )
         found = self._tokenizer.encode(text(query, "text_input"), add_special_tokens=self._special).ids
         if not found:
             raise UsageError("text_input is empty: a request needs at least one token")

@@ -1,0 +1,120 @@
+"""NVIDIA's clients, with less to write: HTTP bodies as dictionaries, gRPC streams as lists of responses."""
+
+from __future__ import annotations
+
+import json
+import queue
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from tests.serving.conftest import Served
+
+TYPES = {np.int32: "INT32", np.float32: "FP32", np.bool_: "BOOL", np.uint64: "UINT64", np.object_: "BYTES"}
+END = -1  # an end id that no token has
+
+
+def post(served: Served, model: str, body: dict[str, Any] | bytes, verb: str = "generate") -> tuple[int, Any]:
+    """Status and JSON of one request."""
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    request = urllib.request.Request(f"http://127.0.0.1:{served.http}/v2/models/{model}/{verb}", data)
+    try:
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            return answer.status, json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        return error.code, json.loads(error.read())
+
+
+def events(served: Served, model: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+    """The server-sent events of generate_stream."""
+    url = f"http://127.0.0.1:{served.http}/v2/models/{model}/generate_stream"
+    with urllib.request.urlopen(urllib.request.Request(url, json.dumps(body).encode()), timeout=120) as answer:
+        lines = [line.decode() for line in answer if line.startswith(b"data: ")]
+    return [json.loads(line.removeprefix("data: ")) for line in lines]
+
+
+def tensor(value: Any, kind: type, *, rows: int = 1) -> np.ndarray:
+    """A value as [1, 1], a list as [1, N]; with more rows a list of lists."""
+    array = np.array(value, kind)
+    return array if rows > 1 else np.atleast_1d(array)[None]
+
+
+def scalars(**values: Any) -> dict[str, np.ndarray]:
+    kinds = {bool: np.bool_, int: np.int32, float: np.float32, bytes: np.object_, str: np.object_}
+    return {name: tensor(value, np.uint64 if name == "seed" else kinds[type(value)]) for name, value in values.items()}
+
+
+def tokens(ids: list[int], max_tokens: int, **values: Any) -> dict[str, np.ndarray]:
+    """What tensorrt_llm takes."""
+    return {
+        "input_ids": tensor(ids, np.int32),
+        **scalars(input_lengths=len(ids), request_output_len=max_tokens, **values),
+    }
+
+
+class Stream:
+    """One gRPC stream with one request on it."""
+
+    def __init__(
+        self, served: Served, model: str, tensors: dict[str, np.ndarray], *, name: str = "", timeout: int | None = None
+    ) -> None:
+        import tritonclient.grpc as grpc
+
+        self._answers: queue.Queue[tuple[Any, Any]] = queue.Queue()
+        self._client = grpc.InferenceServerClient(f"127.0.0.1:{served.grpc}")
+        self._client.start_stream(lambda result, error: self._answers.put((result, error)))
+        inputs = []
+        for key, array in tensors.items():
+            inputs.append(grpc.InferInput(key, list(array.shape), TYPES[array.dtype.type]))
+            inputs[-1].set_data_from_numpy(array)
+        self._client.async_stream_infer(
+            model, inputs, request_id=name, enable_empty_final_response=True, timeout=timeout
+        )
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        """Each response's tensors. Raises the server's error."""
+        final = False
+        while not final:
+            result, error = self._answers.get(timeout=120)
+            if error is not None:
+                self.close()
+                raise error
+            message = result.get_response()
+            final = message.parameters["triton_final_response"].bool_param
+            if message.outputs:
+                yield {output.name: result.as_numpy(output.name) for output in message.outputs}
+        self._client.stop_stream()
+
+    def close(self) -> None:
+        """As a client that goes away."""
+        self._client.stop_stream(cancel_requests=True)
+
+
+def ask(served: Served, model: str, tensors: dict[str, np.ndarray], **options: Any) -> list[dict[str, np.ndarray]]:
+    return list(Stream(served, model, tensors, **options))
+
+
+def ids_of(answers: list[dict[str, np.ndarray]]) -> list[int]:
+    return [token for answer in answers for token in answer["output_ids"][0, 0].tolist()]
+
+
+def text_of(answers: list[dict[str, np.ndarray]]) -> str:
+    return b"".join(answer["text_output"][0] for answer in answers).decode()
+
+
+def figures(served: Served) -> dict[str, float]:
+    """The metrics page: `family{labels}` -> value, the model's own labels left out."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{served.metrics}/metrics", timeout=10) as answer:
+        lines = [line for line in answer.read().decode().splitlines() if line.startswith("nv_") and "trt_llm" in line]
+    found = {}
+    for line in lines:
+        name, value = line.rsplit(" ", 1)
+        family, labels = name.rstrip("}").split("{")
+        kinds = [
+            label.split("=")[1].strip('"') for label in labels.split(",") if "_type=" in label or "metric=" in label
+        ]
+        found["/".join([family, *kinds])] = float(value)
+    return found

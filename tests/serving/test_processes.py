@@ -1,0 +1,226 @@
+"""Servers that are started, ended, moved and broken: `trtllm-pt serve`, and tritonserver by itself."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+from tests.serving.client import END, Stream, ask, ids_of, post, tokens
+from tests.serving.conftest import Served, free_ports, needs_triton
+from trtllm_pt.messages import SamplingParams
+from trtllm_pt.runtime.llm import LLM
+from trtllm_pt.serving.repository import write_repository
+from trtllm_pt.serving.server import Address, Server
+from trtllm_pt.serving.triton import find_triton
+
+pytestmark = needs_triton
+
+PROMPT = "def binary_search("
+
+
+@contextmanager
+def serve(folder: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], Served, list[str]]]:
+    """`trtllm-pt serve`: the process, where it listens, and what it printed until it was ready."""
+    http, grpc, metrics = free_ports(3)
+    ports = ["--http-port", str(http), "--grpc-port", str(grpc), "--metrics-port", str(metrics)]
+    command = [sys.executable, "-m", "trtllm_pt", "serve", str(folder), *ports, *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            printed = list(until_curl(process.stdout))
+            yield process, Served(folder, http, grpc, metrics), printed
+        finally:
+            process.kill()
+
+
+def until_curl(lines: IO[str]) -> Iterator[str]:
+    for line in lines:
+        yield line.rstrip("\n")
+        if line.startswith("curl"):
+            return
+
+
+def below(pid: int) -> set[int]:
+    """All processes that a process has started, and theirs."""
+    children = {int(word) for path in Path(f"/proc/{pid}/task").glob("*/children") for word in path.read_text().split()}
+    return children.union(*map(below, children))
+
+
+def gone(pids: set[int], seconds: float = 10) -> bool:
+    deadline = time.monotonic() + seconds
+    while left := {pid for pid in pids if running(pid)}:
+        if time.monotonic() > deadline:
+            return not left
+        time.sleep(0.05)
+    return True
+
+
+def running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def shared_memory() -> set[str]:
+    return {name for name in os.listdir("/dev/shm") if name.startswith("trtllm_pt-serve")}
+
+
+def test_serve_prints_a_curl_that_streams_and_ends_cleanly(engines: Path) -> None:
+    before = shared_memory()
+    with serve(engines) as (process, served, printed):
+        words = shlex.split(printed[-1])
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True)
+        pieces = re.findall(r'"text_output":"(.*?)"}', done.stdout)
+        assert len(pieces) > 1
+        assert f"127.0.0.1:{served.grpc}" in "\n".join(printed)
+        started = below(process.pid)
+        assert len(started) > 6  # the server, four Python models, mpirun, two ranks
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+        assert (process.returncode, out, err) == (0, "", f"loading {engines} …\n")
+        assert gone(started)
+    assert shared_memory() == before
+
+
+def test_serve_that_is_killed_takes_all_along(engines: Path) -> None:
+    with serve(engines) as (process, _, _):
+        started = below(process.pid)
+        process.kill()
+        assert gone(started, 30)
+
+
+def test_a_port_that_is_taken_is_named(engines: Path, served: Served) -> None:
+    command = [sys.executable, "-m", "trtllm_pt", "serve", str(engines), "--http-port", str(served.http)]
+    ports = free_ports(2)
+    command += ["--grpc-port", str(ports[0]), "--metrics-port", str(ports[1])]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert f"--http-port ({served.http}) is taken" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("nothing", "there is no engine directory at"), (".", "is not an engine directory")],
+)
+def test_what_cannot_be_served_is_refused(tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    command = [sys.executable, "-m", "trtllm_pt", "serve", str(tmp_path / name)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("end", "rank"), [(signal.SIGKILL, 1), (signal.SIGKILL, 0), (signal.SIGSTOP, 1)])
+def test_serve_ends_naming_the_rank_that_died_or_hangs(engines: Path, end: int, rank: int) -> None:
+    with serve(engines) as (process, served, _):
+        started = below(process.pid)
+        victim = ranks_of(process.pid)[rank]
+        stream = Stream(served, "tensorrt_llm", tokens([5, 6, 7], 900, end_id=END, streaming=True))
+        answers = iter(stream)
+        next(answers)
+        os.kill(victim, end)
+        how = "was ended by signal 9" if end == signal.SIGKILL else "has not answered for 8 s"
+        with pytest.raises(Exception, match=rf"the engine is down: rank {rank} \(process {victim}\) {how}"):
+            list(answers)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 1
+        assert re.search(rf"Error: the engine is down: rank {rank} .*{how}.*; the server was ended", err), err
+        assert gone(started)
+
+
+def test_serve_ends_when_a_models_process_is_dead(engines: Path) -> None:
+    with serve(engines) as (process, _, _):
+        started = below(process.pid)
+        [stub] = [pid for pid in started if "triton_python_backend_stub" in command_of(pid) and below(pid)]
+        os.kill(stub, signal.SIGKILL)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 1 and "Stub process 'tensorrt_llm_0_0' is not healthy" in err, err
+        assert gone(started)
+
+
+def ranks_of(pid: int) -> dict[int, int]:
+    """The processes of the ranks that a process has started."""
+    variables = {child: environment_of(child) for child in below(pid)}
+    return {int(found["PMI_RANK"]): child for child, found in variables.items() if "PMI_RANK" in found}
+
+
+def command_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    except OSError:
+        return ""
+
+
+def environment_of(pid: int) -> dict[str, str]:
+    entries = Path(f"/proc/{pid}/environ").read_text().split("\0")
+    return dict(entry.split("=", 1) for entry in entries if "=" in entry)
+
+
+def test_a_repository_moves_with_its_engines_and_plain_tritonserver_loads_it_again(
+    engines: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "here").mkdir()
+    shutil.copytree(engines, tmp_path / "here" / "engines")
+    write_repository(tmp_path / "here" / "engines", tmp_path / "here" / "repository")
+    (tmp_path / "here").rename(tmp_path / "there")
+    http, grpc, metrics = free_ports(3)
+    served = Served(tmp_path / "there" / "engines", http, grpc, metrics)
+    triton = find_triton(tmp_path)
+    command = [str(triton.binary), *triton.options, f"--model-repository={tmp_path / 'there' / 'repository'}"]
+    command += ["--model-control-mode=explicit", "--load-model=*", "--disable-auto-complete-config"]
+    command += [f"--http-port={http}", f"--grpc-port={grpc}", f"--metrics-port={metrics}"]
+    with (
+        open(tmp_path / "log", "wb") as log,
+        subprocess.Popen(command, stdout=log, stderr=log, env=dict(triton.environment)) as process,
+    ):
+        try:
+            deadline = time.monotonic() + 120
+            while not ready(served):
+                assert time.monotonic() < deadline and process.poll() is None, (tmp_path / "log").read_text()
+                time.sleep(0.2)
+            first = ids_of(ask(served, "tensorrt_llm", tokens([5, 6, 7], 8, end_id=END)))
+            os.kill(ranks_of(process.pid)[1], signal.SIGKILL)
+            with pytest.raises(Exception, match="the engine is down: rank 1"):
+                while True:
+                    ask(served, "tensorrt_llm", tokens([5, 6, 7], 8, end_id=END))
+            import tritonclient.http as http_client
+
+            http_client.InferenceServerClient(f"127.0.0.1:{http}").load_model("tensorrt_llm")
+            assert ids_of(ask(served, "tensorrt_llm", tokens([5, 6, 7], 8, end_id=END))) == first
+        finally:
+            process.terminate()
+            assert process.wait(60) == 0
+    with LLM(engines) as llm:
+        assert list(llm.generate([[5, 6, 7]], SamplingParams(max_tokens=8, end_id=-1))[0].token_ids) == first
+
+
+def ready(served: Served) -> bool:
+    try:
+        return post(served, "tensorrt_llm", {"input_ids": [5], "input_lengths": 1, "request_output_len": 1})[0] == 200
+    except OSError:
+        return False
+
+
+def test_a_model_that_does_not_load_says_why(engines: Path, tmp_path: Path) -> None:
+    from trtllm_pt.errors import RunError
+
+    write_repository(engines, tmp_path / "repository", engine_path="/nowhere")
+    http, grpc, metrics = free_ports(3)
+    address = Address(http=http, grpc=grpc, metrics=metrics)
+    with (
+        Server(tmp_path / "repository", address, tmp_path / "log") as server,
+        pytest.raises(RunError, match=r"there is no engine directory at /nowhere|/nowhere/config.json"),
+    ):
+        server.wait_until_ready()

@@ -1,0 +1,307 @@
+"""The embedded engine behind a real tritonserver, through NVIDIA's clients."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.serving.client import END, Stream, ask, events, figures, ids_of, post, scalars, tensor, text_of, tokens
+from tests.serving.conftest import QUEUE, Served, needs_triton
+from trtllm_pt.messages import SamplingParams
+from trtllm_pt.runtime.llm import LLM, RunResult
+
+pytestmark = needs_triton
+
+PROMPTS = ["def binary_search(", "import os\n", "class Queue:\n    def ", "# Grüße, 你好 🚀\n", "x" * 300]
+LENGTH = 48
+SAMPLED = SamplingParams(max_tokens=32, temperature=0.75, top_k=40, top_p=0.875, seed=7, repetition_penalty=1.25)
+ACTIVE = "nv_trt_llm_request_metrics/active"
+
+
+@pytest.fixture(scope="module")
+def llm(engines: Path) -> LLM:
+    """The same engine without a server."""
+    running = LLM(engines)
+    yield running
+    running.close()
+
+
+@pytest.fixture(scope="module")
+def alone(llm: LLM) -> list[RunResult]:
+    """What each prompt gets alone, greedily."""
+    return [llm.generate([prompt], SamplingParams(max_tokens=LENGTH))[0] for prompt in PROMPTS]
+
+
+@pytest.fixture(scope="module")
+def ids(llm: LLM) -> list[list[int]]:
+    return [list(llm.encode(prompt)) for prompt in PROMPTS]
+
+
+def until(condition: Any, seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.05)
+
+
+def test_greedy_tokens_are_the_runtimes_whatever_else_runs(
+    served: Served, ids: list[list[int]], alone: list[RunResult]
+) -> None:
+    def one(number: int) -> None:
+        which = number % len(PROMPTS)
+        answers = ask(served, "tensorrt_llm", tokens(ids[which], LENGTH, end_id=0, streaming=number % 2 == 0))
+        assert tuple(ids_of(answers)) == alone[which].token_ids
+        assert number % 2 == 0 or len(answers) == 1
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(one, range(24)))
+
+
+@pytest.mark.parametrize("model", ["ensemble", "tensorrt_llm_bls"])
+def test_texts_over_http_and_grpc(served: Served, alone: list[RunResult], model: str) -> None:
+    for prompt, wanted in zip(PROMPTS, alone, strict=True):
+        status, answer = post(served, model, {"text_input": prompt, "max_tokens": LENGTH})
+        assert (status, answer["text_output"]) == (200, wanted.text)
+        [one] = ask(served, model, scalars(text_input=prompt.encode(), max_tokens=LENGTH))
+        assert text_of([one]) == wanted.text
+
+
+def test_streamed_text_joined_is_the_unstreamed(served: Served, llm: LLM) -> None:
+    """With samples, whose characters fall apart into several tokens."""
+    sampling = {"top_k": 0, "top_p": 1.0, "temperature": 1.5, "end_id": END, "max_tokens": 64}
+    broken = 0
+    for seed in range(6):
+        body = {"text_input": PROMPTS[3], "seed": seed, **sampling}
+        _, whole = post(served, "tensorrt_llm_bls", body)
+        pieces = [event["text_output"] for event in events(served, "tensorrt_llm_bls", {**body, "stream": True})]
+        assert "".join(pieces) == whole["text_output"] and len(pieces) >= 64
+        broken += "" in pieces
+        [ensemble] = ask(served, "ensemble", scalars(**{**body, "text_input": body["text_input"].encode()}))
+        assert text_of([ensemble]) == whole["text_output"]
+    assert broken, "no character came in parts: the test shows nothing"
+
+
+def test_the_ensemble_streams_token_by_token(served: Served, alone: list[RunResult]) -> None:
+    pieces = events(served, "ensemble", {"text_input": PROMPTS[0], "max_tokens": LENGTH, "stream": True})
+    assert "".join(piece["text_output"] for piece in pieces) == alone[0].text
+
+
+def test_samples_are_the_runtimes(served: Served, llm: LLM, ids: list[list[int]]) -> None:
+    [wanted] = llm.generate([PROMPTS[0]], SAMPLED)
+    given = {"temperature": 0.75, "runtime_top_k": 40, "runtime_top_p": 0.875, "seed": 7, "repetition_penalty": 1.25}
+    assert tuple(ids_of(ask(served, "tensorrt_llm", tokens(ids[0], 32, end_id=0, **given)))) == wanted.token_ids
+    given = {"temperature": 0.75, "top_k": 40, "top_p": 0.875, "seed": 7, "repetition_penalty": 1.25}
+    _, answer = post(served, "ensemble", {"text_input": PROMPTS[0], "max_tokens": 32, **given})
+    assert answer["text_output"] == wanted.text
+
+
+def test_penalties_and_min_tokens_are_the_runtimes(served: Served, llm: LLM, ids: list[list[int]]) -> None:
+    wanted = SamplingParams(max_tokens=32, presence_penalty=0.5, frequency_penalty=0.25, min_tokens=30)
+    given = {"presence_penalty": 0.5, "frequency_penalty": 0.25, "min_tokens": 30}
+    [result] = llm.generate([PROMPTS[1]], wanted)
+    assert tuple(ids_of(ask(served, "tensorrt_llm", tokens(ids[1], 32, end_id=0, **given)))) == result.token_ids
+
+
+def test_log_probs_and_counts(served: Served, llm: LLM, ids: list[list[int]]) -> None:
+    [wanted] = llm.generate([PROMPTS[0]], SamplingParams(max_tokens=8, log_probs=True))
+    flags = {"return_log_probs": True, "return_num_input_tokens": True, "return_num_output_tokens": True}
+    [whole] = ask(served, "tensorrt_llm", tokens(ids[0], 8, end_id=0, **flags))
+    np.testing.assert_array_equal(whole["output_log_probs"][0, 0], np.array(wanted.log_probs, np.float32))
+    assert whole["cum_log_probs"].tolist() == [[np.float32(sum(wanted.log_probs))]]
+    assert whole["num_input_tokens"].tolist() == [[len(ids[0])]]
+    assert whole["num_output_tokens"].tolist() == [[8]]
+    parts = ask(served, "tensorrt_llm", tokens(ids[0], 8, end_id=0, streaming=True, **flags))
+    np.testing.assert_array_equal(
+        np.concatenate([part["output_log_probs"][0, 0] for part in parts]), whole["output_log_probs"][0, 0]
+    )
+    assert parts[-1]["cum_log_probs"] == whole["cum_log_probs"]
+
+
+def test_the_prompt_where_asked_for(served: Served, ids: list[list[int]], alone: list[RunResult]) -> None:
+    wanted = [*ids[0], *alone[0].token_ids]
+    assert (
+        ids_of(ask(served, "tensorrt_llm", tokens(ids[0], LENGTH, end_id=0, exclude_input_in_output=False))) == wanted
+    )
+    for model in ("ensemble", "tensorrt_llm_bls"):
+        body = {"text_input": PROMPTS[0], "max_tokens": LENGTH, "exclude_input_in_output": False}
+        assert post(served, model, body)[1]["text_output"] == PROMPTS[0] + alone[0].text
+
+
+def test_sequences_and_batches_are_numbered(served: Served, llm: LLM, ids: list[list[int]]) -> None:
+    sampling = {"runtime_top_k": 50, "temperature": 1.0, "num_return_sequences": 3, "seed": 5}
+    answers = ask(served, "tensorrt_llm", tokens(ids[0], 12, **sampling))
+    assert sorted(int(answer["sequence_index"][0, 0]) for answer in answers) == [0, 1, 2]
+    for answer in answers:
+        seed = 5 + int(answer["sequence_index"][0, 0])
+        one = SamplingParams(max_tokens=12, temperature=1.0, top_k=50, seed=seed, end_id=-1)
+        assert tuple(ids_of([answer])) == llm.generate([PROMPTS[0]], one)[0].token_ids
+    longest = max(map(len, ids[:2]))
+    batch = {
+        "input_ids": np.array([one + [0] * (longest - len(one)) for one in ids[:2]], np.int32),
+        "input_lengths": tensor([[len(one)] for one in ids[:2]], np.int32, rows=2),
+        "request_output_len": tensor([[5], [9]], np.int32, rows=2),
+    }
+    for answer in ask(served, "tensorrt_llm", batch):
+        row = int(answer["batch_index"][0, 0])
+        one = SamplingParams(max_tokens=(5, 9)[row], end_id=-1)
+        assert tuple(ids_of([answer])) == llm.generate([PROMPTS[row]], one)[0].token_ids
+
+
+def test_stop_words_end_a_text_and_stay_in_it(served: Served, llm: LLM, ids: list[list[int]]) -> None:
+    [free] = llm.generate([PROMPTS[0]], SamplingParams(max_tokens=LENGTH))
+    word = free.text[5:9]  # wherever the tokens put it
+    wanted = free.text[: free.text.index(word) + len(word)]
+    body = {"text_input": PROMPTS[0], "max_tokens": LENGTH, "stop_words": ["never", word]}
+    assert post(served, "tensorrt_llm_bls", body)[1]["text_output"] == wanted
+    pieces = events(served, "tensorrt_llm_bls", {**body, "stream": True})
+    assert "".join(piece["text_output"] for piece in pieces) == wanted
+    until(lambda: not figures(served)[ACTIVE])
+    first, second = free.token_ids[3:5]
+    end = next(n for n in range(len(free.token_ids)) if free.token_ids[n : n + 2] == (first, second)) + 2
+    words = np.array([[[first, second], [2, -1]]], np.int32)
+    found = ask(served, "tensorrt_llm", {**tokens(ids[0], LENGTH, end_id=0), "stop_words_list": words})
+    assert tuple(ids_of(found)) == free.token_ids[:end]
+
+
+def test_bad_words_never_come(served: Served, llm: LLM, ids: list[list[int]]) -> None:
+    [free] = llm.generate([PROMPTS[0]], SamplingParams(max_tokens=8))
+    words = np.array([[[free.token_ids[0]], [1]]], np.int32)
+    found = ids_of(ask(served, "tensorrt_llm", {**tokens(ids[0], 8, end_id=0), "bad_words_list": words}))
+    [wanted] = llm.generate([PROMPTS[0]], SamplingParams(max_tokens=8, bad_words=((free.token_ids[0],),)))
+    assert tuple(found) == wanted.token_ids and free.token_ids[0] not in found
+
+
+def test_a_short_request_overtakes_a_long_one(served: Served, ids: list[list[int]]) -> None:
+    long = Stream(served, "tensorrt_llm", tokens(ids[0], 900, end_id=END, streaming=True))
+    next(iter(long))
+    assert len(ids_of(ask(served, "tensorrt_llm", tokens(ids[1], 4, end_id=END)))) == 4
+    assert figures(served)[ACTIVE] >= 1
+    long.close()
+    until(lambda: not figures(served)[ACTIVE])
+
+
+@pytest.mark.parametrize("model", ["tensorrt_llm", "tensorrt_llm_bls"])
+def test_a_closed_stream_frees_its_slot(served: Served, ids: list[list[int]], model: str) -> None:
+    wanted = tokens(ids[0], 900, end_id=END, streaming=True)
+    if model == "tensorrt_llm_bls":
+        wanted = scalars(text_input=b"def f(", max_tokens=900, end_id=END, stream=True)
+    stream = Stream(served, model, wanted)
+    answers = iter(stream)
+    for _ in range(3):
+        next(answers)
+    until(lambda: figures(served)[ACTIVE] == 1)
+    stream.close()
+    until(lambda: not figures(served)[ACTIVE] and not figures(served)["nv_trt_llm_kv_cache_block_metrics/used"], 3)
+
+
+def test_stop_ends_the_request_of_that_id(served: Served, ids: list[list[int]]) -> None:
+    stream = Stream(served, "tensorrt_llm", tokens(ids[0], 900, end_id=END, streaming=True), name="mine")
+    answers = iter(stream)
+    first = next(answers)
+    assert ask(served, "tensorrt_llm", tokens([1], 1, stop=True), name="mine") == []
+    rest = list(answers)
+    assert 0 < len(ids_of([first, *rest])) < 900
+    assert ask(served, "tensorrt_llm", tokens([1], 1, stop=True), name="gone") == []
+
+
+@pytest.mark.parametrize("model", ["tensorrt_llm", "ensemble", "tensorrt_llm_bls"])
+def test_a_timeout_ends_a_request(served: Served, ids: list[list[int]], model: str) -> None:
+    wanted = tokens(ids[0], 900, end_id=END)
+    if model != "tensorrt_llm":
+        wanted = scalars(text_input=b"def f(", max_tokens=900, end_id=END)
+    with pytest.raises(Exception, match=r"the request's timeout was over after \d+ tokens"):
+        ask(served, model, wanted, timeout=200_000)
+    until(lambda: not figures(served)[ACTIVE])
+
+
+BAD = [
+    ({"input_ids": [5, 99999]}, r"token_ids\[1\] \(99999\) must be a token id between 0 and 4095"),
+    ({"input_ids": [-1, 5]}, r"token_ids\[0\] \(-1\) must be a token id"),
+    ({"input_lengths": 9}, r"input_lengths \(9\) must be between 0 and the 2 tokens of input_ids"),
+    ({"input_lengths": 0}, "token_ids is empty"),
+    ({"request_output_len": 0}, r"max_tokens \(0\) must be a whole number at least 1"),
+    ({"request_output_len": -4}, r"max_tokens \(-4\)"),
+    ({"runtime_top_k": 3, "temperature": float("nan")}, r"temperature \(nan\) must be a number at least 0"),
+    ({"runtime_top_k": -1}, r"top_k \(-1\) must be a whole number at least 0"),
+    ({"runtime_top_p": 1.5}, r"top_p \(1.5\) must be a number above 0 and at most 1"),
+    ({"repetition_penalty": 0.0}, r"repetition_penalty \(0.0\) must be a number above 0"),
+    ({"frequency_penalty": float("inf")}, r"frequency_penalty \(inf\) must be a finite number"),
+    ({"min_tokens": 5}, r"min_tokens \(5\) must not exceed max_tokens \(4\)"),
+    ({"num_return_sequences": 0}, r"num_return_sequences \(0\) must be at least 1"),
+    ({"beam_width": 2}, r"beam_width \(2\) is not supported by the embedded engine"),
+    ({"return_context_logits": True}, r"return_context_logits \(True\) is not supported"),
+    ({"draft_input_ids": [1, 2]}, "draft_input_ids is not supported by the embedded engine"),
+    ({"input_ids": [1] * 1024, "input_lengths": 1024}, "the prompt has 1024 tokens and must be shorter than"),
+    ({"end_id": 5000}, r"end_id \(5000\) must be a token id between 0 and 4095, or -1 for none"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD, ids=[f"{next(reversed(c))}-{n}" for n, (c, _) in enumerate(BAD)])
+def test_what_is_wrong_is_named(served: Served, changes: dict[str, Any], message: str) -> None:
+    given = {"input_ids": [5, 6], "input_lengths": 2, "request_output_len": 4, **changes}
+    lists = {name: tensor(value, np.int32) for name, value in given.items() if isinstance(value, list)}
+    rest = scalars(**{name: value for name, value in given.items() if name not in lists})
+    with pytest.raises(Exception, match=message):
+        ask(served, "tensorrt_llm", {**lists, **rest})
+
+
+BAD_TEXTS = [
+    ({"text_input": ""}, 400, "text_input is empty: a request needs at least one token"),
+    ({"max_tokens": 0}, 400, r"max_tokens \(0\) must be a whole number at least 1"),
+    ({"temperature": -1.0, "top_k": 4}, 400, r"temperature \(-1.0\) must be a number at least 0"),
+    ({"decoder_text_input": "x"}, 400, "decoder_text_input is not supported"),
+    ({"text_input": "x " * 3000}, 400, r"the prompt has \d+ tokens and must be shorter than max_seq_len \(1024\)"),
+    ({"beam_width": 4}, 400, r"beam_width \(4\) is not supported"),
+    (
+        {"text_input": "x" * 20_000_000},
+        400,
+        r"text_input has 20000000 bytes, more than max_input_len \(1023\) tokens can",
+    ),
+]
+
+
+@pytest.mark.parametrize("model", ["ensemble", "tensorrt_llm_bls"])
+@pytest.mark.parametrize(("changes", "status", "message"), BAD_TEXTS, ids=[next(iter(c)) for c, _, _ in BAD_TEXTS])
+def test_a_bad_text_request_is_a_4xx(
+    served: Served, model: str, changes: dict[str, Any], status: int, message: str
+) -> None:
+    found, answer = post(served, model, {"text_input": "def", "max_tokens": 4, **changes})
+    assert found == status
+    with pytest.raises(ValueError, match=message):
+        raise ValueError(answer["error"])
+
+
+def test_a_full_queue_says_unavailable(served: Served, ids: list[list[int]]) -> None:
+    slots = 4 + QUEUE
+    streams = [Stream(served, "tensorrt_llm", tokens(ids[0], 900, end_id=END, streaming=True)) for _ in range(slots)]
+    try:
+        until(lambda: figures(served)[ACTIVE] == slots)
+        with pytest.raises(Exception, match=f"the queue is full: {slots} outputs wait or run"):
+            ask(served, "tensorrt_llm", tokens(ids[0], 4))
+        _, answer = post(served, "tensorrt_llm_bls", {"text_input": "def", "max_tokens": 4})
+        assert answer["error"] == f"the queue is full: {slots} outputs wait or run"
+    finally:
+        for stream in streams:
+            stream.close()
+    until(lambda: not figures(served)[ACTIVE])
+    assert len(ids_of(ask(served, "tensorrt_llm", tokens(ids[0], 4, end_id=END)))) == 4
+
+
+def test_the_metrics_page_has_tensorrt_llms_names(served: Served) -> None:
+    until(lambda: not figures(served)[ACTIVE])
+    found = figures(served)
+    for name, value in {
+        "nv_trt_llm_request_metrics/max": 4,
+        "nv_trt_llm_request_metrics/waiting": 0,
+        "nv_trt_llm_request_metrics/scheduled": 0,
+        "nv_trt_llm_kv_cache_block_metrics/tokens_per": 16,
+        "nv_trt_llm_kv_cache_block_metrics/used": 0,
+        "nv_trt_llm_inflight_batcher_metrics/generation_requests": 0,
+    }.items():
+        assert found[name] == value, name
+    assert found["nv_trt_llm_general_metrics/iteration_counter"] > 0

@@ -1,0 +1,5 @@
+"""Made by `trtllm-pt repo`."""
+
+from trtllm_pt.serving.embedded import TritonPythonModel
+
+__all__ = ["TritonPythonModel"]

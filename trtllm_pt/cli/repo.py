@@ -1,0 +1,41 @@
+"""`trtllm-pt repo`: a model repository for Triton."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from trtllm_pt.cli.options import output_option
+
+
+@click.command("repo")
+@click.argument("engines", metavar="ENGINES", type=click.Path(path_type=Path))
+@output_option("REPO")
+@click.option(
+    "--engine-path",
+    metavar="PATH",
+    help="Where the engines lie on the machine that serves them.  [default: where they lie now]",
+)
+@click.option(
+    "--max-queue-size",
+    type=click.IntRange(min=0),
+    default=1024,
+    show_default=True,
+    help="Requests that may wait; further ones are refused. 0: no limit.",
+)
+def command(engines: Path, output: Path, engine_path: str | None, max_queue_size: int) -> None:
+    """Write a model repository for Triton.
+
+    Its tensors and parameters are those of TensorRT-LLM's inflight batcher repository, for either engine.
+
+    \b
+    Examples:
+      trtllm-pt repo engines/demo -o triton_model_repo
+      trtllm-pt repo engines/pt-6b -o triton_model_repo --engine-path /engines/pt-6b
+    """
+    from trtllm_pt.serving.repository import write_repository
+
+    served = write_repository(engines, output, engine_path=engine_path, max_queue_size=max_queue_size)
+    backend = "python" if served.embedded else "tensorrtllm"
+    click.echo(f"{output}: backend {backend}, engines at {served.engine_path}", err=True)

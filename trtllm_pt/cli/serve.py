@@ -1,0 +1,108 @@
+"""`trtllm-pt serve`: engines behind Triton."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import click
+
+from trtllm_pt.errors import RunError
+
+if TYPE_CHECKING:
+    from trtllm_pt.serving.server import Address, Server
+
+_PORT = click.IntRange(1, 65535)
+_CHECK_SECONDS = 2.0  # between requests that show whether the engine is alive
+_REQUEST = '{"text_input": "def main(", "max_tokens": 32, "stream": true}'
+
+
+@click.command("serve")
+@click.argument("folder", metavar="ENGINES|REPO", type=click.Path(path_type=Path))
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0: all.")
+@click.option("--http-port", type=_PORT, default=8000, show_default=True, help="HTTP.")
+@click.option("--grpc-port", type=_PORT, default=8001, show_default=True, help="gRPC.")
+@click.option("--metrics-port", type=_PORT, default=8002, show_default=True, help="Prometheus metrics.")
+@click.option("--log", type=click.Path(path_type=Path), help="File for the server's words.  [default: a temporary one]")
+def command(folder: Path, host: str, http_port: int, grpc_port: int, metrics_port: int, log: Path | None) -> None:
+    """Serve engines through NVIDIA Triton, all ranks included.
+
+    A folder of engines gets a model repository of its own for as long as it is served. Ctrl-C or SIGTERM ends all.
+
+    \b
+    Examples:
+      trtllm-pt serve engines/demo
+      trtllm-pt serve triton_model_repo --host 0.0.0.0 --log server.log
+    """
+    from trtllm_pt.serving.server import Address, Server
+
+    address = Address(host=host, http=http_port, grpc=grpc_port, metrics=metrics_port)
+    with tempfile.TemporaryDirectory(prefix="trtllm_pt-") as scratch, _signals():
+        repository = _repository(folder, Path(scratch))
+        with contextlib.suppress(_Ended), Server(repository, address, log or Path(scratch) / "server.log") as server:
+            _wait_until_ready(server, folder)
+            _announce(address)
+            _watch(server)
+
+
+class _Ended(BaseException):
+    """Somebody asked us to end."""
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[None]:
+    def end(number: int, frame: FrameType | None) -> None:
+        raise _Ended
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _repository(folder: Path, scratch: Path) -> Path:
+    from trtllm_pt.serving.repository import write_repository
+    from trtllm_pt.serving.server import is_repository
+
+    if is_repository(folder):
+        return folder
+    write_repository(folder, scratch / "repository")
+    return scratch / "repository"
+
+
+def _wait_until_ready(server: Server, folder: Path) -> None:
+    terminal = sys.stderr.isatty()
+    click.echo(f"loading {folder} …", nl=not terminal, err=True)
+    server.wait_until_ready(lambda seconds: _progress(folder, seconds) if terminal else None)
+    if terminal:
+        click.echo(err=True)
+
+
+def _progress(folder: Path, seconds: float) -> None:
+    click.echo(f"\rloading {folder} … {seconds:.0f} s", nl=False, err=True)
+
+
+def _announce(address: Address) -> None:
+    host = address.url.removeprefix("http://").rsplit(":", 1)[0]
+    models = f"{address.url}/v2/models"
+    click.echo(f"HTTP     {models}/{{ensemble,tensorrt_llm_bls}}/{{generate,generate_stream}}")
+    click.echo(f"gRPC     {host}:{address.grpc}")
+    click.echo(f"metrics  http://{host}:{address.metrics}/metrics")
+    click.echo(f"\ncurl -sN {models}/tensorrt_llm_bls/generate_stream -d {shlex.quote(_REQUEST)}")
+    sys.stdout.flush()
+
+
+def _watch(server: Server) -> None:
+    while (status := server.wait(_CHECK_SECONDS)) is None:
+        if (fault := server.fault()) is not None and server.fault() is not None:  # once may be a busy moment
+            raise RunError(f"{fault}; the server was ended")
+    raise RunError(f"the server ended by itself, with status {status}: {server.reason()}")
