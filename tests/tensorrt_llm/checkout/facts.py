@@ -13,6 +13,7 @@ from tests.tensorrt_llm.checkout.tensorrt.graph import ILayer, ITensor
 SubLayer = tuple[int, str]  # the number of a layer, and "attention" or "ffn"
 _WEIGHT = re.compile(r"transformer\.layers\.(\d+)\.(attention|mlp)\.")
 _PLACES = {"attention": "attention", "mlp": "ffn"}
+_TOKENS = ("num_tokens", "position_ids_num_tokens_range")  # two names that TensorRT-LLM has for one size
 _POSITIONS = {0: "none", 1: "rope_gptj", 2: "rope_gpt_neox"}
 
 
@@ -75,7 +76,8 @@ def facts_of(program: Program) -> Facts:
 
 
 def _port(tensor: ITensor) -> Port:
-    return Port(tuple(repr(size) for size in tensor.dims), tensor.dtype.name)
+    sizes = (repr(size) for size in tensor.dims)
+    return Port(tuple("num_tokens" if size in _TOKENS else size for size in sizes), tensor.dtype.name)
 
 
 def _attention(layer: ILayer) -> AttentionCall:

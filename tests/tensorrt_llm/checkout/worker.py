@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,21 +12,41 @@ from typing import Any
 import numpy as np
 import torch
 
+from tests.tensorrt_llm.cases import FORCED, PROMPTS, Case, write_checkpoint
 from tests.tensorrt_llm.checkout import stubs
-from tests.tensorrt_llm.checkout.building import LIMITS, trtllm_build
+from tests.tensorrt_llm.checkout.building import trtllm_build
 from tests.tensorrt_llm.checkout.execute.packed import define_reordering
+from tests.tensorrt_llm.checkout.execute.program import Program
 from tests.tensorrt_llm.checkout.execute.runtime import Plan, generate
 from tests.tensorrt_llm.checkout.facts import Facts, facts_of
+
+# All prompts at once; and one after the other, the long one in chunks, beside others that decode.
+TOGETHER = Plan(PROMPTS, FORCED)
+MIXED = Plan(PROMPTS, FORCED, joins=(0, 1, 3), chunk=7)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A case on a number of ranks."""
+
+    case: Case
+    ranks: int
+    plan: Plan = TOGETHER
+    options: tuple[str, ...] = ()  # of trtllm-build
+
+    def __str__(self) -> str:
+        how = " ".join([f"{self.case.name} on {self.ranks}", *self.options])
+        return how if self.plan == TOGETHER else f"{how}, mixed"
 
 
 @dataclass(frozen=True)
 class Built:
-    """A checkpoint's engines."""
+    """A checkpoint's engines, and what they said."""
 
     config: dict[str, Any]  # config.json of the engine directory
     files: list[str]
     facts: list[Facts]  # of every rank
-    logits: dict[str, list[np.ndarray]]  # per plan and prompt [1 + forced, padded vocabulary]
+    logits: list[np.ndarray]  # per prompt [1 + forced, padded vocabulary]
     frequencies: list[float]  # RoPE's, as the networks have them
 
 
@@ -39,24 +58,47 @@ def start(checkout: Path) -> None:
     gc.freeze()  # TensorRT-LLM collects garbage once per rank
 
 
-def build(checkpoint: Path, output: Path, plans: Mapping[str, Plan]) -> Built:
-    """Builds the checkpoint's engines into `output` by trtllm-build, and runs what was recorded."""
-    programs = trtllm_build(checkpoint, output)
-    config = json.loads((output / "config.json").read_text())
-    logits = {name: generate(programs, plan, windows(config), LIMITS["max_seq_len"]) for name, plan in plans.items()}
+def build(job: Job, folder: Path) -> Built:
+    """Writes the case's checkpoint, builds engines by trtllm-build, and runs what was recorded."""
+    programs = trtllm_build(write_checkpoint(job.case, job.ranks, folder), folder / "engines", *job.options)
+    config = _config(folder / "engines")
     return Built(
         config=config,
-        files=sorted(path.name for path in output.iterdir()),
+        files=sorted(path.name for path in (folder / "engines").iterdir()),
         facts=[facts_of(program) for program in programs],
-        logits={name: [each.numpy() for each in found] for name, found in logits.items()},
-        frequencies=[],
+        logits=_logits(programs, job.plan, config),
+        frequencies=_frequencies(programs[0]),
     )
 
 
-def windows(config: dict[str, Any]) -> Sequence[int]:
+def build_stock_llama(checkpoint: Path, output: Path, plan: Plan, options: Sequence[str]) -> list[np.ndarray]:
+    """The logits of TensorRT-LLM's own LlamaForCausalLM from a dense checkpoint of ours: the names are the same."""
+    file = checkpoint / "config.json"
+    config = json.loads(file.read_text())
+    del config["parallel_track"]
+    file.write_text(json.dumps(config | {"architecture": "LlamaForCausalLM"}))
+    programs = trtllm_build(checkpoint, output, *options, with_class=False)
+    return _logits(programs, plan, _config(output))
+
+
+def _config(engines: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((engines / "config.json").read_text())
+    return config
+
+
+def _logits(programs: Sequence[Program], plan: Plan, config: dict[str, Any]) -> list[np.ndarray]:
+    found = generate(programs, plan, _windows(config), config["build_config"]["max_seq_len"])
+    return [logits.numpy() for logits in found]
+
+
+def _windows(config: dict[str, Any]) -> Sequence[int]:
     """What the executor gives the layers: the engine's own defaults, else the longest sequence."""
     defaults = config["pretrained_config"].get("runtime_defaults") or {}
-    full = config["build_config"]["max_seq_len"]
-    layers = config["pretrained_config"]["num_hidden_layers"]
-    given = defaults.get("max_attention_window") or [full]
-    return [min(given[layer % len(given)], full) for layer in range(layers)]
+    longest, layers = config["build_config"]["max_seq_len"], config["pretrained_config"]["num_hidden_layers"]
+    given = defaults.get("max_attention_window") or [longest]
+    return [min(given[layer % len(given)], longest) for layer in range(layers)]
+
+
+def _frequencies(program: Program) -> list[float]:
+    found = [layer for layer, name in program.weight_names.items() if name == "rotary_inv_freq"]
+    return program.constants[found[0]].tolist() if found else []

@@ -78,7 +78,9 @@ def generate(programs: Sequence[Program], plan: Plan, windows: Sequence[int], ma
     return [torch.stack(sequence.logits) for sequence in sequences]
 
 
-def _step(ranks: list[Rank], batch: list[InFlight], chunk: int | None, windows: Sequence[int], max_seq_len: int) -> None:
+def _step(
+    ranks: list[Rank], batch: list[InFlight], chunk: int | None, windows: Sequence[int], max_seq_len: int
+) -> None:
     counts = [sequence.count(chunk) for sequence in batch]
     feeds = _feeds(batch, counts, windows, max_seq_len)
     outputs = in_lockstep([rank.step(_of_rank(rank, feeds)) for rank in ranks])

@@ -1,0 +1,119 @@
+"""The network through TensorRT-LLM's own Python: built by `trtllm-build`'s entry point from its sources, on a recording
+stand-in for `tensorrt`; what it records is looked at, and executed.
+
+Needs TRTLLM_CHECKOUT, the directory of TensorRT-LLM's sources, and the extra `checkout`; skipped without.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.tensorrt_llm.cases import CASES
+from tests.tensorrt_llm.checkout.expected import (
+    DTYPES,
+    INPUTS,
+    expected_attention,
+    expected_flow,
+    expected_view,
+    expected_windows,
+    runtime_view,
+)
+from tests.tensorrt_llm.checkout.facts import Port
+from tests.tensorrt_llm.checkout.harness import Checkout
+from tests.tensorrt_llm.checkout.truth import true_logits
+from tests.tensorrt_llm.checkout.worker import MIXED, Job
+from trtllm_pt.layout import padded_vocab_size
+from trtllm_pt.quantization import is_quantized
+from trtllm_pt.schedule import schedule_of
+from trtllm_pt.tensors import tensors
+
+LIMIT = 1e-5  # of logits of order 4; seen is 6e-7, from the way TensorRT-LLM rounds RoPE's frequencies
+
+JOBS = [Job(case, ranks) for case in CASES.values() for ranks in case.ranks]
+GEMM_PLUGIN = ("--gemm_plugin", "auto")
+SERVED_JOBS = [
+    Job(CASES["tp"], 2, MIXED, GEMM_PLUGIN),
+    Job(CASES["ladder"], 2, MIXED),
+    Job(CASES["pt"], 4, MIXED),
+    Job(CASES["pt window"], 8, MIXED, GEMM_PLUGIN),
+    Job(CASES["pt qk norm after rope"], 2, MIXED),
+    Job(CASES["pt moe"], 1, MIXED),
+    Job(CASES["pt W8A16"], 4, MIXED),
+    Job(CASES["pt FP8"], 2, MIXED, ("--gemm_plugin", "fp8")),
+    Job(CASES["pt FP8 FP8 kv"], 4, MIXED),
+]
+
+
+@pytest.mark.parametrize("job", JOBS, ids=str)
+def test_collectives_stand_where_the_schedule_puts_them(job: Job, checkout: Checkout) -> None:
+    config, dtype = job.case.config, DTYPES[job.case.dtype]
+    shares, reads = expected_flow(schedule_of(config))
+    for facts in checkout.built(job).facts:
+        assert list(facts.reads) == list(reads)  # every sub-layer, in the schedule's order
+        if job.ranks == 1:
+            assert facts.collectives == []
+            continue
+        assert facts.reads == reads
+        *reduces, gather = facts.collectives
+        assert [found.kind for found in reduces] == ["AllReduce"] * len(shares)
+        assert [found.shares for found in reduces] == shares
+        group = tuple(range(job.ranks))
+        stream = Port(("num_tokens", str(config.hidden_size)), dtype)
+        assert {(found.group, found.strategy, found.operand) for found in reduces} == {(group, 0, stream)}  # 0: NCCL
+        part = padded_vocab_size(config, job.ranks) // job.ranks
+        assert (gather.kind, gather.group) == ("AllGather", group)
+        assert gather.operand == Port(("batch_size_last_token_ids", str(part)), dtype)
+
+
+@pytest.mark.parametrize("job", JOBS, ids=str)
+def test_network(job: Job, checkout: Checkout) -> None:
+    case = job.case
+    for rank, facts in enumerate(checkout.built(job).facts):
+        assert facts.attention == expected_attention(case, job.ranks, rank)
+        assert set(facts.inputs) == INPUTS | ({"all_reduce_workspace"} if job.ranks > 1 else set())
+        vocab = str(padded_vocab_size(case.config, job.ranks))
+        assert facts.outputs == {"logits": Port(("batch_size_last_token_ids", vocab), "FLOAT")}
+        assert facts.unresolved == []
+
+
+@pytest.mark.parametrize("job", JOBS, ids=str)
+def test_types_of_weights(job: Job, checkout: Checkout) -> None:
+    case = job.case
+    stored = {None: DTYPES[case.dtype], "W8A16": "INT8", "W4A16": "INT8", "FP8": "FP8"}[case.quant_algo]
+    for facts in checkout.built(job).facts:
+        for spec in tensors(case.config):
+            stem, _, last = spec.name.rpartition(".")
+            parts = {name: port.dtype for name, port in facts.weights.items() if _is_part(name, stem, last)}
+            wanted = "FLOAT" if spec.kind == "router" else stored if is_quantized(spec) else DTYPES[case.dtype]
+            fused = stem.endswith(("mlp.fc", "mlp.gate")) and any("fused_fc" in name for name in facts.weights)
+            assert set(parts.values()) == ({wanted} if not fused or parts else set()), spec.name
+
+
+def _is_part(name: str, stem: str, last: str) -> bool:
+    """transformer.….mlp.fc.weight, or the same of one track: mlp.fc.1.weight, and mlp.1.fc.weight of experts."""
+    bare = ".".join(part for number, part in enumerate(name.split(".")) if not (part.isdigit() and number != 2))
+    return bare == f"{stem}.{last}"
+
+
+@pytest.mark.parametrize("job", JOBS, ids=str)
+def test_engine_directory(job: Job, checkout: Checkout) -> None:
+    built, case = checkout.built(job), job.case
+    assert {f"rank{rank}.engine" for rank in range(job.ranks)} == {n for n in built.files if n.endswith(".engine")}
+    pretrained, plugins = built.config["pretrained_config"], built.config["build_config"]["plugin_config"]
+    assert runtime_view(pretrained) == expected_view(case, job.ranks)
+    assert pretrained["runtime_defaults"] == expected_windows(case.config)
+    for name in ("gpt_attention_plugin", "remove_input_padding", "paged_kv_cache", "context_fmha"):
+        assert plugins[name], name  # without these there is no in-flight batching
+    assert plugins["nccl_plugin"] == (case.dtype if job.ranks > 1 else None)
+    assert not plugins["reduce_fusion"] and not plugins["user_buffer"]
+
+
+@pytest.mark.parametrize("job", JOBS + SERVED_JOBS, ids=str)
+def test_logits(job: Job, checkout: Checkout) -> None:
+    built = checkout.built(job)
+    wanted = true_logits(job.case, job.ranks, checkout.checkpoint(job), built.frequencies)
+    for got, want in zip(built.logits, wanted, strict=True):
+        vocab = job.case.config.vocab_size
+        assert np.abs(got[:, :vocab] - want).max() < LIMIT  # not of NaN either
+        assert not got[:, vocab:].any()
