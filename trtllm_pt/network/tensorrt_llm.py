@@ -56,7 +56,11 @@ try:
     from tensorrt_llm.quantization.functional import dequantize
 except (ImportError, OSError):  # OSError: its libraries want the GPU's driver
 
-    class Module:  # type: ignore[no-redef]
+    class _Missing(type):
+        def __getattr__(cls, name: str) -> Any:  # from_checkpoint and the like
+            raise AttributeError(name) if name.startswith("__") else UsageError(INSTALL_TENSORRT_LLM)
+
+    class Module(metaclass=_Missing):  # type: ignore[no-redef]
         def __init__(self, *_: Any, **__: Any) -> None:
             raise UsageError(INSTALL_TENSORRT_LLM)
 
