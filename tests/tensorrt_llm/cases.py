@@ -20,7 +20,7 @@ from trtllm_pt.network.reference import ReferenceModel
 from trtllm_pt.tensors import TensorSpec, tensors
 
 VOCAB = 250  # no multiple of 4 or 8: padded logits show
-PROMPTS = ((3, 14, 15, 92, 65, 35, 89, 79, 32, 38), (7, 1), tuple(range(100, 140)))  # 40 tokens: a page holds 32
+PROMPTS = ((3, 14, 15, 92, 65, 35, 89, 79, 32, 38, 46, 26, 43), (7, 1), tuple(range(100, 140)))  # a page holds 32
 FORCED = ((17, 23, 5, 200), (11, 240, 13, 14), (99, 98, 97, 96))  # what each prompt goes on with, whatever is best
 
 
@@ -140,6 +140,7 @@ _QUANTISED = (
         quant_algo="W8A16",
     ),
     Case(name="pt moe W8A16", config=WIDE_PT.replace(**SOME_MOE), ranks=(2, 4), dtype="bfloat16", quant_algo="W8A16"),
+    Case(name="pt moe FP8", config=WIDE_PT.replace(**SOME_MOE), ranks=(2, 4), dtype="bfloat16", quant_algo="FP8"),
     Case(name="pt moe W4A16", config=WIDE_PT.replace(**SOME_MOE), ranks=(2, 4), dtype="bfloat16", quant_algo="W4A16"),
 )
 CASES = {case.name: case for case in (*_PLAIN, *_QUANTISED)}

@@ -113,7 +113,13 @@ def _check_inputs(given: dict[str, Any]) -> None:
     assert given["use_cache"] and config.paged_kv_cache and config.remove_input_padding
     assert given["qkv"].dtype == dtype_of(config.gpt_attention_plugin), "qkv is not of the plugin's dtype"
     assert isinstance(given["max_context_length"], int)
-    for name in ("sequence_length", "context_lengths", "host_context_lengths", "cache_indirection", "host_request_types"):
+    for name in (
+        "sequence_length",
+        "context_lengths",
+        "host_context_lengths",
+        "cache_indirection",
+        "host_request_types",
+    ):
         assert isinstance(given[name], Tensor), f"{name} is missing"
     if config.use_fp8_context_fmha:
         assert given["attention_output_orig_quant_scale"] is not None, "FP8 context FMHA wants its output's scale"
@@ -169,12 +175,12 @@ def _rotate(x: Data, cos: Data, sin: Data) -> Data:
 
 def _attend(q: Data, k: Data, v: Data, positions: Data, window: int, causal: bool, q_scaling: float) -> Data:
     """The window counts the current token."""
-    group = q.shape[1] // k.shape[1]
-    k, v = (part.repeat_interleave(group, 1) for part in (k, v))
-    scores = torch.einsum("thd,shd->hts", q, k) / (math.sqrt(q.shape[2]) * q_scaling)
+    queries = q.transpose(0, 1).reshape(k.shape[1], -1, q.shape[2])  # [G, H / G * T, D]
+    scores = queries @ k.permute(1, 2, 0) / (math.sqrt(q.shape[2]) * q_scaling)
     distance = positions[:, None] - torch.arange(len(k))
     seen = distance < window
     if causal:
         seen &= distance >= 0
-    weights = scores.masked_fill(~seen, -math.inf).softmax(-1)
-    return torch.einsum("hts,shd->thd", weights, v).flatten(1)
+    scores = scores.view(q.shape[1], len(q), len(k)).masked_fill(~seen, -math.inf)
+    out = scores.softmax(-1).view(*queries.shape[:2], len(k)) @ v.transpose(0, 1)
+    return out.view(q.shape[1], len(q), -1).transpose(0, 1).flatten(1)

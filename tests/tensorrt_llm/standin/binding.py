@@ -24,6 +24,7 @@ from tests.tensorrt_llm.standin.trt import tensorrt
 
 IMPLEMENTED: dict[str, dict[str, Any]] = {}  # module -> name -> function or class
 MODULES: dict[str, ModuleType] = {}  # the generated modules: where defaults are evaluated
+NAMES: dict[str, Any] = {"partial": functools.partial, "trt": tensorrt, "np": np}  # what else they name
 
 
 class NotCovered(NotImplementedError):
@@ -55,23 +56,22 @@ def refusing(module: str, name: str) -> Any:
 def bind(module: str, name: str, text: str, implementation: Callable[..., Any] | None) -> Callable[..., Any]:
     """A function with the signature `text`."""
     signature = catalogue.signature(text)
+    arguments_of = _binder(name.rpartition(".")[2], signature)
     keywords = next((p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD), None)
     understood = _understood(module, name, implementation, signature)
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        try:
-            given = signature.bind(*args, **kwargs).arguments
-        except TypeError as error:
-            raise TypeError(f"{module}.{name}: {error}") from None
+        arguments = arguments_of(*args, **kwargs)
         if implementation is None:
             raise NotCovered(f"{module}.{name}")
-        extra = given.pop(keywords, {})
-        for key, value in given.items():
-            if key not in understood and not _same(value, default(module, signature, key)):
+        extra = arguments.pop(keywords, {})
+        values = {}
+        for key, value in arguments.items():
+            if key in understood:
+                values[key] = default(module, signature, key) if value is _NOT_GIVEN else value
+            elif value is not _NOT_GIVEN and not _same(value, default(module, signature, key)):
                 raise NotCovered(f"{module}.{name} with {key}={value!r}")
-        return implementation(
-            **{key: given[key] if key in given else default(module, signature, key) for key in understood}, **extra
-        )
+        return implementation(**values, **extra)
 
     if implementation is not None:
         functools.update_wrapper(call, implementation)
@@ -80,21 +80,32 @@ def bind(module: str, name: str, text: str, implementation: Callable[..., Any] |
     return call
 
 
+class _NotGiven:
+    def __repr__(self) -> str:
+        return "_NOT_GIVEN"
+
+
+_NOT_GIVEN = _NotGiven()
+
+
+def _binder(name: str, signature: inspect.Signature) -> Callable[..., dict[str, Any]]:
+    """A function of that signature that gives its arguments: Python itself binds them, and names what is wrong."""
+    parameters = signature.parameters.values()
+    bare = [p if p.default is p.empty else p.replace(default=_NOT_GIVEN) for p in parameters]
+    namespace: dict[str, Any] = {"_NOT_GIVEN": _NOT_GIVEN}
+    exec(f"def {name}{signature.replace(parameters=bare)}: return locals()", namespace)
+    return namespace[name]  # type: ignore[no-any-return]
+
+
 def default(module: str, signature: inspect.Signature, key: str) -> Any:
     """The parameter's default, evaluated where TensorRT-LLM's source stands."""
     return evaluate(module, signature.parameters[key].default)
 
 
+@functools.cache  # as in Python, a default is one object for all calls
 def evaluate(module: str, expression: str) -> Any:
     """A name of that module comes first; what it imports, from wherever it is."""
-    try:
-        return _CONSTANTS[expression]
-    except KeyError:
-        return eval(expression, dict(ChainMap(*(vars(MODULES[name]) for name in (module, *MODULES)), _NAMES)))
-
-
-_CONSTANTS = {"None": None, "True": True, "False": False, "0": 0, "1": 1, "-1": -1, "1.0": 1.0, "0.0": 0.0}
-_NAMES = {"partial": functools.partial, "trt": tensorrt, "np": np}
+    return eval(expression, dict(ChainMap(*(vars(MODULES[name]) for name in (module, *MODULES)), NAMES)))
 
 
 def _same(value: Any, other: Any) -> bool:

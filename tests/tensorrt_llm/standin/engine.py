@@ -7,6 +7,7 @@ there, and windows come from the runtime defaults.
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ class Engines:
             own = copy.deepcopy(config)
             own.set_rank(rank)
             self.models.append(_optimised(cls.from_checkpoint(str(checkpoint), config=own)))
-        self.config = self.models[0].config.to_dict()
+        self.config = json.loads(json.dumps(self.models[0].config.to_dict()))  # as the engine's config.json has it
         self.world = World(len(self.models))
 
     def run(
@@ -79,7 +80,9 @@ class Engines:
 
         self.world.run(program)
         outputs = [data_of(state.outputs["logits"]) for state in states]
-        assert all(state.outputs["logits"].dtype.name == "FLOAT" for state in states), "the runtime wants float32 logits"
+        assert all(state.outputs["logits"].dtype.name == "FLOAT" for state in states), (
+            "the runtime wants float32 logits"
+        )
         assert all(torch.equal(outputs[0], other) for other in outputs), "the ranks have different logits"
         return outputs[0], list(states[0].collectives)
 
@@ -110,9 +113,8 @@ class Runtime:
         self.kv_heads = max(config["num_key_value_heads"] // ranks, 1)
         self.head_size = config["head_size"]
         self.block, self.max_seq_len = 32, max(lengths)
-        defaults = config["runtime_defaults"]
-        windows = getattr(defaults, "max_attention_window", None) or defaults and defaults["max_attention_window"]
-        self.windows = windows or [self.max_seq_len] * self.layers
+        defaults = config["runtime_defaults"] or {"max_attention_window": [self.max_seq_len] * self.layers}
+        self.windows = defaults["max_attention_window"]
         # Layers of one window share a pool.
         kinds = sorted(set(self.windows))
         self.pool_of = [kinds.index(window) for window in self.windows]

@@ -24,7 +24,12 @@ def _from_string(enumeration: type[enum.Enum]) -> Callable[[str], Any]:
 
 
 def _quant_mode(quant_algo: Any, kv_cache_quant_algo: Any, enumeration: Any) -> Any:
-    weights = {None: 0, "W8A16": enumeration.INT8_WEIGHTS, "W4A16": enumeration.INT4_WEIGHTS, "FP8": enumeration.FP8_QDQ}
+    weights = {
+        None: 0,
+        "W8A16": enumeration.INT8_WEIGHTS,
+        "W4A16": enumeration.INT4_WEIGHTS,
+        "FP8": enumeration.FP8_QDQ,
+    }
     cache = {None: 0, "FP8": enumeration.FP8_KV_CACHE}
     return enumeration(weights[quant_algo] | cache[kv_cache_quant_algo])
 

@@ -314,5 +314,3 @@ def _meet(kind: str, group: list[int], x: Tensor, strategy: str | None = None) -
         raise ValueError(f"{kind}: the group {group} is not all {here.world.ranks} ranks")
     here.collectives.append(collective)
     return here.world.exchange(here.rank, collective, data_of(x))
-
-

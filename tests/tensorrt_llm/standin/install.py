@@ -15,7 +15,7 @@ import torch
 # All with numbers: importing them declares them.
 from tests.tensorrt_llm.standin import attention, functional, layers, models, moe, quantization
 from tests.tensorrt_llm.standin import module as modules
-from tests.tensorrt_llm.standin.binding import IMPLEMENTED, MODULES, evaluate, refusing
+from tests.tensorrt_llm.standin.binding import IMPLEMENTED, MODULES, NAMES, evaluate, refusing
 from tests.tensorrt_llm.standin.catalogue import API
 from tests.tensorrt_llm.standin.enums import make
 from tests.tensorrt_llm.standin.net import network
@@ -33,12 +33,15 @@ def installed() -> Iterator[ModuleType]:
     for name in ours:
         del sys.modules[name]
     sys.modules.update(_generated())
+    op_before = vars(torch.ops).get("trtllm")
     torch.ops.trtllm = OPS
     try:
         yield importlib.import_module(DEFINITION)
     finally:
         models.MODEL_MAP.clear()
         del torch.ops.trtllm
+        if op_before is not None:
+            torch.ops.trtllm = op_before
         for name in [name for name in sys.modules if name.startswith(DEFINITION) or name in _generated()]:
             del sys.modules[name]
         sys.modules.update(ours)
@@ -75,7 +78,7 @@ def _fill(module: ModuleType) -> None:
     for symbol, entry in API["modules"][name].items():
         if symbol in IMPLEMENTED.get(name, {}):
             made: Any = IMPLEMENTED[name][symbol]
-        elif isinstance(entry, str) or "methods" in entry and "bases" in entry:
+        elif isinstance(entry, str) or ("methods" in entry and "bases" in entry):
             made = refusing(name, symbol)
         elif "enum" in entry:
             made = make(name, symbol, entry)
@@ -84,7 +87,8 @@ def _fill(module: ModuleType) -> None:
         setattr(module, symbol, made)
         for inner, nested in (entry.get("nested", {}) if isinstance(entry, dict) else {}).items():
             if "enum" in nested:
-                setattr(made, inner, make(name, inner, nested))
+                NAMES[inner] = make(name, inner, nested)
+                setattr(made, inner, NAMES[inner])
 
 
 def _assign_value(module: ModuleType, symbol: str, expression: str) -> None:

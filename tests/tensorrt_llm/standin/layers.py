@@ -100,7 +100,12 @@ class Embedding(Module):
     def __init__(self, num_embeddings: int, embedding_dim: int, dtype: Any, tp_size: int) -> None:
         Module.__init__(self)
         assert tp_size == 1, "a table divided over ranks is not covered"
-        self.num_embeddings, self.embedding_dim, self.dtype, self.tp_size = num_embeddings, embedding_dim, dtype, tp_size
+        self.num_embeddings, self.embedding_dim, self.dtype, self.tp_size = (
+            num_embeddings,
+            embedding_dim,
+            dtype,
+            tp_size,
+        )
         self.weight = Parameter(shape=(num_embeddings, embedding_dim), dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -135,7 +140,12 @@ class MLP(Module):
     ) -> None:
         Module.__init__(self)
         assert hidden_act == "silu", f"activation {hidden_act} is not covered"
-        self.hidden_size, self.ffn_hidden_size, self.hidden_act, self.bias = hidden_size, ffn_hidden_size, hidden_act, bias
+        self.hidden_size, self.ffn_hidden_size, self.hidden_act, self.bias = (
+            hidden_size,
+            ffn_hidden_size,
+            hidden_act,
+            bias,
+        )
         self.dtype, self.tp_group, self.tp_size, self.quant_mode = dtype, tp_group, tp_size, quant_mode
         same = {"bias": bias, "dtype": dtype, "tp_group": tp_group, "tp_size": tp_size}
         self.fc = Linear(hidden_size, ffn_hidden_size, gather_output=False, **same)
@@ -400,5 +410,3 @@ def _llama3(freq: float, scaling: dict[str, float]) -> float:
         return freq / scaling["factor"]
     smooth = (length / wave - low) / (high - low)
     return (1 - smooth) * freq / scaling["factor"] + smooth * freq
-
-

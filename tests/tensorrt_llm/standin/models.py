@@ -59,7 +59,7 @@ class MpiTopology(Mapping):
 
 
 class RuntimeDefaults:
-    """tensorrt_llm.bindings.executor's."""
+    """tensorrt_llm.bindings.executor's, a compiled class: no JSON can be made of it."""
 
     def __init__(self, max_attention_window: list[int] | None = None, sink_token_length: int | None = None) -> None:
         self.max_attention_window, self.sink_token_length = max_attention_window, sink_token_length
@@ -68,7 +68,11 @@ class RuntimeDefaults:
 @implements(HERE)
 class QuantConfig:
     def __init__(self, quant_algo: Any, kv_cache_quant_algo: Any, exclude_modules: Any) -> None:
-        self.quant_algo, self.kv_cache_quant_algo, self.exclude_modules = quant_algo, kv_cache_quant_algo, exclude_modules
+        self.quant_algo, self.kv_cache_quant_algo, self.exclude_modules = (
+            quant_algo,
+            kv_cache_quant_algo,
+            exclude_modules,
+        )
 
     @cached_property
     def quant_mode(self) -> Any:
@@ -126,10 +130,13 @@ class PretrainedConfig:
         is_dict = isinstance(quantization, dict)
         self.quantization = QuantConfig.from_dict(quantization) if is_dict else quantization or QuantConfig()
         self.use_parallel_embedding, self.embedding_sharding_dim = use_parallel_embedding, embedding_sharding_dim
-        is_dict = isinstance(runtime_defaults, dict)
-        self.runtime_defaults = RuntimeDefaults(**runtime_defaults) if is_dict else runtime_defaults
+        self.runtime_defaults = self.create_runtime_defaults(runtime_defaults)
         for key, value in kwargs.items():
             setattr(self, key, value)
+
+    @staticmethod
+    def create_runtime_defaults(defaults: Any) -> Any:
+        return RuntimeDefaults(**defaults) if isinstance(defaults, dict) else defaults
 
     @property
     def quant_mode(self) -> Any:

@@ -33,7 +33,9 @@ class _WeightOnly(Module):
 
     def _multiply(self, x: Tensor) -> Tensor:
         assert x.dtype == self.per_channel_scale.dtype, "the plugin's input and scales are of one dtype"
-        return tensor(data_of(x) @ dequantised(data_of(self.weight.value), data_of(self.per_channel_scale.value)), x.dtype)
+        return tensor(
+            data_of(x) @ dequantised(data_of(self.weight.value), data_of(self.per_channel_scale.value)), x.dtype
+        )
 
 
 def _padded(features: int, tp_size: int) -> int:
