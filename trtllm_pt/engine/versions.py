@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import trtllm_pt
+from trtllm_pt.config import read_json
 from trtllm_pt.engine.manifest import EngineManifest
-from trtllm_pt.errors import UsageError
+from trtllm_pt.errors import INSTALL_TENSORRT_LLM, UsageError
 
 # Everything that decides which ops a graph has, with which shapes, and what they compute.
 _GRAPH = (
@@ -36,10 +37,22 @@ def versions() -> dict[str, str]:
 
 
 def check_versions(folder: Path, manifest: EngineManifest) -> None:
-    """Raises UsageError for another kind of engine, or one built with other versions than those here."""
-    if manifest.kind != "embedded":
-        raise UsageError(f"{folder} holds TensorRT engines, which run through TensorRT-LLM on NVIDIA GPUs")
-    for what, here in versions().items():
-        built = manifest.versions.get(what)
-        if built != here:
-            raise UsageError(f"{folder} was built with {what} {built}, here is {here}: run `trtllm-pt build` again")
+    """Raises UsageError for an engine built with other versions than those here, or whose runtime is not here."""
+    hint = "run `trtllm-pt build` again"
+    if manifest.kind == "tensorrt_llm":
+        built, here = _tensorrt_llm_versions(folder)
+        hint += f", or {INSTALL_TENSORRT_LLM}"
+    else:
+        built, here = manifest.versions, versions()
+    for what, wanted in here.items():
+        if built.get(what) != wanted:
+            raise UsageError(f"{folder} was built with {what} {built.get(what)}, here is {wanted}: {hint}")
+
+
+def _tensorrt_llm_versions(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """Where an engine was built, which its config.json has at the top, and here."""
+    try:
+        here = version("tensorrt_llm")
+    except PackageNotFoundError:
+        raise UsageError(f"{folder} holds TensorRT engines: {INSTALL_TENSORRT_LLM}") from None
+    return {"TensorRT-LLM": read_json(folder / "config.json").get("version", "?")}, {"TensorRT-LLM": here}

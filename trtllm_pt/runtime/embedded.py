@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from pathlib import Path
 
 from trtllm_pt.errors import UsageError
 from trtllm_pt.messages import Request, Stats, Tokens
@@ -11,7 +12,7 @@ from trtllm_pt.runtime.launch import CLOSED
 from trtllm_pt.runtime.limits import Limits
 from trtllm_pt.runtime.sampling import sample
 from trtllm_pt.runtime.scheduler import Scheduler
-from trtllm_pt.runtime.session import Session
+from trtllm_pt.runtime.session import Session, open_session
 
 _PREFILL_CHUNK = 256  # prompt tokens of a step in which others decode: their next token must not wait long
 
@@ -21,6 +22,7 @@ class EmbeddedRuntime:
 
     def __init__(self, session: Session) -> None:
         self.session = session
+        self.pids = session.pids
         self._vocab_size = session.manifest.model.vocab_size
         options = session.manifest.options
         self._scheduler = Scheduler(
@@ -93,6 +95,20 @@ class EmbeddedRuntime:
             self._closed = True
             self.session.close()
 
+    def release(self) -> None:
+        self.close()
+        if self.broken:
+            self.session.world.abort()
+
     def _check_open(self) -> None:
         if self._closed:
             raise UsageError(CLOSED)
+
+
+def open_rank(folder: Path, *, threads: int | None, kv_tokens: int | None) -> EmbeddedRuntime | None:
+    """See rank.open_rank."""
+    session = open_session(folder, threads=threads, kv_tokens=kv_tokens)
+    if session.world.rank:
+        session.follow()
+        return None
+    return EmbeddedRuntime(session)

@@ -1,4 +1,4 @@
-"""How ranks are started, told without importing MPI or torch; and what both runtimes say."""
+"""How ranks are started, told without importing MPI or torch; and what all runtimes say."""
 
 from __future__ import annotations
 
@@ -6,16 +6,20 @@ import shutil
 import sys
 from pathlib import Path
 
-from trtllm_pt.errors import INSTALL_EMBEDDED, UsageError
+from trtllm_pt.engine.manifest import Kind
+from trtllm_pt.errors import INSTALL_EMBEDDED, INSTALL_TENSORRT_LLM, UsageError
 
-NO_MPI = f"no MPI: more than one rank needs mpi4py and MPICH, `{INSTALL_EMBEDDED}`"
+NO_MPI: dict[Kind, str] = {
+    "embedded": f"no MPI: more than one rank needs mpi4py and MPICH, `{INSTALL_EMBEDDED}`",
+    "tensorrt_llm": f"no MPI: more than one rank needs mpi4py and Open MPI, {INSTALL_TENSORRT_LLM}",
+}
 CLOSED = "this engine is closed"
 
 
-def find_mpirun() -> str:
+def find_mpirun(kind: Kind = "embedded") -> str:
     """The mpirun of this Python environment, else the one on PATH. Raises UsageError where there is none."""
     own = Path(sys.prefix) / "bin" / "mpirun"
     found = str(own) if own.exists() else shutil.which("mpirun")
     if found is None:
-        raise UsageError(NO_MPI)
+        raise UsageError(NO_MPI[kind])
     return found

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 
-from trtllm_pt.engine.manifest import EngineManifest
+from trtllm_pt.engine.manifest import EngineManifest, Kind
 from trtllm_pt.errors import UsageError
 from trtllm_pt.messages import Request
+from trtllm_pt.runtime import tensorrt_llm_terms
 from trtllm_pt.runtime.sampling import check_sampling, is_token
 
 
@@ -17,6 +19,7 @@ class Limits:
     vocab_size: int
     max_seq_len: int  # tokens of a prompt and its output
     max_input_len: int  # tokens of a prompt
+    kind: Kind = "embedded"
 
     @classmethod
     def of(cls, manifest: EngineManifest) -> Limits:
@@ -25,14 +28,17 @@ class Limits:
             vocab_size=manifest.model.vocab_size,
             max_seq_len=manifest.max_seq_len,
             max_input_len=manifest.options.max_input_len,
+            kind=manifest.kind,
         )
 
     def length(self, request: Request) -> int:
         """Tokens, prompt and output together, at which the request ends."""
         return min(len(request.token_ids) + request.sampling.max_tokens, self.max_seq_len)
 
-    def check(self, request: Request) -> None:
-        """Raises UsageError, naming the field, for a request that could never run."""
+    def check(self, request: Request, in_flight: Container[int] = ()) -> None:
+        """Raises UsageError, naming the field, for a request that could never run. in_flight: ids that are taken."""
+        if request.id in in_flight:
+            raise UsageError(f"id ({request.id}) belongs to a request that is still in flight")
         length = len(request.token_ids)
         if not length:
             raise UsageError("token_ids is empty: a request needs at least one prompt token")
@@ -51,3 +57,6 @@ class Limits:
                     f"token_ids[{position}] ({token!r}) must be a token id between 0 and {self.vocab_size - 1}"
                 )
         check_sampling(request.sampling, self.vocab_size)
+        if self.kind == "tensorrt_llm":
+            for problem in tensorrt_llm_terms.problems(request.sampling):
+                raise UsageError(f"{problem}, on a TensorRT engine")

@@ -8,18 +8,15 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from trtllm_pt.checkpoint.tokenizer import end_ids, load_tokenizer
 from trtllm_pt.engine.manifest import EngineManifest
 from trtllm_pt.engine.versions import check_versions
 from trtllm_pt.errors import RunError, UsageError
+from trtllm_pt.launchers import launched_ranks
 from trtllm_pt.messages import FinishReason, Request, Runtime, SamplingParams, Tokens
 from trtllm_pt.runtime.limits import Limits
 from trtllm_pt.runtime.stream import TextStream
-
-if TYPE_CHECKING:
-    from trtllm_pt.runtime.embedded import EmbeddedRuntime
 
 Prompt = str | Sequence[int]
 _POLL_SECONDS = 0.1
@@ -45,9 +42,9 @@ class LLM:
             [result] = llm.generate(["def main("], SamplingParams(max_tokens=32))
 
     Started by mpirun, it joins those ranks: rank 0 goes on from here, the others serve it and then exit. Started alone,
-    it starts the engine's ranks itself. threads: per rank; None: the machine's cores divided among the ranks.
-    kv_tokens: room of the KV cache; None: enough for every slot, within half of the memory available.
-    Raises UsageError for an engine that cannot run here.
+    it starts the engine's ranks itself. threads: per rank of an embedded engine; None: the machine's cores divided
+    among the ranks. kv_tokens: room of the KV cache; None: enough for every slot, within half of the memory available
+    (TensorRT: nine tenths of the GPU's). Raises UsageError for an engine that cannot run here.
     """
 
     def __init__(self, engine_dir: str | Path, *, threads: int | None = None, kv_tokens: int | None = None) -> None:
@@ -218,28 +215,16 @@ class _Output:
 
 
 def start_runtime(folder: Path, manifest: EngineManifest, threads: int | None, kv_tokens: int | None) -> Runtime:
-    from trtllm_pt.launchers import launched_ranks
-
     check_versions(folder, manifest)
     if launched_ranks() is None and manifest.ranks > 1:
         from trtllm_pt.runtime.remote import RemoteRuntime
 
         return RemoteRuntime(folder, manifest, threads=threads, kv_tokens=kv_tokens)
-    from trtllm_pt.runtime.embedded import EmbeddedRuntime
-    from trtllm_pt.runtime.session import open_session
+    from trtllm_pt.runtime.rank import open_rank
 
-    session = open_session(folder, threads=threads, kv_tokens=kv_tokens)
-    if session.world.rank:
-        session.follow()
+    runtime = open_rank(folder, manifest, threads=threads, kv_tokens=kv_tokens)
+    if runtime is None:
         sys.exit(0)
-    runtime = EmbeddedRuntime(session)
-    if session.world.size > 1:
-        atexit.register(_release_ranks, runtime)
+    if manifest.ranks > 1:
+        atexit.register(runtime.release)
     return runtime
-
-
-def _release_ranks(runtime: EmbeddedRuntime) -> None:
-    """At the end of a script that did not close, or went on after a failed step: the other ranks still wait for it."""
-    runtime.close()
-    if runtime.broken:
-        runtime.session.world.abort()

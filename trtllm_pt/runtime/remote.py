@@ -21,14 +21,21 @@ import time
 from pathlib import Path
 from typing import Any
 
-from trtllm_pt.engine.manifest import EngineManifest
+from trtllm_pt.engine.manifest import EngineManifest, Kind
 from trtllm_pt.errors import RunError, TrtllmPtError, UsageError
 from trtllm_pt.messages import Request, Stats, Tokens
 from trtllm_pt.runtime.launch import CLOSED, NO_MPI, find_mpirun
 from trtllm_pt.runtime.limits import Limits
 
-START_SECONDS = 120.0
-_STOP_SECONDS = 5.0
+# Seconds to start and to stop. A GPU takes in and gives back many gigabytes.
+_PATIENCE: dict[Kind, tuple[float, float]] = {"embedded": (120.0, 5.0), "tensorrt_llm": (900.0, 60.0)}
+# Open MPI must be told that root is meant, and not to tie a rank with all its threads to one core. MPICH does not mind.
+_OPEN_MPI = {
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    "OMPI_MCA_hwloc_base_binding_policy": "none",  # Open MPI 4
+    "PRTE_MCA_hwloc_default_binding_policy": "none",  # 5
+}
 _LONGEST_FOLDER = 95  # characters: a socket's path has at most 107
 
 
@@ -86,6 +93,8 @@ class RemoteRuntime:
         self, folder: Path, manifest: EngineManifest, *, threads: int | None = None, kv_tokens: int | None = None
     ) -> None:
         self._closed = False
+        self._kind = manifest.kind
+        self._start_seconds, self._stop_seconds = _PATIENCE[manifest.kind]
         self._limits = Limits.of(manifest)
         self.leftovers: set[Path] = set()
         self._tokens: list[Tokens] = []  # received, not polled yet
@@ -111,7 +120,7 @@ class RemoteRuntime:
 
     def _start(self, ranks: int, arguments: list[str]) -> subprocess.Popen[bytes]:
         worker = [sys.executable, "-m", "mpi4py", "-m", "trtllm_pt.runtime.worker"]
-        command = [find_mpirun(), "-n", str(ranks), *worker, *arguments]
+        command = [find_mpirun(self._kind), "-n", str(ranks), *worker, *arguments]
         # What MPI and the compiled graph unpack there goes with us, even if a rank cannot clean up.
         outer = {name: value for name, value in os.environ.items() if not name.startswith(("PMI_", "PMIX_"))}
         with self._log.open("wb") as log:
@@ -120,27 +129,27 @@ class RemoteRuntime:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**outer, "TMPDIR": str(self._folder)},
+                env={**_OPEN_MPI, **outer, "TMPDIR": str(self._folder)},
                 start_new_session=True,  # Ctrl-C is for the owner, who then closes
             )
 
     def _accept(self, listener: socket.socket) -> Connection:
         listener.settimeout(0.05)
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + self._start_seconds
         while time.monotonic() < deadline:
             with contextlib.suppress(TimeoutError):
                 return Connection(listener.accept()[0])
             if self._job.poll() is not None:
                 raise self._why_the_job_ended()
-        raise RunError(f"the ranks did not start within {START_SECONDS:.0f} s: {self._last_log_line()}")
+        raise RunError(f"the ranks did not start within {self._start_seconds:.0f} s: {self._last_log_line()}")
 
     def _wait_until_ready(self) -> list[int]:
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + self._start_seconds
         while time.monotonic() < deadline:
             for message in self._receive(0.5):
                 pids: list[int] = message["ready"]
                 return pids
-        raise RunError(f"the engine did not load within {START_SECONDS:.0f} s")
+        raise RunError(f"the engine did not load within {self._start_seconds:.0f} s")
 
     def submit(self, request: Request) -> None:
         self._limits.check(request)
@@ -160,10 +169,10 @@ class RemoteRuntime:
     def stats(self) -> Stats:
         self._stats = None
         self._send({"stats": True})
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + self._start_seconds
         while self._stats is None:
             if time.monotonic() > deadline:
-                raise RunError(f"the engine did not answer within {START_SECONDS:.0f} s")
+                raise RunError(f"the engine did not answer within {self._start_seconds:.0f} s")
             self._take(self._receive(1.0))
         return self._stats
 
@@ -192,7 +201,7 @@ class RemoteRuntime:
             if end is not None:
                 os.killpg(self._job.pid, end)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._job.wait(_STOP_SECONDS if self.pids else 1.0)
+                self._job.wait(self._stop_seconds if self.pids else 1.0)
                 return
 
     def _send(self, message: dict[str, Any]) -> None:
@@ -214,13 +223,13 @@ class RemoteRuntime:
     def _why_the_job_ended(self) -> TrtllmPtError:
         """Which rank ended the job, and how, from its own last words or from mpirun's."""
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._job.wait(_STOP_SECONDS)
+            self._job.wait(self._stop_seconds)
         log = self._log.read_text(errors="replace")
         if said := re.findall(r"^trtllm-pt: (usage|error): (.*)$", log, re.MULTILINE):
             kind, text = said[0]
             return UsageError(text) if kind == "usage" else RunError(text)
         if re.search("no libmpi|cannot load MPI|No module named '?mpi4py", log):
-            return UsageError(NO_MPI)
+            return UsageError(NO_MPI[self._kind])
         code = re.search(r"EXIT CODE: (\d+)", log)
         if (found := re.search(r"PID (\d+) RUNNING AT", log)) and int(found[1]) in self.pids:
             rank = self.pids.index(int(found[1]))

@@ -140,9 +140,7 @@ class Scheduler:
             )
 
     def _check_request(self, request: Request) -> None:
-        if request.id in self._by_id:
-            raise UsageError(f"id ({request.id}) belongs to a request that is still in flight")
-        self.limits.check(request)
+        self.limits.check(request, self._by_id)
         needed = pages_for(self.limits.length(request) - 1)  # the last token is never computed
         if needed > self.pages.total:
             raise UsageError(

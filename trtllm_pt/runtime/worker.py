@@ -8,11 +8,13 @@ import socket
 import sys
 from pathlib import Path
 
+from trtllm_pt.engine.manifest import EngineManifest
 from trtllm_pt.errors import TrtllmPtError, UsageError
 from trtllm_pt.messages import Request, Tokens
-from trtllm_pt.runtime.embedded import EmbeddedRuntime
+from trtllm_pt.runtime.rank import RankRuntime, open_rank
 from trtllm_pt.runtime.remote import Connection
-from trtllm_pt.runtime.session import open_session
+
+_POLL_SECONDS = 0.001  # how long a message of the owner may wait for an engine that is at work
 
 
 def main() -> None:
@@ -23,11 +25,9 @@ def main() -> None:
     parser.add_argument("--kv-tokens", type=int)
     arguments = parser.parse_args()
     try:
-        session = open_session(arguments.engine, threads=arguments.threads, kv_tokens=arguments.kv_tokens)
-        if session.world.rank:
-            session.follow()
-        else:
-            runtime = EmbeddedRuntime(session)
+        manifest = EngineManifest.from_dir(arguments.engine)
+        runtime = open_rank(arguments.engine, manifest, threads=arguments.threads, kv_tokens=arguments.kv_tokens)
+        if runtime is not None:
             serve(runtime, arguments.socket)
             runtime.close()
     except TrtllmPtError as error:
@@ -37,23 +37,23 @@ def main() -> None:
         os._exit(error.exit_status)
 
 
-def serve(runtime: EmbeddedRuntime, path: str) -> None:
-    """Answer the owner's messages between steps until it goes away."""
+def serve(runtime: RankRuntime, path: str) -> None:
+    """Answer the owner's messages until it goes away."""
     stream = socket.socket(socket.AF_UNIX)
     try:
         stream.connect(path)
         connection = Connection(stream)
-        connection.send({"ready": runtime.session.pids})
+        connection.send({"ready": runtime.pids})
         while True:
             for message in connection.receive(0 if runtime.busy else None):
                 _answer(runtime, connection, message)
-            for tokens in runtime.poll(0):
+            for tokens in runtime.poll(_POLL_SECONDS):
                 connection.send({"tokens": tokens.to_json()})
     except (EOFError, OSError):  # the owner is gone, perhaps since before we were ready
         return
 
 
-def _answer(runtime: EmbeddedRuntime, connection: Connection, message: dict[str, object]) -> None:
+def _answer(runtime: RankRuntime, connection: Connection, message: dict[str, object]) -> None:
     match message:
         case {"submit": dict(data)}:
             request = Request.from_json(data)

@@ -136,7 +136,7 @@ def import_mpi() -> Any:
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
-        raise UsageError(f"{NO_MPI} ({error})") from None
+        raise UsageError(f"{NO_MPI['embedded']} ({error})") from None
     return MPI
 
 
