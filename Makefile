@@ -12,16 +12,19 @@ model := pretrained/stdlib-pt
 checkpoint := build/demo-$(RANKS)
 engines := engines/demo-$(RANKS)
 # What an engine is made by: it is built again when one of these changes.
-builders := $(shell find trtllm_pt -not -path '*/cli/*' -not -path '*/runtime/*' \( -name '*.py' -o -name '*.cpp' -o -name '*.h' \))
+builders := $(shell find trtllm_pt -not -path '*/cli/*' -not -path '*/runtime/*' -not -path '*/serving/*' \( -name '*.py' -o -name '*.cpp' -o -name '*.h' \))
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format types docs clean
+.PHONY: help demo serve test lint format types docs clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 10
 
 demo: $(engines)/config.json  ## Build the model in pretrained/ for 2 ranks, and let it write
 	$(bin)/trtllm-pt run $(engines) '$(PROMPT)' --max-tokens 64 --temperature 0.6 --top-k 20
+
+serve: $(engines)/config.json $(installed)-serve  ## Serve those engines through Triton
+	$(bin)/trtllm-pt serve $(engines)
 
 test: $(installed)-dev lint types  ## Lint, types and all tests
 	$(bin)/python -m pytest
@@ -53,7 +56,11 @@ $(installed): pyproject.toml | $(bin)/python
 	touch $@
 
 $(installed)-dev: pyproject.toml | $(bin)/python
-	$(bin)/pip install -e '.[embedded,dev]'
+	$(bin)/pip install -e '.[embedded,serve,dev]'
+	touch $@ $(installed) $(installed)-serve
+
+$(installed)-serve: pyproject.toml | $(bin)/python
+	$(bin)/pip install -e '.[embedded,serve]'
 	touch $@ $(installed)
 
 $(checkpoint)/config.json: $(wildcard $(model)/*) | $(installed)

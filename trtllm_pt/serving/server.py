@@ -33,6 +33,7 @@ _ANSWER_SECONDS = 10.0  # in which a model must answer a request that asks for n
 _PR_SET_PDEATHSIG = 1
 _STACK_BYTES = 1 << 30  # tritonserver 2.51 puts a request's JSON on a thread's stack: with 8 MB, 16 MB of it crash it
 _SHARED_MEMORY = Path("/dev/shm")
+_AS_ROOT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}  # containers are
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +74,8 @@ class Server:
                     stdin=subprocess.DEVNULL,
                     stdout=words,
                     stderr=subprocess.STDOUT,
-                    env={**triton.environment, "TMPDIR": str(self._scratch)},  # what is left there goes with us
+                    # What is left in its TMPDIR goes with us.
+                    env={**triton.environment, **_AS_ROOT, "TMPDIR": str(self._scratch)},
                     start_new_session=True,  # Ctrl-C is for us, who then end it
                     preexec_fn=_prepare,
                 )
@@ -215,7 +217,7 @@ def server_command(triton: Triton, repository: Path, address: Address, ranks: in
     ]
     if ranks == 1:
         return shares[0]
-    command = [find_mpirun(), "--allow-run-as-root"]
+    command = [find_mpirun("tensorrt_llm")]
     for rank, share in enumerate(shares):
         command += [*([":"] if rank else []), "-n", "1", *share]
     return command
