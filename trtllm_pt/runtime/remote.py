@@ -230,20 +230,26 @@ class RemoteRuntime:
             return UsageError(text) if kind == "usage" else RunError(text)
         if re.search("no libmpi|cannot load MPI|No module named '?mpi4py", log):
             return UsageError(NO_MPI[self._kind])
-        code = re.search(r"EXIT CODE: (\d+)", log)
-        if (found := re.search(r"PID (\d+) RUNNING AT", log)) and int(found[1]) in self.pids:
-            rank = self.pids.index(int(found[1]))
-            how = (
-                f"was ended by signal {code[1]}"
-                if "(signal" in log and code
-                else f"ended with status {code and code[1]}"
-            )
-            return RunError(f"rank {rank} (process {found[1]}) {how}; all ranks have ended")
+        if ended := who_ended(log, self.pids):
+            return RunError(f"{ended}; all ranks have ended")
         return RunError(f"the ranks have ended: {self._last_log_line()}")
 
     def _last_log_line(self) -> str:
-        lines = [line for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
+        lines = [line for line in self._log.read_text(errors="replace").splitlines() if line.strip(" -=")]
         return lines[-1] if lines else f"mpirun ended with status {self._job.poll()} and said nothing"
+
+
+def who_ended(log: str, pids: list[int]) -> str | None:
+    """Which rank ended first, and how, by the last words of MPICH's mpirun or Open MPI's; None: they do not say."""
+    if (found := re.search(r"PID (\d+) RUNNING AT", log)) and int(found[1]) in pids:
+        rank, code = pids.index(int(found[1])), re.search(r"EXIT CODE: (\d+)", log)
+        how = f"was ended by signal {code[1]}" if "(signal" in log and code else f"ended with status {code and code[1]}"
+        return f"rank {rank} (process {found[1]}) {how}"
+    if found := re.search(r"process rank (\d+) with PID (\d+) on node \S+ exited on\s+signal (\d+)", log):
+        return f"rank {found[1]} (process {found[2]}) was ended by signal {found[3]}"
+    if found := re.search(r"Process name: \[.*,(\d+)\]\s+Exit code:\s+(\d+)", log):
+        return f"rank {found[1]} ended with status {found[2]}"
+    return None
 
 
 def _shared_memory_of(pid: int) -> set[Path]:
