@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 from tests.tensorrt_llm.cases import Case
+from tests.tensorrt_llm.checkout.building import LIMITS
+from tests.tensorrt_llm.checkout.execute.runtime_view import RuntimeView
 from tests.tensorrt_llm.checkout.facts import AttentionCall, SubLayer
-from trtllm_pt.config import ModelConfig
 from trtllm_pt.layout import rank_layout
 from trtllm_pt.schedule import Finish, Run, Schedule, Start
 
@@ -63,47 +61,6 @@ def expected_attention(case: Case, ranks: int, rank: int) -> list[AttentionCall]
     ]
 
 
-def expected_windows(config: ModelConfig) -> dict[str, list[int]] | None:
-    """The engine's runtime defaults."""
-    if config.window is None:
-        return None
-    layers = range(config.num_layers)
-    return {"max_attention_window": [config.layer_window(layer) or config.max_position_embeddings for layer in layers]}
-
-
-@dataclass(frozen=True)
-class RuntimeView:
-    """What the C++ runtime takes from an engine's config.json (gptJsonConfig.cpp), for one rank."""
-
-    ranks: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_size: int
-    hidden_size: int
-    vocab_size: int
-    dtype: str
-    quantization: tuple[str | None, str | None]
-
-
-def runtime_view(pretrained: dict[str, Any]) -> RuntimeView:
-    """By the divisions that it makes. Raises KeyError for what it cannot do without."""
-    ranks = pretrained["mapping"]["tp_size"] * pretrained["mapping"]["cp_size"]
-    assert pretrained["mapping"]["world_size"] == ranks and pretrained["mapping"]["pp_size"] == 1
-    assert "GLM" not in pretrained["architecture"] and pretrained["logits_dtype"] == "float32"
-    return RuntimeView(
-        ranks=ranks,
-        layers=pretrained["num_hidden_layers"],
-        heads=pretrained["num_attention_heads"] // ranks,
-        kv_heads=max(pretrained["num_key_value_heads"] // ranks, 1),
-        head_size=pretrained["head_size"],
-        hidden_size=pretrained["hidden_size"],
-        vocab_size=pretrained["vocab_size"],
-        dtype=pretrained["dtype"],
-        quantization=(pretrained["quantization"]["quant_algo"], pretrained["quantization"]["kv_cache_quant_algo"]),
-    )
-
-
 def expected_view(case: Case, ranks: int) -> RuntimeView:
     config, layout = case.config, rank_layout(case.config, ranks)
     tracks = len(layout.tracks)
@@ -117,4 +74,7 @@ def expected_view(case: Case, ranks: int) -> RuntimeView:
         vocab_size=config.vocab_size,
         dtype=case.dtype,
         quantization=(case.quant_algo, case.kv_cache_quant_algo),
+        windows=tuple(config.layer_window(layer) or LIMITS["max_seq_len"] for layer in range(config.num_layers)),
+        max_seq_len=LIMITS["max_seq_len"],
+        tokens_per_page=32,
     )

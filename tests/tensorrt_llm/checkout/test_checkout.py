@@ -10,19 +10,21 @@ import numpy as np
 import pytest
 
 from tests.tensorrt_llm.cases import CASES
+from tests.tensorrt_llm.checkout.execute.runtime_view import runtime_view
+from tests.tensorrt_llm.checkout.execute.values import ExecutionError
 from tests.tensorrt_llm.checkout.expected import (
     DTYPES,
     INPUTS,
     expected_attention,
     expected_flow,
     expected_view,
-    expected_windows,
-    runtime_view,
 )
 from tests.tensorrt_llm.checkout.facts import Port
 from tests.tensorrt_llm.checkout.harness import Checkout
+from tests.tensorrt_llm.checkout.tensorrt.graph import NetworkError
 from tests.tensorrt_llm.checkout.truth import true_logits
-from tests.tensorrt_llm.checkout.worker import MIXED, Job
+from tests.tensorrt_llm.checkout.worker import MIXED, Built, Job
+from tests.tensorrt_llm.mistakes import MISTAKES
 from trtllm_pt.layout import padded_vocab_size
 from trtllm_pt.quantization import is_quantized
 from trtllm_pt.schedule import schedule_of
@@ -43,13 +45,19 @@ SERVED_JOBS = [
     Job(CASES["pt FP8"], 2, MIXED, ("--gemm_plugin", "fp8")),
     Job(CASES["pt FP8 FP8 kv"], 4, MIXED),
 ]
+MISTAKEN_JOBS = [Job(CASES[found.case], found.ranks, mistake=name) for name, found in MISTAKES.items()]
 
 
 @pytest.mark.parametrize("job", JOBS, ids=str)
-def test_collectives_stand_where_the_schedule_puts_them(job: Job, checkout: Checkout) -> None:
+def test_collectives(job: Job, checkout: Checkout) -> None:
+    check_collectives(job, checkout.built(job))
+
+
+def check_collectives(job: Job, built: Built) -> None:
+    """All-reduces where the schedule puts them and nowhere else, then one gather of logits; on one rank none."""
     config, dtype = job.case.config, DTYPES[job.case.dtype]
     shares, reads = expected_flow(schedule_of(config))
-    for facts in checkout.built(job).facts:
+    for facts in built.facts:
         assert list(facts.reads) == list(reads)  # every sub-layer, in the schedule's order
         if job.ranks == 1:
             assert facts.collectives == []
@@ -100,9 +108,8 @@ def _is_part(name: str, stem: str, last: str) -> bool:
 def test_engine_directory(job: Job, checkout: Checkout) -> None:
     built, case = checkout.built(job), job.case
     assert {f"rank{rank}.engine" for rank in range(job.ranks)} == {n for n in built.files if n.endswith(".engine")}
-    pretrained, plugins = built.config["pretrained_config"], built.config["build_config"]["plugin_config"]
-    assert runtime_view(pretrained) == expected_view(case, job.ranks)
-    assert pretrained["runtime_defaults"] == expected_windows(case.config)
+    assert runtime_view(built.config) == expected_view(case, job.ranks)
+    plugins = built.config["build_config"]["plugin_config"]
     for name in ("gpt_attention_plugin", "remove_input_padding", "paged_kv_cache", "context_fmha"):
         assert plugins[name], name  # without these there is no in-flight batching
     assert plugins["nccl_plugin"] == (case.dtype if job.ranks > 1 else None)
@@ -112,8 +119,31 @@ def test_engine_directory(job: Job, checkout: Checkout) -> None:
 @pytest.mark.parametrize("job", JOBS + SERVED_JOBS, ids=str)
 def test_logits(job: Job, checkout: Checkout) -> None:
     built = checkout.built(job)
+    assert errors(job, built, checkout).max() < LIMIT
+    assert not any(logits[:, job.case.config.vocab_size :].any() for logits in built.logits)  # the padding
+
+
+def errors(job: Job, built: Built, checkout: Checkout) -> np.ndarray:
+    """The largest per step: after the prompts, and after each token that was given. NaN for NaN."""
     wanted = true_logits(job.case, job.ranks, checkout.checkpoint(job), built.frequencies)
-    for got, want in zip(built.logits, wanted, strict=True):
-        vocab = job.case.config.vocab_size
-        assert np.abs(got[:, :vocab] - want).max() < LIMIT  # not of NaN either
-        assert not got[:, vocab:].any()
+    pairs = zip(built.logits, wanted, strict=True)
+    return np.max([np.abs(got[:, : want.shape[1]] - want).max(1) for got, want in pairs], axis=0)
+
+
+@pytest.mark.parametrize("job", MISTAKEN_JOBS, ids=str)
+def test_mistakes_show(job: Job, checkout: Checkout) -> None:
+    mistake = MISTAKES[job.mistake]
+    if mistake.refused:
+        with pytest.raises((ExecutionError, NetworkError)):
+            checkout.built(job)
+        return
+    built = checkout.built(job)
+    prefill, *decode = errors(job, built, checkout)
+    assert max(prefill, *decode) > 1000 * LIMIT
+    assert (prefill < LIMIT) == mistake.only_in_decode
+
+
+def test_an_all_reduce_less_is_counted(checkout: Checkout) -> None:
+    (job,) = (job for job in MISTAKEN_JOBS if job.mistake == "an all-reduce dropped")
+    with pytest.raises(AssertionError):
+        check_collectives(job, checkout.built(job))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,9 @@ from tests.tensorrt_llm.checkout.building import trtllm_build
 from tests.tensorrt_llm.checkout.execute.packed import define_reordering
 from tests.tensorrt_llm.checkout.execute.program import Program
 from tests.tensorrt_llm.checkout.execute.runtime import Plan, generate
+from tests.tensorrt_llm.checkout.execute.runtime_view import runtime_view
 from tests.tensorrt_llm.checkout.facts import Facts, facts_of
+from tests.tensorrt_llm.mistakes import MISTAKES
 
 # All prompts at once; and one after the other, the long one in chunks, beside others that decode.
 TOGETHER = Plan(PROMPTS, FORCED)
@@ -33,10 +37,11 @@ class Job:
     ranks: int
     plan: Plan = TOGETHER
     options: tuple[str, ...] = ()  # of trtllm-build
+    mistake: str | None = None  # with which the network is defined
 
     def __str__(self) -> str:
         how = " ".join([f"{self.case.name} on {self.ranks}", *self.options])
-        return how if self.plan == TOGETHER else f"{how}, mixed"
+        return ", ".join([how, *(["mixed"] if self.plan == MIXED else []), *filter(None, [self.mistake])])
 
 
 @dataclass(frozen=True)
@@ -60,13 +65,15 @@ def start(checkout: Path) -> None:
 
 def build(job: Job, folder: Path) -> Built:
     """Writes the case's checkpoint, builds engines by trtllm-build, and runs what was recorded."""
-    programs = trtllm_build(write_checkpoint(job.case, job.ranks, folder), folder / "engines", *job.options)
-    config = _config(folder / "engines")
+    checkpoint = write_checkpoint(job.case, job.ranks, folder)
+    definition = importlib.import_module("trtllm_pt.network.tensorrt_llm")
+    with MISTAKES[job.mistake].made(definition) if job.mistake else nullcontext():
+        programs = trtllm_build(checkpoint, folder / "engines", *job.options)
     return Built(
-        config=config,
+        config=_config(folder / "engines"),
         files=sorted(path.name for path in (folder / "engines").iterdir()),
         facts=[facts_of(program) for program in programs],
-        logits=_logits(programs, job.plan, config),
+        logits=_logits(programs, job.plan, folder / "engines"),
         frequencies=_frequencies(programs[0]),
     )
 
@@ -78,7 +85,7 @@ def build_stock_llama(checkpoint: Path, output: Path, plan: Plan, options: Seque
     del config["parallel_track"]
     file.write_text(json.dumps(config | {"architecture": "LlamaForCausalLM"}))
     programs = trtllm_build(checkpoint, output, *options, with_class=False)
-    return _logits(programs, plan, _config(output))
+    return _logits(programs, plan, output)
 
 
 def _config(engines: Path) -> dict[str, Any]:
@@ -86,17 +93,8 @@ def _config(engines: Path) -> dict[str, Any]:
     return config
 
 
-def _logits(programs: Sequence[Program], plan: Plan, config: dict[str, Any]) -> list[np.ndarray]:
-    found = generate(programs, plan, _windows(config), config["build_config"]["max_seq_len"])
-    return [logits.numpy() for logits in found]
-
-
-def _windows(config: dict[str, Any]) -> Sequence[int]:
-    """What the executor gives the layers: the engine's own defaults, else the longest sequence."""
-    defaults = config["pretrained_config"].get("runtime_defaults") or {}
-    longest, layers = config["build_config"]["max_seq_len"], config["pretrained_config"]["num_hidden_layers"]
-    given = defaults.get("max_attention_window") or [longest]
-    return [min(given[layer % len(given)], longest) for layer in range(layers)]
+def _logits(programs: Sequence[Program], plan: Plan, engines: Path) -> list[np.ndarray]:
+    return [logits.numpy() for logits in generate(programs, plan, runtime_view(_config(engines)))]
 
 
 def _frequencies(program: Program) -> list[float]:

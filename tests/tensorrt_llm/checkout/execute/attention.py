@@ -76,7 +76,7 @@ class _Call:
         number = plugin.scalar("layer_idx")
         self.window = int(inputs["host_max_attention_window_sizes"][number])
         self.pool, pool_layer = inputs["host_kv_cache_pool_mapping"][number].tolist()
-        self.cache = cache.layer(self.pool, pool_layer, plugin.scalar("tokens_per_block"), self.kv_heads, self.size)
+        self.cache = cache.layer(self.pool, pool_layer, self.kv_heads, self.size)
         self.is_fp8_cache = bool(plugin.scalar("kv_cache_quant_mode") & FP8_KV_CACHE)
 
     def run(self, request: Request) -> Tensor:

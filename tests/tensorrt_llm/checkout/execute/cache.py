@@ -11,19 +11,22 @@ from tests.tensorrt_llm.checkout.execute.values import WORKING, ExecutionError
 
 
 class PagedCache:
-    """A pool of pages per layer. What was never written is NaN: who reads it gets NaN logits."""
+    """Pages of the geometry that the runtime takes from the engine's config.json, for every layer.
 
-    def __init__(self, pages: int) -> None:
-        self.pages = pages
+    What was never written is NaN: who reads it gets NaN logits.
+    """
+
+    def __init__(self, pages: int, tokens_per_page: int, heads: int, size: int) -> None:
+        self.shape = (pages, tokens_per_page, heads, size)
         self._layers: dict[tuple[int, int], Tensor] = {}
 
-    def layer(self, pool: int, number: int, tokens_per_page: int, heads: int, size: int) -> Tensor:
-        """[pages, tokens, heads, size], made when it is first asked for."""
-        shape = (self.pages, tokens_per_page, heads, size)
-        found = self._layers.setdefault((pool, number), torch.full(shape, math.nan, dtype=WORKING))
-        if found.shape != shape:
-            raise ExecutionError(f"two layers share cache layer {number}: {list(found.shape)} and {list(shape)}")
-        return found
+    def layer(self, pool: int, number: int, heads: int, size: int) -> Tensor:
+        """[pages, tokens, heads, size] for a layer that has `heads` of `size`."""
+        if self.shape[2:] != (heads, size):
+            raise ExecutionError(f"the cache has KV heads {list(self.shape[2:])}, the attention {[heads, size]}")
+        if (pool, number) not in self._layers:
+            self._layers[pool, number] = torch.full(self.shape, math.nan, dtype=WORKING)
+        return self._layers[pool, number]
 
 
 class Pages:

@@ -31,8 +31,8 @@ Step = Generator[Meeting, Tensor, dict[str, Tensor]]
 
 
 class Rank:
-    def __init__(self, program: Program, pages: int) -> None:
-        self.program, self.cache = program, PagedCache(pages)
+    def __init__(self, program: Program, cache: PagedCache) -> None:
+        self.program, self.cache = program, cache
 
     def step(self, feeds: dict[str, Tensor]) -> Step:
         """Yields at every collective, gets its result, returns the outputs by name."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from tests.tensorrt_llm.checkout.execute.cache import PagedCache
 from tests.tensorrt_llm.checkout.execute.lockstep import in_lockstep
 from tests.tensorrt_llm.checkout.execute.program import Program
 from tests.tensorrt_llm.checkout.execute.rank import Rank
+from tests.tensorrt_llm.checkout.execute.runtime_view import RuntimeView
 from tests.tensorrt_llm.checkout.execute.values import ExecutionError
 
 
@@ -53,36 +56,33 @@ class InFlight:
         return min(left, chunk or left) if self.is_context else 1
 
 
-def generate(programs: Sequence[Program], plan: Plan, windows: Sequence[int], max_seq_len: int) -> list[Tensor]:
+def generate(programs: Sequence[Program], plan: Plan, view: RuntimeView) -> list[Tensor]:
     """Per prompt the logits after it and after each forced token, [1 + forced, padded vocabulary].
 
-    windows: tokens that each layer's attention sees. Raises ExecutionError, also where ranks disagree on logits.
+    Raises ExecutionError, also where ranks disagree on logits.
     """
-    page = programs[0].plugins("GPTAttention")[0].plugin.scalar("tokens_per_block")
-    per_sequence = -(-max_seq_len // page)
+    if len(programs) != view.ranks:
+        raise ExecutionError(f"there are engines for {len(programs)} ranks, config.json has {view.ranks}")
+    per_sequence = -(-view.max_seq_len // view.tokens_per_page)
     count = len(plan.prompts) * per_sequence
     shuffled = torch.randperm(count, generator=torch.Generator().manual_seed(0)).reshape(-1, per_sequence)
     joins = plan.joins or [0] * len(plan.prompts)
-    sequences = [
-        InFlight(*each)
-        for each in zip(plan.prompts, plan.forced, shuffled, joins, strict=True)  # type: ignore[misc]
-    ]
-    ranks = [Rank(program, 2 * count) for program in programs]
+    sequences = [InFlight(*each) for each in zip(plan.prompts, plan.forced, shuffled, joins, strict=True)]
+    geometry = (2 * count, view.tokens_per_page, view.kv_heads, view.head_size)
+    ranks = [Rank(program, PagedCache(*geometry)) for program in programs]
     step = 0
     while not all(sequence.is_done for sequence in sequences):
         here = [sequence for sequence in sequences if sequence.joins <= step and not sequence.is_done]
         here.sort(key=lambda sequence: not sequence.is_context)  # prompts first
         if here:
-            _step(ranks, here, plan.chunk, windows, max_seq_len)
+            _step(ranks, here, plan.chunk, view)
         step += 1
     return [torch.stack(sequence.logits) for sequence in sequences]
 
 
-def _step(
-    ranks: list[Rank], batch: list[InFlight], chunk: int | None, windows: Sequence[int], max_seq_len: int
-) -> None:
+def _step(ranks: list[Rank], batch: list[InFlight], chunk: int | None, view: RuntimeView) -> None:
     counts = [sequence.count(chunk) for sequence in batch]
-    feeds = _feeds(batch, counts, windows, max_seq_len)
+    feeds = _feeds(batch, counts, view)
     outputs = in_lockstep([rank.step(_of_rank(rank, feeds)) for rank in ranks])
     logits = outputs[0]["logits"]
     if any(not torch.equal(logits, other["logits"]) for other in outputs[1:]):
@@ -99,7 +99,7 @@ def _of_rank(rank: Rank, feeds: dict[str, Tensor]) -> dict[str, Tensor]:
     return feeds | {tensor.name: torch.zeros(tensor.shape, dtype=torch.int64) for tensor in workspace}
 
 
-def _feeds(batch: list[InFlight], counts: list[int], windows: Sequence[int], max_seq_len: int) -> dict[str, Tensor]:
+def _feeds(batch: list[InFlight], counts: list[int], view: RuntimeView) -> dict[str, Tensor]:
     """The network's inputs by name, as the executor fills them for packed tokens and a paged cache."""
     spans = [range(sequence.cached, sequence.cached + count) for sequence, count in zip(batch, counts, strict=True)]
     lengths = [count if s.is_context else len(s.prompt) for s, count in zip(batch, counts, strict=True)]
@@ -112,7 +112,7 @@ def _feeds(batch: list[InFlight], counts: list[int], windows: Sequence[int], max
         "kv_cache_block_offsets": offsets,
         "host_kv_cache_block_offsets": offsets,
         "host_kv_cache_pool_pointers": torch.zeros(1, 2, dtype=torch.int64),
-        "host_kv_cache_pool_mapping": _ints([0, layer] for layer in range(len(windows))),
+        "host_kv_cache_pool_mapping": _ints([0, layer] for layer in range(view.layers)),
         "sequence_length": _ints(span.stop for span in spans),
         "host_request_types": _ints(not sequence.is_context for sequence in batch),
         "host_past_key_value_lengths": _ints(span.start for span in spans),
@@ -120,11 +120,11 @@ def _feeds(batch: list[InFlight], counts: list[int], windows: Sequence[int], max
         "host_context_lengths": _ints(lengths),
         "host_runtime_perf_knobs": torch.full((16,), -1),
         "host_context_progress": torch.zeros(1, dtype=torch.int64),
-        "host_max_attention_window_sizes": _ints(windows),
+        "host_max_attention_window_sizes": _ints(view.windows),
         "host_sink_token_length": _ints([0]),
-        "cache_indirection": torch.zeros(len(batch), 1, max_seq_len, dtype=torch.int64),
+        "cache_indirection": torch.zeros(len(batch), 1, view.max_seq_len, dtype=torch.int64),
     }
 
 
-def _ints(values: object) -> Tensor:
-    return torch.tensor(list(values), dtype=torch.int64)  # type: ignore[call-overload]
+def _ints(values: Iterable[Any]) -> Tensor:
+    return torch.tensor(list(values), dtype=torch.int64)
