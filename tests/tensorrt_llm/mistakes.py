@@ -106,6 +106,22 @@ def _not_reordered(definition: ModuleType) -> AbstractContextManager[Any]:
     return patch.object(weights, "kernel_order", kernel_order)
 
 
+class _LooksGrouped:
+    """A config whose heads seem to be more than its KV heads."""
+
+    def __init__(self, config: Any) -> None:
+        self.config, self.layout, self.model = config, config.layout, config.model.replace(num_kv_heads=1)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.config, name)
+
+
+def _stock_attention(definition: ModuleType) -> AbstractContextManager[Any]:
+    """TensorRT-LLM's own layer, where it takes normed q, k, v head by head."""
+    right = definition.attention
+    return patch.object(definition, "attention", lambda config, layer: right(_LooksGrouped(config), layer))
+
+
 def _cache_scales_swapped(definition: ModuleType) -> AbstractContextManager[Any]:
     right = definition.gpt_attention
 
@@ -127,6 +143,7 @@ MISTAKES = {
     "one layer index wrong, many tracks": Mistake(_layer_index, "pt", 2, only_in_decode=True),
     "a track left out": Mistake(_track_left_out, "pt", 2),
     "the router's cap forgotten": Mistake(_cap_forgotten, "pt moe", 8),
+    "stock attention with normed heads": Mistake(_stock_attention, "pt qk norm mha", 8),
     "weights not in the kernels' order": Mistake(_not_reordered, "pt W8A16", 4),
     "the cache's scales swapped": Mistake(_cache_scales_swapped, "pt FP8 kv", 2),
 }
@@ -163,6 +180,13 @@ WRONG_CALLS: dict[str, tuple[Callable[[ModuleType], AbstractContextManager[Any]]
         lambda d: patch.object(d, "unsqueeze", lambda x, dim: x.expand_dims(dim)),
         AttributeError,
         "expand_dims",
+    ),
+    "a size that is unknown when an engine is built": (
+        lambda d: patch.object(
+            d.TrackAttention, "track_after_track", lambda self, part, heads: part.view([part.size(1), -1])
+        ),
+        ValueError,
+        "inferred",
     ),
     "operands of two dtypes": (
         lambda d: patch.object(d, "silu", lambda x: d.cast(x, "float16")),

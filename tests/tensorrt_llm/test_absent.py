@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.tensorrt_llm.standin.install import DEFINITION, installed
+from trtllm_pt import network
 from trtllm_pt.errors import UsageError
 
 
@@ -20,6 +21,7 @@ def test_it_goes_away_again() -> None:
         assert hasattr(torch.ops.trtllm, "preprocess_weights_for_mixed_gemm")
     after = {name: module for name, module in sys.modules.items() if name.startswith(("tensorrt", DEFINITION))}
     assert after == before
+    assert DEFINITION in after or not hasattr(network, "tensorrt_llm")
     assert not hasattr(torch.ops.trtllm, "preprocess_weights_for_mixed_gemm")
 
 

@@ -14,8 +14,8 @@ from trtllm_pt.schedule import schedule_of, sync_points
 # Of the largest logit. Both sides are float32 and sum in other orders: 1.5e-6 was seen.
 LIMIT = 1e-5
 # A value between two of FP8's may go either way, and then differs by a sixteenth: 1e-2, and 1.5e-3 rms, were seen.
-# Without the cache's rounding it is 6e-2 and 1.3e-2 at least.
-FP8_LIMIT, FP8_RMS = 3e-2, 3e-3
+# Without the cache's rounding it is 5e-2 and 1.2e-2 at least.
+FP8_LIMIT, FP8_RMS = 3e-2, 5e-3
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,6 @@ def main(catalogue: Path, enums: Path) -> None:
         "version": api["_about"]["version"],
         "modules": {name: _symbols(api["modules"][name]["symbols"]) for name in names} | ADDED,
         "exports": _exports(api["exports"], names),
-        "model_map": sorted(api["model_map"]),
         "runtime_defaults": _signature([{"name": "self", "kind": "positional_or_keyword"}, *defaults["init"][0]]),
         "tensorrt": {
             "enums": {name: tensorrt["enums"][name] for name in ENUMS},

@@ -12,28 +12,26 @@ from typing import Any
 
 import torch
 
-# All with numbers: importing them declares them.
-from tests.tensorrt_llm.standin import attention, functional, layers, models, moe, quantization
+# Importing these declares what they have numbers for.
+from tests.tensorrt_llm.standin import attention, functional, layers, models, moe, net, quantization
 from tests.tensorrt_llm.standin import module as modules
 from tests.tensorrt_llm.standin.binding import IMPLEMENTED, MODULES, NAMES, evaluate, refusing
 from tests.tensorrt_llm.standin.catalogue import API
 from tests.tensorrt_llm.standin.enums import make
-from tests.tensorrt_llm.standin.net import network
 from tests.tensorrt_llm.standin.trt import tensorrt
 from tests.tensorrt_llm.standin.weight_only import OPS
+from trtllm_pt import network
 
 DEFINITION = "trtllm_pt.network.tensorrt_llm"
-_ = (attention, functional, layers, models, moe, quantization, modules, network)
+WITH_NUMBERS = (attention, functional, layers, models, modules, moe, net, quantization)
 
 
 @contextmanager
 def installed() -> Iterator[ModuleType]:
     """The network definition, imported anew over the stand-in. Afterwards the machine is again one without it."""
-    ours = {name: module for name, module in sys.modules.items() if name.startswith(DEFINITION)}
-    for name in ours:
-        del sys.modules[name]
-    sys.modules.update(_generated())
     op_before = vars(torch.ops).get("trtllm")
+    ours = _forget_definition()
+    sys.modules.update(_generated())
     torch.ops.trtllm = OPS
     try:
         yield importlib.import_module(DEFINITION)
@@ -42,9 +40,21 @@ def installed() -> Iterator[ModuleType]:
         del torch.ops.trtllm
         if op_before is not None:
             torch.ops.trtllm = op_before
-        for name in [name for name in sys.modules if name.startswith(DEFINITION) or name in _generated()]:
+        for name in _generated():
             del sys.modules[name]
-        sys.modules.update(ours)
+        _forget_definition()
+        for name, module in ours.items():
+            sys.modules[name] = module
+            setattr(network, name.rpartition(".")[2], module)
+
+
+def _forget_definition() -> dict[str, ModuleType]:
+    """Its modules, gone from where imports look."""
+    found = {name: module for name, module in sys.modules.items() if name.startswith(DEFINITION)}
+    for name in found:
+        del sys.modules[name]
+        delattr(network, name.rpartition(".")[2])
+    return found
 
 
 @functools.cache

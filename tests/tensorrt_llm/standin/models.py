@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 import json
-from functools import cached_property
+from functools import cached_property, reduce
+from operator import or_
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
-from tests.tensorrt_llm.standin.binding import evaluate, implements
+from tests.tensorrt_llm.standin.binding import bind, evaluate, implements
+from tests.tensorrt_llm.standin.catalogue import API
 from tests.tensorrt_llm.standin.functional import Tensor, gather_last_token_logits
 from tests.tensorrt_llm.standin.layers import Attention
 from tests.tensorrt_llm.standin.module import Module
@@ -61,8 +63,27 @@ class MpiTopology(Mapping):
 class RuntimeDefaults:
     """tensorrt_llm.bindings.executor's, a compiled class: no JSON can be made of it."""
 
-    def __init__(self, max_attention_window: list[int] | None = None, sink_token_length: int | None = None) -> None:
+    def __init__(self, max_attention_window: Any, sink_token_length: Any) -> None:
         self.max_attention_window, self.sink_token_length = max_attention_window, sink_token_length
+
+    __init__ = bind(HERE, "RuntimeDefaults.__init__", API["runtime_defaults"], __init__)
+
+
+@implements("tensorrt_llm._utils")
+class QuantModeWrapper:
+    """The modes of a model's layers: a question is answered by any of them."""
+
+    def __init__(self, objs: list[Any]) -> None:
+        self.objs = objs
+
+    def __getattr__(self, name: str) -> Any:
+        def ask(*args: Any) -> Any:
+            return reduce(or_, (getattr(mode, name)(*args) for mode in self.objs), False)
+
+        return ask
+
+    def __getitem__(self, index: int) -> Any:
+        return self.objs[index]
 
 
 @implements(HERE)
@@ -76,7 +97,8 @@ class QuantConfig:
 
     @cached_property
     def quant_mode(self) -> Any:
-        return evaluate(HERE, "QuantMode").from_quant_algo(self.quant_algo, self.kv_cache_quant_algo)
+        mode = evaluate(HERE, "QuantMode").from_quant_algo(self.quant_algo, self.kv_cache_quant_algo)
+        return QuantModeWrapper([mode])
 
     @classmethod
     def from_dict(cls, config: dict[str, Any]) -> Any:
