@@ -28,6 +28,7 @@ from trtllm_pt.engine.tensorrt_llm_rank import check_messages
 from trtllm_pt.errors import INSTALL_TENSORRT_LLM, RunError, UsageError
 from trtllm_pt.launchers import LAUNCHERS
 from trtllm_pt.network import shim
+from trtllm_pt.presets import preset
 from trtllm_pt.runtime.launch import find_mpirun
 
 ROOT = Path(__file__).parents[2]
@@ -406,6 +407,23 @@ def test_plain_trtllm_build_with_our_shim(checkpoint: Path, tmp_path: Path) -> N
     found = EngineManifest.from_dir(tmp_path / "engines")
     assert (found.kind, found.checkpoint) == ("tensorrt_llm", CheckpointManifest.from_dir(checkpoint))
     assert inspect(tmp_path / "engines")["recorded"] is None  # nobody counted
+
+
+@needs_checkout
+def test_stock_llama_from_our_files_is_read_as_ours(tmp_path: Path) -> None:
+    """What gpu_check sets beside our tensor parallelism, and runs on our runtime."""
+    checkpoint = init(preset("dense-tiny"), tmp_path / "dense", ranks=2, dtype="bfloat16")
+    prepare = f"stock_checkpoint(Path({str(checkpoint)!r}), Path({str(tmp_path / 'stock')!r}))"
+    script = f"from pathlib import Path\nfrom benchmarks.gpu_check import stock_checkpoint\n{prepare}"
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
+    arguments = ("--checkpoint_dir", tmp_path / "stock", "--output_dir", tmp_path / "engines", "--log_level", "error")
+    done = run(tmp_path, "tensorrt_llm.commands.build", *arguments, "--reduce_fusion", "enable")
+    assert done.returncode == 0, done.stderr
+    found = EngineManifest.from_dir(tmp_path / "engines")
+    assert (found.kind, found.checkpoint) == ("tensorrt_llm", CheckpointManifest.from_dir(checkpoint))
+    config = json.loads((tmp_path / "engines" / "config.json").read_text())
+    assert config["pretrained_config"]["architecture"] == "LlamaForCausalLM"
+    assert config["build_config"]["plugin_config"]["reduce_fusion"] is True
 
 
 @needs_checkout

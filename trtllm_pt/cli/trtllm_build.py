@@ -58,7 +58,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("weight_streaming", FLAG),
     Option("fast_build", FLAG),
     Option("workers", _SIZE, help="Processes that build ranks at once; mpirun's, where that started this.  [TensorRT]"),
-    Option("log_level"),
+    Option("log_level", _choice("internal_error", "error", "warning", "info", "verbose", "debug", "trace")),
     Option("enable_debug_output", FLAG),
     Option("visualize_network"),
     Option("dry_run", FLAG),

@@ -1,0 +1,405 @@
+"""What no machine without NVIDIA GPUs can show, in one table: `make gpu-check`, inside TensorRT-LLM's container.
+
+1. The trained model in pretrained/, plain and quantised, through `convert`, `build` and `LLM` on all GPUs: the
+   log-probs of what it writes against the reference network's, from the same (dequantised) weights in float32.
+2. A PT model with random weights and its dense twin of equal size, timed: PT with NCCL and with AUTO all-reduces,
+   beside tensor parallelism, ours and TensorRT-LLM's own LlamaForCausalLM (AUTO, reduce fusion) from the same weights.
+
+    python3 benchmarks/gpu_check.py [--ranks 8] [--model pt-6b] [--cases '1,512,128;32,512,128'] [--rounds 2]
+
+Every step is a command that is printed and can be pasted. What is built is kept in build/gpu-check and used again.
+`--engine embedded` rehearses all but what needs TensorRT-LLM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import gc
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from trtllm_pt import cost
+from trtllm_pt.bench.batch import Case, Prompts, run_batch
+from trtllm_pt.cli.text import table
+from trtllm_pt.engine import EngineManifest, inspect
+from trtllm_pt.errors import RunError, TrtllmPtError, UsageError
+from trtllm_pt.messages import SamplingParams
+from trtllm_pt.presets import preset
+
+ROOT = Path(__file__).parents[1]
+PRETRAINED = ROOT / "pretrained" / "stdlib-pt"
+# Largest error of a log-prob, nats. bfloat16 alone moves logits by up to 0.3; a wrong order of weights by several.
+LIMITS = {None: 0.5, "W8A16": 0.5, "W4A16": 0.5, "FP8": 1.5}
+TOKENS = 48  # of every text that is compared
+WARM_UP, RUNS = 2, 5
+STOCK = "LlamaForCausalLM"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """An engine that is checked or timed."""
+
+    title: str
+    model: str  # a preset, or a MODEL_DIR
+    strategy: str = "NCCL"
+    quantize: str | None = None
+    stock: bool = False  # TensorRT-LLM's own network, from the same files
+    timed: bool = True
+
+    @property
+    def checkpoint(self) -> str:
+        return "-".join(filter(None, (Path(self.model).name, self.quantize)))
+
+    @property
+    def engines(self) -> str:
+        return f"{self.checkpoint}-{STOCK if self.stock else self.strategy}"
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What the GPUs here are. Bytes; capability 90 is Hopper."""
+
+    gpus: int
+    name: str
+    memory: int
+    capability: int
+
+
+def here(engine: str) -> Machine:
+    """Raises UsageError where there is no GPU."""
+    import torch
+
+    if engine == "embedded":
+        return Machine(os.cpu_count() or 1, "CPU", 8 << 30, 0)
+    if not torch.cuda.device_count():
+        raise UsageError("gpu_check needs NVIDIA GPUs; --engine embedded rehearses it without")
+    gpu = torch.cuda.get_device_properties(0)
+    return Machine(torch.cuda.device_count(), gpu.name, gpu.total_memory, 10 * gpu.major + gpu.minor)
+
+
+def subjects(machine: Machine, engine: str, ranks: int, model: str, twin: str) -> list[Subject]:
+    """All that this machine can build, the trained model first."""
+    trained = str(PRETRAINED)
+    found = [Subject(title="stdlib-pt", model=trained, timed=False)]
+    if engine == "embedded":
+        return [*found, Subject(title="PT", model=model), Subject(title="TP", model=twin)]
+    strategies = ("NCCL", "AUTO") if ranks > 1 else ("NCCL",)
+    if ranks > 1:
+        found.append(Subject(title="stdlib-pt, AUTO", model=trained, strategy="AUTO", timed=False))
+    algorithms = [] if 100 <= machine.capability < 120 else ["W8A16", "W4A16"]
+    algorithms += ["FP8"] if machine.capability >= 89 else []
+    found += [Subject(title=f"stdlib-pt, {algo}", model=trained, quantize=algo, timed=False) for algo in algorithms]
+    found += [Subject(title=f"PT, {strategy}", model=model, strategy=strategy) for strategy in strategies]
+    found += [Subject(title=f"TP, {strategy}", model=twin, strategy=strategy) for strategy in strategies]
+    fusion = "AUTO, reduce fusion" if ranks > 1 else "one rank"
+    return [*found, Subject(title=f"{STOCK}, {fusion}", model=twin, strategy="AUTO", stock=True)]
+
+
+def default_model(machine: Machine, ranks: int) -> str:
+    """The largest of the presets whose weights leave most of a GPU to building and to the KV cache."""
+    for name in ("pt-6b", "pt-150m"):
+        if 4 * cost.bytes_per_rank(preset(name), ranks, "bfloat16") < machine.memory:
+            return name
+    return "pt-tiny"
+
+
+def twin_of(model: str) -> str:
+    """The dense preset of equal size: pt-6b-d8 -> dense-6b."""
+    return f"dense-{model.split('-')[1]}"
+
+
+def cases_of(text: str) -> list[Case]:
+    """`1,512,128;32,512,128`: sequences of a batch, tokens of a prompt, tokens of an output."""
+    try:
+        cases = [Case(*(int(word) for word in part.split(","))) for part in text.split(";")]
+    except (TypeError, ValueError):
+        cases = []
+    if not cases or min(min(c.batch_size, c.input_length, c.output_length - 1) for c in cases) < 1:
+        raise UsageError(f"--cases ({text!r}) must be BATCH,IN,OUT with ';' between several, OUT at least 2")
+    return cases
+
+
+# --- building: the commands of the documentation
+
+
+def run(*command: object) -> None:
+    words = [str(word) for word in command]
+    print("$", " ".join(words), flush=True)
+    done = subprocess.run(words, check=False)
+    if done.returncode:
+        raise RunError(f"`{' '.join(words)}` ended with status {done.returncode}")
+
+
+def make_checkpoint(subject: Subject, ranks: int, folder: Path) -> Path:
+    path = folder / f"{subject.checkpoint}-{ranks}.checkpoint"
+    command = (sys.executable, "-m", "trtllm_pt")
+    if path.exists():
+        return path
+    if not Path(subject.model).is_dir():
+        run(*command, "init", subject.model, "-o", path, "--ranks", ranks)
+        return path
+    how: list[object] = ["--quantize", subject.quantize] if subject.quantize else []
+    if subject.quantize == "FP8":
+        text = folder / "calibration.txt"
+        text.write_text(Path(argparse.__file__).read_text())
+        how += ["--kv-cache", "FP8", "--calibrate", text]
+    run(*command, "convert", subject.model, "-o", path, "--ranks", ranks, *how)
+    return path
+
+
+def stock_checkpoint(checkpoint: Path, output: Path) -> Path:
+    """The same files as a checkpoint of TensorRT-LLM's LlamaForCausalLM, whose names and shapes a dense model has.
+
+    Our own key stays, which it ignores: so our runtime can tell what its engines hold.
+    """
+    config = json.loads((checkpoint / "config.json").read_text())
+    if config["parallel_track"]["model"]["schedule"] != "tp":
+        raise UsageError(f"{checkpoint} is no dense model under tensor parallelism, which {STOCK} is")
+    output.mkdir(parents=True)
+    for path in checkpoint.glob("rank*.safetensors"):
+        (output / path.name).symlink_to(path.resolve())
+    (output / "config.json").write_text(json.dumps(config | {"architecture": STOCK}, indent=2) + "\n")
+    return output
+
+
+def make_engines(subject: Subject, engine: str, ranks: int, cases: Sequence[Case], folder: Path) -> Path:
+    path = folder / f"{subject.engines}-{ranks}.engines"
+    checkpoint = make_checkpoint(subject, ranks, folder)
+    if path.exists():
+        return path
+    most = max(case.input_length + case.output_length for case in cases)
+    batch = max(8, *(case.batch_size for case in cases))
+    positions = positions_of(checkpoint)
+    sizes = ["--max_batch_size", batch, "--max_seq_len", min(positions, max(most, 512)), "--max_num_tokens", 8192]
+    if engine == "embedded":
+        run(sys.executable, "-m", "trtllm_pt", "build", checkpoint, "-o", path, "--engine", engine, *sizes)
+        return path
+    sizes += ["--gemm_plugin", "auto", "--workers", ranks]
+    if not subject.stock:
+        how = ["--engine", engine, "--all_reduce_strategy", subject.strategy]
+        run(sys.executable, "-m", "trtllm_pt", "build", checkpoint, "-o", path, *how, *sizes)
+        return path
+    stock, partial = folder / f"{subject.engines}-{ranks}.checkpoint", path.with_suffix(".partial")
+    for old in (stock, partial):
+        shutil.rmtree(old, ignore_errors=True)
+    fusion = ["--reduce_fusion", "enable"] if ranks > 1 else []
+    run(
+        "trtllm-build",
+        "--checkpoint_dir",
+        stock_checkpoint(checkpoint, stock),
+        "--output_dir",
+        partial,
+        *fusion,
+        *sizes,
+    )
+    partial.rename(path)
+    return path
+
+
+def positions_of(checkpoint: Path) -> int:
+    positions: int = json.loads((checkpoint / "config.json").read_text())["max_position_embeddings"]
+    return positions
+
+
+# --- running, in a process per engine: what holds a GPU's memory ends with it
+
+
+def prompts() -> list[str]:
+    """Python for the trained model: shorter than a page of the KV cache, and over several."""
+    source = Path(ast.__file__).read_text()
+    return ["import os\n", "def binary_search(", source[:400], source[1000:3000]]
+
+
+def texts(folder: Path) -> list[dict[str, Any]]:
+    """Greedy outputs with their log-probs, all in one batch: {prompt, output, log_probs}."""
+    from trtllm_pt import LLM
+
+    sampling = SamplingParams(max_tokens=TOKENS, log_probs=True, end_id=-1)
+    with LLM(folder) as llm:
+        encoded = [llm.encode(prompt)[: llm.manifest.max_seq_len - TOKENS] for prompt in prompts()]
+        results = llm.generate(encoded, sampling)
+    return [
+        {"prompt": list(prompt), "output": list(result.token_ids), "log_probs": list(result.log_probs)}
+        for prompt, result in zip(encoded, results, strict=True)
+    ]
+
+
+def timings(folder: Path, cases: Sequence[Case]) -> list[list[dict[str, float]]]:
+    """Per case: every run's seconds."""
+    from trtllm_pt.runtime.llm import start_runtime
+
+    manifest = EngineManifest.from_dir(folder)
+    draw, runtime = Prompts(manifest.model.vocab_size), start_runtime(folder, manifest, None, None)
+    try:
+        found = []
+        for case in cases:
+            runs = [run_batch(runtime, draw.batch(case), case.output_length) for _ in range(WARM_UP + RUNS)]
+            found.append([{"ttft": r.ttft, "tpot": r.tpot, "latency": r.latency} for r in runs[WARM_UP:]])
+        return found
+    finally:
+        runtime.close()
+
+
+def in_a_process(what: str, folder: Path, cases: str) -> Any:
+    command = [sys.executable, __file__, "--do", what, str(folder), "--cases", cases]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise RunError(f"running {folder} ended with status {done.returncode}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+# --- comparing
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """Of an engine's outputs with the reference network's, nats."""
+
+    largest: float  # error of a log-prob
+    mean: float
+    missed: float  # how far below the reference's best choice a greedy token lay, at most
+
+    def holds(self, quantize: str | None) -> bool:
+        return max(self.largest, self.missed) <= LIMITS[quantize]
+
+
+def agreement(checkpoint: Path, outputs: Iterable[dict[str, Any]]) -> Agreement:
+    """The reference reads prompt and output at once, in float32 from the weights as they are stored."""
+    import torch
+
+    from trtllm_pt.checkpoint.load import load_reference
+
+    device = "cuda" if torch.cuda.device_count() else "cpu"
+    model = load_reference(checkpoint, torch.float32).to(device)
+    errors, missed = [], []
+    with torch.no_grad():
+        for text in outputs:
+            tokens = torch.tensor([text["prompt"] + text["output"]], device=device)
+            logits = model(tokens)[0, len(text["prompt"]) - 1 : -1].log_softmax(-1).cpu()
+            wanted = logits.gather(1, torch.tensor(text["output"])[:, None])[:, 0]
+            errors.append((wanted - torch.tensor(text["log_probs"])).abs())
+            missed.append(logits.amax(1) - wanted)
+    del model
+    gc.collect()
+    torch.cuda.empty_cache()
+    every = torch.cat(errors)
+    return Agreement(float(every.max()), float(every.mean()), float(torch.cat(missed).max()))
+
+
+# --- the table
+
+
+def rows(measured: Sequence[dict[str, Any]], cases: Sequence[Case]) -> list[list[object]]:
+    """One per subject. `best TP`: how much sooner a token comes than from the fastest without tracks, per case."""
+    found: list[list[object]] = []
+    for one in measured:
+        row: list[object] = [one["title"], one["ranks"], one["sync_points"] if one["ranks"] > 1 else 0]
+        row.append(f"{one['agreement']['largest']:.3f}" if one["agreement"] else "-")
+        for number, case in enumerate(cases):
+            runs = one["timings"][number] if one["timings"] else None
+            if runs is None:
+                row += ["-"] * 4
+                continue
+            tpot = statistics.median(run["tpot"] for run in runs)
+            total = statistics.median(run["latency"] for run in runs)
+            row.append(f"{1e3 * statistics.median(run['ttft'] for run in runs):.2f}")
+            row.append(f"{1e3 * tpot:.3f}")
+            row.append(f"{case.batch_size * case.output_length / total:.0f}")
+            best = _best_tp(measured, number)
+            row.append(f"{best / tpot:.2f}" if best else "-")
+        found.append(row)
+    return found
+
+
+def header(cases: Sequence[Case]) -> list[str]:
+    return [
+        *("engine", "ranks", "all-reduces", "log-prob error"),
+        *(f"{what} b{case.batch_size}" for case in cases for what in ("TTFT ms", "TPOT ms", "tokens/s", "best TP")),
+    ]
+
+
+def _best_tp(measured: Sequence[dict[str, Any]], case: int) -> float | None:
+    dense = [one["timings"][case] for one in measured if one["timings"] and one["schedule"] == "tp"]
+    return min((statistics.median(run["tpot"] for run in runs) for runs in dense), default=None)
+
+
+def measure(chosen: Sequence[Subject], arguments: argparse.Namespace, ranks: int) -> list[dict[str, Any]]:
+    """Builds all, then checks, then times: round by round, so that drift hits all alike."""
+    cases, folder = cases_of(arguments.cases), arguments.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    built = {s: make_engines(s, arguments.engine, ranks, cases, folder) for s in chosen}
+    timed: dict[Subject, list[list[dict[str, float]]]] = {s: [[] for _ in cases] for s in chosen if s.timed}
+    agreed: dict[Subject, Agreement] = {}
+    for subject in chosen:
+        if not subject.timed:
+            outputs = in_a_process("texts", built[subject], arguments.cases)
+            agreed[subject] = agreement(make_checkpoint(subject, ranks, folder), outputs)
+            print(f"{subject.title}: {agreed[subject]}", flush=True)
+    for number in range(arguments.rounds):
+        for subject, runs in timed.items():
+            print(f"round {number + 1}: {subject.title}", flush=True)
+            for kept, new in zip(runs, in_a_process("timings", built[subject], arguments.cases), strict=True):
+                kept += new
+    return [
+        asdict(subject)
+        | {"ranks": ranks, "sync_points": (found := inspect(built[subject]))["sync_points"]}
+        | {"schedule": EngineManifest.from_dir(built[subject]).model.schedule, "recorded": found["recorded"]}
+        | {"agreement": asdict(agreed[subject]) if subject in agreed else None, "timings": timed.get(subject)}
+        for subject in chosen
+    ]
+
+
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--engine", choices=("tensorrt_llm", "embedded"), default="tensorrt_llm")
+    parser.add_argument("--ranks", type=int, choices=(1, 2, 4, 8), help="GPUs to use [most of those here]")
+    parser.add_argument("--model", help="a PT preset, its dense twin is built beside it [by memory: pt-6b or pt-150m]")
+    parser.add_argument("--cases", default="1,512,128;32,512,128", help="BATCH,IN,OUT;… [%(default)s]")
+    parser.add_argument("--rounds", type=int, default=2, help="passes over all engines [%(default)s]")
+    parser.add_argument("--folder", type=Path, default=Path("build/gpu-check"), help="[%(default)s]")
+    parser.add_argument("--do", nargs=2, help=argparse.SUPPRESS)  # texts or timings, of an engine directory
+    return parser.parse_args(words)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    arguments = parse(words)
+    cases = cases_of(arguments.cases)
+    if arguments.do:
+        what, folder = arguments.do
+        print(json.dumps(texts(Path(folder)) if what == "texts" else timings(Path(folder), cases)))
+        return 0
+    machine = here(arguments.engine)
+    ranks = arguments.ranks or max(g for g in (1, 2, 4, 8) if g <= machine.gpus)
+    if ranks > machine.gpus:
+        raise UsageError(f"--ranks ({ranks}) must not exceed the {machine.gpus} GPUs here")
+    model = arguments.model or default_model(machine, ranks)
+    chosen = subjects(machine, arguments.engine, ranks, model, twin_of(model))
+    measured = measure(chosen, arguments, ranks)
+    result = arguments.folder / "result.json"
+    result.write_text(json.dumps({"machine": asdict(machine), "measured": measured}, indent=2) + "\n")
+    print(f"\n{machine.gpus} x {machine.name}, {model} and {twin_of(model)} in bfloat16, medians of {WARM_UP} + {RUNS}")
+    print(table(rows(measured, cases), header(cases)))
+    wrong = [s.title for s, m in zip(chosen, measured, strict=True) if m["agreement"] and not _holds(m)]
+    print(f"{result} has every run. " + (f"NOT the reference's: {', '.join(wrong)}" if wrong else "All checks hold."))
+    return 1 if wrong else 0
+
+
+def _holds(measured: dict[str, Any]) -> bool:
+    return Agreement(**measured["agreement"]).holds(measured["quantize"])
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except TrtllmPtError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(error.exit_status)
