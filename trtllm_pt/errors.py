@@ -1,6 +1,7 @@
 """The kinds of error a user meets. The command line prints one line and exits with `exit_status`."""
 
 INSTALL_EMBEDDED = "pip install -e '.[embedded]'"  # what many a message ends with
+INSTALL_SERVE = "pip install -e '.[embedded,serve]'"
 TENSORRT_LLM_VERSION = "1.2.1"  # the last stable line that has TensorRT engines; one that builds and runs them
 INSTALL_TENSORRT_LLM = (
     f"use tensorrt-llm=={TENSORRT_LLM_VERSION} (TensorRT 10.14) on NVIDIA GPUs: the container "

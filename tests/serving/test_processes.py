@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,8 +35,9 @@ PROMPT = "def binary_search("
 @contextmanager
 def serve(folder: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], Served, list[str]]]:
     """`trtllm-pt serve`: the process, where it listens, and what it printed until it was ready."""
-    http, grpc, metrics = free_ports(3)
+    http, grpc, metrics, openai = free_ports(4)
     ports = ["--http-port", str(http), "--grpc-port", str(grpc), "--metrics-port", str(metrics)]
+    ports += ["--openai-port", str(openai)]
     command = [sys.executable, "-m", "trtllm_pt", "serve", str(folder), *ports, *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
@@ -86,6 +89,9 @@ def test_serve_prints_a_curl_that_streams_and_ends_cleanly(engines: Path) -> Non
         pieces = re.findall(r'"text_output":"(.*?)"}', done.stdout)
         assert len(pieces) > 1
         assert f"127.0.0.1:{served.grpc}" in "\n".join(printed)
+        [url] = re.findall("http.*/v1", "\n".join(printed))
+        with urllib.request.urlopen(f"{url}/models", timeout=10) as answer:
+            assert json.loads(answer.read())["data"][0]["id"] == engines.name
         started = below(process.pid)
         assert len(started) > 6  # the server, four Python models, mpirun, two ranks
         process.send_signal(signal.SIGTERM)
@@ -221,6 +227,6 @@ def test_a_model_that_does_not_load_says_why(engines: Path, tmp_path: Path) -> N
     address = Address(http=http, grpc=grpc, metrics=metrics)
     with (
         Server(tmp_path / "repository", address, tmp_path / "log") as server,
-        pytest.raises(RunError, match=r"there is no engine directory at /nowhere|/nowhere/config.json"),
+        pytest.raises(RunError, match=r"(tensorrt_llm\w*|preprocessing|postprocessing): .* /nowhere|/nowhere/"),
     ):
         server.wait_until_ready()

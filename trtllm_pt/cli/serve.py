@@ -8,13 +8,14 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
 import click
 
-from trtllm_pt.errors import RunError
+from trtllm_pt.errors import INSTALL_SERVE, RunError, UsageError
 
 if TYPE_CHECKING:
     from trtllm_pt.serving.server import Address, Server
@@ -30,8 +31,17 @@ _REQUEST = '{"text_input": "def main(", "max_tokens": 32, "stream": true}'
 @click.option("--http-port", type=_PORT, default=8000, show_default=True, help="HTTP.")
 @click.option("--grpc-port", type=_PORT, default=8001, show_default=True, help="gRPC.")
 @click.option("--metrics-port", type=_PORT, default=8002, show_default=True, help="Prometheus metrics.")
+@click.option(
+    "--openai-port",
+    type=click.IntRange(0, 65535),
+    default=9000,
+    show_default=True,
+    help="OpenAI's endpoints; 0: none.",
+)
 @click.option("--log", type=click.Path(path_type=Path), help="File for the server's words.  [default: a temporary one]")
-def command(folder: Path, host: str, http_port: int, grpc_port: int, metrics_port: int, log: Path | None) -> None:
+def command(
+    folder: Path, host: str, http_port: int, grpc_port: int, metrics_port: int, openai_port: int, log: Path | None
+) -> None:
     """Serve engines through NVIDIA Triton, all ranks included.
 
     A folder of engines gets a model repository of its own for as long as it is served. Ctrl-C or SIGTERM ends all.
@@ -46,10 +56,12 @@ def command(folder: Path, host: str, http_port: int, grpc_port: int, metrics_por
     address = Address(host=host, http=http_port, grpc=grpc_port, metrics=metrics_port)
     with tempfile.TemporaryDirectory(prefix="trtllm_pt-") as scratch, _signals():
         repository = _repository(folder, Path(scratch))
+        front = _front(repository, folder, address, openai_port)  # what it lacks is told before anything loads
         with contextlib.suppress(_Ended), Server(repository, address, log or Path(scratch) / "server.log") as server:
             _wait_until_ready(server, folder)
-            _announce(address)
-            _watch(server)
+            with front:
+                _announce(address, openai_port)
+                _watch(server)
 
 
 class _Ended(BaseException):
@@ -91,11 +103,27 @@ def _progress(folder: Path, seconds: float) -> None:
     click.echo(f"\rloading {folder} … {seconds:.0f} s", nl=False, err=True)
 
 
-def _announce(address: Address) -> None:
-    host = address.url.removeprefix("http://").rsplit(":", 1)[0]
+def _front(repository: Path, folder: Path, address: Address, port: int) -> AbstractContextManager[None]:
+    """OpenAI's endpoints, while the server runs."""
+    from trtllm_pt.serving.server import engine_folder
+
+    if not port:
+        return contextlib.nullcontext()
+    try:
+        from trtllm_pt.serving.front import Front
+    except ImportError as error:
+        raise UsageError(f"OpenAI's endpoints need {error.name}: {INSTALL_SERVE}, or --openai-port 0") from None
+    name = folder.resolve().name
+    return Front(engine_folder(repository), name, f"{address.reachable}:{address.grpc}").listening(address.host, port)
+
+
+def _announce(address: Address, openai_port: int) -> None:
+    host = address.reachable
     models = f"{address.url}/v2/models"
     click.echo(f"HTTP     {models}/{{ensemble,tensorrt_llm_bls}}/{{generate,generate_stream}}")
     click.echo(f"gRPC     {host}:{address.grpc}")
+    if openai_port:
+        click.echo(f"OpenAI   http://{host}:{openai_port}/v1")
     click.echo(f"metrics  http://{host}:{address.metrics}/metrics")
     click.echo(f"\ncurl -sN {models}/tensorrt_llm_bls/generate_stream -d {shlex.quote(_REQUEST)}")
     sys.stdout.flush()

@@ -46,9 +46,13 @@ class Address:
     metrics: int = 8002
 
     @property
+    def reachable(self) -> str:
+        """The host for a client on this machine."""
+        return "127.0.0.1" if self.host == "0.0.0.0" else self.host
+
+    @property
     def url(self) -> str:
-        host = "127.0.0.1" if self.host in ("0.0.0.0", "") else self.host
-        return f"http://{host}:{self.http}"
+        return f"http://{self.reachable}:{self.http}"
 
 
 class Server:
@@ -185,11 +189,16 @@ def _servers(repository: Path) -> int:
     """One for each rank of TensorRT engines; the embedded engine starts its ranks by itself."""
     if _is_embedded(repository):
         return 1
+    return EngineManifest.from_dir(engine_folder(repository)).ranks
+
+
+def engine_folder(repository: Path) -> Path:
+    """The engines that a repository serves. Raises UsageError where it does not say."""
     written = (repository / "tensorrt_llm" / "config.pbtxt").read_text()
     found = re.search(r'"gpt_model_path".*?string_value: "(.*?)"', written, re.DOTALL)
     if found is None:
         raise UsageError(f"{repository}: tensorrt_llm/config.pbtxt has no gpt_model_path")
-    return EngineManifest.from_dir(Path(found[1])).ranks
+    return (repository / "tensorrt_llm" / found[1]).resolve()
 
 
 def server_command(triton: Triton, repository: Path, address: Address, ranks: int, prefix: str) -> list[str]:

@@ -14,10 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from trtllm_pt.errors import UsageError
+from trtllm_pt.errors import INSTALL_SERVE, UsageError
 
 CONTAINER = Path("/opt/tritonserver/bin/tritonserver")
-INSTALL_SERVE = "pip install -e '.[embedded,serve]'"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,162 @@
+"""OpenAI's endpoints over the real server, through OpenAI's own client."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.serving.client import figures
+from tests.serving.conftest import QUEUE, Served, free_ports, needs_triton
+from tests.serving.test_server import ACTIVE, LENGTH, PROMPTS, until
+from trtllm_pt.messages import SamplingParams
+from trtllm_pt.runtime.llm import LLM, RunResult
+
+pytestmark = needs_triton
+TEMPLATE = "{% for m in messages %}# {{ m.role }}: {{ m.content }}\n{% endfor %}def "
+
+
+@pytest.fixture(scope="module")
+def url(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    from trtllm_pt.serving.front import Front
+
+    chatty = (
+        tmp_path_factory.mktemp("chatty") / "demo"
+    )  # the engines' config, with a tokenizer that has a chat template
+    chatty.mkdir()
+    shutil.copytree(served.engines / "tokenizer", chatty / "tokenizer")
+    for name in ("config.json", "model.pt2"):
+        shutil.copy(served.engines / name, chatty / name)
+    (chatty / "tokenizer" / "chat_template.jinja").write_text(TEMPLATE)
+    [port] = free_ports(1)
+    with Front(chatty, "demo", f"127.0.0.1:{served.grpc}").listening("127.0.0.1", port):
+        yield f"http://127.0.0.1:{port}/v1"
+
+
+@pytest.fixture(scope="module")
+def client(url: str) -> Any:
+    openai = pytest.importorskip("openai", reason="no OpenAI client here: pip install -e '.[embedded,dev,serve]'")
+    return openai.OpenAI(base_url=url, api_key="none", max_retries=0)
+
+
+@pytest.fixture(scope="module")
+def alone(engines: Path) -> dict[str, RunResult]:
+    """What each prompt gets without a server, greedily."""
+    chat = "# user: sort a list\ndef "
+    with LLM(engines) as llm:
+        results = llm.generate([*PROMPTS, chat], SamplingParams(max_tokens=LENGTH))
+    return dict(zip([*PROMPTS, "chat"], results, strict=True))
+
+
+def test_completions(client: Any, alone: dict[str, RunResult]) -> None:
+    assert [model.id for model in client.models.list()] == ["demo"]
+    for prompt in PROMPTS:
+        answer = client.completions.create(model="demo", prompt=prompt, max_tokens=LENGTH, temperature=0)
+        assert answer.choices[0].text == alone[prompt].text
+        assert answer.choices[0].finish_reason == "length"
+        assert answer.usage.completion_tokens == LENGTH
+        assert answer.usage.total_tokens == answer.usage.prompt_tokens + LENGTH
+
+
+def test_streamed_completions(client: Any, alone: dict[str, RunResult]) -> None:
+    options = {"include_usage": True}
+
+    def one(prompt: str) -> None:
+        stream = client.completions.create(
+            model="demo", prompt=prompt, max_tokens=LENGTH, temperature=0, stream=True, stream_options=options
+        )
+        parts = list(stream)
+        assert "".join(part.choices[0].text for part in parts if part.choices) == alone[prompt].text
+        assert [part.choices[0].finish_reason for part in parts if part.choices][-1] == "length"
+        assert parts[-1].usage.completion_tokens == LENGTH
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(one, PROMPTS * 2))
+
+
+def test_chat(client: Any, alone: dict[str, RunResult]) -> None:
+    asked = {"model": "demo", "messages": [{"role": "user", "content": "sort a list"}], "temperature": 0}
+    answer = client.chat.completions.create(**asked, max_completion_tokens=LENGTH)
+    assert answer.choices[0].message.content == alone["chat"].text
+    parts = list(client.chat.completions.create(**asked, max_tokens=LENGTH, stream=True))
+    assert "".join(part.choices[0].delta.content for part in parts) == alone["chat"].text
+    assert parts[0].choices[0].delta.role == "assistant"
+
+
+def test_stop_strings_are_kept_out_and_free_the_slot(client: Any, served: Served, alone: dict[str, RunResult]) -> None:
+    text = alone[PROMPTS[0]].text
+    stop = text[5:9]
+    asked = {"model": "demo", "prompt": PROMPTS[0], "max_tokens": 900, "temperature": 0, "stop": ["never", stop]}
+    answer = client.completions.create(**asked)
+    assert (answer.choices[0].text, answer.choices[0].finish_reason) == (text[: text.index(stop)], "stop")
+    parts = list(client.completions.create(**asked, stream=True))
+    assert "".join(part.choices[0].text for part in parts) == text[: text.index(stop)]
+    until(lambda: not figures(served)[ACTIVE], 3)
+
+
+def test_several_prompts_and_choices(client: Any, alone: dict[str, RunResult]) -> None:
+    asked = {"model": "demo", "prompt": PROMPTS[:2], "max_tokens": LENGTH, "temperature": 0, "echo": True}
+    answer = client.completions.create(**asked, n=2)
+    texts = [choice.text for choice in answer.choices]
+    assert texts == [prompt + alone[prompt].text for prompt in PROMPTS[:2] for _ in range(2)]
+    sampled = client.completions.create(model="demo", prompt=PROMPTS[0], max_tokens=16, n=3, seed=1)
+    assert len({choice.text for choice in sampled.choices}) == 3
+    again = client.completions.create(model="demo", prompt=PROMPTS[0], max_tokens=16, n=3, seed=1)
+    assert [choice.text for choice in again.choices] == [choice.text for choice in sampled.choices]
+
+
+def test_a_client_that_goes_away_frees_its_slot(client: Any, served: Served) -> None:
+    stream = client.completions.create(
+        model="demo", prompt="def f(", max_tokens=900, stream=True, extra_body={"ignore_eos": True}
+    )
+    next(iter(stream))
+    until(lambda: figures(served)[ACTIVE] == 1)
+    stream.close()
+    until(lambda: not figures(served)[ACTIVE], 3)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "message"),
+    [
+        ("completions", b"{", 400, "the body is not JSON"),
+        ("completions", b"[]", 400, "the body must be a JSON object"),
+        ("completions", {"prompt": ""}, 400, "prompt is empty"),
+        ("completions", {}, 400, "prompt is missing"),
+        ("completions", {"prompt": [1, 99999]}, 400, "token_ids[1] (99999) must be a token id"),
+        ("completions", {"prompt": "x", "max_tokens": -1}, 400, "max_tokens (-1) must be a whole number at least 1"),
+        ("completions", {"prompt": "x", "max_tokens": "many"}, 400, "max_tokens ('many') must be a whole number"),
+        ("completions", {"prompt": "x", "temperature": -1}, 400, "temperature (-1.0) must be a number at least 0"),
+        ("completions", {"prompt": "x", "logprobs": 3}, 400, "logprobs is not supported"),
+        ("completions", {"prompt": "x", "model": "gpt"}, 404, "model ('gpt') is not served here: it is 'demo'"),
+        ("completions", {"prompt": "x " * 2000}, 400, "must be shorter than max_seq_len (1024)"),
+        ("completions", b" " * 100_000_000, 413, "Request Entity Too Large"),
+        ("chat/completions", {"messages": []}, 400, "messages is missing or empty"),
+        ("chat/completions", {"messages": [{"role": "user"}]}, 400, "messages[0] must have a role and a content"),
+        ("nothing", {}, 404, "Not Found"),
+    ],
+)
+def test_what_is_wrong_is_named(url: str, path: str, body: Any, status: int, message: str) -> None:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(urllib.request.Request(f"{url}/{path}", data), timeout=60)
+    assert caught.value.code == status
+    assert message in json.loads(caught.value.read())["error"]["message"]
+
+
+def test_a_full_queue_is_503(client: Any, served: Served) -> None:
+    slots = 4 + QUEUE
+    asked = {"model": "demo", "prompt": "def f(", "max_tokens": 300, "extra_body": {"ignore_eos": True}}
+    with ThreadPoolExecutor(slots) as pool:
+        running = [pool.submit(client.completions.create, **asked) for _ in range(slots)]
+        until(lambda: figures(served)[ACTIVE] == slots)
+        with pytest.raises(Exception, match="the queue is full") as caught:
+            client.completions.create(**asked)
+        assert caught.value.status_code == 503
+        assert [one.result().usage.completion_tokens for one in running] == [300] * slots
