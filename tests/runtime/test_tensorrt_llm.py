@@ -118,7 +118,7 @@ SAMPLING: dict[str, dict[str, Any]] = {
     "log_probs": {"log_probs": True},
     "log_probs of draws": {"log_probs": True, "temperature": 1.0, "top_k": 5, "top_p": 0.9},
     "log_probs and a stop word": {"log_probs": True, "stop_words": (FREE[3:6],)},
-    "beyond max_seq_len": {"max_tokens": 1000},
+    "beyond max_seq_len": {"max_tokens": 10**12},
 }
 
 
@@ -185,6 +185,21 @@ def test_cancel(runtime: TensorRTRuntime) -> None:
     assert first.finish_reason == "cancelled"
     assert joined(rest[0][1:])[0] == FREE, "nothing of the cancelled one came after its end"
     assert joined([m for m in seen if m.id == 1] + rest[1])[0] == FREE
+
+
+def test_a_prompt_is_not_cancelled_between_its_chunks(runtime: TensorRTRuntime) -> None:
+    executor = runtime._executor.does
+    runtime.submit(request(0, (9,) * 40, max_tokens=20))
+    while not executor.active:
+        time.sleep(0.0005)
+    runtime.cancel(0)
+    [message] = runtime.poll(0)
+    assert message.finish_reason == "cancelled"
+    assert drain(runtime) == {}
+    while executor.active:
+        time.sleep(0.0005)
+    assert executor.cancels == [1], "it was cancelled all the same, after its first token"
+    assert executor.iteration < 20 and not executor.spoilt_blocks
 
 
 def test_close_does_not_wait_for_requests(tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ class TensorRTRuntime:
         self._reasons = finish_reasons(bindings)
         self._sequences: dict[int, Sequence] = {}  # in flight, by the executor's id
         self._ids: dict[int, int] = {}  # request id to the executor's
+        self._unwanted: set[int] = set()  # ended here, but not there yet
         self._messages: deque[Tokens] = deque()  # not polled yet
         self._iteration: Any = None  # the newest iteration's stats
         self._prompt_tokens = self._output_tokens = 0
@@ -48,7 +49,7 @@ class TensorRTRuntime:
 
     @property
     def busy(self) -> bool:
-        return bool(self._messages or self._sequences)
+        return bool(self._messages or self._sequences or self._unwanted)
 
     def submit(self, request: Request) -> None:
         self._check_open()
@@ -69,13 +70,16 @@ class TensorRTRuntime:
         """Waits for the executor until there are messages, nothing is in flight, or the time is over."""
         self._check_open()
         deadline = time.monotonic() + timeout
-        while not self._messages and self._sequences:
+        while not self._messages and (self._sequences or self._unwanted):
             left = max(0.0, deadline - time.monotonic())
             with _failures("TensorRT-LLM failed"):
                 responses = self._executor.await_responses(timedelta(seconds=left))
             for response in responses:
-                if response.request_id in self._sequences:  # else it has ended: this was under way
+                if response.request_id in self._sequences:
                     self._take(response)
+                elif response.request_id in self._unwanted:  # else this was under way when it was cancelled
+                    self._unwanted.remove(response.request_id)
+                    self._executor.cancel_request(response.request_id)
             if not left:
                 break
         messages = list(self._messages)
@@ -106,11 +110,17 @@ class TensorRTRuntime:
             self._messages.append(message)
 
     def _end(self, number: int, reason: FinishReason, error: str | None = None, *, final: bool = False) -> None:
-        """final: the executor has ended it, too."""
-        if not final:
-            self._executor.cancel_request(number)
+        """final: the executor has ended it, too.
+
+        Before the first token it must not be told to: a prompt that is cancelled between its chunks leaves all its
+        KV blocks for reuse, those among them that were never computed.
+        """
         sequence = self._sequences.pop(number)
         del self._ids[sequence.request.id]
+        if not final and sequence.num_output:
+            self._executor.cancel_request(number)
+        elif not final:
+            self._unwanted.add(number)
         self._messages.append(sequence.end(reason, error))
 
     def stats(self) -> Stats:
@@ -136,7 +146,7 @@ class TensorRTRuntime:
     def close(self) -> None:
         if not self._closed:
             self._closed = True
-            for number in self._sequences:  # else `shutdown` would wait for them
+            for number in (*self._sequences, *self._unwanted):  # else `shutdown` would wait for them
                 self._executor.cancel_request(number)
             self._executor.shutdown()
             self._sequences, self._ids = {}, {}

@@ -25,6 +25,7 @@ from trtllm_pt.runtime.sampling import draw, uniform
 
 STEP_SECONDS = 0.001
 FAILS, NOT_A_NUMBER = 7, 8  # a prompt that begins with this: fails in its third step; has logits that are no numbers
+CHUNK = 16  # tokens of a prompt in a step
 TERMINATE = -1
 
 
@@ -42,6 +43,7 @@ class Running:
     request: Any
     tokens: list[int]  # prompt and output
     log_probs: list[float] = field(default_factory=list)
+    computed: int = 0  # tokens of the prompt
     sent: int = 0
     reason: str = "NOT_FINISHED"
     error: str | None = None
@@ -79,6 +81,7 @@ class ExecutorMethods:
         self.cancels: list[int] = []  # all there were
         self.requests: list[Any] = []
         self.responses: list[Any] = []
+        self.spoilt_blocks = False  # a prompt was cancelled between its chunks
         self.iteration = 0
         self.stats: list[Any] = []
         self.changed = threading.Condition()
@@ -144,6 +147,7 @@ class ExecutorMethods:
             for running in self.active:
                 if running.id in cancelled:
                     running.reason = "CANCELLED"
+                    self.spoilt_blocks |= running.computed < running.prompt
             self._step()
             time.sleep(STEP_SECONDS)
 
@@ -170,7 +174,11 @@ class ExecutorMethods:
         return self.comm.recv(source=0)
 
     def _step(self) -> None:
-        going = [running for running in self.active if running.reason == "NOT_FINISHED"]
+        going = []
+        for running in self.active:
+            running.computed += min(CHUNK, running.prompt - running.computed)
+            if running.reason == "NOT_FINISHED" and running.computed == running.prompt:
+                going.append(running)
         for running, row in zip(going, self._logits(going), strict=True):
             self._sample(running, row, going)
         done = self.active
