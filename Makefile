@@ -15,10 +15,10 @@ engines := engines/demo-$(RANKS)
 builders := $(shell find trtllm_pt -not -path '*/cli/*' -not -path '*/runtime/*' -not -path '*/serving/*' \( -name '*.py' -o -name '*.cpp' -o -name '*.h' \))
 
 .DELETE_ON_ERROR:
-.PHONY: help demo serve test lint format types docs clean
+.PHONY: help demo serve test checkout-test gpu-check lint format types docs clean
 
 help:  ## List the targets
-	@sed -n 's/^\([a-z]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 demo: $(engines)/config.json  ## Build the model in pretrained/ for 2 ranks, and let it write
 	$(bin)/trtllm-pt run $(engines) '$(PROMPT)' --max-tokens 64 --temperature 0.6 --top-k 20
@@ -28,6 +28,10 @@ serve: $(engines)/config.json $(installed)-serve  ## Serve those engines through
 
 test: $(installed)-dev lint types  ## Lint, types and all tests
 	$(bin)/python -m pytest
+
+checkout-test: $(installed)-checkout  ## The TensorRT network on TensorRT-LLM's own sources, which TRTLLM_CHECKOUT names
+	@test -n '$(TRTLLM_CHECKOUT)' || { echo 'TRTLLM_CHECKOUT must name a clone of NVIDIA/TensorRT-LLM at tag v1.2.1' >&2; exit 2; }
+	TRTLLM_CHECKOUT='$(TRTLLM_CHECKOUT)' $(bin)/python -m pytest tests/tensorrt_llm/checkout
 
 lint: $(installed)-dev  ## Style and import order
 	$(bin)/ruff check .
@@ -40,11 +44,16 @@ format: $(installed)-dev  ## Bring the sources into shape
 types: $(installed)-dev  ## mypy --strict on the package
 	$(bin)/mypy
 
+# GPU_CHECK: its options, such as '--ranks 4 --model pt-150m'. Uses the container's own Python, not an environment of ours.
+gpu-check:  ## In TensorRT-LLM's container: build, run, compare and measure on its GPUs (docs/tensorrt_llm.md)
+	$(PYTHON) -c 'import trtllm_pt' || $(PYTHON) -m pip install -e .
+	$(PYTHON) benchmarks/gpu_check.py $(GPU_CHECK)
+
 docs: $(installed)  ## Write docs/cli.md again, from the commands
 	$(bin)/python -m trtllm_pt.cli.docs > docs/cli.md
 
 clean:  ## Remove what was built, but the environment, the cache of compiled things, and training runs
-	rm -rf build/demo-* build/benchmarks dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf build/demo-* build/benchmarks build/gpu-check dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find engines -mindepth 1 -maxdepth 1 ! -name README.md -exec rm -rf {} +
 	find trtllm_pt tests -name __pycache__ -exec rm -rf {} +
 
@@ -58,6 +67,10 @@ $(installed): pyproject.toml | $(bin)/python
 $(installed)-dev: pyproject.toml | $(bin)/python
 	$(bin)/pip install -e '.[embedded,serve,dev]'
 	touch $@ $(installed) $(installed)-serve
+
+$(installed)-checkout: pyproject.toml | $(bin)/python
+	$(bin)/pip install -e '.[embedded,serve,dev,checkout]'
+	touch $@ $(installed) $(installed)-dev $(installed)-serve
 
 $(installed)-serve: pyproject.toml | $(bin)/python
 	$(bin)/pip install -e '.[embedded,serve]'

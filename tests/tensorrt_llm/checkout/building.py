@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import trtllm_pt
 from tests.tensorrt_llm.checkout.execute.program import Program
 from tests.tensorrt_llm.checkout.tensorrt.builder import LISTENERS
 from tests.tensorrt_llm.checkout.tensorrt.network import INetworkDefinition
 
-# What a user of trtllm-build would write into the file of --model_cls_file.
-SHIM = "from trtllm_pt.network.tensorrt_llm import ParallelTrackForCausalLM\n"
+SHIM = Path(trtllm_pt.__file__).parent / "network" / "shim.py"
 LIMITS = {"max_batch_size": 8, "max_input_len": 64, "max_seq_len": 128, "max_num_tokens": 512}
 
 
@@ -40,9 +40,7 @@ def trtllm_build(checkpoint: Path, output: Path, *options: str, with_class: bool
     arguments = ["--checkpoint_dir", str(checkpoint), "--output_dir", str(output), "--log_level", "error"]
     arguments += [word for name, value in LIMITS.items() for word in (f"--{name}", str(value))]
     if with_class:
-        shim = output / "shim.py"
-        shim.write_text(SHIM)
-        arguments += ["--model_cls_file", str(shim), "--model_cls_name", "ParallelTrackForCausalLM"]
+        arguments += ["--model_cls_file", str(SHIM), "--model_cls_name", "ParallelTrackForCausalLM"]
     with recorded() as programs, _command_line(arguments + list(options), output):
         main()
     return programs

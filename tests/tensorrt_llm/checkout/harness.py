@@ -26,7 +26,7 @@ def checkout_path() -> Path:
     """The checkout, or the test is skipped. Fails where it is named but cannot be used."""
     if not os.environ.get(VARIABLE):
         pytest.skip(HOW)
-    path = Path(os.environ[VARIABLE])
+    path = Path(os.environ[VARIABLE]).resolve()
     if not (path / "tensorrt_llm" / "builder.py").exists():
         pytest.fail(f"{VARIABLE} ({path}) has no tensorrt_llm/builder.py: not a TensorRT-LLM of the TensorRT backend")
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]

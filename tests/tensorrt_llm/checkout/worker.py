@@ -16,13 +16,15 @@ import torch
 
 from tests.tensorrt_llm.cases import FORCED, PROMPTS, Case, write_checkpoint
 from tests.tensorrt_llm.checkout import stubs
-from tests.tensorrt_llm.checkout.building import trtllm_build
+from tests.tensorrt_llm.checkout.building import LIMITS, recorded, trtllm_build
 from tests.tensorrt_llm.checkout.execute.packed import define_reordering
 from tests.tensorrt_llm.checkout.execute.program import Program
 from tests.tensorrt_llm.checkout.execute.runtime import Plan, generate
 from tests.tensorrt_llm.checkout.execute.runtime_view import runtime_view
 from tests.tensorrt_llm.checkout.facts import Facts, facts_of
 from tests.tensorrt_llm.mistakes import MISTAKES
+from trtllm_pt import engine
+from trtllm_pt.engine.manifest import BuildOptions
 
 # All prompts at once; and one after the other, the long one in chunks, beside others that decode.
 TOGETHER = Plan(PROMPTS, FORCED)
@@ -69,11 +71,35 @@ def build(job: Job, folder: Path) -> Built:
     definition = importlib.import_module("trtllm_pt.network.tensorrt_llm")
     with MISTAKES[job.mistake].made(definition) if job.mistake else nullcontext():
         programs = trtllm_build(checkpoint, folder / "engines", *job.options)
+    return _built(programs, folder / "engines", job.plan)
+
+
+def build_with_strategy(job: Job, strategy: str, folder: Path) -> Built:
+    """The same by `trtllm-pt build --engine tensorrt_llm --all_reduce_strategy`."""
+    checkpoint = write_checkpoint(job.case, job.ranks, folder)
+    options = BuildOptions(**LIMITS, tensorrt_llm={"all_reduce_strategy": strategy})
+    with recorded() as programs:
+        engine.build(checkpoint, folder / "engines", "tensorrt_llm", options, progress=False)
+    return _built(programs, folder / "engines", job.plan)
+
+
+def build_unregistered(job: Job, folder: Path) -> None:
+    """trtllm-build without our class, in a process that has not imported it."""
+    models = importlib.import_module("tensorrt_llm.models").MODEL_MAP
+    known = models.pop("ParallelTrackForCausalLM", None)
+    try:
+        trtllm_build(write_checkpoint(job.case, job.ranks, folder), folder / "engines", with_class=False)
+    finally:
+        if known is not None:
+            models["ParallelTrackForCausalLM"] = known
+
+
+def _built(programs: Sequence[Program], engines: Path, plan: Plan) -> Built:
     return Built(
-        config=_config(folder / "engines"),
-        files=sorted(path.name for path in (folder / "engines").iterdir()),
+        config=_config(engines),
+        files=sorted(path.name for path in engines.iterdir()),
         facts=[facts_of(program) for program in programs],
-        logits=_logits(programs, job.plan, folder / "engines"),
+        logits=_logits(programs, plan, engines),
         frequencies=_frequencies(programs[0]),
     )
 
