@@ -17,7 +17,7 @@ from trtllm_pt import __version__
 from trtllm_pt.errors import TrtllmPtError
 
 # In the order of the data's way. A command's module has its name and holds `command`.
-COMMANDS = ("presets", "init", "convert", "build", "inspect", "run", "repo", "serve", "plan", "bench", "doctor")
+COMMANDS = tuple("presets init convert build inspect run repo serve client plan bench doctor".split())
 INTERRUPTED = 130
 
 

@@ -1,0 +1,63 @@
+"""`trtllm-pt client` against the real server."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.serving.conftest import Served, free_ports, needs_triton
+from trtllm_pt.messages import SamplingParams
+from trtllm_pt.runtime.llm import LLM
+
+PROMPT = "def binary_search("
+
+
+def client(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "trtllm_pt", "client", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+@needs_triton
+def test_it_prints_what_the_engine_writes(served: Served, engines: Path) -> None:
+    url = f"http://127.0.0.1:{served.http}"
+    greedy, sampled = client(url, PROMPT), client(url, PROMPT, "--temperature", "0.75", "--top-k", "40", "--seed", "3")
+    stopped = client(url, PROMPT, "--stop", "arg")
+    with LLM(engines) as llm:
+        [one] = llm.generate([PROMPT])
+        [other] = llm.generate([PROMPT], SamplingParams(temperature=0.75, top_k=40, seed=3))
+        [short] = llm.generate([PROMPT], stop=["arg"])
+    assert greedy.stdout == f"{PROMPT}{one.text}\n"
+    assert sampled.stdout == f"{PROMPT}{other.text}\n"
+    assert stopped.stdout == f"{PROMPT}{short.text}{'arg' if short.finish_reason == 'stop_words' else ''}\n"
+    assert greedy.stderr.startswith("64 pieces · TTFT ")
+
+
+@needs_triton
+def test_what_the_server_refuses_is_told(served: Served) -> None:
+    done = client(f"http://127.0.0.1:{served.http}", "x " * 2000)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "must be shorter than max_seq_len (1024)" in done.stderr
+
+
+def test_no_server() -> None:
+    [port] = free_ports(1)
+    done = client(f"http://127.0.0.1:{port}", PROMPT)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"no server answers at http://127.0.0.1:{port}" in done.stderr
+    assert "start one with `trtllm-pt serve`" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("a", "b", "c"), "client takes one prompt, not 3"),
+        (("nonsense", "b"), "'nonsense' is not the address of a server"),
+        ((), "Missing argument"),
+    ],
+)
+def test_mistakes(arguments: tuple[str, ...], message: str) -> None:
+    done = client(*arguments)
+    assert done.returncode == 2 and message in done.stderr

@@ -1,0 +1,51 @@
+"""A client of a served engine: a prompt to text, piece by piece. Any machine with Python can run it."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from trtllm_pt.errors import RunError, UsageError
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+_MODEL = "tensorrt_llm_bls"
+
+
+def stream(url: str, fields: Mapping[str, Any]) -> Iterator[str]:
+    """The text of one request to Triton at `url`, as it comes; fields: the model's inputs by name.
+
+    Raises UsageError where there is no such server, or it refuses the request, RunError where it fails later.
+    """
+    body = json.dumps({**fields, "stream": True}).encode()
+    try:
+        request = urllib.request.Request(f"{url.rstrip('/')}/v2/models/{_MODEL}/generate_stream", body)
+        with urllib.request.urlopen(request) as answer:
+            for line in answer:
+                if line.startswith(b"data: "):
+                    yield _text(json.loads(line.removeprefix(b"data: ")))
+    except urllib.error.HTTPError as error:
+        raise UsageError(f"{url}: {_reason(error)}") from None
+    except urllib.error.URLError as error:
+        raise UsageError(f"no server answers at {url} ({error.reason}): start one with `trtllm-pt serve`") from None
+    except ValueError as error:
+        raise UsageError(f"{url!r} is not the address of a server: {error}") from None
+    except OSError as error:
+        raise RunError(f"{url}: the server went away: {error}") from None
+
+
+def _text(event: Mapping[str, Any]) -> str:
+    if "error" in event:
+        raise RunError(event["error"])
+    return str(event["text_output"])
+
+
+def _reason(error: urllib.error.HTTPError) -> str:
+    """What Triton says, in a plain body or in an event."""
+    said = error.read().decode(errors="replace").strip().removeprefix("data: ")
+    try:
+        return str(json.loads(said)["error"])
+    except (ValueError, LookupError, TypeError):
+        return f"{error.code} {error.reason}: is that a Triton server with the model {_MODEL}?"
