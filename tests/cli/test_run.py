@@ -32,7 +32,8 @@ MPIRUN = Path(sys.prefix) / "bin" / "mpirun"
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With `checkpoint`, and `engines` of 64 positions without a tokenizer: prompts are token ids."""
     folder = tmp_path_factory.mktemp("run")
-    for line in ("init pt-tiny -o checkpoint --ranks 2", "build checkpoint -o engines --max-seq-len 64"):
+    build = "build checkpoint -o engines --engine embedded --max-seq-len 64"
+    for line in ("init pt-tiny -o checkpoint --ranks 2", build):
         done = run_in(folder, *line.split())
         assert done.returncode == 0, done.stderr
     assert re.fullmatch(r"engines: embedded engine, compiled graph: cache (hit|miss), .*\n", done.stderr)
@@ -123,7 +124,7 @@ def test_a_checkpoint_is_no_engine(folder: Path) -> None:
 def test_build_without_a_compiler(folder: Path, tmp_path: Path) -> None:
     """Nothing in the cache, nothing to compile with; what is built runs all the same."""
     env = {"CXX": "no-such-compiler", "TRTLLM_PT_CACHE": str(tmp_path)}
-    done = run_in(folder, "build", "checkpoint", "-o", "out", env=env)
+    done = run_in(folder, "build", "checkpoint", "-o", "out", "--engine", "embedded", env=env)
     assert done.returncode == 2
     assert re.fullmatch(r"Error: CXX=no-such-compiler is not a program; .*needs one: .*\n", done.stderr)
     assert not (folder / "out").exists()
