@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from trtllm_pt.bench.contenders import schedules_of
 from trtllm_pt.checkpoint.init import init
 from trtllm_pt.config import ModelConfig
 from trtllm_pt.runtime.launch import find_mpirun
@@ -30,7 +31,7 @@ PT = ModelConfig(
     schedule="pt",
     block_depth=2,
 )
-TP = PT.replace(tracks=1, schedule="tp", block_depth=None, num_heads=4, num_kv_heads=4, hidden_size=48)
+TP = schedules_of(PT, 2, ["pt-d2"])["tp"]  # what compare builds for it: one graph to compile for all tests
 LIMITS = ("--max_batch_size", "4", "--max_num_tokens", "64")
 
 Done = subprocess.CompletedProcess[str]

@@ -9,16 +9,23 @@ import numpy as np
 import pytest
 
 from tests.bench.conftest import Engines
+from trtllm_pt.bench.all_reduce import Series, sizes_in_range
+from trtllm_pt.bench.all_reduce import report as all_reduce_report
 from trtllm_pt.bench.batch import Batch, Case, Prompts, check_case
+from trtllm_pt.bench.compare import rows as compare_rows
+from trtllm_pt.bench.contenders import Contender, same_size, schedules_of
 from trtllm_pt.bench.dataset import Lengths, as_requests, read_dataset
 from trtllm_pt.bench.facts import Facts
 from trtllm_pt.bench.files import Results, as_csv_text
+from trtllm_pt.bench.fit import fit
 from trtllm_pt.bench.latency import row
 from trtllm_pt.bench.percentiles import percentiles, ratios
 from trtllm_pt.bench.report import columns, report
 from trtllm_pt.bench.traffic import Load, Record
+from trtllm_pt.cost import parameters
 from trtllm_pt.errors import RunError, UsageError
 from trtllm_pt.messages import Request, SamplingParams, Stats, Tokens
+from trtllm_pt.presets import preset
 
 STATS = Stats(
     steps=10,
@@ -172,3 +179,65 @@ def test_results_are_whole_or_not_there(tmp_path: Path) -> None:
     (tmp_path / "out.csv").mkdir()
     with pytest.raises(RunError, match=r"writing .*out\.csv failed"):
         results.save(now=True)
+
+
+@pytest.mark.parametrize(("latency", "bandwidth"), [(5e-6, 2e9), (0.0, 1e9), (1e-3, float("inf"))])
+def test_a_fit_finds_what_made_the_points(latency: float, bandwidth: float) -> None:
+    sizes = [4**n for n in range(5, 12)]
+    found = fit([(size, latency + size / bandwidth) for size in sizes])
+    assert found.latency == pytest.approx(latency, abs=1e-12)
+    assert found.bandwidth == pytest.approx(bandwidth) or found.bandwidth > 1e15
+    assert found.error == pytest.approx(0.0, abs=1e-9)
+
+
+def test_a_fit_has_no_negative_term() -> None:
+    falling = fit([(1000, 3e-3), (10000, 2e-3), (100000, 1e-3)])
+    assert falling.bandwidth == float("inf") and 1e-3 < falling.latency < 3e-3
+    steep = fit([(1000, 1e-6), (10000, 2e-5), (100000, 3e-4)])
+    assert steep.latency == 0.0 and steep.bandwidth > 0
+
+
+def test_sizes() -> None:
+    assert sizes_in_range(256, 256000000, 10) == [256, 2560, 25600, 256000, 2560000, 25600000, 256000000]
+    assert sizes_in_range(8, 9, 2) == [8]
+
+
+def test_an_all_reduce_report_is_what_a_machine_file_has() -> None:
+    series = [Series("mpi", "float32", size, [1e-6 * size, 3e-6 * size, 2e-6 * size]) for size in (100, 1000)]
+    series.append(Series("mpi", "float32", 10000))  # not measured yet
+    found = all_reduce_report(series, 2)
+    (curve,) = found["all_reduce"]
+    assert curve["points"] == [(100, pytest.approx(2e-4)), (1000, pytest.approx(2e-3))]
+    assert [row["duration (ms)"] for row in found["rows"]] == [pytest.approx(0.2), pytest.approx(2.0)]
+    assert found["rows"][0]["algbw (GB/s)"] == found["rows"][0]["busbw (GB/s)"] == pytest.approx(100 / 2e-4 / 1e9)
+    (fitted,) = found["fits"]
+    assert fitted["latency_s"] == pytest.approx(0.0, abs=1e-9)
+    assert fitted["bandwidth_bytes_per_s"] == pytest.approx(5e5)
+
+
+def test_contenders_are_of_one_size() -> None:
+    config = preset("pt-tiny")
+    found = schedules_of(config, 2, None)
+    assert next(iter(found)) == "tp" and found["pt-d4"] == config
+    assert set(found) == {"tp", "pt-d1", "pt-d2", "pt-d4", "parallel", "ladder", "spd-4"} | {
+        f"desync-{every}" for every in (1, 2, 4)
+    }
+    for name, variant in found.items():
+        assert abs(parameters(variant) / parameters(config) - 1) < 0.02, name
+    assert list(schedules_of(config, 2, ["pt-d2", "ladder"])) == ["tp", "ladder", "pt-d2"]
+    with pytest.raises(UsageError, match=r"--schedules \('pt-d3'\): on 2 ranks this model has .*pt-d2"):
+        schedules_of(config, 2, ["pt-d3"])
+
+
+def test_a_comparison_s_rows(engines: Engines) -> None:
+    contenders = [Contender("tp", Facts.of(engines.tp)), Contender("pt", Facts.of(engines.pt))]
+    assert not list(same_size(contenders))
+    rounds = [[Batch(0.4, 0.2, 0.04, 0.1), Batch(0.2, 0.1, 0.01, 0.02)], [Batch(0.6, 0.2, 0.02, 0.3)] * 2]
+    first, second = compare_rows(contenders, {Case(1, 8, 4): rounds})
+    assert first["tpot_ratio"] == first["tpot_ratio_min"] == 1.0
+    assert second["tpot_ratio"] == pytest.approx(np.median([0.25, 1.0]))
+    assert (second["tpot_ratio_min"], second["ttft_ratio_max"]) == (0.25, 1.0)
+    assert second["tpot(ms)"] == pytest.approx(15) and second["all_reduce_share"] == pytest.approx(0.3)
+    assert (first["syncs_per_token"], second["syncs_per_token"], second["hops_per_step"]) == (4, 1, 2)
+    one_token = compare_rows(contenders, {Case(1, 8, 1): [[Batch(0.4, 0.4, 0.0, None)] * 2]})[1]
+    assert one_token["tpot_ratio"] is None and one_token["all_reduce_share"] is None

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench.conftest import ROOT, Done, Engines
+from tests.bench.conftest import PT, ROOT, Done, Engines
 from trtllm_pt.cli.app import cli
 from trtllm_pt.errors import UsageError
+from trtllm_pt.planner.machine import load_machine
 from trtllm_pt.runtime.launch import find_mpirun
 
 Bench = Callable[..., Done]
@@ -71,6 +72,53 @@ def test_throughput_starts_the_ranks_by_itself(bench: Bench, engines: Engines) -
     assert "TTFT" not in done.stdout
 
 
+def test_all_reduce(bench: Bench, engines: Engines, tmp_path: Path) -> None:
+    sizes = ("--range", "512,8192,16", "--model", engines.pt, "--tokens", "1;64", "--rounds", "2")
+    which = ("--collectives", "mpi;mpi4py;gloo")
+    done = bench("all_reduce.py", *sizes, *which, "--json", "--machine_json", "this.json", ranks=2)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    wanted = sorted({128, 512, 8192, 64 * 128})
+    assert [curve["algorithm"] for curve in found["all_reduce"]] == ["mpi", "mpi4py", "gloo"]
+    for curve in found["all_reduce"]:
+        assert [size for size, _ in curve["points"]] == wanted and all(seconds > 0 for _, seconds in curve["points"])
+    assert len(found["rows"]) == 3 * len(wanted) and found["world_size"] == 2
+    machine = load_machine(str(tmp_path / "this.json"))
+    assert machine.devices == 2 and machine.memory_bandwidth > 1e8 and machine.rate("bfloat16") > 1e8
+    assert [each.algorithm for each in machine.all_reduce] == ["mpi", "mpi4py", "gloo"]
+
+
+def test_compare_engines(bench: Bench, engines: Engines, tmp_path: Path) -> None:
+    files = ("--output_csv", "c.csv", "--report_json", "c.json", "--plot", "c.png", "--plot", "c.svg")
+    sizes = ("--batch_size", "1;2", "--input_output_len", "8,4", "--rounds", "2")
+    done = bench("compare.py", f"tp={engines.tp}", f"pt={engines.pt}", *sizes, *files, ranks=2)
+    assert done.returncode == 0, done.stderr
+    rows = list(csv.DictReader((tmp_path / "c.csv").open()))
+    assert [(r["name"], r["batch_size"], r["syncs_per_token"]) for r in rows] == [
+        ("tp", "1", "4"),
+        ("pt", "1", "1"),
+        ("tp", "2", "4"),
+        ("pt", "2", "1"),
+    ]
+    found = json.loads((tmp_path / "c.json").read_text())
+    assert len(found["samples"]) == 4 and all(len(each["tpot_s"]) == 2 for each in found["samples"])
+    first, second = (next(s for s in found["samples"] if s["name"] == name) for name in ("tp", "pt"))
+    ratios = [b / a for a, b in zip(first["tpot_s"], second["tpot_s"], strict=True)]
+    assert float(rows[1]["tpot_ratio"]) == pytest.approx(sum(ratios) / 2)  # the median of two
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG") and "<svg" in (tmp_path / "c.svg").read_text()
+    assert "batch 2, 8 tokens in, 4 out, 2 rounds" in done.stdout
+
+
+def test_compare_builds_a_model_under_its_schedules(bench: Bench, tmp_path: Path) -> None:
+    (tmp_path / "mine.json").write_text(json.dumps(PT.to_json()))
+    options = ("--schedules", "pt-d2", "--dtype", "float32", "--engines_dir", "made", "--rounds", "1")
+    done = bench("bench", "compare", "--model", "mine.json", "--ranks", "2", *options, *FITTING, "--json")
+    assert done.returncode == 0, done.stderr
+    assert [row["name"] for row in json.loads(done.stdout)["rows"]] == ["tp", "pt-d2"]
+    made = sorted(path.name for path in (tmp_path / "made").iterdir())
+    assert len(made) == 2 and not any("checkpoint" in name for name in made)
+
+
 @pytest.mark.parametrize("ranks", [0, 2])
 def test_an_interruption_keeps_the_rows(engines: Engines, tmp_path: Path, ranks: int) -> None:
     launcher = [find_mpirun(), "-n", str(ranks)] if ranks else []
@@ -106,6 +154,16 @@ def test_an_interruption_keeps_the_rows(engines: Engines, tmp_path: Path, ranks:
         (("throughput", "{pt}", "--enable_exp_delays"), "--enable_exp_delays needs --request_rate"),
         (("throughput", "{pt}", "--input_mean", "400"), "samples[0]: the prompt has 400 tokens"),
         (("throughput", "{pt}", "--dataset", "none.json"), "there is no none.json"),
+        (("all-reduce", "--range", "8,4,2"), "--range ('8,4,2') must be MIN,MAX,FACTOR with MIN <= MAX"),
+        (("all-reduce", "--collectives", "mpi;smoke"), "--collectives ('smoke'): there are mpi, mpi4py, nccl, gloo"),
+        (("all-reduce", "--model", "pt-tinyy"), "unknown preset 'pt-tinyy'; did you mean 'pt-tiny'?"),
+        (("compare",), "give either engines to compare, the baseline first, or --model"),
+        (("compare", "{pt}", "--schedules", "tp"), "--schedules belongs to --model"),
+        (("compare", "a={pt}", "a={tp}"), "'a' stands for two engines"),
+        (("compare", "{pt}", "--ranks", "4"), "--ranks (4): these engines have 2"),
+        (("compare", "{pt}", "--plot", "x.pdf"), "--plot (x.pdf) must end in .png or .svg"),
+        (("compare", "--model", "pt-tiny", "--ranks", "3"), "no dense twin that 3 ranks could divide"),
+        (("compare", "--model", "pt-tiny", "--input_output_len", "300,9"), "309 tokens together are more than"),
     ],
 )
 def test_mistakes(engines: Engines, arguments: tuple[str, ...], words: str) -> None:
@@ -123,7 +181,7 @@ def test_a_mistake_is_one_line(bench: Bench, engines: Engines) -> None:
 def test_a_world_that_does_not_fit(bench: Bench, engines: Engines) -> None:
     done = bench("latency.py", engines.pt, *FITTING, ranks=3)
     assert done.returncode == 2
-    assert "Error: this engine has 2 ranks, but 3 were started: use `mpirun -n 2`" in done.stderr
+    assert "this engine has 2 ranks, but 3 were started: use `mpirun -n 2`" in done.stderr
 
 
 def test_a_rank_that_dies_ends_the_run(bench: Bench, engines: Engines, tmp_path: Path) -> None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
 from trtllm_pt.bench.facts import Facts
+from trtllm_pt.errors import UsageError
+from trtllm_pt.launchers import launched_ranks
 from trtllm_pt.messages import Runtime
 
+_PAGE = 32  # a multiple of both engines' KV pages
 _RANK = ("PMI_RANK", "OMPI_COMM_WORLD_RANK")
 
 
@@ -35,3 +39,48 @@ def running(facts: Facts, threads: int | None = None) -> Iterator[Runtime]:
         yield runtime
     finally:
         runtime.close()
+
+
+@contextmanager
+def running_together(engines: Sequence[Facts], threads: int | None, batch_size: int) -> Iterator[list[Runtime]]:
+    """Several engines at once, of which one works at a time; KV caches with room for `batch_size` sequences.
+
+    Embedded ones share the ranks that mpirun started; the ranks but 0 serve them and then leave the process. TensorRT
+    engines cannot share a process: each is started with ranks of its own. Raises UsageError where those were launched.
+    """
+    if all(each.manifest.kind == "embedded" for each in engines):
+        yield from _in_these_ranks(engines, threads, batch_size)
+    elif launched_ranks() is not None:
+        raise UsageError("TensorRT engines are compared in ranks of their own: start this without mpirun")
+    else:
+        from trtllm_pt.runtime.llm import start_runtime
+
+        with ExitStack() as stack:
+            runtimes = []
+            for each in engines:
+                runtimes.append(start_runtime(each.folder, each.manifest, threads, _kv_tokens(each, batch_size)))
+                stack.callback(runtimes[-1].close)
+            yield runtimes
+
+
+def _in_these_ranks(engines: Sequence[Facts], threads: int | None, batch_size: int) -> Iterator[list[Runtime]]:
+    from trtllm_pt.runtime.embedded import EmbeddedRuntime
+    from trtllm_pt.runtime.session import follow, open_sessions
+
+    leave_interrupts_to_rank_0()
+    room = max(_kv_tokens(each, batch_size) for each in engines)
+    sessions = open_sessions([each.folder for each in engines], threads=threads, kv_tokens=room)
+    if sessions[0].world.rank:
+        follow(sessions)
+        sys.exit(0)
+    runtimes: list[Runtime] = [EmbeddedRuntime(session) for session in sessions]
+    try:
+        yield runtimes
+    finally:
+        for runtime in runtimes:
+            runtime.close()
+
+
+def _kv_tokens(facts: Facts, batch_size: int) -> int:
+    """In whole pages."""
+    return batch_size * -(-facts.manifest.max_seq_len // _PAGE) * _PAGE

@@ -6,7 +6,7 @@ import importlib
 
 import click
 
-COMMANDS = ("latency", "throughput")
+COMMANDS = ("latency", "throughput", "all-reduce", "compare")
 
 
 class _Benchmarks(click.Group):
@@ -25,7 +25,7 @@ class _Benchmarks(click.Group):
 
 @click.command("bench", cls=_Benchmarks, no_args_is_help=True)
 def command() -> None:
-    """Measure engines: static batches, or traffic.
+    """Measure engines, alone or against each other, and the all-reduces between ranks.
 
     Each is also a script for mpirun: `mpirun -n 2 python benchmarks/latency.py …`.
 

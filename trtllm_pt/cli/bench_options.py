@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from trtllm_pt.cli.options import Decorator
+from trtllm_pt.config import ModelConfig, read_json
 from trtllm_pt.errors import UsageError
+from trtllm_pt.presets import preset
 
 if TYPE_CHECKING:
     from trtllm_pt.bench.files import Results
@@ -74,6 +76,21 @@ def length_pairs(text: str) -> list[tuple[int, int]]:
         if len(pair) != 2:
             raise UsageError(f"--input_output_len ({text!r}) must be pairs such as 128,20 with ';' between them")
     return [(pair[0], pair[1]) for pair in pairs]
+
+
+def model_config(model: str) -> ModelConfig:
+    """A preset, a model config, or the model of a checkpoint or engine directory."""
+    path = Path(model)
+    if path.is_dir():
+        data = read_json(path / "config.json")
+        if "pretrained_config" in data or "parallel_track" in data:
+            from trtllm_pt.checkpoint.manifest import CheckpointManifest
+            from trtllm_pt.engine.manifest import EngineManifest
+
+            engine = "pretrained_config" in data
+            return EngineManifest.from_dir(path).model if engine else CheckpointManifest.from_dir(path).model
+        return ModelConfig.from_json(data)
+    return ModelConfig.from_file(path) if path.suffix == ".json" else preset(model)
 
 
 @contextmanager

@@ -1,0 +1,8 @@
+"""Schedules in turn: `mpirun -n 2 python benchmarks/compare.py …`, or `trtllm-pt bench compare --ranks 2 …`."""
+
+import sys
+
+from trtllm_pt.cli import main
+
+if __name__ == "__main__":
+    main(["bench", "compare", *sys.argv[1:]])

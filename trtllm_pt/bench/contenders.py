@@ -1,0 +1,144 @@
+"""What is compared: one model under several schedules at equal parameters, or engines that are there already."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from trtllm_pt.bench.batch import Case
+from trtllm_pt.bench.facts import Facts
+from trtllm_pt.bench.progress import bar
+from trtllm_pt.config import ModelConfig
+from trtllm_pt.engine.manifest import BuildOptions, EngineManifest
+from trtllm_pt.engine.versions import check_versions
+from trtllm_pt.errors import UsageError
+from trtllm_pt.layout import rank_layout
+from trtllm_pt.planner.predict import short_name
+from trtllm_pt.planner.variants import variants
+
+BASELINE = "tp"
+_TRACKS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A name for the tables, and the engine."""
+
+    name: str
+    facts: Facts
+
+
+def schedules_of(config: ModelConfig, ranks: int, names: Sequence[str] | None) -> dict[str, ModelConfig]:
+    """`config` and its variants of as many parameters by name: `tp` first, then `pt-d4`, `desync-2`, `spd-8`, ….
+
+    names: which; None: all that can be divided over `ranks`. Raises UsageError for a name that there is not.
+    """
+    found = {}
+    for variant in variants(config, config.tracks if config.tracks > 1 else _TRACKS):
+        with contextlib.suppress(UsageError):
+            rank_layout(variant, ranks)
+            found[slug(variant)] = variant
+    if BASELINE not in found:
+        raise UsageError(f"this model has no dense twin that {ranks} ranks could divide: nothing to compare with")
+    for name in names or ():
+        if name not in found:
+            raise UsageError(f"--schedules ({name!r}): on {ranks} ranks this model has {', '.join(sorted(found))}")
+    chosen = sorted(names or found, key=_natural)
+    return {name: found[name] for name in dict.fromkeys([BASELINE, *chosen])}
+
+
+def slug(config: ModelConfig) -> str:
+    """`pt-d4` for `pt D=4`, `desync-2` for `desync 2`: what a shell takes without quotes."""
+    return short_name(config).lower().replace("=", "").replace(" ", "-")
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def options_for(config: ModelConfig, cases: Sequence[Case]) -> BuildOptions:
+    """Room for the largest case. Raises UsageError where the model has too few positions."""
+    length = max(case.input_length + case.output_length for case in cases)
+    if length > config.max_position_embeddings:
+        raise UsageError(
+            f"input_output_len: {length} tokens together are more than the model's positions "
+            f"({config.max_position_embeddings})"
+        )
+    batch = max(case.batch_size for case in cases)
+    return BuildOptions(max_batch_size=batch, max_seq_len=length, max_num_tokens=max(2048, batch))
+
+
+def build_all(
+    configs: dict[str, ModelConfig], ranks: int, dtype: str, options: BuildOptions, folder: Path
+) -> dict[str, Path]:
+    """An embedded engine with random weights for each, kept in `folder` and used again while it fits the versions."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {name: folder / _file_name(name, config, ranks, dtype, options) for name, config in configs.items()}
+    missing = [name for name, path in paths.items() if not _usable(path)]
+    with bar(len(missing), "building engines", "engine") as progress:
+        for name in missing:
+            _build(configs[name], ranks, dtype, options, paths[name])
+            progress.update()
+    return paths
+
+
+def _file_name(name: str, config: ModelConfig, ranks: int, dtype: str, options: BuildOptions) -> str:
+    parts = json.dumps([config.to_json(), dtype, repr(options)])
+    return f"{name}-{ranks}-{hashlib.sha256(parts.encode()).hexdigest()[:12]}"
+
+
+def _usable(path: Path) -> bool:
+    if not path.exists():
+        return False
+    try:
+        check_versions(path, EngineManifest.from_dir(path))
+    except UsageError:  # of an earlier version of the sources
+        shutil.rmtree(path)
+        return False
+    return True
+
+
+def _build(config: ModelConfig, ranks: int, dtype: str, options: BuildOptions, path: Path) -> None:
+    from trtllm_pt.checkpoint.init import init
+    from trtllm_pt.engine.build import build
+
+    checkpoint = path.with_name(f"{path.name}.checkpoint")
+    shutil.rmtree(checkpoint, ignore_errors=True)
+    init(config, checkpoint, ranks=ranks, dtype=dtype, seed=0)
+    build(checkpoint, path, "embedded", options, progress=False)
+    shutil.rmtree(checkpoint)
+
+
+def named(engines: Sequence[str]) -> list[Contender]:
+    """Of NAME=ENGINES arguments. Raises UsageError for a name twice, and for engines of different numbers of ranks."""
+    found: dict[str, Contender] = {}
+    for text in engines:
+        name, separator, folder = text.partition("=")
+        if not separator:
+            name, folder = Path(text).name, text
+        if name in found:
+            raise UsageError(f"{name!r} stands for two engines: give them names, NAME=ENGINES")
+        found[name] = Contender(name, Facts.of(Path(folder)))
+    check_alike(list(found.values()))
+    return list(found.values())
+
+
+def check_alike(contenders: Sequence[Contender]) -> None:
+    ranks = {each.name: each.facts.manifest.ranks for each in contenders}
+    if len(set(ranks.values())) > 1:
+        listed = ", ".join(f"{name} {count}" for name, count in ranks.items())
+        raise UsageError(f"engines of one comparison have as many ranks each, these have: {listed}")
+
+
+def same_size(contenders: Sequence[Contender]) -> Iterator[str]:
+    """A word of warning for each that has not the baseline's parameters within two hundredths."""
+    wanted = contenders[0].facts.inspected["parameters"]
+    for each in contenders[1:]:
+        if abs((own := each.facts.inspected["parameters"]) - wanted) > wanted / 50:
+            yield f"{each.name} has {own / wanted:.3g} times the parameters of {contenders[0].name}"

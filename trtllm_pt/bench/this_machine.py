@@ -1,0 +1,84 @@
+"""This machine as the planner describes one: rates of one rank while all ranks are at work."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from trtllm_pt.bench.percentiles import median
+from trtllm_pt.bench.report import machine
+from trtllm_pt.planner.machine import Machine, machine_from_json
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+_SAMPLES = 5
+_READ_BYTES = 256 << 20  # more than caches hold
+_TOKENS, _INPUTS, _OUTPUTS = 512, 2048, 2048
+_SMALL_CALLS = 2000
+
+
+def measure_machine(comm: MPI.Intracomm, all_reduce: list[dict[str, Any]]) -> Machine:
+    """On all ranks at once, with their threads as they are; the ops library must be loaded.
+
+    Memory bandwidth: a sum over a buffer that no cache holds. Matrix rate: the engine's own matrix product of 512
+    tokens. Launch overhead: a norm of one number, called from Python.
+    """
+    with torch.no_grad():
+        big = torch.ones(_READ_BYTES // 4)
+        bandwidth = _READ_BYTES / _seconds(comm, lambda: big.sum())
+        flops = 2.0 * _TOKENS * _INPUTS * _OUTPUTS
+        rates = {
+            name: flops / _seconds(comm, _product(dtype))
+            for name, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32))
+        }
+        one = torch.ones(1, 1, 16)
+        weight = torch.ones(1, 16)
+
+        def small() -> None:
+            for _ in range(_SMALL_CALLS):
+                torch.ops.trtllm_pt.rms_norm(one, weight, 1e-5)
+
+        launch = _seconds(comm, small) / _SMALL_CALLS
+    facts = machine()
+    how = f"measured with {comm.size} ranks of {torch.get_num_threads()} threads at work"
+    return machine_from_json(
+        {
+            "name": facts["name"],
+            "devices": comm.size,
+            "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / comm.size,
+            "memory_bandwidth": bandwidth,
+            "matrix_rate": rates,
+            "launch_overhead": launch,
+            "all_reduce": [{**row, "points": [list(point) for point in row["points"]]} for row in all_reduce],
+            "sources": {
+                "memory_bytes": "the machine's, shared out",
+                "memory_bandwidth": f"{how}: a sum over {_READ_BYTES >> 20} MiB",
+                "matrix_rate": f"{how}: {_TOKENS} x {_INPUTS} x {_OUTPUTS}, the engine's own product",
+                "launch_overhead": f"{how}: a norm of 16 numbers, called from Python",
+            },
+        },
+        "this machine",
+    )
+
+
+def _product(dtype: torch.dtype) -> Callable[[], object]:
+    weight = torch.ops.trtllm_pt.pack(torch.randn(1, _OUTPUTS, _INPUTS).to(dtype))
+    x = torch.randn(1, _TOKENS, _INPUTS).to(dtype)
+    return lambda: torch.ops.trtllm_pt.linear(x, weight, None, _OUTPUTS)
+
+
+def _seconds(comm: MPI.Intracomm, work: Callable[[], object]) -> float:
+    """The median over samples of the slowest rank's time; the first call does not count."""
+    samples = []
+    work()
+    for _ in range(_SAMPLES):
+        comm.Barrier()
+        began = time.perf_counter()
+        work()
+        samples.append(max(comm.allgather(time.perf_counter() - began)))
+    return median(samples)
