@@ -56,13 +56,11 @@ class Facts:
     attention: list[AttentionCall]
     reads: dict[SubLayer, frozenset[int]]  # the all-reduces, by number, on which a sub-layer's input depends
     weights: dict[str, Port]
-    plugins: dict[str, int]
     unresolved: list[str]  # layers with an output of which a size was not followed
 
 
 def facts_of(program: Program) -> Facts:
     flow = _Flow(program)
-    kinds = [kind for kind in map(plugin_kind, program.layers) if kind is not None]
     return Facts(
         inputs={tensor.name: _port(tensor) for tensor in program.network.inputs},
         outputs={tensor.name: _port(tensor) for tensor in program.network.outputs},
@@ -70,7 +68,6 @@ def facts_of(program: Program) -> Facts:
         attention=[_attention(layer) for layer in program.plugins("GPTAttention")],
         reads=flow.reads,
         weights={name: _port(layer.get_output(0)) for layer, name in program.weight_names.items()},
-        plugins={kind: kinds.count(kind) for kind in sorted(set(kinds))},
         unresolved=[layer.name for layer in program.layers if any("Unnamed" in repr(t.dims) for t in layer.outputs)],
     )
 
@@ -145,7 +142,10 @@ class _Flow:
                     self.reads[sub_layer] = self.reads.get(sub_layer, frozenset()) | value.reduced
 
     def _collective(self, layer: ILayer, operand: _Origin) -> Collective:
-        plugin = layer.plugin
-        strategy = plugin.scalar("strategy")
-        port = _port(layer.inputs[0])
-        return Collective(plugin.plugin_type, plugin.numbers("group"), strategy, port, operand.shares)
+        return Collective(
+            kind=layer.plugin.plugin_type,
+            group=layer.plugin.numbers("group"),
+            strategy=layer.plugin.scalar("strategy"),
+            operand=_port(layer.inputs[0]),
+            shares=operand.shares,
+        )

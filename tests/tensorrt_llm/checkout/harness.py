@@ -16,7 +16,7 @@ from tests.tensorrt_llm.checkout import worker
 from tests.tensorrt_llm.checkout.worker import Built, Job
 
 VARIABLE = "TRTLLM_CHECKOUT"
-HOW = f"{VARIABLE} is not set: clone github.com/NVIDIA/TensorRT-LLM at tag v1.2.1 and let it name that directory"
+HOW = f"{VARIABLE} is not set: let it name a clone of github.com/NVIDIA/TensorRT-LLM, tag v1.2.1 to v1.3.0rc20"
 PROCESSES = 2
 # What TensorRT-LLM's graph builder imports beside torch and numpy; the extra `checkout`.
 NEEDED = ("packaging", "psutil", "pydantic", "strenum", "tqdm", "yaml")

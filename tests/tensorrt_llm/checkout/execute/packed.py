@@ -9,14 +9,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_LIBRARY = torch.library.Library("trtllm", "FRAGMENT")
+_LIBRARIES: list[torch.library.Library] = []  # an op is there as long as its library
 
 
 def define_reordering() -> None:
     """Puts `torch.ops.trtllm.preprocess_weights_for_mixed_gemm` there, with the arguments of the compiled one."""
-    name = "preprocess_weights_for_mixed_gemm"
-    _LIBRARY.define(f"{name}(Tensor weight, ScalarType quant_type, ScalarType activation_type) -> Tensor")
-    _LIBRARY.impl(name, _unchanged, "CPU")
+    name, library = "preprocess_weights_for_mixed_gemm", torch.library.Library("trtllm", "FRAGMENT")
+    library.define(f"{name}(Tensor weight, ScalarType quant_type, ScalarType activation_type) -> Tensor")
+    library.impl(name, _unchanged, "CPU")
+    _LIBRARIES.append(library)
 
 
 def _unchanged(weight: Tensor, quant_type: torch.dtype, activation_type: torch.dtype) -> Tensor:
