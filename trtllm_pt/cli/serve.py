@@ -36,7 +36,7 @@ _REQUEST = '{"text_input": "def main(", "max_tokens": 32, "stream": true}'
     type=click.IntRange(0, 65535),
     default=9000,
     show_default=True,
-    help="OpenAI's endpoints; 0: none.",
+    help="OpenAI's endpoints and the page; 0: none.",
 )
 @click.option("--log", type=click.Path(path_type=Path), help="File for the server's words.  [default: a temporary one]")
 def command(
@@ -124,6 +124,7 @@ def _announce(address: Address, openai_port: int) -> None:
     click.echo(f"gRPC     {host}:{address.grpc}")
     if openai_port:
         click.echo(f"OpenAI   http://{host}:{openai_port}/v1")
+        click.echo(f"page     http://{host}:{openai_port}/")
     click.echo(f"metrics  http://{host}:{address.metrics}/metrics")
     click.echo(f"\ncurl -sN {models}/tensorrt_llm_bls/generate_stream -d {shlex.quote(_REQUEST)}")
     sys.stdout.flush()

@@ -1,5 +1,5 @@
-"""The front door beside Triton's: OpenAI's endpoints. It asks `tensorrt_llm` itself, by gRPC streams, so that a client
-that goes away frees its slot."""
+"""The front door beside Triton's: OpenAI's endpoints, and a page for people. It asks `tensorrt_llm` itself, by gRPC
+streams, so that a client that goes away frees its slot."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import tritonclient.grpc.aio as grpc
 from aiohttp import web
 
 from trtllm_pt.checkpoint.tokenizer import end_ids, load_tokenizer
-from trtllm_pt.engine.manifest import EngineManifest
+from trtllm_pt.engine import EngineManifest, inspect
 from trtllm_pt.errors import RunError, UsageError
 from trtllm_pt.messages import Request
 from trtllm_pt.runtime.limits import Limits
@@ -28,6 +28,7 @@ from trtllm_pt.serving.completions import Completion, Texts, Wanted
 from trtllm_pt.serving.words import pack
 
 _BODY_BYTES = 8 << 20
+_PAGE = Path(__file__).parent / "page.html"
 _TYPES = {"int32": "INT32", "float32": "FP32", "bool": "BOOL", "uint64": "UINT64"}
 _BUSY = ("the queue is full", "the engine is down")
 
@@ -56,6 +57,8 @@ class Front:
             tokenizer=tokenizer, end_id=end_id, further_ends=further, max_seq_len=manifest.max_seq_len, folder=folder
         )
         self._limits = Limits.of(manifest)
+        shown = ("ranks", "tracks", "sync_points", "tensor_parallel_sync_points", "schedule")
+        self._facts = {name: value for name, value in inspect(engines).items() if name in shown}
         self._name, self._url, self._began = name, grpc_url, int(time.time())
 
     @contextmanager
@@ -75,6 +78,8 @@ class Front:
     async def _start(self, host: str, port: int) -> web.AppRunner:
         self._client = grpc.InferenceServerClient(self._url)
         app = web.Application(client_max_size=_BODY_BYTES, middlewares=[_errors])
+        app.router.add_get("/", _page)
+        app.router.add_get("/engine", self._engine)
         app.router.add_get("/v1/models", self._models)
         for kind in ("completions", "chat/completions"):
             app.router.add_post(f"/v1/{kind}", self._complete)
@@ -90,6 +95,10 @@ class Front:
     async def _stop(self, runner: web.AppRunner) -> None:
         await runner.cleanup()
         await self._client.close()
+
+    async def _engine(self, _: web.Request) -> web.Response:
+        """What the page shows of it."""
+        return web.json_response({"model": self._name, **self._facts})
 
     async def _models(self, _: web.Request) -> web.Response:
         model = {"id": self._name, "object": "model", "created": self._began, "owned_by": "trtllm_pt"}
@@ -157,6 +166,10 @@ class Front:
             yield _Piece(index, text.flush(), 0, "length" if full else "stop")
         finally:
             answers.cancel()
+
+
+async def _page(_: web.Request) -> web.Response:
+    return web.Response(text=_PAGE.read_text(), content_type="text/html")
 
 
 def _inputs(choice: Completion) -> list[grpc.InferInput]:
