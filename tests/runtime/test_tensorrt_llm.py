@@ -29,8 +29,9 @@ from trtllm_pt.runtime.launch import find_mpirun
 from trtllm_pt.runtime.llm import LLM
 from trtllm_pt.runtime.sampling import log_prob, pick
 from trtllm_pt.runtime.sequence import Sequence
-from trtllm_pt.runtime.tensorrt_llm import TensorRTRuntime
+from trtllm_pt.runtime.tensorrt_llm import TensorRTRuntime, check_gpus
 from trtllm_pt.runtime.tensorrt_llm_terms import executor_config
+from trtllm_pt.runtime.world import World
 
 PROMPT = (3, 11, 4, 3)
 INSTALL = re.escape(INSTALL_TENSORRT_LLM)
@@ -437,6 +438,27 @@ def test_ranks_that_do_not_fit(tmp_path: Path, gpus: int, ranks: int | None, mes
     assert (done.returncode, done.stdout) == (2, "")
     assert re.search(rf"^Error: {message}$", done.stderr, re.MULTILINE), done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("shown", "enough"),
+    [(["0,1", "0,1"], True), (["0", "1"], True), (["0", "0"], False), ([None, None], False)],
+)
+def test_a_rank_may_be_shown_a_gpu_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, shown: list[str | None], enough: bool
+) -> None:
+    counts = [len(names.split(",")) if names else 1 for names in shown]
+
+    class Ranks(World):
+        def gather_all(self, value: Any) -> list[Any]:
+            return [(value[0], names, count) for names, count in zip(shown, counts, strict=True)]
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: counts[0])
+    if enough:
+        check_gpus(Ranks(None))
+    else:
+        with pytest.raises(UsageError, match="1 NVIDIA GPUs for 2 ranks"):
+            check_gpus(Ranks(None))
 
 
 @pytest.mark.parametrize(

@@ -174,10 +174,10 @@ def open_rank(
     """See rank.open_rank. Raises RunError, too, for what TensorRT-LLM says against the engine."""
     if threads is not None:
         raise UsageError(f"threads ({threads}) is for the embedded engine: a TensorRT engine computes on a GPU")
-    _check_gpus(1)
+    check_gpus(World(None))
     bindings = _import_bindings()  # before MPI: it sets what Open MPI reads when it starts
     world = World.join(manifest.ranks)
-    _check_gpus(world.gather_all(socket.gethostname()).count(socket.gethostname()))
+    check_gpus(world)
     if not (folder / f"rank{world.rank}.engine").exists():
         raise UsageError(f"{folder} is incomplete: it has no rank{world.rank}.engine; build it again")
     with _failures(f"TensorRT-LLM could not load {folder}"):
@@ -203,12 +203,17 @@ def _import_bindings() -> Any:
     return bindings
 
 
-def _check_gpus(needed: int) -> None:
+def check_gpus(world: World) -> None:
+    """Raises UsageError where this machine has fewer GPUs than ranks. Ranks may each be shown a GPU of their own."""
     import torch
 
-    if (found := torch.cuda.device_count()) < needed:
-        ranks = f"{needed} ranks" if needed > 1 else "a rank"
-        raise UsageError(f"this machine has {found} NVIDIA GPUs for {ranks} of the engine: {INSTALL_TENSORRT_LLM}")
+    host = socket.gethostname()
+    mine = host, os.environ.get("CUDA_VISIBLE_DEVICES"), torch.cuda.device_count()
+    ranks = [rank for rank in world.gather_all(mine) if rank[0] == host]
+    found = sum(count for _, _, count in set(ranks))
+    if found < len(ranks):
+        needed = f"{len(ranks)} ranks" if len(ranks) > 1 else "a rank"
+        raise UsageError(f"this machine has {found} NVIDIA GPUs for {needed} of the engine: {INSTALL_TENSORRT_LLM}")
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import socket
-import sys
 from pathlib import Path
 
 from trtllm_pt.engine.manifest import EngineManifest
@@ -33,7 +32,7 @@ def main() -> None:
     except TrtllmPtError as error:
         # All ranks may find the same fault: each says it, the owner reads the first, and the job ends.
         kind = "usage" if isinstance(error, UsageError) else "error"
-        print(f"trtllm-pt: {kind}: {error}", file=sys.stderr, flush=True)
+        os.write(2, f"trtllm-pt: {kind}: {error}\n".encode())  # in one piece, or those of several ranks come mixed
         os._exit(error.exit_status)
 
 
