@@ -44,7 +44,7 @@ def titles(machine: Any, ranks: int) -> list[str]:
 
 def test_subjects_are_what_the_machine_can_build() -> None:
     timed = ["PT, NCCL", "PT, AUTO", "TP, NCCL", "TP, AUTO", "LlamaForCausalLM, AUTO, reduce fusion"]
-    trained = ["stdlib-pt", "stdlib-pt, AUTO"]
+    trained = ["stdlib-pt", "windowed", "stdlib-pt, AUTO"]
     whole = [*trained, "stdlib-pt, W8A16", "stdlib-pt, W4A16", "stdlib-pt, FP8", *timed]
     assert titles(HOPPER, 8) == whole
     assert titles(BLACKWELL, 8) == [*trained, "stdlib-pt, FP8", *timed]
@@ -138,6 +138,14 @@ def test_a_wrong_order_of_weights_does_not(quantised: Path, mistake: str) -> Non
     assert not found.holds("W8A16"), found
 
 
+@pytest.mark.parametrize("window", [39, 40, 41])
+def test_a_window_one_token_off_is_seen(tmp_path: Path, window: int) -> None:
+    right = gpu_check.windowed_model(tmp_path / "right")
+    wrong = load_reference(gpu_check.windowed_model(tmp_path / "wrong", window), torch.bfloat16)
+    found = gpu_check.agreement(right, outputs(wrong, 24))
+    assert found.holds(None) == (window == 40), found
+
+
 def test_tokens_that_are_not_the_best_are_missed(quantised: Path) -> None:
     (first, _) = outputs(load_reference(quantised))
     first["output"][3] = (first["output"][3] + 1) % 4096
@@ -192,7 +200,7 @@ def test_a_rehearsal_on_this_machine(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     assert lines[-1].endswith("All checks hold.")
-    assert [line.split()[0] for line in lines[-4:-1]] == ["stdlib-pt", "PT", "TP"]
+    assert [line.split()[0] for line in lines[-5:-1]] == ["stdlib-pt", "windowed", "PT", "TP"]
     result = json.loads((tmp_path / "result.json").read_text())
     assert [len(runs) for one in result["measured"] if one["timings"] for runs in one["timings"]] == [5] * 4
     assert all(EngineManifest.from_dir(folder).ranks == 1 for folder in tmp_path.glob("*.engines"))
