@@ -66,6 +66,53 @@ def test_no_mpi(run: Run, tmp_path: Path) -> None:
     assert done.stderr == "Error: the embedded engine cannot run here: mpi4py, mpirun\n"
 
 
+NVIDIA_SMI = """#!/bin/sh
+printf 'NVIDIA H100 80GB HBM3, 81559 MiB, 9.0, 590.44.01\\nNVIDIA H100 80GB HBM3, 81559 MiB, 9.0, 590.44.01\\n'
+"""
+
+
+def container(folder: Path, version: str = "1.2.1", builder: bool = True) -> dict[str, str]:
+    """What TensorRT-LLM's container has, without an MPI for the embedded engine; the environment that shows it."""
+    (folder / "mpi4py").mkdir()
+    (folder / "mpi4py" / "__init__.py").write_text("raise ImportError('no libmpi')")
+    (folder / "tensorrt_llm").mkdir()
+    (folder / "tensorrt_llm" / "__init__.py").write_text("raise ImportError('asking must not import it')")
+    if builder:
+        (folder / "tensorrt_llm" / "builder.py").touch()
+    for name, number in (("tensorrt_llm", version), ("tensorrt", "10.14.1.48")):
+        info = folder / f"{name}-{number}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {number}\n")
+    (folder / "nvidia-smi").write_text(NVIDIA_SMI)
+    (folder / "nvidia-smi").chmod(0o755)
+    return {"PYTHONPATH": str(folder), "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+
+
+def test_in_tensorrt_llms_container(run: Run, tmp_path: Path) -> None:
+    done = run("doctor", "--json", env=container(tmp_path))
+    found = findings(done)
+    assert done.returncode == 0, done.stderr  # one engine runs, though not the embedded one
+    assert not found["mpi4py"]["ok"]
+    assert (found["TensorRT-LLM"]["found"], found["TensorRT"]["found"]) == ("1.2.1", "10.14.1.48")
+    assert found["GPU"]["found"] == "2 x NVIDIA H100 80GB HBM3, 81559 MiB, 9.0, 590.44.01"
+    assert Path(found["--model_cls_file"]["found"]).name == "shim.py"
+
+
+@pytest.mark.parametrize(
+    ("version", "builder", "words", "status"),
+    [
+        ("1.3.0rc3", True, "1.3.0rc3; trtllm_pt is made for 1.2.1", 0),
+        ("1.4.0rc1", False, "builds no engines any more", 2),
+    ],
+)
+def test_other_versions_of_tensorrt_llm(
+    run: Run, tmp_path: Path, version: str, builder: bool, words: str, status: int
+) -> None:
+    done = run("doctor", "--json", env=container(tmp_path, version, builder))
+    assert words in findings(done)["TensorRT-LLM"]["found"]
+    assert done.returncode == status
+
+
 def test_another_mpirun_on_path(run: Run, tmp_path: Path) -> None:
     path = other_mpirun(tmp_path)
     done = run("doctor", "--json", env={"PATH": f"{path.parent}{os.pathsep}{os.environ['PATH']}"})

@@ -152,7 +152,7 @@ def tensorrt_llm() -> Finding:
     if found and not builder:
         words = f"{found}, which builds no engines any more"
     elif found and found != TENSORRT_LLM_VERSION:
-        words = f"{found}, made for {TENSORRT_LLM_VERSION}"
+        words = f"{found}; trtllm_pt is made for {TENSORRT_LLM_VERSION}"
     return Finding("TensorRT-LLM", builder, words, INSTALL_TENSORRT_LLM, _TENSORRT)
 
 
