@@ -52,14 +52,14 @@ class Checkout:
         for job in jobs:
             if str(job) not in self._results:
                 folder = self.folder / str(job)
-                self._results[str(job)] = self.pool.submit(worker.build, job, folder)
+                self._results[str(job)] = self.pool.submit(worker.call, worker.build, job, folder)
 
     def built(self, job: Job) -> Built:
         self.begin([job])
         return self._results[str(job)].result()
 
     def call(self, function: Any, *arguments: Any) -> Any:
-        return self.pool.submit(function, *arguments).result()
+        return self.pool.submit(worker.call, function, *arguments).result()
 
     def close(self) -> None:
         self.pool.shutdown(cancel_futures=True)

@@ -6,17 +6,20 @@ Needs TRTLLM_CHECKOUT, as test_checkout.py.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.tensorrt_llm.cases import FORCED, PROMPTS
 from tests.tensorrt_llm.checkout import worker
 from tests.tensorrt_llm.checkout.harness import Checkout
 from tests.tensorrt_llm.checkout.worker import MIXED, TOGETHER, Plan
 from trtllm_pt.checkpoint.convert import convert
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
 
 LIMIT = 1e-5
 
@@ -35,6 +38,8 @@ SIZES = {
 @pytest.fixture(scope="module")
 def model() -> LlamaForCausalLM:
     """Weights that bfloat16 holds, so that a checkpoint of any type is the same model; logits of order 4."""
+    from transformers import LlamaConfig, LlamaForCausalLM  # here: slow to import
+
     torch.manual_seed(7)
     made = LlamaForCausalLM(LlamaConfig(**SIZES, rms_norm_eps=1e-5, tie_word_embeddings=False))
     with torch.no_grad():

@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import importlib
 import json
-from collections.abc import Sequence
+import pickle
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,18 @@ def start(checkout: Path) -> None:
     stubs.install(checkout)
     define_reordering()
     gc.freeze()  # TensorRT-LLM collects garbage once per rank
+
+
+def call(function: Callable[..., Any], *arguments: Any) -> Any:
+    """function(*arguments), raising nothing that the other process could not read."""
+    try:
+        return function(*arguments)
+    except Exception as error:
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:
+            raise RuntimeError(f"{type(error).__name__}: {error}") from error
+        raise
 
 
 def build(job: Job, folder: Path) -> Built:

@@ -2,12 +2,14 @@
 
     T tokens of all requests   n tokens of one   H, G heads, KV heads   D head size
 
-What was read in TensorRT-LLM's C++ sources (1.3.0rc3): the order of the inputs (gptAttentionPlugin.cpp, isEntryUsed),
-context requests first, lengths; a window counts the current token in both phases (fmha_v2/mask.h,
-decoderMaskedMultiheadAttention); prompts are rotated by the table, generated tokens by the frequencies; a prompt is
-attended to in the cache where `use_paged_context_fmha` is set, else as it was computed, so that it cannot come in
-chunks; an FP8 context rounds q, k, v by the cache's scale and writes FP8. The kernels' own rounding of probabilities is
-left out, and a generated token reads its own key and value from the cache (the XQA kernels).
+What was read in TensorRT-LLM's C++ sources (1.3.0rc3):
+- the inputs and their order (gptAttentionPlugin.cpp, isEntryUsed); requests with a prompt first; lengths;
+- a window counts the current token (fmha_v2's masks, XQA, decoderMaskedMultiheadAttention);
+- prompts are rotated by the table, generated tokens by the frequencies;
+- a prompt attends to the cache where `use_paged_context_fmha` is set, else to what was just computed, and then cannot
+  come in chunks; in FP8 it rounds q, k, v by the cache's scale and writes FP8 (attentionOp.cpp);
+- a generated token finds its own key and value in the cache, rounded as that is (XQA).
+Left out: how kernels round probabilities and partial sums.
 """
 
 from __future__ import annotations
