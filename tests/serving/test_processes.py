@@ -162,6 +162,29 @@ def ranks_of(pid: int) -> dict[int, int]:
     return {int(found["PMI_RANK"]): child for child, found in variables.items() if "PMI_RANK" in found}
 
 
+def test_a_tritonserver_that_is_killed_leaves_nothing(engines: Path) -> None:
+    with serve(engines) as (process, served, _):
+        started = below(process.pid)
+        stream = Stream(served, "tensorrt_llm", tokens([5, 6, 7], 900, end_id=END, streaming=True))
+        next(iter(stream))
+        [server] = [pid for pid in started if "bin/tritonserver" in command_of(pid)]
+        os.kill(server, signal.SIGKILL)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 1 and "the server ended by itself, with status -9" in err, err
+        assert gone(started, 20)
+
+
+def test_serve_that_ends_while_requests_run_gives_them_time(engines: Path) -> None:
+    with serve(engines) as (process, served, _):
+        stream = Stream(served, "tensorrt_llm", tokens([5, 6, 7], 200, end_id=END, streaming=True))
+        answers = iter(stream)
+        first = next(answers)
+        process.send_signal(signal.SIGTERM)
+        assert len(ids_of([first, *answers])) == 200
+        process.communicate(timeout=60)
+        assert process.returncode == 0
+
+
 def command_of(pid: int) -> str:
     try:
         return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")

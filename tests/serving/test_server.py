@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -290,6 +291,31 @@ def test_a_full_queue_says_unavailable(served: Served, ids: list[list[int]]) -> 
             stream.close()
     until(lambda: not figures(served)[ACTIVE])
     assert len(ids_of(ask(served, "tensorrt_llm", tokens(ids[0], 4, end_id=END)))) == 4
+
+
+def test_clients_that_come_and_go_leave_the_others_tokens_alone(
+    served: Served, ids: list[list[int]], alone: list[RunResult]
+) -> None:
+    """A third of them closes its stream somewhere, some just as it ends."""
+
+    def one(number: int) -> None:
+        draw = random.Random(number)
+        for _ in range(12):
+            which, most = draw.randrange(len(PROMPTS)), draw.choice((2, 8, LENGTH))
+            stream = Stream(served, "tensorrt_llm", tokens(ids[which], most, end_id=0, streaming=True))
+            closes = draw.randrange(most) if draw.random() < 0.34 else None
+            got: list[int] = []
+            for answer in stream:
+                got += ids_of([answer])
+                if len(got) - 1 == closes:
+                    stream.close()
+                    break
+            else:
+                assert tuple(got) == alone[which].token_ids[:most]
+
+    with ThreadPoolExecutor(6) as pool:  # half of what may wait or run: closed ones count for a moment more
+        list(pool.map(one, range(12)))
+    until(lambda: not figures(served)[ACTIVE] and not figures(served)["nv_trt_llm_kv_cache_block_metrics/used"])
 
 
 def test_the_metrics_page_has_tensorrt_llms_names(served: Served) -> None:

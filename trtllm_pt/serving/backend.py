@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,34 @@ class Config:
         if value is None:
             raise UsageError(f"{self.name}: parameter {key} is missing")
         return self.folder / value
+
+
+class Sender:
+    """A request's way back. Triton 2.51 crashes where a stream is asked whether it is cancelled after its end, so both
+    are told by one lock."""
+
+    def __init__(self, request: Any) -> None:
+        self._sender = request.get_response_sender()
+        self._lock = threading.Lock()
+        self._ended = False
+
+    def send(self, answer: Any) -> None:
+        self._sender.send(answer)
+
+    def end(self, answer: Any = None) -> None:
+        """The last response; None: there is none any more."""
+        final = triton().TRITONSERVER_RESPONSE_COMPLETE_FINAL
+        with self._lock:
+            self._ended = True
+            if answer is None:
+                self._sender.send(flags=final)
+            else:
+                self._sender.send(answer, flags=final)
+
+    def is_cancelled(self) -> bool:
+        """Whether the client closed its stream."""
+        with self._lock:
+            return not self._ended and bool(self._sender.is_cancelled())
 
 
 def arrays(request: Any) -> dict[str, Array]:

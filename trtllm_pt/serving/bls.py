@@ -21,7 +21,7 @@ from trtllm_pt.checkpoint.tokenizer import load_tokenizer
 from trtllm_pt.errors import TrtllmPtError, UsageError
 from trtllm_pt.runtime.stream import TextStream
 from trtllm_pt.serving import tensors
-from trtllm_pt.serving.backend import Array, Arrays, Config, arrays, refusal, response, strings, text, triton
+from trtllm_pt.serving.backend import Array, Arrays, Config, Sender, arrays, refusal, response, strings, text, triton
 
 _CONVERSATIONS = 512  # requests at a time; a thread each, asleep most of the time
 _CHECK_SECONDS = 0.1  # between looks for closed streams
@@ -46,7 +46,7 @@ class TritonPythonModel:
             raise UsageError(f"there is no tokenizer.json in {folder}")
         self._tokenizer: Tokenizer = tokenizer
         self._pool = ThreadPoolExecutor(_CONVERSATIONS)
-        self._senders: dict[str, Any] = {}  # of requests that the engine works on
+        self._senders: dict[str, Sender] = {}  # of requests that the engine works on
         self._closing = threading.Event()
         self._watcher = threading.Thread(target=self._watch, daemon=True)
         self._watcher.start()
@@ -58,9 +58,9 @@ class TritonPythonModel:
 
     def execute(self, requests: Sequence[Any]) -> None:
         for request in requests:
-            self._pool.submit(self._answer, request, request.get_response_sender())
+            self._pool.submit(self._answer, request, Sender(request))
 
-    def _answer(self, request: Any, sender: Any) -> None:
+    def _answer(self, request: Any, sender: Sender) -> None:
         pb = triton()
         last = None
         try:
@@ -72,13 +72,9 @@ class TritonPythonModel:
             last = refusal(str(error))
         except Exception as error:  # nobody else would hear of it
             last = refusal(f"{type(error).__name__}: {error}", "INTERNAL")
-        final = pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL
-        if last is None:
-            sender.send(flags=final)
-        else:
-            sender.send(last, flags=final)
+        sender.end(last)
 
-    def _responses(self, request: Any, sender: Any) -> Iterator[dict[str, Array]]:
+    def _responses(self, request: Any, sender: Sender) -> Iterator[dict[str, Array]]:
         given = arrays(request)
         for name in given:
             if name not in tensors.TO_PREPROCESSING and name not in tensors.PASSED_ON:

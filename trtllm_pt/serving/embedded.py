@@ -7,6 +7,7 @@ requests whose time is over. The ranks are processes of their own: the server ou
 from __future__ import annotations
 
 import itertools
+import os
 import queue
 import threading
 import time
@@ -20,7 +21,7 @@ from trtllm_pt.errors import TrtllmPtError, UsageError
 from trtllm_pt.messages import Request, Tokens
 from trtllm_pt.runtime.limits import Limits
 from trtllm_pt.runtime.remote import RemoteRuntime
-from trtllm_pt.serving.backend import Config, arrays, refusal, response, triton
+from trtllm_pt.serving.backend import Config, Sender, arrays, refusal, response, triton
 from trtllm_pt.serving.fields import Output, is_stop, parse
 from trtllm_pt.serving.metrics import Metrics
 
@@ -32,7 +33,7 @@ _IDLE_SECONDS = 0.5  # and for new requests, before it looks whether the ranks a
 class _Stream:
     """A Triton request on its way: one output per row and sequence."""
 
-    sender: Any
+    sender: Sender
     name: str  # the client's id for it; may be empty
     deadline: float | None
     outputs: dict[int, Output] = field(default_factory=dict)  # unfinished ones, by the runtime's id
@@ -62,6 +63,7 @@ class TritonPythonModel:
         self._threads = [threading.Thread(target=target, daemon=True) for target in (self._run, self._watch)]
         for thread in self._threads:
             thread.start()
+        threading.Thread(target=self._guard, args=(os.getppid(),), daemon=True).start()
 
     def finalize(self) -> None:
         self._closing.set()
@@ -70,17 +72,24 @@ class TritonPythonModel:
             thread.join()
         self._runtime.close()
 
+    def _guard(self, server: int) -> None:
+        """Without its server this process would wait for it for ever, and keep the ranks."""
+        while os.getppid() == server:
+            time.sleep(_IDLE_SECONDS)
+        self._runtime.close()
+        os._exit(1)
+
     # Triton's thread
 
     def execute(self, requests: Sequence[Any]) -> None:
         for request in requests:
-            sender = request.get_response_sender()
+            sender = Sender(request)
             try:
                 self._accept(request, sender)
             except UsageError as error:
-                _end(sender, refusal(str(error)))
+                sender.end(refusal(str(error)))
 
-    def _accept(self, request: Any, sender: Any) -> None:
+    def _accept(self, request: Any, sender: Sender) -> None:
         tensors, name = arrays(request), request.request_id()
         if is_stop(tensors):
             if not name:
@@ -129,9 +138,9 @@ class TritonPythonModel:
 
     def _submit(self, stream: _Stream, wanted: list[tuple[Request, Output]]) -> None:
         if self._down is not None:
-            _end(stream.sender, refusal(f"the engine is down: {self._down}", "UNAVAILABLE"))
+            stream.sender.end(refusal(f"the engine is down: {self._down}", "UNAVAILABLE"))
         elif self._most is not None and len(self._streams) + len(wanted) > self._most:
-            _end(stream.sender, refusal(f"the queue is full: {len(self._streams)} outputs wait or run", "UNAVAILABLE"))
+            stream.sender.end(refusal(f"the queue is full: {len(self._streams)} outputs wait or run", "UNAVAILABLE"))
         else:
             for request, output in wanted:
                 stream.outputs[request.id] = output
@@ -160,23 +169,23 @@ class TritonPythonModel:
         elif stream.outputs:
             stream.sender.send(response(output.response()))
         else:
-            _end(stream.sender, response(output.response()))
+            stream.sender.end(response(output.response()))
 
     def _give_up(self, stream: _Stream, message: str, code: str) -> None:
         """Answer a whole request with an error, and end what is left of it."""
-        _end(stream.sender, refusal(message, code))
+        stream.sender.end(refusal(message, code))
         for number in stream.outputs:
             del self._streams[number]
             self._runtime.cancel(number)
 
-    def _stop(self, name: str, sender: Any) -> None:
+    def _stop(self, name: str, sender: Sender) -> None:
         """End the requests of that id: their streams end with what they have."""
         if self._down is not None:
-            _end(sender, refusal(f"the engine is down: {self._down}", "UNAVAILABLE"))
+            sender.end(refusal(f"the engine is down: {self._down}", "UNAVAILABLE"))
             return
         for stream in {stream for stream in self._streams.values() if stream.name == name}:
             self._cancel(stream)
-        _end(sender, triton().InferenceResponse())
+        sender.end(triton().InferenceResponse())
 
     def _cancel(self, stream: _Stream, timed_out: bool = False) -> None:
         stream.timed_out = timed_out
@@ -189,7 +198,7 @@ class TritonPythonModel:
         self._down = message
         triton().Logger.log_error(f"the engine is down: {message}")
         for stream in set(self._streams.values()):
-            _end(stream.sender, refusal(f"the engine is down: {message}", "UNAVAILABLE"))
+            stream.sender.end(refusal(f"the engine is down: {message}", "UNAVAILABLE"))
         self._streams.clear()
 
     # The watching thread
@@ -206,7 +215,3 @@ class TritonPythonModel:
                     seen.add(stream)
                     self._tell(lambda stream=stream: self._cancel(stream, timed_out=True))  # type: ignore[misc]
             seen &= streams
-
-
-def _end(sender: Any, last: Any) -> None:
-    sender.send(last, flags=triton().TRITONSERVER_RESPONSE_COMPLETE_FINAL)
