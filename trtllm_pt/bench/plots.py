@@ -54,3 +54,35 @@ def _bars(axis: Any, rows: Sequence[dict[str, Any]], what: str) -> None:
     labels = [f"{row['name']} ({row['syncs_per_token']} syncs)" for row in shown]
     axis.barh(labels, middle, xerr=reach, color=BLUE, ecolor=GREY, capsize=2)
     axis.axvline(1.0, color=GREY, linewidth=0.8)
+
+
+def plot_sweep(report: dict[str, Any], path: Path) -> None:
+    """TPOT over the baseline's against the links' delay: measured with its spread, and the planner's curve."""
+    plt = pyplot()
+    figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
+    links = sorted(report["links"], key=lambda link: link["delay_us"])
+    delays = [link["delay_us"] for link in links]
+    names = [row["name"] for row in links[0]["rows"] if row["name"] != report["baseline"]]
+    for number, name in enumerate(names):
+        rows = [row for link in links for row in link["rows"] if row["name"] == name]
+        middle = [row["tpot_ratio"] for row in rows]
+        reach = [
+            [row["tpot_ratio"] - row["tpot_ratio_p10"] for row in rows],
+            [row["tpot_ratio_p90"] - row["tpot_ratio"] for row in rows],
+        ]
+        label = f"{name} ({rows[0]['syncs_per_token']} syncs)"
+        axis.errorbar(delays, middle, reach, fmt="o", color=f"C{number}", capsize=2, label=label)
+        predicted = [link["predicted_tpot_ratio"][name] for link in links]
+        axis.plot(delays, predicted, "--", color=f"C{number}", label=f"{name}, predicted")
+    axis.axhline(1.0, color=GREY, linewidth=0.8)
+    axis.set_xscale("log")
+    axis.set_xticks(delays, [f"{delay:g}" for delay in delays])
+    axis.minorticks_off()
+    axis.set_ylim(bottom=0)
+    axis.set_xlabel("one-way delay of a link, microseconds")
+    axis.set_ylabel(f"TPOT over {report['baseline']}'s; below 1 is faster")
+    case = f"batch {report['batch_size']}, {report['input_length']} in, {report['output_length']} out"
+    axis.set_title(f"{report['world_size']} ranks, {report['machine']['name']}, {case}", fontsize=9)
+    axis.legend(fontsize=8)
+    figure.savefig(path)
+    plt.close(figure)

@@ -6,7 +6,7 @@ import importlib
 
 import click
 
-COMMANDS = ("latency", "throughput", "all-reduce", "compare")
+COMMANDS = ("latency", "throughput", "all-reduce", "compare", "netlab")
 
 
 class _Benchmarks(click.Group):

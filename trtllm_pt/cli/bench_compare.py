@@ -11,11 +11,14 @@ import click
 from trtllm_pt.cli.bench_options import (
     SPELLING,
     batch_size_option,
+    engines_dir_option,
     kept,
     length_pairs,
     lengths_option,
     model_config,
+    model_options,
     output_csv_option,
+    plot_option,
     report_option,
     seed_option,
     threads_option,
@@ -32,32 +35,13 @@ if TYPE_CHECKING:
 
 @click.command("compare", context_settings=SPELLING)
 @click.argument("engines", metavar="[[NAME=]ENGINES]...", nargs=-1)
-@click.option("--model", metavar="PRESET|CONFIG.json|DIR", help="Build this model under every schedule instead.")
-@click.option(
-    "--schedules",
-    metavar="NAME[;NAME…]",
-    help="Of --model, such as pt-d4;desync-2; tp is always there.  [default: all]",
-)
+@model_options
+@engines_dir_option
 @click.option("--ranks", "-g", type=click.IntRange(min=1), help="Ranks to start, where mpirun did not.  [default: 2]")
-@click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), default="bfloat16", show_default=True)
-@click.option(
-    "--engines_dir",
-    type=click.Path(path_type=Path),
-    default=Path("build/bench"),
-    show_default=True,
-    help="Where engines of --model are kept.",
-)
 @batch_size_option
 @lengths_option
 @click.option("--rounds", type=click.IntRange(min=1), default=9, show_default=True, help="Samples of each engine.")
-@click.option(
-    "--plot",
-    "plots",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    multiple=True,
-    help="PNG or SVG; may be repeated.",
-)
+@plot_option
 @json_option
 @output_csv_option
 @report_option

@@ -44,6 +44,43 @@ lengths_option = click.option(
 )
 
 
+engines_dir_option = click.option(
+    "--engines_dir",
+    type=click.Path(path_type=Path),
+    default=Path("build/bench"),
+    show_default=True,
+    help="Where engines of --model are kept.",
+)
+plot_option = click.option(
+    "--plot",
+    "plots",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    multiple=True,
+    help="Draw it, PNG or SVG; may be repeated.",
+)
+
+
+def combined(*decorators: Decorator) -> Decorator:
+    """Several options as one, in this order."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return decorate
+
+
+model_options = combined(
+    click.option("--model", metavar="PRESET|CONFIG.json|DIR", help="Build this model under every schedule instead."),
+    click.option(
+        "--schedules", metavar="NAME[;NAME…]", help="Such as pt-d4;desync-2; tp is always there.  [default: all]"
+    ),
+    click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), default="bfloat16", show_default=True),
+)
+
+
 def engines_argument(function: Callable[..., Any]) -> Callable[..., Any]:
     """`engines`: the argument ENGINES, or `--engine_dir` as TensorRT-LLM's benchmarks have it."""
 
@@ -103,14 +140,3 @@ def kept(results: Results) -> Iterator[None]:
         results.save(now=True)
         click.echo(f"interrupted; kept {', '.join(map(str, results.paths)) or 'nothing'}", err=True)
         raise
-
-
-def combined(*decorators: Decorator) -> Decorator:
-    """Several options as one, in this order."""
-
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        for decorator in reversed(decorators):
-            function = decorator(function)
-        return function
-
-    return decorate

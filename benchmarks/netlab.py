@@ -1,0 +1,8 @@
+"""Schedules over slow links, as root and without mpirun: `python benchmarks/netlab.py …`."""
+
+import sys
+
+from trtllm_pt.cli import main
+
+if __name__ == "__main__":
+    main(["bench", "netlab", *sys.argv[1:]])

@@ -1,0 +1,142 @@
+"""Links between namespaces, and a sweep over them: where this machine lets us make such."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.bench.conftest import ROOT, Done, Engines
+from trtllm_pt.bench.links import Link, Links
+from trtllm_pt.bench.predicted import predicted_tpot
+from trtllm_pt.cli.app import cli
+from trtllm_pt.errors import UsageError
+
+HERE = os.geteuid() == 0 and shutil.which("ip") is not None and Path("/dev/net/tun").exists()
+needs_namespaces = pytest.mark.skipif(not HERE, reason="needs root, `ip` and /dev/net/tun")
+
+
+def namespaces() -> list[str]:
+    listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout
+    return [line.split()[0] for line in listed.splitlines() if line.startswith("trtllm-pt-")]
+
+
+@needs_namespaces
+def test_a_rate_and_a_delay_are_kept() -> None:
+    """A megabyte at 80 Mbit/s needs a tenth of a second at least, however slow the machine."""
+    code = """
+import socket, sys, time
+if sys.argv[1] == "serve":
+    listener = socket.create_server((sys.argv[2], 5998)); print("ready", flush=True)
+    stream = listener.accept()[0]; left = 1_000_000
+    while left: left -= len(stream.recv(left))
+    stream.sendall(b"!")
+else:
+    stream = socket.create_connection((sys.argv[2], 5998)); began = time.monotonic()
+    stream.sendall(bytes(1_000_000)); stream.recv(1); print(time.monotonic() - began)
+"""
+    before = namespaces()
+    with Links(2, Link(delay_us=5000, rate_mbit=80)) as lab:
+        assert lab.kind in ("netem", "tun") and len(namespaces()) == len(before) + 2
+        command = [sys.executable, "-c", code]
+        server = subprocess.Popen(lab.in_rank(1, *command, "serve", lab.address(1)), stdout=subprocess.PIPE, text=True)
+        assert server.stdout is not None and server.stdout.readline() == "ready\n"
+        asked = subprocess.run(lab.in_rank(0, *command, "ask", lab.address(1)), capture_output=True, text=True)
+        server.communicate(timeout=60)
+        assert 0.1 + 2 * 0.005 <= float(asked.stdout) < 5
+    assert namespaces() == before
+
+
+@needs_namespaces
+def test_namespaces_of_a_killed_owner_are_removed() -> None:
+    code = "import os; from trtllm_pt.bench.links import *; Links(2, Link(0)).__enter__(); os.kill(os.getpid(), 9)"
+    dead = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, cwd=ROOT)
+    assert dead.returncode == -signal.SIGKILL and len(namespaces()) >= 2
+    with Links(2, Link(0)):
+        assert len(namespaces()) == 2
+    assert namespaces() == []
+
+
+@needs_namespaces
+def test_a_sweep(engines: Engines, tmp_path: Path) -> None:
+    """One link is measured; interrupted in the next, it keeps that and leaves nothing behind."""
+    script = [sys.executable, str(ROOT / "benchmarks" / "netlab.py"), f"tp={engines.tp}", f"pt={engines.pt}"]
+    effort = ["--delays", "3000;50", "--rounds", "2", "--input_output_len", "8,4", "--report_json", "r.json"]
+    with subprocess.Popen([*script, *effort], cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        found: dict[str, Any] = {"links": []}
+        deadline = time.monotonic() + 200
+        while not found["links"] and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.2)
+            if (tmp_path / "r.json").exists():
+                found = json.loads((tmp_path / "r.json").read_text())
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "interrupted; kept r.json" in said and namespaces() == []
+    links: list[dict[str, Any]] = json.loads((tmp_path / "r.json").read_text())["links"]
+    (slow,) = links
+    tp, pt = slow["rows"]
+    assert slow["delay_us"] == 3000 and slow["round_trip_s"] >= 2 * 0.003
+    assert (tp["syncs_per_token"], pt["syncs_per_token"]) == (4, 1)
+    assert tp["tpot(ms)"] > 4 * 3 and pt["tpot(ms)"] > 3  # each sync takes a trip at the least
+    assert slow["predicted_tpot_ratio"]["tp"] == 1.0 and 0 < slow["predicted_tpot_ratio"]["pt"] < 1
+
+
+def test_a_prediction_reads_the_baseline_alone(engines: Engines) -> None:
+    from trtllm_pt.bench.batch import Case
+    from trtllm_pt.bench.contenders import Contender
+    from trtllm_pt.bench.facts import Facts
+
+    contenders = [Contender("tp", Facts.of(engines.tp)), Contender("pt", Facts.of(engines.pt))]
+    described = {
+        "name": "made up",
+        "devices": 2,
+        "memory_bytes": 1e10,
+        "memory_bandwidth": 1e10,
+        "matrix_rate": {"float32": 1e11},
+        "launch_overhead": 1e-6,
+        "all_reduce": [],
+    }
+
+    def link(trip: float, pt: float) -> dict[str, object]:
+        curve = {"algorithm": "mpi", "ranks": 2, "points": [[64, trip], [1048576, 2 * trip]]}
+        tp_ms = 1e3 * (0.5e-3 + 6 * trip)  # 4 syncs, the step plan and the logits
+        rows = [{"name": "tp", "tpot(ms)": tp_ms}, {"name": "pt", "tpot(ms)": pt}]
+        return {"all_reduce": [curve], "rows": rows}
+
+    def predicted(pt: float) -> list[dict[str, float]]:
+        return predicted_tpot(contenders, Case(1, 8, 4), [link(1e-4, pt), link(5e-3, pt)], described)
+
+    found = predicted(1.0)
+    assert found == predicted(99.0)
+    for at, trip in zip(found, (1e-4, 5e-3), strict=True):
+        assert at["tp"] == pytest.approx(0.5e-3 + 6 * trip, rel=0.1)
+        assert at["tp"] - at["pt"] == pytest.approx(3 * trip, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--delays", "50;x"), "--delays ('50;x') must be microseconds up to 1000000"),
+        (("--input_output_len", "8,4;9,4"), "netlab takes one pair"),
+        (("--ranks", "17"), "--ranks (17) must be between 2 and 16"),
+    ],
+)
+def test_mistakes(arguments: tuple[str, ...], words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError) as error:
+        cli.main(["bench", "netlab", "--model", "pt-tiny", *arguments], standalone_mode=False)
+    assert words in str(error.value)
+
+
+def test_under_mpirun_it_is_refused(bench: Callable[..., Done]) -> None:
+    done = bench("netlab.py", "--model", "pt-tiny", ranks=1)
+    assert done.returncode == 2 and "netlab starts mpirun by itself, in its namespaces: start it alone" in done.stderr

@@ -1,0 +1,36 @@
+"""TCP round trips between two namespaces: `python round_trip.py serve ADDRESS` in one, `… ask ADDRESS` in the other.
+
+`ask` prints the seconds of the median one. A file of its own, without the package: it starts at once.
+"""
+
+import socket
+import statistics
+import sys
+import time
+
+_PORT, _TRIPS, _WORD = 5999, 300, b"8 bytes."
+
+
+def serve(address: str) -> None:
+    with socket.create_server((address, _PORT)) as listener:
+        print("ready", flush=True)
+        stream = listener.accept()[0]
+        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        while word := stream.recv(len(_WORD)):
+            stream.sendall(word)
+
+
+def ask(address: str) -> None:
+    trips = []
+    with socket.create_connection((address, _PORT)) as stream:
+        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for _ in range(_TRIPS):
+            began = time.perf_counter()
+            stream.sendall(_WORD)
+            stream.recv(len(_WORD))
+            trips.append(time.perf_counter() - began)
+    print(statistics.median(trips))
+
+
+if __name__ == "__main__":
+    {"serve": serve, "ask": ask}[sys.argv[1]](sys.argv[2])
