@@ -21,9 +21,11 @@ from safetensors.torch import load_file, save_file
 from tests.conftest import SMALL
 from trtllm_pt.checkpoint.init import init
 from trtllm_pt.checkpoint.manifest import CheckpointManifest
+from trtllm_pt.cli.trtllm_build import OPTIONS
 from trtllm_pt.engine import BuildOptions, EngineManifest, build, choose, inspect
+from trtllm_pt.engine.build import COMMON
 from trtllm_pt.engine.manifest import Capacity
-from trtllm_pt.engine.tensorrt_llm_options import build_fields, check, plugin_fields
+from trtllm_pt.engine.tensorrt_llm_options import KNOWN, build_fields, check, plugin_fields
 from trtllm_pt.engine.tensorrt_llm_rank import check_messages
 from trtllm_pt.errors import INSTALL_TENSORRT_LLM, RunError, UsageError
 from trtllm_pt.launchers import LAUNCHERS
@@ -107,6 +109,12 @@ def test_options_that_cannot_be_honoured(checkpoint: Path, tmp_path: Path, name:
 )
 def test_options_that_are_honoured(checkpoint: Path, values: dict[str, Any]) -> None:
     check(tensorrt_llm(**values), CheckpointManifest.from_dir(checkpoint))
+
+
+def test_every_option_of_trtllm_build_is_known_and_no_other(checkpoint: Path) -> None:
+    assert {option.name for option in OPTIONS} - {*COMMON} | {"all_reduce_strategy"} == KNOWN
+    with pytest.raises(UsageError, match=r"unknown key 'gem_plugin' in .* trtllm-build; did you mean 'gemm_plugin'\?"):
+        check(tensorrt_llm(gem_plugin="auto"), CheckpointManifest.from_dir(checkpoint))
 
 
 def test_sizes_and_ranks_that_do_not_fit() -> None:
@@ -200,7 +208,7 @@ def test_a_network_with_the_schedules_messages_is() -> None:
 
 # Four ranks by two processes. What TensorRT-LLM would do to a rank is a file with its name.
 TOGETHER = """
-import json, sys
+import json, os, sys
 from pathlib import Path
 from trtllm_pt.engine import tensorrt_llm
 from trtllm_pt.engine.manifest import BuildOptions
@@ -224,9 +232,10 @@ tensorrt_llm.torch.cuda.device_count = lambda: 2
 try:
     report = tensorrt_llm.build(checkpoint, output, BuildOptions())
 except TrtllmPtError as error:
-    print(f"refused: {error}", flush=True)
+    said = f"refused: {error}"
 else:
-    print(f"whole: {sorted(path.name for path in output.iterdir())}", flush=True)
+    said = f"whole: {sorted(path.name for path in output.iterdir())}"
+os.write(1, f"{said}\\n".encode())  # in one piece, or two processes' words may come mixed
 """
 
 

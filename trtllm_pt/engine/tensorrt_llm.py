@@ -74,7 +74,7 @@ def _check_machine(manifest: CheckpointManifest) -> str:
         raise UsageError("no GPU is visible: TensorRT chooses an engine's kernels by timing them on the GPU")
     gpu = torch.cuda.get_device_properties(0)
     if "FP8" in manifest.quantized and (gpu.major, gpu.minor) < (8, 9):
-        raise UsageError(f"quantization ({manifest.quantized}): FP8 needs an Ada or Hopper GPU, here is a {gpu.name}")
+        raise UsageError(f"quantization ({manifest.quantized}): FP8 needs a GPU from Ada on, here is a {gpu.name}")
     if manifest.quant_algo in WEIGHT_ONLY and 10 <= gpu.major < 12:
         raise UsageError(
             f"quantization ({manifest.quantized}): TensorRT-LLM has no such kernels for Blackwell, here is a {gpu.name}"
@@ -86,15 +86,15 @@ class _World:
     """The processes that build together: those of mpirun, or this one."""
 
     def __init__(self) -> None:
-        launched = launched_ranks()
+        launched = launched_ranks() or 1
         self._comm: Any = None
         self.rank, self.size = 0, 1
-        if launched is None or launched == 1:
-            return
-        from mpi4py import MPI  # TensorRT-LLM has it
+        if launched > 1 or "mpi4py.MPI" in sys.modules:  # TensorRT-LLM has imported it
+            from mpi4py import MPI
 
-        self._comm, self.rank, self.size = MPI.COMM_WORLD, MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size
-        if self.size == 1:
+            self.rank, self.size = MPI.COMM_WORLD.Get_rank(), MPI.COMM_WORLD.Get_size()
+            self._comm = MPI.COMM_WORLD if self.size > 1 else None
+        if launched > self.size == 1:
             launcher = next(name for name, variable in LAUNCHERS.items() if variable in os.environ)
             raise UsageError(
                 f"{launcher} started {launched} processes, but mpi4py here belongs to another MPI, so each is alone: "
@@ -176,6 +176,7 @@ def _in_workers(jobs: Sequence[Job], report: Report) -> None:
         finally:
             for worker in workers:
                 worker.kill()
+                worker.wait()
 
 
 def _follow(worker: subprocess.Popen[str], job: Job, report: Report) -> None:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from trtllm_pt.checkpoint.manifest import CheckpointManifest
+from trtllm_pt.config import unknown_key
 from trtllm_pt.engine.manifest import BuildOptions
 from trtllm_pt.errors import UsageError
 
@@ -51,7 +52,7 @@ _ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
     "model_cls_file": ((), _OWN_CLASS),
     "model_cls_name": ((), _OWN_CLASS),
 }
-# Those that are no plugin's: fields of TensorRT-LLM's BuildConfig, …
+# The others: fields of TensorRT-LLM's BuildConfig, …
 _BUILD = (
     "opt_num_tokens",
     "profiling_verbosity",
@@ -66,14 +67,36 @@ _BUILD = (
     "gather_context_logits",
     "gather_generation_logits",
 )
+# … of its PluginConfig, …
+_PLUGINS = (
+    "bert_attention_plugin",
+    "gpt_attention_plugin",
+    "gemm_plugin",
+    "fp8_rowwise_gemm_plugin",
+    "moe_plugin",
+    "mamba_conv1d_plugin",
+    "nccl_plugin",
+    "low_latency_gemm_plugin",
+    "context_fmha",
+    "bert_context_fmha_fp32_acc",
+    "tokens_per_block",
+    "use_paged_context_fmha",
+    "use_fp8_context_fmha",
+    "multiple_profiles",
+    "paged_state",
+    "use_fused_mlp",
+)
 # … and what steers the build.
 _OURS = ("all_reduce_strategy", "workers", "log_level", "logits_dtype", "gather_all_token_logits")
+KNOWN = {*_ONLY, *_BUILD, *_PLUGINS, *_OURS}
 
 
 def check(options: BuildOptions, manifest: CheckpointManifest) -> None:
     """Raises UsageError for values that this network, or this checkpoint, cannot honour."""
     options.resolved(manifest.model, MAX_BATCH_SIZE, MAX_NUM_TOKENS)
     for name, value in options.tensorrt_llm.items():
+        if name not in KNOWN:
+            raise unknown_key(name, KNOWN, "the options of trtllm-build")
         honoured, why = _ONLY.get(name, ((value,), ""))
         if value not in honoured:
             raise UsageError(f"--{name} ({value}) cannot be honoured: {why}")
@@ -105,7 +128,5 @@ def build_fields(options: BuildOptions, manifest: CheckpointManifest) -> dict[st
 
 
 def plugin_fields(options: BuildOptions) -> Mapping[str, Any]:
-    """Of TensorRT-LLM's PluginConfig."""
-    others = {*_BUILD, *_OURS, "max_beam_width", "max_prompt_embedding_table_size", "kv_cache_type", "max_draft_len"}
-    others |= {"strip_plan", "fast_build"}
-    return {name: value for name, value in options.tensorrt_llm.items() if name not in others}
+    """Of TensorRT-LLM's PluginConfig, likewise."""
+    return {name: value for name, value in options.tensorrt_llm.items() if name in _PLUGINS}
