@@ -80,7 +80,7 @@ class Stream:
         while not final:
             result, error = self._answers.get(timeout=120)
             if error is not None:
-                self.close()
+                self._client.stop_stream()  # not cancelled: an ensemble would keep it for ever
                 raise error
             message = result.get_response()
             final = message.parameters["triton_final_response"].bool_param

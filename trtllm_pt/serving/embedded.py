@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import queue
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -63,7 +64,7 @@ class TritonPythonModel:
         self._threads = [threading.Thread(target=target, daemon=True) for target in (self._run, self._watch)]
         for thread in self._threads:
             thread.start()
-        threading.Thread(target=self._guard, args=(os.getppid(),), daemon=True).start()
+        self._guard = _guard()
 
     def finalize(self) -> None:
         self._closing.set()
@@ -71,13 +72,8 @@ class TritonPythonModel:
         for thread in self._threads:
             thread.join()
         self._runtime.close()
-
-    def _guard(self, server: int) -> None:
-        """Without its server this process would wait for it for ever, and keep the ranks."""
-        while os.getppid() == server:
-            time.sleep(_IDLE_SECONDS)
-        self._runtime.close()
-        os._exit(1)
+        self._guard.kill()
+        self._guard.wait()
 
     # Triton's thread
 
@@ -215,3 +211,13 @@ class TritonPythonModel:
                     seen.add(stream)
                     self._tell(lambda stream=stream: self._cancel(stream, timed_out=True))  # type: ignore[misc]
             seen &= streams
+
+
+def _guard() -> subprocess.Popen[bytes]:
+    """Ends this process when its server is gone. By itself it may hang in Triton's code, with the GIL, and keep the
+    ranks, which end with it."""
+    server, own = os.getppid(), os.getpid()
+    script = f"while kill -0 {server}; do kill -0 {own} || exit; sleep 1; done; kill -9 {own}"
+    return subprocess.Popen(
+        ["sh", "-c", script], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
