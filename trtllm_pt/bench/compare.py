@@ -69,7 +69,7 @@ def _row(contender: Contender, index: int, case: Case, taken: list[list[Batch]])
         "output_length": case.output_length,
         **facts.columns(),
         "parameters": facts.inspected["parameters"],
-        "syncs_per_token": facts.inspected["sync_points"] if facts.manifest.ranks > 1 else 0,
+        "syncs_per_token": facts.syncs(None),
         "hops_per_step": facts.hops,
         "all_reduce_bytes_per_token": facts.boundary_bytes,
         "rounds": len(own),

@@ -33,6 +33,12 @@ class Facts:
         """Layers between two syncs of whole streams; 0: the schedule has none."""
         return self.model.block_depth or self.model.sync_every or 0
 
+    def syncs(self, seen: int | None) -> int:
+        """All-reduces between ranks per forward: as counted at run time, else as the schedule has them."""
+        if self.manifest.ranks == 1:
+            return 0
+        return int(self.inspected["sync_points"]) if seen is None else seen
+
     @property
     def boundary_bytes(self) -> int:
         """Of all all-reduces, for one token."""

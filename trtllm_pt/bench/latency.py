@@ -53,7 +53,6 @@ def row(facts: Facts, case: Case, runs: Sequence[Batch], stats: Stats) -> Row:
     waited = [run.all_reduce for run in runs if run.all_reduce is not None]
     total = sum(run.latency for run in runs)
     later = sum(generating)
-    syncs = facts.inspected["sync_points"] if stats.sync_points_seen is None else stats.sync_points_seen
     return facts.columns() | {
         "batch_size": case.batch_size,
         "input_length": case.input_length,
@@ -71,7 +70,7 @@ def row(facts: Facts, case: Case, runs: Sequence[Batch], stats: Stats) -> Row:
         "ttft(ms)": _rounded(1e3 * median([run.ttft for run in runs])),
         "tpot(ms)": _rounded(1e3 * median([run.tpot for run in runs])),
         "num_runs": len(runs),
-        "syncs_per_token": syncs if facts.manifest.ranks > 1 else 0,
+        "syncs_per_token": facts.syncs(stats.sync_points_seen),
         "hops_per_step": _rounded(stats.hops_per_step),
         "all_reduce_bytes_per_token": facts.boundary_bytes,
         "all_reduce_time(ms)": _rounded(1e3 * sum(waited) / len(waited) if waited else None),

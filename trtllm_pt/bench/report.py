@@ -164,12 +164,11 @@ def _dataset(records: Sequence[Record]) -> dict[str, Any]:
 def _parallel_track(facts: Facts, seconds: float, before: Stats, after: Stats) -> dict[str, Any]:
     """What trtllm-bench has no place for. Seconds and bytes of the traffic alone, the rest since the engine started."""
     waited = _difference(before.all_reduce_seconds, after.all_reduce_seconds)
-    seen = after.sync_points_seen
     return {
         "schedule": facts.model.schedule,
         "n_tracks": facts.model.tracks,
         "track_depth": facts.track_depth,
-        "syncs_per_forward": facts.inspected["sync_points"] if seen is None else seen,
+        "syncs_per_forward": facts.syncs(after.sync_points_seen),
         "tensor_parallel_syncs_per_forward": facts.inspected["tensor_parallel_sync_points"],
         "hops_per_step": after.hops_per_step,
         "steps": after.steps - before.steps,
