@@ -20,7 +20,7 @@ from trtllm_pt.checkpoint.load import load_reference
 from trtllm_pt.checkpoint.quantize import to_fp8
 from trtllm_pt.checkpoint.ranks import CheckpointDir
 from trtllm_pt.network import reference
-from trtllm_pt.network.reference import Attention
+from trtllm_pt.network.reference import Attention, ReferenceModel
 
 
 def true_logits(case: Case, ranks: int, checkpoint: Path, frequencies: Sequence[float]) -> list[np.ndarray]:
@@ -29,33 +29,43 @@ def true_logits(case: Case, ranks: int, checkpoint: Path, frequencies: Sequence[
     frequencies: RoPE's, as TensorRT-LLM rounds them. A last bit of them would move some value from one FP8 step to
     the next; so FP8 models are turned by these. Others are turned by the reference's own.
     """
+    model, phases = _model(case, ranks, checkpoint)
     is_fp8 = "FP8" in (case.quant_algo, case.kv_cache_quant_algo)
     as_rounded = patch.object(reference, "inverse_frequencies", lambda _: torch.tensor(frequencies))
+    logits = []
     with torch.no_grad(), as_rounded if is_fp8 else nullcontext():
-        return [_logits(case, ranks, checkpoint, *pair) for pair in zip(PROMPTS, FORCED, strict=True)]
+        for prompt, forced in zip(PROMPTS, FORCED, strict=True):
+            for attention in phases:
+                attention.prompt = len(prompt)
+            logits.append(model(torch.tensor([[*prompt, *forced]]))[0, len(prompt) - 1 :].numpy())
+    return logits
 
 
-def _logits(case: Case, ranks: int, checkpoint: Path, prompt: Sequence[int], forced: Sequence[int]) -> np.ndarray:
-    model = load_reference(checkpoint, torch.float64)
+def _model(case: Case, ranks: int, checkpoint: Path) -> tuple[ReferenceModel, list[_Phases]]:
+    """In float64, with what rounds in it; and its attentions where the cache is FP8."""
+    model, source = load_reference(checkpoint, torch.float64), CheckpointDir(checkpoint)
     has_fp8_attention = case.quant_algo == case.kv_cache_quant_algo == "FP8"
     if case.quant_algo == "FP8":
         round_inputs(model, checkpoint)
     if has_fp8_attention:
         round_attention_output(model, ranks, checkpoint)
-    if case.kv_cache_quant_algo == "FP8":
-        for number, layer in enumerate(model.transformer.layers):
-            scale = CheckpointDir(checkpoint).kv_scale(number)
-            layer.attention.forward = _Phases(layer.attention, scale, len(prompt), has_fp8_attention).forward
-    logits: Tensor = model(torch.tensor([[*prompt, *forced]]))
-    return logits[0, len(prompt) - 1 :].numpy()
+    if case.kv_cache_quant_algo is None:
+        return model, []
+    attentions = [layer.attention for layer in model.transformer.layers]
+    phases = [_Phases(found, source.kv_scale(layer), has_fp8_attention) for layer, found in enumerate(attentions)]
+    for attention, replacement in zip(attentions, phases, strict=True):
+        attention.forward = replacement.forward
+    return model, phases
 
 
 class _Phases:
     """An attention with an FP8 cache. Generated tokens read the cache, rounded keys and values. Tokens of a prompt see
     them as they were computed; or, where attention over prompts is in FP8 itself, rounded, with rounded queries."""
 
-    def __init__(self, attention: Attention, scale: Tensor, prompt: int, has_fp8_attention: bool) -> None:
-        self.scale, self.prompt, self.has_fp8_attention = scale, prompt, has_fp8_attention
+    prompt: int  # its tokens
+
+    def __init__(self, attention: Attention, scale: Tensor, has_fp8_attention: bool) -> None:
+        self.scale, self.has_fp8_attention = scale, has_fp8_attention
         self.exact, self.rounds_cache = attention.forward, False
         attention.kv_cache.register_forward_hook(lambda _, __, kept: self.rounded(kept) if self.rounds_cache else kept)
 
