@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -14,6 +15,7 @@ import pytest
 
 from tests.cli.conftest import Run
 from trtllm_pt.cli.app import COMMANDS, cli
+from trtllm_pt.cli.bench import COMMANDS as BENCHMARKS
 from trtllm_pt.cli.docs import page
 from trtllm_pt.cli.inspect import schedule_line
 from trtllm_pt.cli.text import count, duration, memory, table
@@ -51,7 +53,15 @@ def test_help_is_instant() -> None:
     assert min(seconds() for _ in range(5)) < 0.3
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["presets"], *([name, "--help"] for name in COMMANDS)])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["presets"],
+        *([name, "--help"] for name in COMMANDS),
+        *(["bench", name, "--help"] for name in BENCHMARKS),
+    ],
+)
 def test_nothing_heavy_is_imported_for_help(arguments: list[str]) -> None:
     code = f"""
 import sys
@@ -72,14 +82,24 @@ def test_docs_are_fresh() -> None:
 def test_every_command_has_examples_that_parse() -> None:
     """Each example in a help text names options that exist."""
     context = cli.make_context("trtllm-pt", [], resilient_parsing=True)
-    for name in COMMANDS:
-        command = cli.get_command(context, name)
-        assert command is not None
-        examples = re.findall(rf"trtllm-pt {name}\b([^\n|>#]*)", command.help or "")
+    for name, command in commands(cli, context, ""):
+        examples = re.findall(rf"trtllm-pt{name}\b([^\n|>#]*)", command.help or "")
         assert examples, name
-        flags = {flag for option in command.params if isinstance(option, click.Option) for flag in option.opts}
+        below = [command, *(other for _, other in commands(command, context, ""))]
+        flags = {flag for each in below for option in each.params for flag in option.opts}
         for example in examples:
             assert set(re.findall(r"(?<!\S)--?[a-z][\w-]*", example)) <= flags, example
+
+
+def commands(group: click.Command, context: click.Context, title: str) -> Iterator[tuple[str, click.Command]]:
+    """All below a group, with the words that call them."""
+    if not isinstance(group, click.Group):
+        return
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        yield f"{title} {name}", command
+        yield from commands(command, context, f"{title} {name}")
 
 
 def test_presets(run: Run) -> None:
