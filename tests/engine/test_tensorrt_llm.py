@@ -5,6 +5,7 @@ With TRTLLM_CHECKOUT set, builds run through TensorRT-LLM's own Python, up to th
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -18,7 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.conftest import SMALL
+from tests import conftest
 from trtllm_pt.checkpoint.init import init
 from trtllm_pt.checkpoint.manifest import CheckpointManifest
 from trtllm_pt.cli.trtllm_build import OPTIONS
@@ -36,6 +37,7 @@ from trtllm_pt.runtime.launch import find_mpirun
 ROOT = Path(__file__).parents[2]
 CHECKOUT = os.environ.get("TRTLLM_CHECKOUT")
 needs_checkout = pytest.mark.skipif(not CHECKOUT, reason="TRTLLM_CHECKOUT does not name TensorRT-LLM's sources")
+SMALL = conftest.SMALL.replace(head_size=32)  # the least that TensorRT-LLM's attention has kernels for
 DENSE = SMALL.replace(schedule="tp", tracks=1, block_depth=None)
 
 
@@ -123,6 +125,17 @@ def test_sizes_and_ranks_that_do_not_fit() -> None:
         check(tensorrt_llm(all_reduce_strategy="ONESHOT"), manifest)
     with pytest.raises(UsageError, match=r"max_seq_len \(129\) must be between 2 and max_position_embeddings \(128\)"):
         check(BuildOptions(max_seq_len=129), manifest)
+
+
+def test_what_no_gpu_has_kernels_for() -> None:
+    manifest = CheckpointManifest(model=SMALL.replace(head_size=16), ranks=2, dtype="bfloat16")
+    with pytest.raises(UsageError, match=r"head_size \(16\) must be one of 32, 48, .*, 256"):
+        check(BuildOptions(), manifest)
+    wide = SMALL.replace(hidden_size=64, num_heads=4, num_kv_heads=4, intermediate_size=64)
+    for dtype, fits in (("float32", False), ("bfloat16", True)):
+        manifest = CheckpointManifest(model=wide, ranks=2, dtype=dtype, quant_algo="W8A16")
+        with contextlib.nullcontext() if fits else pytest.raises(UsageError, match=r"dtype \(float32\) must be"):
+            check(BuildOptions(), manifest)
 
 
 def test_only_what_is_given_is_handed_on(checkpoint: Path) -> None:

@@ -10,10 +10,13 @@ from trtllm_pt.checkpoint.manifest import CheckpointManifest
 from trtllm_pt.config import unknown_key
 from trtllm_pt.engine.manifest import BuildOptions
 from trtllm_pt.errors import UsageError
+from trtllm_pt.quantization import WEIGHT_ONLY
 
 MAX_BATCH_SIZE, MAX_NUM_TOKENS = 2048, 8192  # trtllm-build's defaults
 # What the all-reduce plugin can be told; it turns NCCL into nothing else, AUTO into what fits message and machine.
 STRATEGIES = ("NCCL", "AUTO", "ONESHOT", "TWOSHOT", "NCCL_SYMMETRIC")
+# Of TensorRT-LLM's attention kernels for generated tokens.
+HEAD_SIZES = (32, 48, 64, 80, 96, 104, 112, 128, 144, 160, 192, 224, 256)
 _OWN_KERNELS = {"ONESHOT": (1, 2, 4, 6, 8, 16), "TWOSHOT": (1, 2, 4, 6, 8, 16)}
 
 _OFF = ("disable", False, None)
@@ -100,6 +103,7 @@ def check(options: BuildOptions, manifest: CheckpointManifest) -> None:
         honoured, why = _ONLY.get(name, ((value,), ""))
         if value not in honoured:
             raise UsageError(f"--{name} ({value}) cannot be honoured: {why}")
+    _check_kernels(manifest)
     strategy, ranks = strategy_of(options), manifest.ranks
     if strategy not in STRATEGIES:
         raise UsageError(f"--all_reduce_strategy ({strategy}) must be one of {', '.join(STRATEGIES)}")
@@ -107,6 +111,15 @@ def check(options: BuildOptions, manifest: CheckpointManifest) -> None:
         raise UsageError(f"--all_reduce_strategy ({strategy}) has kernels for 2, 4, 6, 8 and 16 ranks, not {ranks}")
     if workers_of(options) < 1:
         raise UsageError(f"--workers ({workers_of(options)}) must be at least 1")
+
+
+def _check_kernels(manifest: CheckpointManifest) -> None:
+    """Raises UsageError for a checkpoint for which TensorRT-LLM has no kernels on any GPU."""
+    if (size := manifest.model.head_size) not in HEAD_SIZES:
+        sizes = ", ".join(map(str, HEAD_SIZES))
+        raise UsageError(f"head_size ({size}) must be one of {sizes}: TensorRT-LLM's attention has no other kernels")
+    if manifest.quant_algo in WEIGHT_ONLY and manifest.dtype == "float32":
+        raise UsageError(f"dtype (float32) must be bfloat16 or float16 with quantization {manifest.quant_algo}")
 
 
 def strategy_of(options: BuildOptions) -> str:
