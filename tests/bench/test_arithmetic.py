@@ -166,9 +166,13 @@ def test_a_sample_that_does_not_fit_is_named(tmp_path: Path, engines: Engines) -
 
 
 def test_results_are_whole_or_not_there(tmp_path: Path) -> None:
-    rows = [{"a": 1, "b": "x,y"}]
-    results = Results({tmp_path / "out.csv": lambda: as_csv_text(rows), None: lambda: ""})
+    rows: list[dict[str, object]] = []
+    results = Results({tmp_path / "out.csv": lambda: as_csv_text(rows), None: lambda: ""}, rows)
     results.save(now=True)
+    assert not list(tmp_path.iterdir()) and not results.paths
+    rows.append({"a": 1, "b": "x,y"})
+    results.save()
+    assert results.paths == [tmp_path / "out.csv"]
     rows.append({"a": 2, "b": None})
     results.save()  # within the same second
     assert (tmp_path / "out.csv").read_text() == 'a,b\n1,"x,y"\n'

@@ -88,35 +88,30 @@ def test_all_reduce(bench: Bench, engines: Engines, tmp_path: Path) -> None:
     assert [each.algorithm for each in machine.all_reduce] == ["mpi", "mpi4py", "gloo"]
 
 
-def test_compare_engines(bench: Bench, engines: Engines, tmp_path: Path) -> None:
+def test_compare(bench: Bench, tmp_path: Path) -> None:
+    """A model is built under its schedules. (Engines that are there already: test_netlab.py.)"""
+    (tmp_path / "mine.json").write_text(json.dumps(PT.to_json()))
+    model = ("--model", "mine.json", "--schedules", "pt-d2", "--dtype", "float32", "--engines_dir", "made")
+    sizes = ("--ranks", "2", "--batch_size", "1;2", "--input_output_len", "8,4", "--rounds", "2")
     files = ("--output_csv", "c.csv", "--report_json", "c.json", "--plot", "c.png", "--plot", "c.svg")
-    sizes = ("--batch_size", "1;2", "--input_output_len", "8,4", "--rounds", "2")
-    done = bench("compare.py", f"tp={engines.tp}", f"pt={engines.pt}", *sizes, *files, ranks=2)
+    done = bench("bench", "compare", *model, *sizes, *files)
     assert done.returncode == 0, done.stderr
+    made = sorted(path.name for path in (tmp_path / "made").iterdir())
+    assert len(made) == 2 and not any("checkpoint" in name for name in made)
     rows = list(csv.DictReader((tmp_path / "c.csv").open()))
     assert [(r["name"], r["batch_size"], r["syncs_per_token"]) for r in rows] == [
         ("tp", "1", "4"),
-        ("pt", "1", "1"),
+        ("pt-d2", "1", "1"),
         ("tp", "2", "4"),
-        ("pt", "2", "1"),
+        ("pt-d2", "2", "1"),
     ]
     found = json.loads((tmp_path / "c.json").read_text())
     assert len(found["samples"]) == 4 and all(len(each["tpot_s"]) == 2 for each in found["samples"])
-    first, second = (next(s for s in found["samples"] if s["name"] == name) for name in ("tp", "pt"))
+    first, second = (next(s for s in found["samples"] if s["name"] == name) for name in ("tp", "pt-d2"))
     ratios = [b / a for a, b in zip(first["tpot_s"], second["tpot_s"], strict=True)]
     assert float(rows[1]["tpot_ratio"]) == pytest.approx(sum(ratios) / 2)  # the median of two
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG") and "<svg" in (tmp_path / "c.svg").read_text()
     assert "batch 2, 8 tokens in, 4 out, 2 rounds" in done.stdout
-
-
-def test_compare_builds_a_model_under_its_schedules(bench: Bench, tmp_path: Path) -> None:
-    (tmp_path / "mine.json").write_text(json.dumps(PT.to_json()))
-    options = ("--schedules", "pt-d2", "--dtype", "float32", "--engines_dir", "made", "--rounds", "1")
-    done = bench("bench", "compare", "--model", "mine.json", "--ranks", "2", *options, *FITTING, "--json")
-    assert done.returncode == 0, done.stderr
-    assert [row["name"] for row in json.loads(done.stdout)["rows"]] == ["tp", "pt-d2"]
-    made = sorted(path.name for path in (tmp_path / "made").iterdir())
-    assert len(made) == 2 and not any("checkpoint" in name for name in made)
 
 
 def test_an_interruption_keeps_the_rows(engines: Engines, tmp_path: Path) -> None:
@@ -175,12 +170,6 @@ def test_a_mistake_is_one_line(bench: Bench, engines: Engines) -> None:
     done = bench("bench", "latency", engines.pt, "--batch_sizes", "1")
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("Error: No such option '--batch_sizes'") and done.stderr.count("\n") == 1
-
-
-def test_a_world_that_does_not_fit(bench: Bench, engines: Engines) -> None:
-    done = bench("latency.py", engines.pt, *FITTING, ranks=3)
-    assert done.returncode == 2
-    assert "this engine has 2 ranks, but 3 were started: use `mpirun -n 2`" in done.stderr
 
 
 def test_a_rank_that_dies_ends_the_run(bench: Bench, engines: Engines, tmp_path: Path) -> None:

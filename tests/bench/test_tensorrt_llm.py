@@ -48,10 +48,3 @@ def test_compare_gives_each_its_own_ranks(tmp_path: Path) -> None:
     done = bench(tmp_path, "compare", *engines, *sizes, "--json")
     assert done.returncode == 0, done.stderr
     assert [row["name"] for row in json.loads(done.stdout)["rows"]] == ["a", "b"]
-
-
-def test_compare_under_mpirun_is_refused(tmp_path: Path) -> None:
-    engines = [f"{name}={engine_folder(tmp_path / name, ranks=2)}" for name in ("a", "b")]
-    done = bench(tmp_path, "compare", *engines, "--input_output_len", "3,4", ranks=2)
-    assert done.returncode == 2
-    assert "TensorRT engines are compared in ranks of their own: start this without mpirun" in done.stderr

@@ -8,7 +8,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -55,15 +55,20 @@ def write(path: Path, text: str) -> None:
 
 
 class Results:
-    """Files that follow what was measured: `texts` makes the whole of each anew. None: a file nobody wants."""
+    """Files that follow what was measured: `texts` makes the whole of each anew. None: a file nobody wants.
 
-    def __init__(self, texts: Mapping[Path | None, Callable[[], str]]) -> None:
+    measured: what is empty before there is any result; until then nothing is written.
+    """
+
+    def __init__(self, texts: Mapping[Path | None, Callable[[], str]], measured: Sized) -> None:
+        self._measured = measured
         self._texts = {path: text for path, text in texts.items() if path is not None}
         self._written = 0.0
 
     @property
     def paths(self) -> list[Path]:
-        return list(self._texts)
+        """Those that were written."""
+        return list(self._texts) if self._written else []
 
     @property
     def due(self) -> bool:
@@ -72,7 +77,7 @@ class Results:
 
     def save(self, *, now: bool = False) -> None:
         """If it is due, or `now`."""
-        if not (now or self.due):
+        if not self._measured or not (now or self.due):
             return
         for path, text in self._texts.items():
             write(path, text())

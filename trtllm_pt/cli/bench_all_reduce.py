@@ -116,7 +116,7 @@ def command(
         output_csv: lambda: as_csv_text(rows(series, comm.size)),
         report_json: lambda: as_json_text(report(series, comm.size)),
     }
-    results = Results(targets if comm.rank == 0 else {})
+    results = Results(targets if comm.rank == 0 else {}, series)
     with (
         kept(results) if comm.rank == 0 else contextlib.nullcontext(),
         bar(rounds * len(sizes) * len(opened), "all-reduce", "sample") as progress,

@@ -108,7 +108,8 @@ def command(
         {
             output_csv: lambda: as_csv_text(rows(contenders, samples)),
             report_json: lambda: as_json_text(report(contenders, samples)),
-        }
+        },
+        samples,
     )
     largest = max(case.batch_size for case in cases)
     with (

@@ -102,7 +102,7 @@ def command(
     check_target(output_csv, "--output_csv")
     check_target(report_json, "--report_json")
     rows: list[Row] = []
-    results = Results({output_csv: lambda: as_csv_text(rows), report_json: lambda: as_json_text(rows)})
+    results = Results({output_csv: lambda: as_csv_text(rows), report_json: lambda: as_json_text(rows)}, rows)
     prompts, effort = Prompts(facts.model.vocab_size, seed), Effort(warm_up, num_runs, duration)
     with kept(results), running(facts, threads) as runtime:
         for number, row in measure_cases(runtime, facts, cases, prompts, effort):

@@ -108,7 +108,7 @@ def command(
     for contender in contenders:
         check_case(contender.facts.manifest, case)
     found: dict[str, Any] = {}
-    results = Results({report_json: lambda: as_json_text(found)})
+    results = Results({report_json: lambda: as_json_text(found)}, found)
     with kept(results):
         for report in sweep(Plan(contenders, case, rounds, threads, seed), links):
             found.update(report)

@@ -132,11 +132,12 @@ def model_config(model: str) -> ModelConfig:
 
 @contextmanager
 def kept(results: Results) -> Iterator[None]:
-    """Saves at the end, and after an interruption says where that was."""
+    """Saves whatever the end is, and after an interruption says where that was."""
     try:
         yield
-        results.save(now=True)
     except KeyboardInterrupt:
         results.save(now=True)
         click.echo(f"interrupted; kept {', '.join(map(str, results.paths)) or 'nothing'}", err=True)
         raise
+    finally:
+        results.save(now=True)

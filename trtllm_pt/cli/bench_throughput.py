@@ -128,10 +128,11 @@ def command(
             {
                 report_json: lambda: as_json_text(whole()),
                 output_csv: lambda: as_csv_text([columns(facts, records, streaming=streaming)]),
-            }
+            },
+            records,
         )
         with kept(results), bar(len(requests), "traffic", "request") as progress:
-            for records in drive(runtime, requests, load, seed):
+            for records[:] in drive(runtime, requests, load, seed):
                 done = sum(record.end is not None for record in records)
                 progress.update(done - progress.n)
                 if results.due:
