@@ -16,9 +16,6 @@ class Fit:
     bandwidth: float  # bytes per second; infinite where size costs nothing
     error: float
 
-    def seconds(self, size: float) -> float:
-        return self.latency + size / self.bandwidth
-
 
 def fit(points: Sequence[tuple[float, float]]) -> Fit:
     """Least squares of the relative errors over (bytes, seconds): sizes lie over orders of magnitude.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-BLUE, ORANGE, GREY = "#4878a8", "#d9843b", "#888888"
+_BLUE, _GREY = "#4878a8", "#888888"
 
 
 def pyplot() -> Any:
@@ -52,8 +52,8 @@ def _bars(axis: Any, rows: Sequence[dict[str, Any]], what: str) -> None:
         [row[f"{what}_ratio_p90"] - ratio for ratio, row in zip(middle, shown, strict=True)],
     ]
     labels = [f"{row['name']} ({row['syncs_per_token']} syncs)" for row in shown]
-    axis.barh(labels, middle, xerr=reach, color=BLUE, ecolor=GREY, capsize=2)
-    axis.axvline(1.0, color=GREY, linewidth=0.8)
+    axis.barh(labels, middle, xerr=reach, color=_BLUE, ecolor=_GREY, capsize=2)
+    axis.axvline(1.0, color=_GREY, linewidth=0.8)
 
 
 def plot_sweep(report: dict[str, Any], path: Path) -> None:
@@ -74,7 +74,7 @@ def plot_sweep(report: dict[str, Any], path: Path) -> None:
         axis.errorbar(delays, middle, reach, fmt="o", color=f"C{number}", capsize=2, label=label)
         predicted = [link["predicted_tpot_ratio"][name] for link in links]
         axis.plot(delays, predicted, "--", color=f"C{number}", label=f"{name}, predicted")
-    axis.axhline(1.0, color=GREY, linewidth=0.8)
+    axis.axhline(1.0, color=_GREY, linewidth=0.8)
     axis.set_xscale("symlog", linthresh=10)  # a delay of 0 has its place too
     axis.set_xticks(delays, [f"{delay:g}" for delay in delays])
     axis.minorticks_off()
