@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
+
 import pytest
 
+from trtllm_pt.runtime.launch import find_mpirun
 from trtllm_pt.runtime.remote import who_ended
 
 RULE = "-" * 74
@@ -45,3 +50,38 @@ thus causing the job to be terminated. The first process to do so was:
 )
 def test_who_ended(log: str, said: str | None) -> None:
     assert who_ended(log, [1200, 1201]) == said
+
+
+RANK = """
+import os, signal, time
+from mpi4py import MPI
+from trtllm_pt.runtime.worker import last_words
+
+pids = MPI.COMM_WORLD.allgather(os.getpid())
+if MPI.COMM_WORLD.rank == 0:
+    print("pids", *pids, flush=True)
+with last_words():
+    if MPI.COMM_WORLD.rank == 1:
+        time.sleep(0.5)
+        {rank_1}
+    raise ValueError("what MPI says")
+"""
+
+
+@pytest.mark.parametrize(
+    ("rank_1", "said"),
+    [
+        ("os.kill(os.getpid(), signal.SIGKILL)", "rank 1 (process {1}) was ended by signal 9"),
+        ("time.sleep(60)", "rank 0 (process {0}) failed: what MPI says"),
+    ],
+    ids=["another rank died", "none did"],
+)
+def test_a_rank_that_fails_lets_mpirun_speak_first(rank_1: str, said: str) -> None:
+    """Rank 0 fails before mpirun knows that rank 1 is dead."""
+    command = [find_mpirun(), "-n", "2", sys.executable, "-m", "mpi4py", "-c", RANK.format(rank_1=rank_1)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    log = done.stdout + done.stderr
+    [numbers] = re.findall(r"^pids (\d+) (\d+)$", log, re.MULTILINE)
+    own = re.findall(r"^trtllm-pt: error: (.*)$", log, re.MULTILINE)
+    assert (own or [who_ended(log, [int(pid) for pid in numbers])])[0] == said.format(*numbers)
+    assert done.returncode != 0

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import socket
+import time
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 from trtllm_pt.engine.manifest import EngineManifest
-from trtllm_pt.errors import TrtllmPtError, UsageError
+from trtllm_pt.errors import RunError, TrtllmPtError, UsageError
 from trtllm_pt.messages import Request, Tokens
 from trtllm_pt.runtime.rank import RankRuntime, open_rank
 from trtllm_pt.runtime.remote import Connection
 
 _POLL_SECONDS = 0.001  # how long a message of the owner may wait for an engine that is at work
+_MPIRUN_SECONDS = 3.0  # in which mpirun sees that a rank is dead, and ends the others
 
 
 def main() -> None:
@@ -23,17 +28,35 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--kv-tokens", type=int)
     arguments = parser.parse_args()
-    try:
+    with last_words():
         manifest = EngineManifest.from_dir(arguments.engine)
         runtime = open_rank(arguments.engine, manifest, threads=arguments.threads, kv_tokens=arguments.kv_tokens)
         if runtime is not None:
             serve(runtime, arguments.socket)
             runtime.close()
+
+
+@contextlib.contextmanager
+def last_words() -> Iterator[None]:
+    """Ends this rank, and so the job, on an error, which the owner then reads."""
+    try:
+        yield
     except TrtllmPtError as error:
         # All ranks may find the same fault: each says it, the owner reads the first, and the job ends.
-        kind = "usage" if isinstance(error, UsageError) else "error"
-        os.write(2, f"trtllm-pt: {kind}: {error}\n".encode())  # in one piece, or those of several ranks come mixed
-        os._exit(error.exit_status)
+        _end("usage" if isinstance(error, UsageError) else "error", str(error), error.exit_status)
+    except Exception as error:
+        # A rank whose partner is dead may hear of it from MPI before mpirun does, which alone knows who died, and how.
+        time.sleep(_MPIRUN_SECONDS)
+        traceback.print_exc()
+        rank = os.environ.get("PMI_RANK") or os.environ.get("OMPI_COMM_WORLD_RANK") or "0"
+        _end(
+            "error", f"rank {rank} (process {os.getpid()}) failed: {' '.join(str(error).split())}", RunError.exit_status
+        )
+
+
+def _end(kind: str, text: str, status: int) -> None:
+    os.write(2, f"trtllm-pt: {kind}: {text}\n".encode())  # in one piece, or those of several ranks come mixed
+    os._exit(status)
 
 
 def serve(runtime: RankRuntime, path: str) -> None:
