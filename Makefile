@@ -1,4 +1,4 @@
-# The whole way in short: `make demo` builds and runs the model that comes with the repository, `make test` checks it.
+# The whole way in short: `make demo` builds and serves the model that comes with the repository, `make test` checks it.
 # Nothing but pip needs a network. PIP_EXTRA_INDEX_URL and pip's other variables are passed on as they are.
 
 PYTHON ?= python3
@@ -20,10 +20,12 @@ builders := $(shell find trtllm_pt -not -path '*/cli/*' -not -path '*/runtime/*'
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
-demo: $(engines)/config.json  ## Build the model in pretrained/ for 2 ranks, and let it write
-	$(bin)/trtllm-pt run $(engines) '$(PROMPT)' --max-tokens 64 --temperature 0.6 --top-k 20
+demo: $(engines)/config.json  ## Build the model in pretrained/ for 2 ranks, and ask it through Triton
+	$(bin)/trtllm-pt client --serve $(engines) '$(PROMPT)' --max-tokens 64 --temperature 0.6 --top-k 20
+	@printf '\n%s\n' 'To go on:  make serve     a server that stays, with a page for prompts at http://127.0.0.1:9000' \
+	    '           $(bin)/trtllm-pt run $(engines) "import os"     the same engines without a server'
 
-serve: $(engines)/config.json $(installed)-serve  ## Serve those engines through Triton
+serve: $(engines)/config.json  ## Serve those engines through Triton
 	$(bin)/trtllm-pt serve $(engines)
 
 test: $(installed)-dev lint types  ## Lint, types and all tests
@@ -61,20 +63,16 @@ $(bin)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(installed): pyproject.toml | $(bin)/python
-	$(bin)/pip install -e '.[embedded]'
+	$(bin)/pip install -e '.[embedded,serve]'
 	touch $@
 
 $(installed)-dev: pyproject.toml | $(bin)/python
 	$(bin)/pip install -e '.[embedded,serve,dev]'
-	touch $@ $(installed) $(installed)-serve
+	touch $@ $(installed)
 
 $(installed)-checkout: pyproject.toml | $(bin)/python
 	$(bin)/pip install -e '.[embedded,serve,dev,checkout]'
-	touch $@ $(installed) $(installed)-dev $(installed)-serve
-
-$(installed)-serve: pyproject.toml | $(bin)/python
-	$(bin)/pip install -e '.[embedded,serve]'
-	touch $@ $(installed)
+	touch $@ $(installed) $(installed)-dev
 
 $(checkpoint)/config.json: $(wildcard $(model)/*) | $(installed)
 	rm -rf $(@D)

@@ -32,7 +32,27 @@ def test_it_prints_what_the_engine_writes(served: Served, engines: Path) -> None
     assert greedy.stdout == f"{PROMPT}{one.text}\n"
     assert sampled.stdout == f"{PROMPT}{other.text}\n"
     assert stopped.stdout == f"{PROMPT}{short.text}{'arg' if short.finish_reason == 'stop_words' else ''}\n"
-    assert greedy.stderr.startswith("64 pieces · TTFT ")
+    assert greedy.stderr.startswith("64 tokens · TTFT ")
+
+
+@needs_triton
+def test_a_server_of_its_own(engines: Path) -> None:
+    before = processes()
+    done = client("--serve", str(engines), PROMPT, "--max-tokens", "16")
+    with LLM(engines) as llm:
+        [alone] = llm.generate([PROMPT], SamplingParams(max_tokens=16))
+    assert (done.returncode, done.stdout) == (0, f"{PROMPT}{alone.text}\n")
+    schedule = "8 tracks on 2 ranks: A─F─A─F─A─F─●─A─F─A─F─A─F─●, 2 all-reduces a token, 12 under tensor parallelism"
+    assert schedule in done.stderr
+    assert "16 tokens · TTFT " in done.stderr
+    assert done.stderr.endswith("the server and its ranks have ended\n")
+    assert processes() == before
+
+
+def processes() -> set[str]:
+    """Triton's and the ranks', by number."""
+    listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout.splitlines()
+    return {line.split()[0] for line in listed if "tritonserver" in line or "trtllm_pt.runtime.worker" in line}
 
 
 @needs_triton
@@ -54,6 +74,8 @@ def test_no_server() -> None:
     ("arguments", "message"),
     [
         (("a", "b", "c"), "client takes one prompt, not 3"),
+        (("--serve", "x", "http://127.0.0.1", "b"), "either --serve (x) or the URL of a server (http://127.0.0.1)"),
+        (("--serve", "/nowhere", "b"), "there is no engine directory at /nowhere"),
         (("nonsense", "b"), "'nonsense' is not the address of a server"),
         ((), "Missing argument"),
     ],

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
+from pathlib import Path
 
 import click
 
@@ -13,6 +15,13 @@ from trtllm_pt.errors import UsageError
 
 @click.command("client")
 @click.argument("words", metavar="[URL] PROMPT", nargs=-1, required=True)
+@click.option(
+    "--serve",
+    "folder",
+    metavar="ENGINES|REPO",
+    type=click.Path(path_type=Path),
+    help="Start a server over these for the one prompt, on free ports, and end it.",
+)
 @click.option("--max-tokens", type=click.IntRange(min=1), default=64, show_default=True, help="Tokens to write.")
 @click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True, help="0: greedy.")
 @click.option("--top-k", type=click.IntRange(min=0), default=0, show_default=True, help="0: no limit.")
@@ -21,6 +30,7 @@ from trtllm_pt.errors import UsageError
 @click.option("--stop", multiple=True, metavar="WORD", help="Ends the text, which keeps it. May be repeated.")
 def command(
     words: tuple[str, ...],
+    folder: Path | None,
     max_tokens: int,
     temperature: float,
     top_k: int,
@@ -36,33 +46,68 @@ def command(
     Examples:
       trtllm-pt client "def binary_search("
       trtllm-pt client http://10.0.0.7:8000 "import os" --max-tokens 32 --temperature 0.8
+      trtllm-pt client --serve engines/demo "def binary_search("
     """
-    from trtllm_pt.serving.client import DEFAULT_URL, stream
+    from trtllm_pt.serving.client import DEFAULT_URL
 
     if len(words) > 2:
         raise UsageError(f"client takes one prompt, not {len(words)}: put it in quotes")
+    if folder is not None and len(words) == 2:
+        raise UsageError(f"client takes either --serve ({folder}) or the URL of a server ({words[0]})")
     url, prompt = words if len(words) == 2 else (DEFAULT_URL, words[0])
     fields: dict[str, object] = {"text_input": prompt, "max_tokens": max_tokens}
     if temperature > 0:
         fields |= {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     if stop:
         fields["stop_words"] = list(stop)
+    if folder is None:
+        _show(url, prompt, fields)
+    else:
+        _show_own_server(folder, prompt, fields)
+
+
+def _show_own_server(folder: Path, prompt: str, fields: Mapping[str, object]) -> None:
+    from trtllm_pt.cli.serve import short_lived
+
+    with short_lived(folder) as (address, engines):
+        click.echo(f"Triton answers at {address.url}\n{_schedule(engines)}\n", err=True)
+        _show(address.url, prompt, fields)
+    click.echo("the server and its ranks have ended", err=True)
+
+
+def _schedule(engines: Path) -> str:
+    """Where the ranks meet, in one line: attention, feed-forward, all-reduce."""
+    from trtllm_pt.engine import inspect
+
+    model = inspect(engines)
+    letters = {"attention": "A", "ffn": "F"}
+    steps = [{"run": letters.get(step.get("place")), "start": "●"}.get(step["step"]) for step in model["schedule"]]
+    return (
+        f"{model['tracks']} tracks on {model['ranks']} ranks: {'─'.join(filter(None, steps))}, {model['sync_points']} "
+        f"all-reduces a token, {model['tensor_parallel_sync_points']} under tensor parallelism"
+    )
+
+
+def _show(url: str, prompt: str, fields: Mapping[str, object]) -> None:
+    from trtllm_pt.serving.client import stream
+
     began = time.perf_counter()
     times: list[float] = []
+    tokens = 0
     for piece in stream(url, fields):
         if not times:
             click.echo(click.style(prompt, bold=True), nl=False)
         times.append(time.perf_counter())
-        click.echo(piece, nl=False)
+        tokens += piece.tokens
+        click.echo(piece.text, nl=False)
         sys.stdout.flush()
     click.echo()
     if times:
-        click.echo(_closing_line(began, times), err=True)
+        click.echo(_closing_line(began, times, tokens), err=True)
 
 
-def _closing_line(began: float, times: list[float]) -> str:
-    first = f"TTFT {duration(times[0] - began)}"
+def _closing_line(began: float, times: list[float], tokens: int) -> str:
+    first = f"{tokens} tokens · TTFT {duration(times[0] - began)}"
     if len(times) == 1:
         return first
-    rate = (len(times) - 1) / (times[-1] - times[0])
-    return f"{len(times)} pieces · {first} · {rate:.1f} a second"
+    return f"{first} · {(tokens - 1) / (times[-1] - times[0]):.1f} tokens/s"

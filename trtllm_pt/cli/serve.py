@@ -64,6 +64,20 @@ def command(
                 _watch(server)
 
 
+@contextlib.contextmanager
+def short_lived(folder: Path) -> Iterator[tuple[Address, Path]]:
+    """A server for as long as the block lasts, on ports that nobody uses: where it listens, and its engines' folder."""
+    from trtllm_pt.serving.server import Address, Server, engine_folder
+
+    with tempfile.TemporaryDirectory(prefix="trtllm_pt-") as scratch:
+        repository = _repository(folder, Path(scratch))
+        with Server(repository, Address.free(), Path(scratch) / "server.log") as server:
+            _wait_until_ready(server, folder)
+            yield server.address, engine_folder(repository)
+            if status := server.close():
+                raise RunError(f"the server did not end in good order, but with status {status}")
+
+
 class _Ended(BaseException):
     """Somebody asked us to end."""
 

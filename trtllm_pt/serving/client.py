@@ -6,6 +6,7 @@ import json
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from trtllm_pt.errors import RunError, UsageError
@@ -14,18 +15,26 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 _MODEL = "tensorrt_llm_bls"
 
 
-def stream(url: str, fields: Mapping[str, Any]) -> Iterator[str]:
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What is new of a text: whole characters, so that some tokens bring none and wait for the next."""
+
+    text: str
+    tokens: int
+
+
+def stream(url: str, fields: Mapping[str, Any]) -> Iterator[Piece]:
     """The text of one request to Triton at `url`, as it comes; fields: the model's inputs by name.
 
     Raises UsageError where there is no such server, or it refuses the request, RunError where it fails later.
     """
-    body = json.dumps({**fields, "stream": True}).encode()
+    body = json.dumps({**fields, "stream": True, "return_num_output_tokens": True}).encode()
     try:
         request = urllib.request.Request(f"{url.rstrip('/')}/v2/models/{_MODEL}/generate_stream", body)
         with urllib.request.urlopen(request) as answer:
             for line in answer:
                 if line.startswith(b"data: "):
-                    yield _text(json.loads(line.removeprefix(b"data: ")))
+                    yield _piece(json.loads(line.removeprefix(b"data: ")))
     except urllib.error.HTTPError as error:
         raise UsageError(f"{url}: {_reason(error)}") from None
     except urllib.error.URLError as error:
@@ -36,10 +45,10 @@ def stream(url: str, fields: Mapping[str, Any]) -> Iterator[str]:
         raise RunError(f"{url}: the server went away: {error}") from None
 
 
-def _text(event: Mapping[str, Any]) -> str:
+def _piece(event: Mapping[str, Any]) -> Piece:
     if "error" in event:
         raise RunError(event["error"])
-    return str(event["text_output"])
+    return Piece(str(event["text_output"]), event.get("num_output_tokens", 0))
 
 
 def _reason(error: urllib.error.HTTPError) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import json
@@ -44,6 +45,16 @@ class Address:
     http: int = 8000
     grpc: int = 8001
     metrics: int = 8002
+
+    @classmethod
+    def free(cls) -> Address:
+        """On loopback and ports that nobody uses now."""
+        with contextlib.ExitStack() as stack:
+            sockets = [stack.enter_context(socket.socket()) for _ in range(3)]
+            for one in sockets:
+                one.bind(("127.0.0.1", 0))
+            http, grpc, metrics = (one.getsockname()[1] for one in sockets)
+        return cls(http=http, grpc=grpc, metrics=metrics)
 
     @property
     def reachable(self) -> str:
