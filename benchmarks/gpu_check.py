@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import ast
 import gc
+import hashlib
 import json
 import os
 import shutil
@@ -115,8 +116,11 @@ def default_model(machine: Machine, ranks: int) -> str:
 
 
 def twin_of(model: str) -> str:
-    """The dense preset of equal size: pt-6b-d8 -> dense-6b."""
-    return f"dense-{model.split('-')[1]}"
+    """The dense preset of equal size: pt-6b-d8 -> dense-6b. Raises UsageError for a model without one."""
+    preset(model)
+    twin = "-".join(["dense", *model.split("-")[1:2]])
+    preset(twin)
+    return twin
 
 
 def cases_of(text: str) -> list[Case]:
@@ -136,7 +140,12 @@ def cases_of(text: str) -> list[Case]:
 def run(*command: object) -> None:
     words = [str(word) for word in command]
     print("$", " ".join(words), flush=True)
-    done = subprocess.run(words, check=False)
+    try:
+        done = subprocess.run(words, check=False)
+    except OSError as error:
+        raise UsageError(
+            f"{words[0]} does not run here ({error.strerror}); gpu_check wants TensorRT-LLM's container"
+        ) from None
     if done.returncode:
         raise RunError(f"`{' '.join(words)}` ended with status {done.returncode}")
 
@@ -198,13 +207,14 @@ def stock_checkpoint(checkpoint: Path, output: Path) -> Path:
 
 
 def make_engines(subject: Subject, engine: str, ranks: int, cases: Sequence[Case], folder: Path) -> Path:
-    path = folder / f"{subject.engines}-{ranks}.engines"
     checkpoint = make_checkpoint(subject, ranks, folder)
-    if path.exists():
-        return path
     most = max(case.input_length + case.output_length for case in cases)
     batch = max(8, *(case.batch_size for case in cases))
     positions = positions_of(checkpoint)
+    # Engines of an earlier run serve again only if they are what this run would build.
+    path = folder / f"{subject.engines}-{ranks}-{batch}-{most}-{sources()}.engines"
+    if path.exists():
+        return path
     sizes = ["--max_batch_size", batch, "--max_seq_len", min(positions, max(most, 512)), "--max_num_tokens", 8192]
     if engine == "embedded":
         run(sys.executable, "-m", "trtllm_pt", "build", checkpoint, "-o", path, "--engine", engine, *sizes)
@@ -229,6 +239,13 @@ def make_engines(subject: Subject, engine: str, ranks: int, cases: Sequence[Case
     )
     partial.rename(path)
     return path
+
+
+def sources() -> str:
+    """A digest of what engines are made by."""
+    package = ROOT / "trtllm_pt"
+    files = [*sorted((package / "network").glob("*.py")), *sorted((package / "engine").glob("*.py"))]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:8]
 
 
 def positions_of(checkpoint: Path) -> int:

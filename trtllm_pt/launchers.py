@@ -6,6 +6,7 @@ import os
 
 # A launcher says so in the environment: its name, and the variable that has the number of ranks.
 LAUNCHERS = {"MPICH's mpirun": "PMI_SIZE", "Open MPI's mpirun": "OMPI_COMM_WORLD_SIZE"}
+_RANKS = ("PMI_RANK", "OMPI_COMM_WORLD_RANK")
 
 
 def launched_ranks() -> int | None:
@@ -14,3 +15,8 @@ def launched_ranks() -> int | None:
         if os.environ.get(variable, "").isdigit():
             return int(os.environ[variable])
     return None
+
+
+def launched_rank() -> int:
+    """This process's number among them; 0 without a launcher."""
+    return next((int(os.environ[name]) for name in _RANKS if os.environ.get(name, "").isdigit()), 0)

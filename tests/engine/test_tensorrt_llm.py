@@ -73,8 +73,9 @@ REFUSED = [
     ("kv_cache_type", "continuous", "paged KV cache"),
     ("paged_kv_cache", "disable", "paged KV cache"),
     ("remove_input_padding", "disable", "packs its tokens"),
-    ("gpt_attention_plugin", "disable", "attention is that plugin"),
-    ("moe_plugin", "disable", "experts are that plugin"),
+    ("gpt_attention_plugin", "disable", "the network has it, in bfloat16"),
+    ("moe_plugin", "float16", "the network has it, in bfloat16"),
+    ("gemm_plugin", "float16", "the network has it, in bfloat16"),
     ("strip_plan", True, "trtllm-refit"),
     ("fast_build", True, "untested"),
     ("lora_plugin", "auto", "adapters"),
@@ -89,7 +90,7 @@ REFUSED = [
     ("build_config", "x.json", "by name"),
     ("model_config", "x.json", "trtllm-pt init"),
     ("model_cls_file", "x.py", "brings its own"),
-    ("all_reduce_strategy", "UB", "must be one of NCCL, AUTO, ONESHOT, TWOSHOT, NCCL_SYMMETRIC"),
+    ("all_reduce_strategy", "UB", "must be one of NCCL, AUTO, ONESHOT, TWOSHOT"),
     ("workers", -1, "at least 1"),
 ]
 
@@ -121,7 +122,7 @@ def test_every_option_of_trtllm_build_is_known_and_no_other(checkpoint: Path) ->
 
 def test_sizes_and_ranks_that_do_not_fit() -> None:
     manifest = CheckpointManifest(model=SMALL.replace(tracks=3), ranks=3, dtype="bfloat16")
-    with pytest.raises(UsageError, match=r"\(ONESHOT\) has kernels for 2, 4, 6, 8 and 16 ranks, not 3"):
+    with pytest.raises(UsageError, match=r"\(ONESHOT\) has kernels for 2, 4, 6, 8, 16 ranks, not 3"):
         check(tensorrt_llm(all_reduce_strategy="ONESHOT"), manifest)
     with pytest.raises(UsageError, match=r"max_seq_len \(129\) must be between 2 and max_position_embeddings \(128\)"):
         check(BuildOptions(max_seq_len=129), manifest)
@@ -236,7 +237,8 @@ def build_ranks(job, report):
             raise RunError(f"rank {rank} is broken")
         (job.folder / f"rank{rank}.engine").write_text(f"by device {job.device}")
         if rank == 0:
-            (job.folder / "config.json").write_text(json.dumps({"build_config": {}}))
+            config = {"build_config": {"output_timing_cache": "/a/model.cache"}}
+            (job.folder / "config.json").write_text(json.dumps(config))
         report(BuiltRank(rank=rank, seconds=1.0, bytes=8, plugins={"AllReduce": 3}))
 
 tensorrt_llm.build_ranks = build_ranks
@@ -304,7 +306,7 @@ def engine_folder(folder: Path, manifest: CheckpointManifest, **changes: Any) ->
     build_config = {"max_input_len": 1024, "max_seq_len": 128, "max_batch_size": 64, "max_num_tokens": 96}
     build_config |= {"max_beam_width": 1, "kv_cache_type": "paged", "plugin_config": plugins} | changes
     mapping = manifest.to_json()["mapping"] | {"moe_tp_size": manifest.ranks, "cp_config": {}}
-    added = {"mapping": mapping, "rotary_embedding_dim": 16, "all_reduce_strategy": "NCCL", "moe": None}
+    added = {"mapping": mapping, "rotary_embedding_dim": 16, "all_reduce_strategy": "NCCL"}
     config = {"version": "1.2.1", "pretrained_config": manifest.to_json() | added, "build_config": build_config}
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))
@@ -490,7 +492,7 @@ def test_a_worker_that_is_killed_is_told(checkpoint: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        (("--gemm_plugin", "float8"), r"--gemm_plugin \(float8\): Input should be 'auto'"),
+        (("--bert_attention_plugin", "float8"), r"--bert_attention_plugin \(float8\): Input should be 'auto'"),
         (("--tokens_per_block", "many"), r"--tokens_per_block \(many\): Input should be a valid integer"),
     ],
 )

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from trtllm_pt import launchers
 from trtllm_pt.cli.options import output_option
 from trtllm_pt.cli.text import duration
 from trtllm_pt.cli.trtllm_build import TENSORRT_LLM_ONLY, given, trtllm_build_options
@@ -33,7 +34,7 @@ _EPILOG = f"trtllm-build's other options, for --engine tensorrt_llm: {TENSORRT_L
 @trtllm_build_options
 @click.option(
     "--all_reduce_strategy",
-    type=click.Choice(("NCCL", "AUTO", "ONESHOT", "TWOSHOT", "NCCL_SYMMETRIC")),
+    type=click.Choice(("NCCL", "AUTO", "ONESHOT", "TWOSHOT")),
     help="How ranks meet.  [TensorRT; default: NCCL]",
 )
 def command(checkpoint: Path | None, checkpoint_dir: Path | None, output: Path, engine: str, **parsed: Any) -> None:
@@ -52,12 +53,14 @@ def command(checkpoint: Path | None, checkpoint_dir: Path | None, output: Path, 
     from trtllm_pt.engine import BuildOptions, build, choose
 
     kind, why = choose(engine)
-    if why:
+    if why and not launchers.launched_rank():
         click.echo(f"engine: {kind}, as {why}", err=True)
     common, tensorrt_llm = given(parsed)
     report = build(source, output, engine=kind, options=BuildOptions(**common, tensorrt_llm=tensorrt_llm))
     cache = f", compiled graph: cache {report.cache}" if report.cache else ""
-    if not report.path.exists():
+    if launchers.launched_rank() > 0:  # the first says it for all
+        return
+    if parsed.get("dry_run"):
         click.echo(f"dry run: all {report.ranks} ranks can be built; nothing was written", err=True)
         return
     click.echo(f"{report.path}: {report.engine} engine{cache}, {duration(report.seconds)}", err=True)

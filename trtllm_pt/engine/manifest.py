@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -80,6 +80,7 @@ class EngineManifest:
     checkpoint: CheckpointManifest
     options: Capacity
     versions: dict[str, str]
+    reuses_pages: bool = True  # the attention of prompts reads the KV cache: a known start need not be computed again
 
     @property
     def model(self) -> ModelConfig:
@@ -92,6 +93,20 @@ class EngineManifest:
     @property
     def max_seq_len(self) -> int:
         return self.options.max_seq_len
+
+    @property
+    def chunks_prompts(self) -> bool:
+        """Whether a prompt may come in several steps. Not with windows under TensorRT-LLM, whose chunks are too small
+        for windowed kernels where some layers see all tokens (trtGptModelInflightBatching.cpp has it as a to-do)."""
+        return self.reuses_pages and (self.kind == "embedded" or self.windows is None)
+
+    @property
+    def windows(self) -> tuple[int, ...] | None:
+        """Tokens that each layer's attention sees, where they differ from all."""
+        if self.model.window is None:
+            return None
+        layers = range(self.model.num_layers)
+        return tuple(min(self.model.layer_window(i) or self.max_seq_len, self.max_seq_len) for i in layers)
 
     def to_json(self) -> dict[str, Any]:
         build = asdict(self.options) | {"max_beam_width": 1, "kv_cache_type": "paged", "versions": self.versions}
@@ -112,24 +127,32 @@ class EngineManifest:
             raise UsageError(f"{folder / 'config.json'}: build_config.versions is no object")
         try:
             checkpoint = CheckpointManifest.from_json(data["pretrained_config"], strict=False)
-            capacity = _capacity(build, kind, checkpoint.model)
+            built = Capacity(**_whole_numbers(build))
+            if kind == "embedded":
+                capacity = BuildOptions(**asdict(built)).resolved(checkpoint.model)
+                return cls(kind=kind, checkpoint=checkpoint, options=capacity, versions=built_with)
         except UsageError as error:
             raise UsageError(f"{folder / 'config.json'}: {error}") from None
-        return cls(kind=kind, checkpoint=checkpoint, options=capacity, versions=built_with)
+        return cls._of_tensorrt(checkpoint, built, built_with, build.get("plugin_config") or {})
+
+    @classmethod
+    def _of_tensorrt(
+        cls, checkpoint: CheckpointManifest, built: Capacity, versions: dict[str, str], plugins: dict[str, Any]
+    ) -> EngineManifest:
+        """TensorRT-LLM ignores max_input_len where prompts are packed and their attention is fused."""
+        paged = bool(plugins.get("use_paged_context_fmha"))
+        found = cls(kind="tensorrt_llm", checkpoint=checkpoint, options=built, versions=versions, reuses_pages=paged)
+        if not (plugins.get("remove_input_padding") and plugins.get("context_fmha")):
+            return found
+        step = built.max_seq_len if found.chunks_prompts else built.max_num_tokens
+        return replace(found, options=replace(built, max_input_len=min(built.max_seq_len - 1, step)))
 
 
-def _capacity(build: dict[str, Any], kind: Kind, model: ModelConfig) -> Capacity:
-    """As built. TensorRT-LLM ignores max_input_len where prompts are packed and their attention is fused."""
+def _whole_numbers(build: dict[str, Any]) -> dict[str, int]:
     given: dict[str, Any] = {field.name: build.get(field.name) for field in fields(Capacity)}
     if bad := [name for name, value in given.items() if type(value) is not int]:
         raise UsageError(f"build_config has no whole number for {', '.join(bad)}")
-    if kind == "embedded":
-        return BuildOptions(**given).resolved(model)
-    plugins = build.get("plugin_config")
-    if isinstance(plugins, dict) and plugins.get("remove_input_padding") and plugins.get("context_fmha"):
-        step = build["max_seq_len"] if plugins.get("use_paged_context_fmha") else build["max_num_tokens"]
-        given["max_input_len"] = min(build["max_seq_len"] - 1, step)  # paged: a prompt may come in chunks
-    return Capacity(**given)
+    return given
 
 
 def _kind(folder: Path) -> Kind:

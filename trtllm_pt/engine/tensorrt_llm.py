@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from tqdm import tqdm
@@ -26,12 +26,13 @@ from trtllm_pt.config import read_json
 from trtllm_pt.engine.build import BuildReport, check_files
 from trtllm_pt.engine.manifest import RECORDED, BuildOptions
 from trtllm_pt.engine.tensorrt_llm_options import check, workers_of
-from trtllm_pt.engine.tensorrt_llm_rank import TIMING_CACHE, BuiltRank, Job, build_ranks
+from trtllm_pt.engine.tensorrt_llm_rank import BuiltRank, Job, build_ranks
 from trtllm_pt.errors import INSTALL_TENSORRT_LLM, TENSORRT_LLM_VERSION, RunError, TrtllmPtError, UsageError
 from trtllm_pt.launchers import LAUNCHERS, launched_ranks
 from trtllm_pt.quantization import WEIGHT_ONLY
 
 Report = Callable[[BuiltRank], None]
+T = TypeVar("T")
 
 
 def build(checkpoint: Path, output: Path, options: BuildOptions, progress: bool | None = None) -> BuildReport:
@@ -50,14 +51,16 @@ def build(checkpoint: Path, output: Path, options: BuildOptions, progress: bool 
     world = _World()
     if found != TENSORRT_LLM_VERSION and world.rank == 0:
         _say(f"TensorRT-LLM {found} is here; trtllm_pt is made for {TENSORRT_LLM_VERSION}")
-    with _folder(output, world, dry_run) as folder:
-        with _Progress(manifest.ranks, progress if world.size == 1 else False) as done:
-            failure = _build(checkpoint, folder, options, manifest.ranks, world, done.report)
-        world.agree(failure)
-        if world.rank == 0 and not dry_run:
-            failure = _finish(checkpoint, folder, manifest, options, done.built[0])
-        world.agree(failure)
-    world.barrier()
+    bars = progress if world.size == 1 else False
+
+    def fill() -> None:
+        with _folder(output, world, dry_run) as folder:
+            with _Progress(manifest.ranks, bars) as done:
+                world.together(lambda: _build(checkpoint, folder, options, manifest.ranks, world, done.report))
+            if not dry_run:
+                world.together(lambda: None if world.rank else _finish(checkpoint, folder, manifest, done.built[0]))
+
+    world.together(fill)
     return BuildReport(path=output, engine="tensorrt_llm", ranks=manifest.ranks, seconds=time.monotonic() - began)
 
 
@@ -105,16 +108,18 @@ class _World:
         """Rank 0's."""
         return value if self._comm is None else self._comm.bcast(value)
 
-    def agree(self, failure: Exception | None) -> None:
-        """Raises the first failure of any, on all."""
-        failures = [failure] if self._comm is None else self._comm.allgather(failure)
-        for found in failures:
+    def together(self, work: Callable[[], T]) -> T:
+        """`work` on all; a failure of any is raised on all, so that none waits for one that has gone."""
+        try:
+            result, failure = work(), None
+        except TrtllmPtError as error:
+            failure = error
+        except Exception as error:
+            failure = RunError(f"{type(error).__name__}: {' '.join(str(error).split())}; nothing was kept")
+        for found in [failure] if self._comm is None else self._comm.allgather(failure):
             if found is not None:
                 raise found
-
-    def barrier(self) -> None:
-        if self._comm is not None:
-            self._comm.Barrier()
+        return result
 
 
 @contextmanager
@@ -125,20 +130,12 @@ def _folder(output: Path, world: _World, dry_run: bool) -> Iterator[Path]:
             yield Path(scratch)
         return
     with ExitStack() as stack:
-        folder, failure = None, None
-        if world.rank == 0:
-            try:
-                folder = stack.enter_context(new_folder(output))
-            except TrtllmPtError as error:
-                failure = error
-        world.agree(failure)
+        folder = world.together(lambda: None if world.rank else stack.enter_context(new_folder(output)))
         yield world.broadcast(folder)
 
 
-def _build(
-    checkpoint: Path, folder: Path, options: BuildOptions, ranks: int, world: _World, report: Report
-) -> TrtllmPtError | None:
-    """This process's share of the ranks; returns what went wrong."""
+def _build(checkpoint: Path, folder: Path, options: BuildOptions, ranks: int, world: _World, report: Report) -> None:
+    """This process's share of the ranks."""
     devices = torch.cuda.device_count()
     workers = 1 if world.size > 1 else min(workers_of(options), ranks, devices)
     share, of = (world.rank, world.size) if workers == 1 else (0, workers)
@@ -160,8 +157,7 @@ def _build(
     except TrtllmPtError as error:
         if world.size > 1:
             _say(f"{error}; the other processes finish theirs first")
-        return error
-    return None
+        raise
 
 
 def _in_workers(jobs: Sequence[Job], report: Report) -> None:
@@ -224,18 +220,16 @@ def _say(line: str) -> None:
     tqdm.write(line, file=sys.stderr)
 
 
-def _finish(
-    checkpoint: Path, folder: Path, manifest: CheckpointManifest, options: BuildOptions, first: BuiltRank
-) -> TrtllmPtError | None:
+def _finish(checkpoint: Path, folder: Path, manifest: CheckpointManifest, first: BuiltRank) -> None:
     """What TensorRT-LLM leaves out: the tokenizer, and what rank 0's network was seen to have; and no path of this
-    machine in config.json. Returns what is wrong."""
+    machine in config.json."""
     lacking = [rank for rank in range(manifest.ranks) if not (folder / f"rank{rank}.engine").exists()]
     if lacking:
-        return RunError(f"rank{lacking[0]}.engine is not there: do all processes see {folder.parent}? nothing was kept")
+        raise RunError(f"rank{lacking[0]}.engine is not there: do all processes see {folder.parent}? nothing was kept")
     config = read_json(folder / "config.json") | {RECORDED: dict(first.plugins)}
-    if "output_timing_cache" not in options.tensorrt_llm:
-        config["build_config"]["output_timing_cache"] = TIMING_CACHE
+    built = config["build_config"]
+    caches = {name: built.get(name) for name in ("input_timing_cache", "output_timing_cache")}
+    built |= {name: Path(path).name for name, path in caches.items() if path}
     write_json(folder / "config.json", config)
     if (checkpoint / "tokenizer").is_dir():
         shutil.copytree(checkpoint / "tokenizer", folder / "tokenizer")
-    return None

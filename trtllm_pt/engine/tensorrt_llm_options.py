@@ -10,16 +10,19 @@ from trtllm_pt.checkpoint.manifest import CheckpointManifest
 from trtllm_pt.config import unknown_key
 from trtllm_pt.engine.manifest import BuildOptions
 from trtllm_pt.errors import UsageError
-from trtllm_pt.quantization import WEIGHT_ONLY
 
 MAX_BATCH_SIZE, MAX_NUM_TOKENS = 2048, 8192  # trtllm-build's defaults
 # What the all-reduce plugin can be told; it turns NCCL into nothing else, AUTO into what fits message and machine.
-STRATEGIES = ("NCCL", "AUTO", "ONESHOT", "TWOSHOT", "NCCL_SYMMETRIC")
-# Of TensorRT-LLM's attention kernels for generated tokens.
-HEAD_SIZES = (32, 48, 64, 80, 96, 104, 112, 128, 144, 160, 192, 224, 256)
-_OWN_KERNELS = {"ONESHOT": (1, 2, 4, 6, 8, 16), "TWOSHOT": (1, 2, 4, 6, 8, 16)}
-
+STRATEGIES = ("NCCL", "AUTO", "ONESHOT", "TWOSHOT")
+OWN_ALL_REDUCES = (2, 4, 6, 8, 16)  # ranks for which ONESHOT and TWOSHOT have kernels
+# For which TensorRT-LLM has attention kernels for prompts (fused ones: the others cannot read the KV cache, so a prompt
+# in chunks would come out wrong) and for generated tokens.
+HEAD_SIZES = (32, 48, 64, 80, 96, 104, 128, 160, 192, 256)
+DTYPES = ("bfloat16", "float16")
 _OFF = ("disable", False, None)
+# Plugins that work in the checkpoint's dtype, and what else each may be told.
+_IN_MODEL_DTYPE = {"gpt_attention_plugin": (), "moe_plugin": (), "nccl_plugin": (), "gemm_plugin": ("fp8", *_OFF)}
+
 _NO_LORA = "adapters are sized for a model that is divided over the ranks, not one of tracks"
 _NO_SPECULATION = "draft tokens need heads or inputs that this network has not"
 _FUSES_ALL_REDUCE = "it fuses all-reduces with the layers of TensorRT-LLM's own models"
@@ -32,8 +35,6 @@ _ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
     "kv_cache_type": (("paged",), "in-flight batching needs a paged KV cache"),
     "paged_kv_cache": (("enable", True), "in-flight batching needs a paged KV cache"),
     "remove_input_padding": (("enable", True), "the network packs its tokens"),
-    "gpt_attention_plugin": (("auto", "float16", "bfloat16", "float32"), "attention is that plugin"),
-    "moe_plugin": (("auto", "float16", "bfloat16", "float32"), "experts are that plugin"),
     "strip_plan": (_OFF, "engines without weights need trtllm-refit, which does not know this model"),
     "fast_build": (_OFF, "weights outside the engine are untested on this network"),
     "lora_plugin": (_OFF, _NO_LORA),
@@ -46,8 +47,7 @@ _ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
     "user_buffer": (_OFF, _FUSES_ALL_REDUCE),
     "norm_quant_fusion": (_OFF, "it is for NVFP4 in TensorRT-LLM's own models"),
     "fuse_fp4_quant": (_OFF, "it is for NVFP4"),
-    "gemm_swiglu_plugin": (_OFF, "it is untested on this network"),
-    "low_latency_gemm_swiglu_plugin": (_OFF, "it is untested on this network"),
+    **dict.fromkeys(("gemm_swiglu_plugin", "low_latency_gemm_swiglu_plugin"), (_OFF, "it is untested on this network")),
     "pp_reduce_scatter": (_OFF, "a rank holds whole tracks, there is no pipeline"),
     "streamingllm": (_OFF, "TensorRT-LLM supports it no longer"),
     "model_config": ((), "build a checkpoint: `trtllm-pt init` makes one with random weights"),
@@ -101,14 +101,14 @@ def check(options: BuildOptions, manifest: CheckpointManifest) -> None:
         if name not in KNOWN:
             raise unknown_key(name, KNOWN, "the options of trtllm-build")
         honoured, why = _ONLY.get(name, ((value,), ""))
+        if name in _IN_MODEL_DTYPE:
+            honoured, why = ("auto", manifest.dtype, *_IN_MODEL_DTYPE[name]), f"the network has it, in {manifest.dtype}"
         if value not in honoured:
             raise UsageError(f"--{name} ({value}) cannot be honoured: {why}")
     _check_kernels(manifest)
-    strategy, ranks = strategy_of(options), manifest.ranks
-    if strategy not in STRATEGIES:
-        raise UsageError(f"--all_reduce_strategy ({strategy}) must be one of {', '.join(STRATEGIES)}")
-    if ranks not in _OWN_KERNELS.get(strategy, (ranks,)):
-        raise UsageError(f"--all_reduce_strategy ({strategy}) has kernels for 2, 4, 6, 8 and 16 ranks, not {ranks}")
+    _check_strategy(strategy_of(options), manifest.ranks)
+    if options.tensorrt_llm.get("multiple_profiles") in ("enable", True) and "opt_num_tokens" in options.tensorrt_llm:
+        raise UsageError("--multiple_profiles has profiles for all numbers of tokens: leave --opt_num_tokens out")
     if workers_of(options) < 1:
         raise UsageError(f"--workers ({workers_of(options)}) must be at least 1")
 
@@ -118,8 +118,16 @@ def _check_kernels(manifest: CheckpointManifest) -> None:
     if (size := manifest.model.head_size) not in HEAD_SIZES:
         sizes = ", ".join(map(str, HEAD_SIZES))
         raise UsageError(f"head_size ({size}) must be one of {sizes}: TensorRT-LLM's attention has no other kernels")
-    if manifest.quant_algo in WEIGHT_ONLY and manifest.dtype == "float32":
-        raise UsageError(f"dtype (float32) must be bfloat16 or float16 with quantization {manifest.quant_algo}")
+    if manifest.dtype not in DTYPES:
+        raise UsageError(f"dtype ({manifest.dtype}) must be {' or '.join(DTYPES)}: its fused attention takes no other")
+
+
+def _check_strategy(strategy: str, ranks: int) -> None:
+    if strategy not in STRATEGIES:
+        raise UsageError(f"--all_reduce_strategy ({strategy}) must be one of {', '.join(STRATEGIES)}")
+    if strategy in ("ONESHOT", "TWOSHOT") and ranks not in (1, *OWN_ALL_REDUCES):
+        fits = ", ".join(map(str, OWN_ALL_REDUCES))
+        raise UsageError(f"--all_reduce_strategy ({strategy}) has kernels for {fits} ranks, not {ranks}")
 
 
 def strategy_of(options: BuildOptions) -> str:

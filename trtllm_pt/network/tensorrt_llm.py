@@ -88,7 +88,8 @@ class ParallelTrackConfig(PretrainedConfig):
         self.parallel_track = parallel_track
         self.rotary_base = rotary_base
         self.rotary_scaling = rotary_scaling
-        self.moe = moe
+        if moe is not None:  # null would end the C++ runtime, which looks inside wherever the key is
+            self.moe = moe
         self.all_reduce_strategy = all_reduce_strategy
         for problem in _problems(self):
             raise UsageError(problem)

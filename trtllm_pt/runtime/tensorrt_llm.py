@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import os
 import socket
 import sys
@@ -73,7 +74,9 @@ class TensorRTRuntime:
         while not self._messages and (self._sequences or self._unwanted):
             left = max(0.0, deadline - time.monotonic())
             with _failures("TensorRT-LLM failed"):
-                responses = self._executor.await_responses(timedelta(seconds=left))
+                # Whole milliseconds, and not none: the executor would be asked without pause.
+                wait = timedelta(milliseconds=math.ceil(left * 1000))
+                responses = self._executor.await_responses(wait)
             for response in responses:
                 if response.request_id in self._sequences:
                     self._take(response)
@@ -103,7 +106,7 @@ class TensorRTRuntime:
                 self._end(number, ends, final=result.is_final)
                 return
         if result.is_final:
-            reason = self._reasons[result.finish_reasons[0]]
+            reason = self._reasons.get(result.finish_reasons[0], "error")
             self._output_tokens += reason == "end_id"  # sampled, though not among them
             self._end(number, reason, final=True)
         elif message := sequence.send():
@@ -181,7 +184,7 @@ def open_rank(
     if not (folder / f"rank{world.rank}.engine").exists():
         raise UsageError(f"{folder} is incomplete: it has no rank{world.rank}.engine; build it again")
     with _failures(f"TensorRT-LLM could not load {folder}"):
-        config = executor_config(bindings, folder, manifest, kv_tokens)
+        config = executor_config(bindings, manifest, kv_tokens)
         executor = bindings.Executor(folder, bindings.ModelType.DECODER_ONLY, config)
     pids = world.gather_all(os.getpid())
     if executor.can_enqueue_requests():

@@ -6,10 +6,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from trtllm_pt.config import read_json
 from trtllm_pt.engine.manifest import EngineManifest
 from trtllm_pt.messages import FinishReason, SamplingParams
 from trtllm_pt.runtime.sequence import Sequence, possible_start
@@ -19,18 +17,15 @@ NUMBER_MAX = 1e30  # its numbers are float32; one that overflows ends every requ
 _EPSILON = 1e-6  # what it adds to a temperature
 
 
-def executor_config(bindings: Any, folder: Path, manifest: EngineManifest, kv_tokens: int | None) -> Any:
-    """KV reuse and chunked prompts where the engine was built for them; each layer's window from runtime_defaults."""
-    data = read_json(folder / "config.json")
-    windows = (data["pretrained_config"].get("runtime_defaults") or {}).get("max_attention_window")
-    paged_context = bool((data["build_config"].get("plugin_config") or {}).get("use_paged_context_fmha"))
+def executor_config(bindings: Any, manifest: EngineManifest, kv_tokens: int | None) -> Any:
+    """KV reuse and chunked prompts where the engine was built for them, and each layer's window."""
     return bindings.ExecutorConfig(
         kv_cache_config=bindings.KvCacheConfig(
-            enable_block_reuse=paged_context,
+            enable_block_reuse=manifest.reuses_pages,
             max_tokens=kv_tokens,
-            max_attention_window=windows and [min(window, manifest.max_seq_len) for window in windows],
+            max_attention_window=manifest.windows and list(manifest.windows),
         ),
-        enable_chunked_context=paged_context,
+        enable_chunked_context=manifest.chunks_prompts,
         normalize_log_probs=False,  # over the vocabulary, not over what top_k leaves
         iter_stats_max_iterations=1,
         fail_fast_on_attention_window_too_large=True,  # instead of taking shorter prompts than max_seq_len says

@@ -11,6 +11,7 @@ class RuntimeView:
     """For one rank. Heads are those of the KV cache that the runtime allocates."""
 
     ranks: int
+    experts: int
     layers: int
     heads: int
     kv_heads: int
@@ -32,6 +33,7 @@ def runtime_view(config: dict[str, Any]) -> RuntimeView:
     given = (model["runtime_defaults"] or {}).get("max_attention_window") or [longest]
     return RuntimeView(
         ranks=ranks,
+        experts=model["moe"]["num_experts"] if "moe" in model else 0,
         layers=layers,
         heads=model["num_attention_heads"] // ranks,
         kv_heads=max(model["num_key_value_heads"] // ranks, 1),
