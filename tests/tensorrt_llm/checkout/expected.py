@@ -66,6 +66,7 @@ def expected_view(case: Case, ranks: int) -> RuntimeView:
     tracks = len(layout.tracks)
     return RuntimeView(
         ranks=ranks,
+        experts=config.num_experts if config.has_moe else 0,
         layers=config.num_layers,
         heads=tracks * len(layout.heads),
         kv_heads=tracks * len(layout.kv_heads),
