@@ -15,21 +15,27 @@ engines := engines/demo-$(RANKS)
 builders := $(shell find trtllm_pt -not -path '*/cli/*' -not -path '*/runtime/*' -not -path '*/serving/*' \( -name '*.py' -o -name '*.cpp' -o -name '*.h' \))
 
 .DELETE_ON_ERROR:
-.PHONY: help demo serve test checkout-test gpu-check lint format types docs clean
+.PHONY: help demo serve test soak serving-peers checkout-test gpu-check lint format types docs clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 demo: $(engines)/config.json  ## Build the model in pretrained/ for 2 ranks, and ask it through Triton
 	$(bin)/trtllm-pt client --serve $(engines) '$(PROMPT)' --max-tokens 64 --temperature 0.6 --top-k 20
-	@printf '\n%s\n' 'To go on:  make serve     a server that stays, with a page for prompts at http://127.0.0.1:9000' \
-	    '           $(bin)/trtllm-pt run $(engines) "import os"     the same engines without a server'
+	@printf '\n%s\n%s\n' 'To go on:  make serve — a server that stays, with a page for prompts at http://127.0.0.1:9000' \
+	    '           $(bin)/trtllm-pt run $(engines) "import os" — the same engines without a server'
 
 serve: $(engines)/config.json  ## Serve those engines through Triton
 	$(bin)/trtllm-pt serve $(engines)
 
 test: $(installed)-dev lint types  ## Lint, types and all tests
 	$(bin)/python -m pytest
+
+soak: $(engines)/config.json $(installed)-dev  ## 64 clients on one server for two minutes: tokens, errors, memory
+	$(bin)/python -m tests.serving.soak $(engines)
+
+serving-peers: $(engines)/config.json $(installed)-dev build/genai-perf/bin/genai-perf  ## NVIDIA's load tools on that server
+	$(bin)/python -m tests.serving.peers $(engines) build/genai-perf/bin/genai-perf
 
 checkout-test: $(installed)-checkout  ## The TensorRT network on TensorRT-LLM's own sources, which TRTLLM_CHECKOUT names
 	@test -n '$(TRTLLM_CHECKOUT)' || { echo 'TRTLLM_CHECKOUT must name a clone of NVIDIA/TensorRT-LLM at tag v1.2.1' >&2; exit 2; }
@@ -55,7 +61,7 @@ docs: $(installed)  ## Write docs/cli.md again, from the commands
 	$(bin)/python -m trtllm_pt.cli.docs > docs/cli.md
 
 clean:  ## Remove what was built, but the environment, the cache of compiled things, and training runs
-	rm -rf build/demo-* build/benchmarks build/bench build/gpu-check dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf build/demo-* build/genai-perf build/benchmarks build/bench build/gpu-check dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find engines -mindepth 1 -maxdepth 1 ! -name README.md -exec rm -rf {} +
 	find trtllm_pt tests -name __pycache__ -exec rm -rf {} +
 
@@ -73,6 +79,10 @@ $(installed)-dev: pyproject.toml | $(bin)/python
 $(installed)-checkout: pyproject.toml | $(bin)/python
 	$(bin)/pip install -e '.[embedded,serve,dev,checkout]'
 	touch $@ $(installed) $(installed)-dev
+
+build/genai-perf/bin/genai-perf:  # an environment of its own: it needs numpy 2, which Triton's stubs cannot have
+	$(PYTHON) -m venv build/genai-perf
+	build/genai-perf/bin/pip install genai-perf==0.0.16
 
 $(checkpoint)/config.json: $(wildcard $(model)/*) | $(installed)
 	rm -rf $(@D)

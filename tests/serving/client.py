@@ -55,6 +55,16 @@ def tokens(ids: list[int], max_tokens: int, **values: Any) -> dict[str, np.ndarr
     }
 
 
+def inputs_of(tensors: dict[str, np.ndarray]) -> list[Any]:
+    """The same as NVIDIA's gRPC clients take them."""
+    import tritonclient.grpc as grpc
+
+    inputs = [grpc.InferInput(key, list(array.shape), TYPES[array.dtype.type]) for key, array in tensors.items()]
+    for one, array in zip(inputs, tensors.values(), strict=True):
+        one.set_data_from_numpy(array)
+    return inputs
+
+
 class Stream:
     """One gRPC stream with one request on it."""
 
@@ -66,12 +76,8 @@ class Stream:
         self._answers: queue.Queue[tuple[Any, Any]] = queue.Queue()
         self._client = grpc.InferenceServerClient(f"127.0.0.1:{served.grpc}")
         self._client.start_stream(lambda result, error: self._answers.put((result, error)))
-        inputs = []
-        for key, array in tensors.items():
-            inputs.append(grpc.InferInput(key, list(array.shape), TYPES[array.dtype.type]))
-            inputs[-1].set_data_from_numpy(array)
         self._client.async_stream_infer(
-            model, inputs, request_id=name, enable_empty_final_response=True, timeout=timeout
+            model, inputs_of(tensors), request_id=name, enable_empty_final_response=True, timeout=timeout
         )
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:

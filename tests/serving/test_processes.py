@@ -21,6 +21,7 @@ import pytest
 
 from tests.serving.client import END, Stream, ask, ids_of, post, tokens
 from tests.serving.conftest import Served, free_ports, needs_triton
+from tests.serving.soak import below
 from trtllm_pt.messages import SamplingParams
 from trtllm_pt.runtime.llm import LLM
 from trtllm_pt.serving.repository import write_repository
@@ -53,12 +54,6 @@ def until_curl(lines: IO[str]) -> Iterator[str]:
         yield line.rstrip("\n")
         if line.startswith("curl"):
             return
-
-
-def below(pid: int) -> set[int]:
-    """All processes that a process has started, and theirs."""
-    children = {int(word) for path in Path(f"/proc/{pid}/task").glob("*/children") for word in path.read_text().split()}
-    return children.union(*map(below, children))
 
 
 def gone(pids: set[int], seconds: float = 10) -> bool:
@@ -149,8 +144,7 @@ def test_serve_ends_naming_the_rank_that_died_or_hangs(engines: Path, end: int, 
 def test_serve_ends_when_a_models_process_is_dead(engines: Path) -> None:
     with serve(engines) as (process, _, _):
         started = below(process.pid)
-        [stub] = [pid for pid in started if "triton_python_backend_stub" in command_of(pid) and below(pid)]
-        os.kill(stub, signal.SIGKILL)
+        os.kill(engines_stub(started), signal.SIGKILL)
         _, err = process.communicate(timeout=60)
         assert process.returncode == 1 and "Stub process 'tensorrt_llm_0_0' is not healthy" in err, err
         assert gone(started)
@@ -197,42 +191,84 @@ def environment_of(pid: int) -> dict[str, str]:
     return dict(entry.split("=", 1) for entry in entries if "=" in entry)
 
 
-def test_a_repository_moves_with_its_engines_and_plain_tritonserver_loads_it_again(
-    engines: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "here").mkdir()
-    shutil.copytree(engines, tmp_path / "here" / "engines")
-    write_repository(tmp_path / "here" / "engines", tmp_path / "here" / "repository")
-    (tmp_path / "here").rename(tmp_path / "there")
+@contextmanager
+def plain(root: Path, engines: Path, *options: str) -> Iterator[tuple[subprocess.Popen[bytes], Served]]:
+    """tritonserver by itself over `root`/repository, which serves `engines`."""
     http, grpc, metrics = free_ports(3)
-    served = Served(tmp_path / "there" / "engines", http, grpc, metrics)
-    triton = find_triton(tmp_path)
-    command = [str(triton.binary), *triton.options, f"--model-repository={tmp_path / 'there' / 'repository'}"]
-    command += ["--model-control-mode=explicit", "--load-model=*", "--disable-auto-complete-config"]
+    served = Served(engines, http, grpc, metrics)
+    triton = find_triton(root)
+    command = [str(triton.binary), *triton.options, f"--model-repository={root / 'repository'}", *options]
+    command += ["--disable-auto-complete-config"]
     command += [f"--http-port={http}", f"--grpc-port={grpc}", f"--metrics-port={metrics}"]
     with (
-        open(tmp_path / "log", "wb") as log,
+        open(root / "log", "wb") as log,
         subprocess.Popen(command, stdout=log, stderr=log, env=dict(triton.environment)) as process,
     ):
         try:
             deadline = time.monotonic() + 120
             while not ready(served):
-                assert time.monotonic() < deadline and process.poll() is None, (tmp_path / "log").read_text()
+                assert time.monotonic() < deadline and process.poll() is None, (root / "log").read_text()
                 time.sleep(0.2)
-            first = ids_of(ask(served, "tensorrt_llm", tokens([5, 6, 7], 8, end_id=END)))
-            os.kill(ranks_of(process.pid)[1], signal.SIGKILL)
-            with pytest.raises(Exception, match="the engine is down: rank 1"):
-                while True:
-                    ask(served, "tensorrt_llm", tokens([5, 6, 7], 8, end_id=END))
-            import tritonclient.http as http_client
-
-            http_client.InferenceServerClient(f"127.0.0.1:{http}").load_model("tensorrt_llm")
-            assert ids_of(ask(served, "tensorrt_llm", tokens([5, 6, 7], 8, end_id=END))) == first
+            yield process, served
         finally:
             process.terminate()
             assert process.wait(60) == 0
+
+
+def test_a_repository_moves_with_its_engines_and_plain_tritonserver_loads_it_again(
+    engines: Path, tmp_path: Path
+) -> None:
+    import tritonclient.http as http_client
+
+    (tmp_path / "here").mkdir()
+    shutil.copytree(engines, tmp_path / "here" / "engines")
+    write_repository(tmp_path / "here" / "engines", tmp_path / "here" / "repository")
+    there = (tmp_path / "here").rename(tmp_path / "there")
+    with plain(there, there / "engines", "--model-control-mode=explicit", "--load-model=*") as (process, served):
+        first = ids_of(ask(served, "tensorrt_llm", tokens([5, 6, 7], 8, end_id=END)))
+        kill_rank_1_under_a_stream(process.pid, served)
+        with http_client.InferenceServerClient(f"127.0.0.1:{served.http}") as client:
+            deadline = time.monotonic() + 10
+            while client.is_model_ready("tensorrt_llm") or client.is_model_ready("ensemble"):
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            client.load_model("tensorrt_llm")
+            assert client.is_model_ready("tensorrt_llm") and client.is_model_ready("ensemble")
+        assert ids_of(ask(served, "tensorrt_llm", tokens([5, 6, 7], 8, end_id=END))) == first
     with LLM(engines) as llm:
         assert list(llm.generate([[5, 6, 7]], SamplingParams(max_tokens=8, end_id=-1))[0].token_ids) == first
+
+
+def test_a_plain_tritonserver_that_cannot_load_the_model_again_ends(engines: Path, tmp_path: Path) -> None:
+    write_repository(engines, tmp_path / "repository")
+    with plain(tmp_path, engines) as (process, served):
+        started = below(process.pid)
+        kill_rank_1_under_a_stream(process.pid, served)
+        with pytest.raises(Exception, match="the engine is down: rank 1"):
+            ask(served, "tensorrt_llm", tokens([5, 6, 7], 8, end_id=END))
+        assert process.wait(60) == 0 and gone(started)
+
+
+def test_a_plain_tritonserver_whose_model_died_ends(engines: Path, tmp_path: Path) -> None:
+    write_repository(engines, tmp_path / "repository")
+    with plain(tmp_path, engines) as (process, _):
+        started = below(process.pid)
+        os.kill(engines_stub(started), signal.SIGKILL)
+        assert process.wait(60) == 0 and gone(started)
+
+
+def engines_stub(pids: set[int]) -> int:
+    """The Python model with ranks, among Triton's."""
+    [stub] = [pid for pid in pids if "triton_python_backend_stub" in command_of(pid) and below(pid)]
+    return stub
+
+
+def kill_rank_1_under_a_stream(server: int, served: Served) -> None:
+    answers = iter(Stream(served, "tensorrt_llm", tokens([5, 6, 7], 900, end_id=END, streaming=True)))
+    next(answers)
+    os.kill(ranks_of(server)[1], signal.SIGKILL)
+    with pytest.raises(Exception, match="the engine is down: rank 1"):
+        list(answers)
 
 
 def ready(served: Served) -> bool:

@@ -148,6 +148,15 @@ def test_a_window_is_written_for_every_layer(tmp_path: Path) -> None:
     assert config.dynamic_batching.default_queue_policy.max_queue_size == 7
 
 
+@pytest.mark.parametrize(("engine", "reuse"), [("tensorrt_llm", "false"), ("embedded", "true")])
+def test_tensorrt_llm_gets_chunks_without_reuse(engine: str, reuse: str, tmp_path: Path) -> None:
+    """Together they are not safe there where a client goes away."""
+    write_repository(engines(tmp_path / "e", engine), tmp_path / "r", engine_path="/engines")
+    parameters = parse(tmp_path / "r" / "tensorrt_llm" / "config.pbtxt").parameters
+    assert parameters["enable_chunked_context"].string_value == "true"
+    assert parameters["enable_kv_cache_reuse"].string_value == reuse
+
+
 def test_the_repository_in_git_is_what_the_command_writes(tmp_path: Path) -> None:
     """`trtllm-pt repo engines/demo-2 -o triton_model_repo`, after `make demo`."""
     folder = engines(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.serving.client import END, Stream, ask, events, figures, ids_of, post, scalars, tensor, text_of, tokens
+from tests.serving.client import (
+    END,
+    Stream,
+    ask,
+    events,
+    figures,
+    ids_of,
+    inputs_of,
+    post,
+    scalars,
+    tensor,
+    text_of,
+    tokens,
+)
 from tests.serving.conftest import QUEUE, Served, needs_triton
 from trtllm_pt.messages import SamplingParams
 from trtllm_pt.runtime.llm import LLM, RunResult
@@ -61,6 +76,30 @@ def test_greedy_tokens_are_the_runtimes_whatever_else_runs(
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(one, range(24)))
+
+
+def test_nvidias_async_client_streams_many_at_once(
+    served: Served, ids: list[list[int]], alone: list[RunResult]
+) -> None:
+    import tritonclient.grpc.aio as aio
+
+    async def one(client: aio.InferenceServerClient, which: int) -> tuple[int, ...]:
+        async def requests() -> AsyncIterator[dict[str, Any]]:
+            given = tokens(ids[which], LENGTH, end_id=0, streaming=True)
+            yield {"model_name": "tensorrt_llm", "inputs": inputs_of(given)}
+
+        got: list[int] = []
+        async for result, error in client.stream_infer(requests()):
+            assert error is None, error
+            got += result.as_numpy("output_ids").ravel().tolist()
+        return tuple(got)
+
+    async def all_of_them() -> list[tuple[int, ...]]:
+        async with aio.InferenceServerClient(f"127.0.0.1:{served.grpc}") as client:
+            return await asyncio.gather(*(one(client, number % len(PROMPTS)) for number in range(8)))
+
+    found = asyncio.run(all_of_them())
+    assert found == [alone[number % len(PROMPTS)].token_ids for number in range(8)]
 
 
 @pytest.mark.parametrize("model", ["ensemble", "tensorrt_llm_bls"])

@@ -9,11 +9,13 @@ from __future__ import annotations
 import itertools
 import os
 import queue
+import signal
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from trtllm_pt.engine.manifest import EngineManifest
@@ -28,6 +30,7 @@ from trtllm_pt.serving.metrics import Metrics
 
 _BUSY_SECONDS = 0.01  # how long the engine's thread waits for tokens before it looks for new requests
 _IDLE_SECONDS = 0.5  # and for new requests, before it looks whether the ranks are still there
+_LAST_SECONDS = 10  # in which a server whose engine is down says why; then it ends, unless it can load models again
 
 
 @dataclass(slots=True, eq=False)
@@ -47,7 +50,7 @@ class TritonPythonModel:
         folder = config.path("gpt_model_path").resolve()
         manifest = EngineManifest.from_dir(folder)
         check_versions(folder, manifest)
-        self._limits = Limits.of(manifest)
+        self._name, self._limits = config.name, Limits.of(manifest)
         self._exclude_input = config.flag("exclude_input_in_output", False)
         waiting: int = config.data["dynamic_batching"]["default_queue_policy"]["max_queue_size"]
         self._most = manifest.options.max_batch_size + waiting if waiting else None
@@ -196,6 +199,14 @@ class TritonPythonModel:
         for stream in set(self._streams.values()):
             stream.sender.end(refusal(f"the engine is down: {message}", "UNAVAILABLE"))
         self._streams.clear()
+        threading.Thread(target=self._withdraw, daemon=True).start()  # an unloading model waits for this thread
+
+    def _withdraw(self) -> None:
+        """Show the world that this engine is down, for Triton itself goes on calling it ready."""
+        if _models_come_and_go():
+            triton().unload_model(self._name)
+        elif not self._closing.wait(_LAST_SECONDS):
+            os.kill(os.getppid(), signal.SIGTERM)
 
     # The watching thread
 
@@ -213,11 +224,19 @@ class TritonPythonModel:
             seen &= streams
 
 
+def _models_come_and_go() -> bool:
+    """Whether the server loads and unloads models when asked. If not, asking crashes Triton 2.51."""
+    words = Path(f"/proc/{os.getppid()}/cmdline").read_text().replace("=", "\0").split("\0")
+    return ("--model-control-mode", "explicit") in itertools.pairwise(words)
+
+
 def _guard() -> subprocess.Popen[bytes]:
     """Ends this process when its server is gone. By itself it may hang in Triton's code, with the GIL, and keep the
-    ranks, which end with it."""
+    ranks, which end with it. And the other way round: a server that cannot load this model again ends."""
     server, own = os.getppid(), os.getpid()
-    script = f"while kill -0 {server}; do kill -0 {own} || exit; sleep 1; done; kill -9 {own}"
+    last = "" if _models_come_and_go() else f"sleep {_LAST_SECONDS}; kill {server};"
+    state = f"$(cut -d ' ' -f 3 /proc/{own}/stat)"  # Z: dead, but Triton has not noticed
+    script = f"while kill -0 {server}; do case {state} in Z|'') {last} exit;; esac; sleep 1; done; kill -9 {own}"
     return subprocess.Popen(
         ["sh", "-c", script], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )

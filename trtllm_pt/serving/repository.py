@@ -215,7 +215,10 @@ def _values(served: Served) -> Mapping[str, str]:
         "batching_strategy": "inflight_fused_batching",
         "batch_scheduler_policy": "guaranteed_no_evict",
         "exclude_input_in_output": "true",
-        "enable_kv_cache_reuse": "true",
+        # TensorRT-LLM 1.2.1 with both: a prompt that is cancelled between two chunks leaves blocks for reuse that were
+        # never computed (NVIDIA/TensorRT-LLM#12673), and its backend cancels whenever a client goes away. Chunks stay:
+        # without them no prompt may exceed max_num_tokens, and a long one holds up all others.
+        "enable_kv_cache_reuse": "true" if served.embedded else "false",
         "enable_chunked_context": "true",
         **_windows(served.manifest),
     }
