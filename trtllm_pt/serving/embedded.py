@@ -64,6 +64,7 @@ class TritonPythonModel:
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._wake, self._closing = threading.Event(), threading.Event()
         self._down: str | None = None  # why the engine is
+        self._server = os.getppid()  # now: an orphan would get another one
         self._threads = [threading.Thread(target=target, daemon=True) for target in (self._run, self._watch)]
         for thread in self._threads:
             thread.start()
@@ -206,7 +207,7 @@ class TritonPythonModel:
         if _models_come_and_go():
             triton().unload_model(self._name)
         elif not self._closing.wait(_LAST_SECONDS):
-            os.kill(os.getppid(), signal.SIGTERM)
+            os.kill(self._server, signal.SIGTERM)
 
     # The watching thread
 
