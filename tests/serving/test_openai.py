@@ -150,6 +150,11 @@ def test_what_is_wrong_is_named(url: str, path: str, body: Any, status: int, mes
     assert message in json.loads(caught.value.read())["error"]["message"]
 
 
+def test_health(url: str) -> None:
+    with urllib.request.urlopen(f"{url.removesuffix('/v1')}/health", timeout=10) as answer:
+        assert (answer.status, json.loads(answer.read())) == (200, {"status": "ok"})
+
+
 def test_a_full_queue_is_503(client: Any, served: Served) -> None:
     slots = 4 + QUEUE
     asked = {"model": "demo", "prompt": "def f(", "max_tokens": 300, "extra_body": {"ignore_eos": True}}

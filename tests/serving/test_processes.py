@@ -11,8 +11,9 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -241,20 +242,43 @@ def test_a_repository_moves_with_its_engines_and_plain_tritonserver_loads_it_aga
 
 def test_a_plain_tritonserver_that_cannot_load_the_model_again_ends(engines: Path, tmp_path: Path) -> None:
     write_repository(engines, tmp_path / "repository")
-    with plain(tmp_path, engines) as (process, served):
+    with plain(tmp_path, engines) as (process, served), front(engines, served) as health:
         started = below(process.pid)
+        assert health() == (200, "")
         kill_rank_1_under_a_stream(process.pid, served)
         with pytest.raises(Exception, match="the engine is down: rank 1"):
             ask(served, "tensorrt_llm", tokens([5, 6, 7], 8, end_id=END))
+        status, words = health()
+        assert status == 503 and "tensorrt_llm does not answer: the engine is down: rank 1" in words
         assert process.wait(60) == 0 and gone(started)
+        assert health()[0] == 503
 
 
 def test_a_plain_tritonserver_whose_model_died_ends(engines: Path, tmp_path: Path) -> None:
     write_repository(engines, tmp_path / "repository")
-    with plain(tmp_path, engines) as (process, _):
+    with plain(tmp_path, engines) as (process, served), front(engines, served) as health:
         started = below(process.pid)
         os.kill(engines_stub(started), signal.SIGKILL)
+        assert health()[0] == 503
         assert process.wait(60) == 0 and gone(started)
+
+
+@contextmanager
+def front(engines: Path, served: Served) -> Iterator[Callable[[], tuple[int, str]]]:
+    """OpenAI's endpoints: status and words of their health."""
+    from trtllm_pt.serving.front import Front
+
+    [port] = free_ports(1)
+
+    def health() -> tuple[int, str]:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=30) as answer:
+                return answer.status, ""
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+    with Front(engines, "demo", f"127.0.0.1:{served.grpc}").listening("127.0.0.1", port):
+        yield health
 
 
 def engines_stub(pids: set[int]) -> int:

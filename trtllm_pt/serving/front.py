@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import tritonclient.grpc.aio as grpc
 from aiohttp import web
+from tritonclient.utils import InferenceServerException
 
 from trtllm_pt.checkpoint.tokenizer import end_ids, load_tokenizer
 from trtllm_pt.engine import EngineManifest, inspect
@@ -30,6 +31,7 @@ from trtllm_pt.serving.words import pack
 _BODY_BYTES = 8 << 20
 _PAGE = Path(__file__).parent / "page.html"
 _TYPES = {"int32": "INT32", "float32": "FP32", "bool": "BOOL", "uint64": "UINT64"}
+_HEALTH_SECONDS = 10.0  # in which a model must answer a request that asks for nothing
 _BUSY = ("the queue is full", "the engine is down")
 
 
@@ -59,6 +61,7 @@ class Front:
         self._limits = Limits.of(manifest)
         shown = ("ranks", "tracks", "sync_points", "tensor_parallel_sync_points", "schedule")
         self._facts = {name: value for name, value in inspect(engines).items() if name in shown}
+        self._embedded = manifest.kind == "embedded"
         self._name, self._url, self._began = name, grpc_url, int(time.time())
 
     @contextmanager
@@ -80,6 +83,7 @@ class Front:
         app = web.Application(client_max_size=_BODY_BYTES, middlewares=[_errors])
         app.router.add_get("/", _page)
         app.router.add_get("/engine", self._engine)
+        app.router.add_get("/health", self._health)
         app.router.add_get("/v1/models", self._models)
         for kind in ("completions", "chat/completions"):
             app.router.add_post(f"/v1/{kind}", self._complete)
@@ -99,6 +103,27 @@ class Front:
     async def _engine(self, _: web.Request) -> web.Response:
         """What the page shows of it."""
         return web.json_response({"model": self._name, **self._facts})
+
+    async def _health(self, _: web.Request) -> web.Response:
+        """Whether the engine answers. Triton calls a model ready whose process or ranks are dead."""
+        try:
+            await asyncio.wait_for(self._check(), _HEALTH_SECONDS)
+        except (asyncio.TimeoutError, InferenceServerException, RunError) as error:
+            raise _Failed(503, f"tensorrt_llm does not answer: {error}") from None
+        return web.json_response({"status": "ok"})
+
+    async def _check(self) -> None:
+        if not self._embedded:
+            if not await self._client.is_model_ready("tensorrt_llm"):
+                raise RunError("it is not ready")
+            return
+
+        async def requests() -> AsyncIterator[dict[str, Any]]:
+            yield {"model_name": "tensorrt_llm", "inputs": _nothing(), "request_id": "health"}
+
+        async for _, error in self._client.stream_infer(requests()):
+            if error is not None:
+                raise RunError(error.message())
 
     async def _models(self, _: web.Request) -> web.Response:
         model = {"id": self._name, "object": "model", "created": self._began, "owned_by": "trtllm_pt"}
@@ -192,6 +217,18 @@ def _inputs(choice: Completion) -> list[grpc.InferInput]:
         arrays["runtime_top_p"] = _scalar(sampling.top_p, np.float32)
     if sampling.stop_words:
         arrays["stop_words_list"] = pack([sampling.stop_words])
+    return _tensors(arrays)
+
+
+def _nothing() -> list[grpc.InferInput]:
+    """Asks the model to end a request that nobody made."""
+    one = _scalar(1, np.int32)
+    return _tensors(
+        {"stop": _scalar(True, np.bool_), "input_ids": one, "input_lengths": one, "request_output_len": one}
+    )
+
+
+def _tensors(arrays: dict[str, Any]) -> list[grpc.InferInput]:
     inputs = []
     for name, array in arrays.items():
         inputs.append(grpc.InferInput(name, list(array.shape), _TYPES[array.dtype.name]))
