@@ -36,7 +36,11 @@ def engines(
     folder.mkdir(parents=True)
     checkpoint = CheckpointManifest(model=model, ranks=2, dtype="float32")
     manifest = EngineManifest(kind=kind, checkpoint=checkpoint, options=options.resolved(model), versions={})  # type: ignore[arg-type]
-    (folder / "config.json").write_text(json.dumps(manifest.to_json()))
+    config = manifest.to_json()
+    config["build_config"]["plugin_config"] = dict.fromkeys(
+        ("context_fmha", "remove_input_padding", "use_paged_context_fmha"), True
+    )
+    (folder / "config.json").write_text(json.dumps(config))
     (folder / FILES[kind]).touch()
     return folder
 
@@ -144,6 +148,9 @@ def test_a_window_is_written_for_every_layer(tmp_path: Path) -> None:
     write_repository(engines(tmp_path / "e", "tensorrt_llm", WINDOWED), tmp_path / "r", **options)
     config = parse(tmp_path / "r" / "tensorrt_llm" / "config.pbtxt")
     assert config.parameters["max_attention_window_size"].string_value == "9,9,128,9,9"
+    # Its chunks are too small for windowed kernels; so the pages may be reused.
+    assert config.parameters["enable_chunked_context"].string_value == "false"
+    assert config.parameters["enable_kv_cache_reuse"].string_value == "true"
     assert config.parameters["gpt_model_path"].string_value == "/engines/demo"
     assert config.dynamic_batching.default_queue_policy.max_queue_size == 7
 

@@ -204,6 +204,7 @@ def _parameters(model: str, served: Served) -> Iterable[str]:
 
 def _values(served: Served) -> Mapping[str, str]:
     """What is filled in."""
+    manifest = served.manifest
     return {
         "engine_dir": served.engine_path,
         "tokenizer_dir": f"{served.engine_path}/tokenizer",
@@ -218,18 +219,11 @@ def _values(served: Served) -> Mapping[str, str]:
         # TensorRT-LLM 1.2.1 with both: a prompt that is cancelled between two chunks leaves blocks for reuse that were
         # never computed (NVIDIA/TensorRT-LLM#12673), and its backend cancels whenever a client goes away. Chunks stay:
         # without them no prompt may exceed max_num_tokens, and a long one holds up all others.
-        "enable_kv_cache_reuse": "true" if served.embedded else "false",
-        "enable_chunked_context": "true",
-        **_windows(served.manifest),
+        "enable_kv_cache_reuse": _bool(manifest.reuses_pages and (served.embedded or not manifest.chunks_prompts)),
+        "enable_chunked_context": _bool(manifest.chunks_prompts),
+        **({"max_attention_window_size": ",".join(map(str, manifest.windows))} if manifest.windows else {}),
     }
 
 
-def _windows(manifest: EngineManifest) -> Mapping[str, str]:
-    """Tokens that each layer's attention sees, for models where they differ from all."""
-    model = manifest.model
-    if model.window is None:
-        return {}
-    windows = [
-        min(model.layer_window(i) or manifest.max_seq_len, manifest.max_seq_len) for i in range(model.num_layers)
-    ]
-    return {"max_attention_window_size": ",".join(map(str, windows))}
+def _bool(value: bool) -> str:
+    return "true" if value else "false"
