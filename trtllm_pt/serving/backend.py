@@ -80,6 +80,7 @@ class Sender:
                 self._sender.send(flags=final)
             else:
                 self._sender.send(answer, flags=final)
+            del self._sender  # Triton does not unload a model while one lives, and whoever holds us would keep it
 
     def is_cancelled(self) -> bool:
         """Whether the client closed its stream."""

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import tritonclient.grpc.aio as grpc
 from aiohttp import web
+from grpc.aio import AioRpcError
 from tritonclient.utils import InferenceServerException
 
 from trtllm_pt.checkpoint.tokenizer import end_ids, load_tokenizer
@@ -121,9 +122,13 @@ class Front:
         async def requests() -> AsyncIterator[dict[str, Any]]:
             yield {"model_name": "tensorrt_llm", "inputs": _nothing(), "request_id": "health"}
 
-        async for _, error in self._client.stream_infer(requests()):
-            if error is not None:
-                raise RunError(error.message())
+        answers = self._client.stream_infer(requests())
+        try:
+            async for _, error in answers:
+                if error is not None:
+                    raise RunError(error.message())
+        finally:
+            answers.cancel()  # else Triton waits for this stream when it is told to end
 
     async def _models(self, _: web.Request) -> web.Response:
         model = {"id": self._name, "object": "model", "created": self._began, "owned_by": "trtllm_pt"}
@@ -331,6 +336,8 @@ async def _errors(request: web.Request, handler: Any) -> web.StreamResponse:
         status, message = error.status, error.reason
     except (RunError, UsageError) as error:
         status, message = _status(error), str(error)
+    except AioRpcError as error:  # a server that is gone
+        status, message = 503, f"Triton does not answer: {error.details()}"
     return web.json_response(_body(status, message), status=status)
 
 
