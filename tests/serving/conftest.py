@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.util
 import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,17 +44,24 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def served(engines: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    root = tmp_path_factory.mktemp("server")
+    with running(engines, root) as (served, server):
+        yield served
+        status = server.close()
+    assert status == 0, (root / "log").read_text()[-2000:]
+
+
+@contextmanager
+def running(engines: Path, root: Path) -> Iterator[tuple[Served, Any]]:
+    """A server, ready, with its files below `root`."""
     from trtllm_pt.serving.repository import write_repository
     from trtllm_pt.serving.server import Address, Server
 
-    root = tmp_path_factory.mktemp("server")
     write_repository(engines, root / "repository", max_queue_size=QUEUE)
     http, grpc, metrics = free_ports(3)
     with Server(root / "repository", Address(http=http, grpc=grpc, metrics=metrics), root / "log") as server:
         server.wait_until_ready()
-        yield Served(engines, http, grpc, metrics)
-        status = server.close()
-    assert status == 0, (root / "log").read_text()[-2000:]
+        yield Served(engines, http, grpc, metrics), server
 
 
 def free_ports(count: int) -> list[int]:

@@ -27,7 +27,7 @@ from tests.serving.client import (
     text_of,
     tokens,
 )
-from tests.serving.conftest import QUEUE, Served, needs_triton
+from tests.serving.conftest import QUEUE, Served, needs_triton, running
 from trtllm_pt.messages import SamplingParams
 from trtllm_pt.runtime.llm import LLM, RunResult
 
@@ -333,9 +333,10 @@ def test_a_full_queue_says_unavailable(served: Served, ids: list[list[int]]) -> 
 
 
 def test_clients_that_come_and_go_leave_the_others_tokens_alone(
-    served: Served, ids: list[list[int]], alone: list[RunResult]
+    engines: Path, tmp_path: Path, ids: list[list[int]], alone: list[RunResult]
 ) -> None:
-    """A third of them closes its stream somewhere, some just as it ends."""
+    """A third of them closes its stream somewhere, some just as it ends. On a server of its own, for Triton 2.51
+    sometimes does not unload a model after that, and its status is 1 then."""
 
     def one(number: int) -> None:
         draw = random.Random(number)
@@ -352,9 +353,12 @@ def test_clients_that_come_and_go_leave_the_others_tokens_alone(
             else:
                 assert tuple(got) == alone[which].token_ids[:most]
 
-    with ThreadPoolExecutor(6) as pool:  # half of what may wait or run: closed ones count for a moment more
+    with (
+        running(engines, tmp_path) as (served, _),
+        ThreadPoolExecutor(6) as pool,  # half of what may wait or run: closed ones count for a moment more
+    ):
         list(pool.map(one, range(12)))
-    until(lambda: not figures(served)[ACTIVE] and not figures(served)["nv_trt_llm_kv_cache_block_metrics/used"])
+        until(lambda: not figures(served)[ACTIVE] and not figures(served)["nv_trt_llm_kv_cache_block_metrics/used"])
 
 
 def test_the_metrics_page_has_tensorrt_llms_names(served: Served) -> None:
