@@ -6,6 +6,8 @@ import os
 
 # A launcher says so in the environment: its name, and the variable that has the number of ranks.
 LAUNCHERS = {"MPICH's mpirun": "PMI_SIZE", "Open MPI's mpirun": "OMPI_COMM_WORLD_SIZE"}
+# An aborted job's mpirun drops what it has not passed on yet: so a rank that has said why waits before it aborts.
+SECONDS_TO_BE_HEARD = 0.5
 _RANKS = ("PMI_RANK", "OMPI_COMM_WORLD_RANK")
 
 

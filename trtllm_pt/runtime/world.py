@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from trtllm_pt.errors import UsageError
-from trtllm_pt.launchers import LAUNCHERS, launched_ranks
+from trtllm_pt.launchers import LAUNCHERS, SECONDS_TO_BE_HEARD, launched_ranks
 from trtllm_pt.runtime.launch import NO_MPI
 from trtllm_pt.runtime.step_plan import Int64s, StepPlan
 
@@ -83,6 +83,7 @@ class World:
     def abort(self) -> None:
         """End all ranks now."""
         if self.comm is not None:
+            time.sleep(SECONDS_TO_BE_HEARD)
             self.comm.Abort(1)
 
     def barrier(self) -> None:
@@ -153,6 +154,7 @@ def end_all_on_an_exception(comm: MPI.Intracomm) -> None:
     def end_all(*error: Any) -> None:
         report(*error)
         sys.stderr.flush()
+        time.sleep(SECONDS_TO_BE_HEARD)
         comm.Abort(1)
 
     sys.excepthook = end_all
