@@ -160,7 +160,7 @@ def test_an_all_reduce_less_is_counted(checkout: Checkout) -> None:
 
 @pytest.mark.parametrize(("strategy", "number"), [("NCCL", 0), ("AUTO", 3)])
 def test_our_own_build_makes_the_same_network(strategy: str, number: int, checkout: Checkout, tmp_path: Path) -> None:
-    job = Job(CASES["pt window"], 4)
+    job = Job(CASES["pt large heads"], 4)
     ours, theirs = checkout.call(worker.build_with_strategy, job, strategy, tmp_path), checkout.built(job)
     for facts, wanted in zip(ours.facts, theirs.facts, strict=True):
         reduces = [found for found in facts.collectives if found.kind == "AllReduce"]
