@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -10,21 +9,15 @@ from contextlib import ExitStack, contextmanager
 
 from trtllm_pt.bench.facts import Facts
 from trtllm_pt.errors import UsageError
-from trtllm_pt.launchers import launched_ranks
+from trtllm_pt.launchers import launched_rank, launched_ranks
 from trtllm_pt.messages import Runtime
 
 _PAGE = 32  # a multiple of both engines' KV pages
-_RANK = ("PMI_RANK", "OMPI_COMM_WORLD_RANK")
-
-
-def follows() -> bool:
-    """Whether mpirun started this process as another rank than 0."""
-    return any(os.environ.get(name, "0") != "0" for name in _RANK)
 
 
 def leave_interrupts_to_rank_0() -> None:
     """It saves what was measured, and then ends all ranks."""
-    if follows():
+    if launched_rank():
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 

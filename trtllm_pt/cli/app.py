@@ -15,6 +15,7 @@ import click
 
 from trtllm_pt import __version__
 from trtllm_pt.errors import TrtllmPtError
+from trtllm_pt.launchers import launched_rank
 
 # In the order of the data's way. A command's module has its name and holds `command`.
 COMMANDS = tuple("presets init convert build inspect run repo serve client plan bench doctor".split())
@@ -93,9 +94,8 @@ def _report(error: Exception) -> int:
     if _debug():
         traceback.print_exception(error)
     status, line = _status_and_line(error)
-    # mpirun mixes the output of all ranks.
-    rank = os.environ.get("PMI_RANK") or os.environ.get("OMPI_COMM_WORLD_RANK") or "0"
-    click.echo(f"Error{'' if rank == '0' else f' on rank {rank}'}: {line}", err=True)
+    rank = launched_rank()  # mpirun mixes the output of all
+    click.echo(f"Error{f' on rank {rank}' if rank else ''}: {line}", err=True)
     return status
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from trtllm_pt.engine.manifest import EngineManifest
 from trtllm_pt.errors import RunError, TrtllmPtError, UsageError
+from trtllm_pt.launchers import launched_rank
 from trtllm_pt.messages import Request, Tokens
 from trtllm_pt.runtime.rank import RankRuntime, open_rank
 from trtllm_pt.runtime.remote import Connection
@@ -48,10 +49,8 @@ def last_words() -> Iterator[None]:
         # A rank whose partner is dead may hear of it from MPI before mpirun does, which alone knows who died, and how.
         time.sleep(_MPIRUN_SECONDS)
         traceback.print_exc()
-        rank = os.environ.get("PMI_RANK") or os.environ.get("OMPI_COMM_WORLD_RANK") or "0"
-        _end(
-            "error", f"rank {rank} (process {os.getpid()}) failed: {' '.join(str(error).split())}", RunError.exit_status
-        )
+        who = f"rank {launched_rank()} (process {os.getpid()})"
+        _end("error", f"{who} failed: {' '.join(str(error).split())}", RunError.exit_status)
 
 
 def _end(kind: str, text: str, status: int) -> None:
