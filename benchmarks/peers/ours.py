@@ -1,0 +1,58 @@
+"""This engine through its runtime: scheduler, paged cache and sampling included, as in the server."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from side import Prompts, main
+
+import trtllm_pt
+from trtllm_pt import BuildOptions, build
+from trtllm_pt.checkpoint.convert import convert as to_checkpoint
+from trtllm_pt.checkpoint.manifest import CheckpointManifest
+from trtllm_pt.engine.manifest import EngineManifest
+from trtllm_pt.messages import Request, SamplingParams
+from trtllm_pt.runtime.llm import start_runtime
+
+_POLL_SECONDS = 10.0
+_POSITIONS = 1024
+
+
+def convert(source: Path, target: Path, ranks: str) -> None:
+    """Builds anew each time, for the sources may have changed; compiled things come from the cache."""
+    checkpoint = target.with_suffix(".checkpoint")
+    if not checkpoint.exists():
+        to_checkpoint(source, checkpoint, ranks=int(ranks))
+    shutil.rmtree(target, ignore_errors=True)
+    positions = CheckpointManifest.from_dir(checkpoint).model.max_position_embeddings
+    build(checkpoint, target, "embedded", BuildOptions(max_seq_len=min(_POSITIONS, positions)))
+
+
+class Ours:
+    version = trtllm_pt.__version__
+
+    def __init__(self, folder: str, threads: int, ranks: str) -> None:
+        engine = Path(folder)
+        self._runtime = start_runtime(engine, EngineManifest.from_dir(engine), threads // int(ranks), None)
+
+    def generate(self, prompts: Prompts, tokens: int, stamp: Callable[[], None]) -> list[list[int]]:
+        sampling = SamplingParams(max_tokens=tokens, end_id=-1)
+        for number, prompt in enumerate(prompts):
+            self._runtime.submit(Request(id=number, token_ids=tuple(prompt), sampling=sampling))
+        found: list[list[int]] = [[] for _ in prompts]
+        complete = 0
+        while complete < tokens:
+            for message in self._runtime.poll(_POLL_SECONDS):
+                if message.error is not None:
+                    raise RuntimeError(message.error)
+                found[message.id] += message.token_ids
+            while complete < min(map(len, found)):
+                complete += 1
+                stamp()
+        return found
+
+
+if __name__ == "__main__":
+    main(convert, Ours)

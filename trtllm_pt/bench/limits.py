@@ -1,0 +1,128 @@
+"""What this machine can do at most: how fast it reads memory, and how fast anything here multiplies matrices."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from trtllm_pt.errors import RunError
+from trtllm_pt.kernels.build import build_library, compiler
+from trtllm_pt.kernels.library import load
+
+_SOURCE = Path(__file__).parent / "read_stream.cpp"
+_READ_BYTES = 640 << 20  # more than caches hold
+_STEP = 512  # bytes that the loop takes at once
+
+
+class ReadStream:
+    """A read of a large buffer by several threads. Raises UsageError where there is no C++ compiler."""
+
+    def __init__(self, threads: int) -> None:
+        self._read = _compiled().read_stream
+        self._read.argtypes, self._read.restype = [ctypes.c_void_p, ctypes.c_size_t], ctypes.c_uint64
+        self._part = _READ_BYTES // threads // _STEP * _STEP
+        self._buffer = torch.ones(self._part * threads, dtype=torch.uint8)  # written: an untouched page is no memory
+        self._addresses = [self._buffer.data_ptr() + thread * self._part for thread in range(threads)]
+        self._pool = ThreadPoolExecutor(threads)
+        self()
+
+    def __call__(self) -> float:
+        """Bytes per second."""
+        began = time.perf_counter()
+        list(self._pool.map(lambda address: self._read(address, self._part), self._addresses))  # ctypes frees the GIL
+        return self._part * len(self._addresses) / (time.perf_counter() - began)
+
+
+def _compiled() -> ctypes.CDLL:
+    with tempfile.TemporaryDirectory(prefix="trtllm_pt-") as folder:
+        library = Path(folder) / "read_stream.so"
+        command = [compiler(), "-O3", "-std=c++20", "-shared", "-fPIC", "-o", str(library), str(_SOURCE)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RunError(f"`{' '.join(command)}` failed: {done.stderr.strip().splitlines()[0]}")
+        return ctypes.CDLL(str(library))
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """[m, k] x [k, n]."""
+
+    m: int
+    n: int
+    k: int
+
+    @property
+    def flops(self) -> int:
+        return 2 * self.m * self.n * self.k
+
+    def __str__(self) -> str:
+        return f"{self.m} x {self.n} x {self.k}"
+
+
+# A square one, and those of 512 tokens: the FFNs of the 150M and 1B models, and a large head.
+PRODUCTS = (Product(2048, 2048, 2048), Product(512, 5632, 1024), Product(512, 8192, 2048), Product(512, 32000, 2048))
+
+
+class Matrix:
+    """One way to multiply by a weight that was made ready before: calling it gives FLOP per second."""
+
+    def __init__(self, name: str, product: Product, dtype: torch.dtype, work: Callable[[], object]) -> None:
+        self.name, self.product, self.dtype, self._work = name, product, dtype, work
+
+    def __call__(self) -> float:
+        began = time.perf_counter()
+        self._work()
+        return self.product.flops / (time.perf_counter() - began)
+
+
+def load_ops() -> None:
+    """The engine's ops into this process, compiled from the sources as they are."""
+    with tempfile.TemporaryDirectory(prefix="trtllm_pt-") as folder:
+        load(build_library(Path(folder)))
+
+
+def matrices(product: Product, dtype: torch.dtype) -> list[Matrix]:
+    """Every way that is here, with torch's threads as they are. The ops must be loaded.
+
+    Raises RunError where one of them gives another product.
+    """
+    x, weight = torch.randn(product.m, product.k).to(dtype), torch.randn(product.n, product.k).to(dtype)
+    packed = torch.ops.trtllm_pt.pack(weight[None])
+    ways: dict[str, Callable[[], torch.Tensor]] = {
+        "torch": lambda: torch.nn.functional.linear(x, weight),
+        "trtllm_pt": lambda: torch.ops.trtllm_pt.linear(x[None], packed, None, product.n)[0],
+    }
+    if torch._C._has_mkldnn and (dtype != torch.bfloat16 or _onednn_has_bfloat16()):
+        reordered = torch.ops.mkldnn._reorder_linear_weight(weight, product.m)
+        ways["oneDNN, packed"] = lambda: torch.ops.mkldnn._linear_pointwise(x, reordered, None, "none", [], "")
+    right = ways["torch"]()
+    for name, way in ways.items():
+        error = float((way() - right).norm() / right.norm())
+        if not error < 0.01:
+            raise RunError(f"{name}: {product} in {dtype} is off by {error:.1%}")
+    return [Matrix(name, product, dtype, way) for name, way in ways.items()]
+
+
+def _onednn_has_bfloat16() -> bool:
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def fastest(found: list[Matrix], samples: int = 3) -> Matrix:
+    """Of all, by the best of a few calls each."""
+    return max(found, key=lambda matrix: max(matrix() for _ in range(samples)))
+
+
+def medians(ways: list[Callable[[], float]], rounds: int) -> list[tuple[float, float, float]]:
+    """Each way's median, minimum and maximum, taken in turns so that the machine's noise hits all alike."""
+    samples = np.array([[way() for way in ways] for _ in range(rounds)])
+    columns = np.median(samples, 0), samples.min(0), samples.max(0)
+    return [(float(m), float(low), float(high)) for m, low, high in zip(*columns, strict=True)]
