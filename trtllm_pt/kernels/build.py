@@ -19,12 +19,13 @@ from trtllm_pt.errors import INSTALL_EMBEDDED, RunError, UsageError
 LIBRARY = "libtrtllm_pt_ops.so"
 
 _HERE = Path(__file__).parent
-_HEADERS = ("paths.h", "parallel.h")
+_HEADERS = ("amx.h", "paths.h", "parallel.h")
 _PATHS = {  # path.cpp is compiled once for each
     "portable": ("-march=x86-64-v2",),
     "avx2": ("-march=x86-64-v3",),
     "avx512": ("-march=x86-64-v4",),
     "avx512_bf16": ("-march=x86-64-v4", "-mavx512bf16"),
+    "avx512_amx": ("-march=x86-64-v4", "-mavx512bf16", "-mamx-tile", "-mamx-bf16"),
 }
 # fp-contract off: the kernels write their fused multiply-adds out, so that every loop rounds alike (path.cpp).
 _FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fopenmp", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",

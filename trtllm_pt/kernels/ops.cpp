@@ -7,7 +7,10 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/zeros.h>
+#include <cpuid.h>
+#include <sys/syscall.h>
 #include <torch/library.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
@@ -27,8 +30,19 @@ namespace portable { extern const Path table; }
 namespace avx2 { extern const Path table; }
 namespace avx512 { extern const Path table; }
 namespace avx512_bf16 { extern const Path table; }
+namespace avx512_amx { extern const Path table; }
 
 // ---- the instruction path
+
+// Whether the processor multiplies bfloat16 in tiles, and the kernel lets this process's threads have them (from Linux
+// 5.16 on). Weak: tests put an emulator of the instructions in its place.
+extern "C" __attribute__((weak, visibility("default"))) bool trtllm_pt_may_use_tiles() {
+  constexpr unsigned kTiles = 1u << 24, kBFloat16 = 1u << 22;  // CPUID leaf 7, EDX
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  unsigned a, b, c, d;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & kTiles) && (d & kBFloat16) &&
+         syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
 
 static std::vector<const Path*> available_paths() {  // worst first
   std::vector<const Path*> found;
@@ -48,6 +62,8 @@ static const Path& choose_path() {
   TORCH_CHECK(!found.empty(), "this machine's processor lacks SSE4.2, which the trtllm_pt ops need at least");
   const char* wish = std::getenv("TRTLLM_PT_ISA");
   if (!wish || !*wish) return *found.back();
+  // By name only, as long as no run of the tests has seen a processor that has it.
+  if (found.back() == &avx512_bf16::table && trtllm_pt_may_use_tiles()) found.push_back(&avx512_amx::table);
   std::string names;
   for (const Path* path : found) {
     if (path->name == std::string(wish)) return *path;

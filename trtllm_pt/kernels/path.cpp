@@ -232,6 +232,10 @@ void product(int64_t rows, const typename W::Operand* x, int64_t x_stride, Tiles
   }
 }
 
+#if defined(__AMX_BF16__)
+#include "amx.h"  // product<BFloat16Weights>
+#endif
+
 // ---- linear
 
 template <class W, class Y>
