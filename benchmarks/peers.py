@@ -179,11 +179,16 @@ def measure(bench: Bench, samples: Samples, model: str, peer: str, cases: Sequen
 def gauges(threads: int) -> Gauges:
     torch.set_num_threads(threads)
     torch.set_grad_enabled(False)
+    return Gauges(limits.ReadStream(threads), lambda: fastest_product()())
+
+
+@cache
+def fastest_product() -> limits.Matrix:
     limits.load_ops()
     ways = [way for product in limits.PRODUCTS for way in limits.matrices(product, getattr(torch, DTYPE))]
     best = limits.fastest(ways)
     print(f"the fastest product: {best.name}, {best.product}", file=sys.stderr)
-    return Gauges(limits.ReadStream(threads), best)
+    return best
 
 
 def chosen(models: Sequence[str], peers: Sequence[str] | None, pythons: tuple[Path, ...]) -> list[tuple[str, str]]:
@@ -214,7 +219,7 @@ def named_cases(names: Sequence[str] | None, steps: int, configs: Sequence[Model
     for case in cases:
         if case.prompt + case.tokens > shortest:
             raise UsageError(
-                f"--cases ({case.name!r}) needs {case.prompt + case.tokens} positions, there are {shortest}"
+                f"--cases ({case.name!r}) needs {case.prompt + case.tokens} positions, a model has {shortest}"
             )
     return cases
 
