@@ -124,7 +124,7 @@ def test_experts_ties_go_to_the_lower_index(ops):
     close(got, plain.experts(x, router[:, :2], gate_up[:, :2], down[:, :2], 2, 0.0), torch.float32)
 
 
-@pytest.mark.parametrize("K", [1, 2, 3, 8])
+@pytest.mark.parametrize("K", [1, 2, 3, 4, 6, 8, 16])
 def test_all_reduce_on_one_rank_is_the_tree(ops, dtype, K):
     x, before = randn(K, 37, 129, dtype=dtype), ops.reduces_seen()
     parts = list(x.float())

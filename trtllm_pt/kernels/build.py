@@ -19,7 +19,7 @@ from trtllm_pt.errors import INSTALL_EMBEDDED, RunError, UsageError
 LIBRARY = "libtrtllm_pt_ops.so"
 
 _HERE = Path(__file__).parent
-_HEADERS = ("amx.h", "paths.h", "parallel.h")
+_HEADERS = ("amx.h", "paths.h", "parallel.h", "window.h")
 _PATHS = {  # path.cpp is compiled once for each
     "portable": ("-march=x86-64-v2",),
     "avx2": ("-march=x86-64-v3",),

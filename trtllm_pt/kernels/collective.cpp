@@ -1,7 +1,8 @@
 // The boundary's all-reduce: float32, along a binary tree over the tracks, first the local ones, then the ranks.
 //
-// MPI is not linked. Its functions are looked up, when a communicator is set, in the library that mpi4py has loaded: a
-// process of one rank needs no MPI, and no path to one is baked in. Types and constants are those of MPICH's mpi.h.
+// Ranks of one machine show each other their sums in memory that they share, others send them in messages. MPI is not
+// linked. Its functions are looked up, when a communicator is set, in the library that mpi4py has loaded: a process of
+// one rank needs no MPI, and no path to one is baked in. Types and constants are those of MPICH's mpi.h.
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <dlfcn.h>
@@ -10,11 +11,13 @@
 
 #include <atomic>
 #include <chrono>
+#include <memory>
 #include <string>
 #include <tuple>
 
 #include "parallel.h"
 #include "paths.h"
+#include "window.h"
 
 #ifndef MPICH_NUMVERSION
 #error "mpi.h is not MPICH's"
@@ -26,16 +29,30 @@ namespace {
 using at::Tensor;
 
 constexpr const char* kMpiLibrary = "libmpi.so.12";  // the soname of MPICH's ABI
-constexpr int64_t kLargeBytes = 256 * 1024;          // of a message; from here on every rank reduces a slice
+// Of a message; from here on every rank reduces a slice. Over TCP, links of 10 and 200 microseconds, the two ways took
+// as long between 128 and 512 KiB, on 2 ranks and on 4 (benchmarks/netlab.py has such links).
+constexpr int64_t kLargeBytes = 256 * 1024;
+// Elements that ranks show each other at once, and from how many on more than two ranks share the sum. Measured on 2
+// cores: of 8 Ki to 64 Ki elements at once, most were fastest; 4 ranks, two on a core, lost nothing by sharing from here
+// on and gained at more, though a meeting costs them a switch of tasks.
+constexpr int64_t kChunk = Window::kSlotBytes / sizeof(float), kShares = 32 * 1024;
 
 struct Mpi {
   decltype(&MPI_Allgather) allgather = nullptr;
   decltype(&MPI_Alltoall) alltoall = nullptr;
-  decltype(&MPI_Comm_size) comm_size = nullptr;
+  decltype(&MPI_Barrier) barrier = nullptr;
+  decltype(&MPI_Comm_free) comm_free = nullptr;
+  decltype(&MPI_Comm_rank) comm_rank = nullptr;
   decltype(&MPI_Comm_set_errhandler) set_errhandler = nullptr;
+  decltype(&MPI_Comm_size) comm_size = nullptr;
+  decltype(&MPI_Comm_split_type) split_type = nullptr;
   decltype(&MPI_Error_string) error_string = nullptr;
+  decltype(&MPI_Win_allocate_shared) allocate_shared = nullptr;
+  decltype(&MPI_Win_free) win_free = nullptr;
+  decltype(&MPI_Win_shared_query) shared_query = nullptr;
   MPI_Comm comm = MPI_COMM_NULL;
-  int ranks = 0;
+  MPI_Win memory = MPI_WIN_NULL;  // of `window`
+  int rank = 0, ranks = 0;
 
   void check(int status, const char* call) const {
     if (status == MPI_SUCCESS) return;
@@ -47,11 +64,31 @@ struct Mpi {
 };
 
 Mpi mpi;
-// Since the process began: calls; and of those between ranks the bytes of the messages, and the time from this rank's
-// local sum to the result, the wait for the others included.
+Window window;
+// Since the process began: calls; and of those between ranks the bytes of the float32 sums, and the time from this
+// rank's local sum to the result, the wait for the others included.
 std::atomic<int64_t> reduces{0}, reduced_bytes{0}, reduce_nanoseconds{0};
 
-void set_communicator(int64_t handle) {
+// Opens the window where MPI takes all ranks for neighbours in one machine's memory.
+void open_window() {
+  MPI_Comm node;
+  int neighbours = 0;
+  mpi.check(mpi.split_type(mpi.comm, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node), "MPI_Comm_split_type");
+  mpi.check(mpi.comm_size(node, &neighbours), "MPI_Comm_size");
+  if (neighbours == mpi.ranks) {
+    void* base;
+    MPI_Aint bytes = mpi.rank ? 0 : Window::bytes(mpi.ranks);
+    int unit;
+    mpi.check(mpi.allocate_shared(bytes, 1, MPI_INFO_NULL, node, &base, &mpi.memory), "MPI_Win_allocate_shared");
+    mpi.check(mpi.shared_query(mpi.memory, 0, &bytes, &unit, &base), "MPI_Win_shared_query");
+    window.open(base, mpi.rank, mpi.ranks);
+    mpi.check(mpi.barrier(node), "MPI_Barrier");
+  }
+  mpi.check(mpi.comm_free(&node), "MPI_Comm_free");
+}
+
+// All ranks of the communicator call this. Whether they share memory.
+bool set_communicator(int64_t handle) {
   void* library = dlopen(kMpiLibrary, RTLD_LAZY | RTLD_NOLOAD);
   TORCH_CHECK(library, "set_communicator: ", kMpiLibrary, " is not loaded in this process; import mpi4py.MPI (over MPICH) first");
   auto find = [&](auto& function, const char* name) {
@@ -61,43 +98,142 @@ void set_communicator(int64_t handle) {
   Mpi found;
   find(found.allgather, "MPI_Allgather");
   find(found.alltoall, "MPI_Alltoall");
-  find(found.comm_size, "MPI_Comm_size");
+  find(found.barrier, "MPI_Barrier");
+  find(found.comm_free, "MPI_Comm_free");
+  find(found.comm_rank, "MPI_Comm_rank");
   find(found.set_errhandler, "MPI_Comm_set_errhandler");
+  find(found.comm_size, "MPI_Comm_size");
+  find(found.split_type, "MPI_Comm_split_type");
   find(found.error_string, "MPI_Error_string");
+  find(found.allocate_shared, "MPI_Win_allocate_shared");
+  find(found.win_free, "MPI_Win_free");
+  find(found.shared_query, "MPI_Win_shared_query");
   found.comm = MPI_Comm_f2c(static_cast<MPI_Fint>(handle));
   TORCH_CHECK(found.comm != MPI_COMM_NULL, "set_communicator: the communicator is null");
   found.check(found.set_errhandler(found.comm, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
   found.check(found.comm_size(found.comm, &found.ranks), "MPI_Comm_size");
+  found.check(found.comm_rank(found.comm, &found.rank), "MPI_Comm_rank");
+  window.close();
+  if (mpi.memory != MPI_WIN_NULL) mpi.check(mpi.win_free(&mpi.memory), "MPI_Win_free");
   mpi = found;
+  open_window();
+  return window.is_open();
 }
 
-// The tree over `parts` rows of x, `stride` apart, the elements split over the threads.
-void tree_sum(bool x_bf16, const void* x, int64_t parts, int64_t stride, int64_t n, float scale, bool y_bf16, void* y) {
+// Rows of numbers that are summed along the tree.
+struct Parts {
+  bool bf16;
+  int64_t count;
+  const void* at[kMaxParts];
+
+  Parts(bool bf16, const void* first, int64_t count, int64_t stride) : bf16(bf16), count(count) {  // stride: bytes
+    for (int64_t p = 0; p < count; p++) at[p] = static_cast<const char*>(first) + p * stride;
+  }
+  int64_t size() const { return bf16 ? 2 : 4; }
+  Parts from(int64_t element) const {
+    Parts moved = *this;
+    for (int64_t p = 0; p < count; p++) moved.at[p] = static_cast<const char*>(at[p]) + element * size();
+    return moved;
+  }
+  void sum(int64_t begin, int64_t end, float scale, bool y_bf16, void* y) const {
+    path().tree_sum(bf16, at, count, begin, end, scale, y_bf16, y);
+  }
+};
+
+// f(begin, end) for slices of [0, n), split over the threads.
+template <class F>
+void for_each_slice(int64_t n, int64_t parts, const F& f) {
   constexpr int64_t kSlice = 4096;
-  for_each_row((n + kSlice - 1) / kSlice, parts * kSlice, [&](int64_t i) {
-    const char* from = static_cast<const char*>(x) + i * kSlice * (x_bf16 ? 2 : 4);
-    char* to = static_cast<char*>(y) + i * kSlice * (y_bf16 ? 2 : 4);
-    path().tree_sum(x_bf16, from, parts, stride, std::min(kSlice, n - i * kSlice), scale, y_bf16, to);
+  for_each_row((n + kSlice - 1) / kSlice, parts * kSlice,
+               [&](int64_t i) { f(i * kSlice, std::min((i + 1) * kSlice, n)); });
+}
+
+void sum(const Parts& parts, int64_t n, float scale, bool y_bf16, void* y) {
+  for_each_slice(n, parts.count, [&](int64_t begin, int64_t end) { parts.sum(begin, end, scale, y_bf16, y); });
+}
+
+int64_t now() { return std::chrono::nanoseconds(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+// Memory of this process that stays between calls: the system takes back what is freed, and zeroes what it gives.
+float* kept(int64_t count) {
+  static std::unique_ptr<float[]> memory;
+  static int64_t size = 0;
+  if (count > size) memory.reset(new float[size = count]);
+  return memory.get();
+}
+
+// Puts the sums of this rank's tracks into its slot. All ranks' sums, to be read when they have met.
+Parts show(const Parts& tracks, int64_t n) {
+  const bool single = tracks.count == 1;  // is its own sum, and shown as what it is
+  float* sums = kept(kChunk);
+  Parts all(single && tracks.bf16, window.slot(0), mpi.ranks, Window::kSlotBytes);
+  const void* own = all.at[mpi.rank] = single ? tracks.at[0] : sums;  // nearer than the slot
+  for_each_slice(n, tracks.count, [&](int64_t begin, int64_t end) {
+    if (!single) tracks.sum(begin, end, 1.f, false, sums);
+    const int64_t from = begin * all.size(), to = end * all.size();
+    stream(window.slot(mpi.rank) + from, static_cast<const char*>(own) + from, to - from);
   });
+  return all;
 }
 
-// Small: everybody gathers everything and sums it alike.
-void reduce_gathered(float* local, int64_t n, int64_t ranks, float scale, bool bf16, void* y, at::TensorOptions floats) {
-  Tensor all = at::empty({ranks, n}, floats);
+// Every rank sums a share of the elements, shows the result, and copies those of the others.
+void sum_by_shares(const Parts& all, int64_t n, float scale, bool bf16, char* y) {
+  constexpr int64_t kWhole = 64;  // shares begin at whole cache lines
+  const int64_t share = (n / mpi.ranks / kWhole + 1) * kWhole, size = bf16 ? 2 : 4;
+  const int64_t first = std::min(n, mpi.rank * share), last = std::min(n, first + share);
+  for_each_slice(last - first, mpi.ranks, [&](int64_t begin, int64_t end) {
+    all.sum(first + begin, first + end, scale, bf16, y);
+    const int64_t from = (first + begin) * size, to = (first + end) * size;
+    stream(window.results() + from, y + from, to - from);
+  });
+  window.meet();
+  std::memcpy(y, window.results(), first * size);
+  std::memcpy(y + last * size, window.results() + last * size, (n - last) * size);
+}
+
+// In shared memory, a slot's worth after the other: every rank shows its local sums, then each sums all of them.
+void reduce_in_window(const Parts& tracks, int64_t n, float scale, bool bf16, char* y) {
+  for (int64_t done = 0; done < n; done += kChunk) {
+    const int64_t count = std::min(kChunk, n - done);
+    window.next_round();
+    const Parts all = show(tracks.from(done), count);
+    const int64_t began = now();
+    window.meet();
+    char* to = y + done * (bf16 ? 2 : 4);
+    if (mpi.ranks > 2 && count >= kShares)
+      sum_by_shares(all, count, scale, bf16, to);
+    else
+      sum(all, count, scale, bf16, to);
+    reduce_nanoseconds += now() - began;
+  }
+}
+
+// In messages. Small: everybody gathers everything and sums it alike.
+void reduce_gathered(const Parts& tracks, int64_t n, float scale, bool bf16, char* y) {
+  float* all = kept(mpi.ranks * n);
+  sum(tracks, n, 1.f, false, all + mpi.rank * n);
+  const int64_t began = now();
   const int count = static_cast<int>(n);
-  mpi.check(mpi.allgather(local, count, MPI_FLOAT, all.mutable_data_ptr(), count, MPI_FLOAT, mpi.comm), "MPI_Allgather");
-  tree_sum(false, all.const_data_ptr(), ranks, n, n, scale, bf16, y);
+  mpi.check(mpi.allgather(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, all, count, MPI_FLOAT, mpi.comm), "MPI_Allgather");
+  sum(Parts(false, all, mpi.ranks, n * sizeof(float)), n, scale, bf16, y);
+  reduce_nanoseconds += now() - began;
 }
 
-// Large: rank r sums slice r of all ranks, in the same order as above, and hands round the finished slice.
-// `local` and `y` hold whole slices, the last one padded.
-void reduce_sliced(float* local, int64_t slice, int64_t ranks, float scale, bool bf16, void* y, at::TensorOptions floats) {
-  Tensor mine = at::empty({ranks, slice}, floats), done = at::empty({slice}, floats);
+// Large: rank r sums slice r of all ranks, and hands round the finished slice. The last slice is padded.
+void reduce_sliced(const Parts& tracks, int64_t n, float scale, bool bf16, char* y) {
+  const int64_t slice = (n + mpi.ranks - 1) / mpi.ranks, padded = mpi.ranks * slice;
+  float *local = kept(3 * padded), *mine = local + padded, *finished = mine + padded;
+  sum(tracks, n, 1.f, false, local);
+  std::fill(local + n, mine, 0.f);
+  const int64_t began = now();
   const int count = static_cast<int>(slice);
   const MPI_Datatype type = bf16 ? MPI_UINT16_T : MPI_FLOAT;  // bits, not numbers: any type of that size will do
-  mpi.check(mpi.alltoall(local, count, MPI_FLOAT, mine.mutable_data_ptr(), count, MPI_FLOAT, mpi.comm), "MPI_Alltoall");
-  tree_sum(false, mine.const_data_ptr(), ranks, slice, slice, scale, bf16, done.mutable_data_ptr());
-  mpi.check(mpi.allgather(done.const_data_ptr(), count, type, y, count, type, mpi.comm), "MPI_Allgather");
+  char* own = reinterpret_cast<char*>(finished) + mpi.rank * slice * (bf16 ? 2 : 4);
+  mpi.check(mpi.alltoall(local, count, MPI_FLOAT, mine, count, MPI_FLOAT, mpi.comm), "MPI_Alltoall");
+  sum(Parts(false, mine, mpi.ranks, slice * sizeof(float)), slice, scale, bf16, own);
+  mpi.check(mpi.allgather(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, finished, count, type, mpi.comm), "MPI_Allgather");
+  std::memcpy(y, finished, n * (bf16 ? 2 : 4));
+  reduce_nanoseconds += now() - began;
 }
 
 Tensor all_reduce(const Tensor& x, int64_t ranks, double scale) {
@@ -112,26 +248,16 @@ Tensor all_reduce(const Tensor& x, int64_t ranks, double scale) {
   reduces++;
   const Tensor xs = x.contiguous();
   const float factor = static_cast<float>(scale);
+  Tensor y = at::empty({1, T, W}, x.options());
+  const Parts tracks(bf16, xs.const_data_ptr(), K, n * xs.element_size());
   if (ranks == 1) {
-    Tensor y = at::empty({1, T, W}, x.options());
-    tree_sum(bf16, xs.const_data_ptr(), K, n, n, factor, bf16, y.mutable_data_ptr());
+    sum(tracks, n, factor, bf16, y.mutable_data_ptr());
     return y;
   }
-  const int64_t slice = (n + ranks - 1) / ranks;
-  const auto floats = x.options().dtype(at::kFloat);
-  Tensor local = at::empty({ranks * slice}, floats), y = at::empty({ranks * slice}, x.options());
-  float* sums = local.mutable_data_ptr<float>();
-  tree_sum(bf16, xs.const_data_ptr(), K, n, n, 1.f, false, sums);
-  const auto began = std::chrono::steady_clock::now();
-  if (n * 4 < kLargeBytes) {
-    reduce_gathered(sums, n, ranks, factor, bf16, y.mutable_data_ptr(), floats);
-  } else {
-    std::fill(sums + n, sums + ranks * slice, 0.f);
-    reduce_sliced(sums, slice, ranks, factor, bf16, y.mutable_data_ptr(), floats);
-  }
   reduced_bytes += n * 4;
-  reduce_nanoseconds += std::chrono::nanoseconds(std::chrono::steady_clock::now() - began).count();
-  return y.narrow(0, 0, n).view({1, T, W});
+  const auto reduce = window.is_open() ? reduce_in_window : n * 4 < kLargeBytes ? reduce_gathered : reduce_sliced;
+  reduce(tracks, n, factor, bf16, static_cast<char*>(y.mutable_data_ptr()));
+  return y;
 }
 
 int64_t reduces_seen() { return reduces; }
@@ -142,7 +268,7 @@ std::tuple<int64_t, int64_t, double> reduce_totals() { return {reduces, reduced_
 
 TORCH_LIBRARY_FRAGMENT(trtllm_pt, m) {
   m.def("all_reduce(Tensor x, int ranks, float scale) -> Tensor");
-  m.def("set_communicator(int handle) -> ()", set_communicator);
+  m.def("set_communicator(int handle) -> bool", set_communicator);
   m.def("reduces_seen() -> int", reduces_seen);
   m.def("reduce_totals() -> (int calls, int bytes, float seconds)", reduce_totals);
 }

@@ -75,7 +75,13 @@ INLINE Halves to_bfloat16(Floats v) {
 #endif
 }
 
-INLINE Floats from_bfloat16(Halves h) { return (Floats)(__builtin_convertvector(h, Words) << 16); }
+INLINE Floats from_bfloat16(Halves h) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)h), 16);  // GCC converts the halves in two parts
+#else
+  return (Floats)(__builtin_convertvector(h, Words) << 16);
+#endif
+}
 
 INLINE Floats load(const float* p) { return read<Floats>(p); }
 INLINE Floats load(const BFloat16* p) { return from_bfloat16(read<Halves>(p)); }
@@ -349,24 +355,44 @@ void combine(const float* const* rows, const float* weights, int64_t count, int6
   bf16 ? combine_of(rows, weights, count, n, (BFloat16*)y) : combine_of(rows, weights, count, n, (float*)y);
 }
 
+// The tree over `parts` rows, a power of two: both halves, then their sum.
+template <int parts, class X>
+INLINE Floats tree(const X* const* x, int64_t i) {
+  if constexpr (parts == 1) return load(x[0] + i);
+  else return tree<parts / 2>(x, i) + tree<parts / 2>(x + parts / 2, i);
+}
+
+// Whole vectors of a known number of rows, whose pointers and sums fit the registers. Returns where it stopped.
+template <int parts, class X, class Y>
+int64_t tree_sum_whole(const void* const* x, int64_t begin, int64_t end, float scale, Y* y) {
+  const X* row[parts];
+  for (int p = 0; p < parts; p++) row[p] = static_cast<const X*>(x[p]);
+  for (; begin + kLanes <= end; begin += kLanes) store(y + begin, tree<parts>(row, begin) * scale);
+  return begin;
+}
+
 template <class X, class Y>
-void tree_sum_of(const X* x, int64_t parts, int64_t stride, int64_t n, float scale, Y* y) {
+void tree_sum_of(const void* const* x, int64_t parts, int64_t begin, int64_t end, float scale, Y* y) {
+  if (parts == 1) begin = tree_sum_whole<1, X>(x, begin, end, scale, y);
+  if (parts == 2) begin = tree_sum_whole<2, X>(x, begin, end, scale, y);
+  if (parts == 4) begin = tree_sum_whole<4, X>(x, begin, end, scale, y);
+  if (parts == 8) begin = tree_sum_whole<8, X>(x, begin, end, scale, y);
   Floats part[kMaxParts];
-  for (int64_t i = 0; i < n; i += kLanes) {
-    for (int64_t p = 0; p < parts; p++) part[p] = load(x + p * stride + i, n - i);
+  for (int64_t i = begin; i < end; i += kLanes) {
+    for (int64_t p = 0; p < parts; p++) part[p] = load(static_cast<const X*>(x[p]) + i, end - i);
     for (int64_t far = 1; far < parts; far *= 2)
       for (int64_t p = 0; p + far < parts; p += 2 * far) part[p] += part[p + far];
-    store(y + i, part[0] * scale, n - i);
+    store(y + i, part[0] * scale, end - i);
   }
 }
 
-void tree_sum(bool x_bf16, const void* x, int64_t parts, int64_t stride, int64_t n, float scale, bool y_bf16, void* y) {
+void tree_sum(bool x_bf16, const void* const* x, int64_t parts, int64_t begin, int64_t end, float scale, bool y_bf16, void* y) {
   if (x_bf16)
-    y_bf16 ? tree_sum_of((const BFloat16*)x, parts, stride, n, scale, (BFloat16*)y)
-           : tree_sum_of((const BFloat16*)x, parts, stride, n, scale, (float*)y);
+    y_bf16 ? tree_sum_of<BFloat16>(x, parts, begin, end, scale, (BFloat16*)y)
+           : tree_sum_of<BFloat16>(x, parts, begin, end, scale, (float*)y);
   else
-    y_bf16 ? tree_sum_of((const float*)x, parts, stride, n, scale, (BFloat16*)y)
-           : tree_sum_of((const float*)x, parts, stride, n, scale, (float*)y);
+    y_bf16 ? tree_sum_of<float>(x, parts, begin, end, scale, (BFloat16*)y)
+           : tree_sum_of<float>(x, parts, begin, end, scale, (float*)y);
 }
 
 // ---- attention

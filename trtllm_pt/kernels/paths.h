@@ -69,8 +69,9 @@ struct Path {
   float (*dot)(bool bf16, const void* x, const float* w, int64_t n);
   // y[i] = the sum of weights[j] * rows[j][i], j ascending
   void (*combine)(const float* const* rows, const float* weights, int64_t count, int64_t n, bool bf16, void* y);
-  // y[i] = scale * the sum of x[part * stride + i] along the binary tree over the parts
-  void (*tree_sum)(bool x_bf16, const void* x, int64_t parts, int64_t stride, int64_t n, float scale, bool y_bf16, void* y);
+  // y[i] = scale * the sum of x[part][i] along the binary tree over the parts, i from begin to end
+  void (*tree_sum)(bool x_bf16, const void* const* x, int64_t parts, int64_t begin, int64_t end, float scale, bool y_bf16,
+                   void* y);
   // Norm and positions; queries into `queries`, keys and values of a sequence's tokens [begin, end) into the cache.
   void (*write)(const Attention&, int64_t track, int64_t sequence, int64_t begin, int64_t end);
   // Rows (token, head of the KV head's group) [begin, end) of a sequence against all its keys.
