@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -240,6 +241,7 @@ def parsed() -> argparse.Namespace:
 
 def main() -> int:
     """The exit status: 1 where a peer failed, 2 for a mistake, 130 after an interruption."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `timeout` is an interruption, too
     args, status = parsed(), 0
     try:
         configs = {model: preset(model) for model in args.models}
