@@ -15,13 +15,13 @@
 namespace trtllm_pt::TRTLLM_PT_PATH {
 namespace {
 
-// Rows of a product's left side in one block: up to kMaxRows if that is all of them, else kManyRows at a time.
+// kMaxRows: rows of a product's left side whose sums fit into the registers beside as many tiles as tiles_abreast().
 #if defined(__AVX512F__)
-constexpr int kLanes = 16, kMaxRows = 12, kManyRows = 6;
+constexpr int kLanes = 16, kMaxRows = 6;
 #elif defined(__AVX2__)
-constexpr int kLanes = 8, kMaxRows = 4, kManyRows = 4;
+constexpr int kLanes = 8, kMaxRows = 4;
 #else
-constexpr int kLanes = 4, kMaxRows = 2, kManyRows = 2;
+constexpr int kLanes = 4, kMaxRows = 2;
 #endif
 
 typedef float Floats __attribute__((vector_size(4 * kLanes)));
@@ -127,20 +127,27 @@ INLINE float max_of_lanes(Floats v) {
 #endif
 }
 
-// e^x: 0 below -87.3 (-inf included), about e^88 above 88, NaN stays NaN. Cephes' split of ln 2, Taylor to the 6th power.
-INLINE Floats exp(Floats x) {
-  const Floats low = all(-87.33f), high = all(88.f), magic = all(12582912.f);  // adding 1.5 * 2^23 rounds to an integer
-  Floats c = select(x < low, low, x);
-  c = select(c > high, high, c);
-  Floats shifted = mul_add(c, all(1.44269504f), magic);
-  Floats n = shifted - magic;
-  Floats r = mul_add(n, all(-0.693359375f), c);
-  r = mul_add(n, all(2.12194440e-4f), r);
-  Floats p = all(1.f / 720);
-  for (float term : {1.f / 120, 1.f / 24, 1.f / 6, 1.f / 2, 1.f, 1.f}) p = mul_add(p, r, all(term));
+// 2^x for x up to 127: 0 below -126 (-inf included), NaN stays NaN. The fraction, at most 1/2 away from an integer, goes
+// through the polynomial 1 + r q(r) of least relative error, 1.6e-7 with float32's rounding.
+INLINE Floats exp2(Floats x) {
+#if defined(__AVX512F__)
+  x = (Floats)_mm512_max_ps(_mm512_set1_ps(-200.f), (__m512)x);  // so that -inf has a fraction; NaN is the second
+  Floats n = (Floats)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), r = x - n;
+#else
+  const Floats low = all(-126.f), magic = all(12582912.f);  // adding 1.5 * 2^23 rounds to an integer
+  Floats c = select(x < low, low, x), shifted = c + magic, n = shifted - magic, r = c - n;
+#endif
+  Floats p = all(1.32647273e-3f);
+  for (float term : {9.67151299e-3f, 5.55073358e-2f, 2.40222424e-1f, 6.93147004e-1f, 1.f}) p = mul_add(p, r, all(term));
+#if defined(__AVX512F__)
+  return (Floats)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
   Floats power = (Floats)(((Ints)shifted - (Ints)magic + 127) << 23);
   return (Floats)((Ints)(p * power) & ~(x < low));
+#endif
 }
+
+constexpr float kLog2E = 1.44269504f;
 
 // ---- the product: y[rows, tiles * 16] = (or +=) x times tiles
 
@@ -169,24 +176,34 @@ struct BFloat16Weights {
 };
 
 // tiles: pointers [segments][tile_count], of which this product takes some; a segment continues the sum with the next
-// `steps` of x. ahead: how far to prefetch in a tile, in bytes.
+// `steps` of x. Unless `ahead` is 0, the lines that many bytes further on in the tiles are prefetched meanwhile, those of a
+// step at every `pause`-th: blocks of rows that read the same tiles one after the other each fetch a share, so that memory
+// never rests.
 struct Tiles {
   const char* const* start;
-  int64_t count, segments, steps, ahead;
+  int64_t count, segments, steps, ahead, pause;
 };
 
 template <class W, int kRows, int kTiles>
-void product_block(const typename W::Operand* x, int64_t x_stride, Tiles t, bool add, float* y, int64_t y_stride) {
+__attribute__((noinline)) void product_block(const typename W::Operand* x, int64_t x_stride, Tiles t, bool add, float* y,
+                                             int64_t y_stride) {
   constexpr int kVectors = kTiles * kTile / kLanes, kPerTile = kTile / kLanes;
+  int64_t wait = t.pause;
   Floats sum[kRows][kVectors];
+  // Unrolled like all loops over `sum`, or the compiler keeps it in memory.
+#pragma GCC unroll 16
   for (int m = 0; m < kRows; m++)
+#pragma GCC unroll 16
     for (int v = 0; v < kVectors; v++) sum[m][v] = add ? load(y + m * y_stride + v * kLanes) : Floats{};
   for (int64_t s = 0; s < t.segments; s++, t.start += t.count) {
     const char* w[kTiles];
     for (int n = 0; n < kTiles; n++) w[n] = t.start[n];
     for (int64_t k = 0; k < t.steps; k++, x += W::kPack) {
+      if (--wait == 0) {
 #pragma GCC unroll 4
-      for (int n = 0; n < kTiles; n++) _mm_prefetch(w[n] + k * 64 + t.ahead, _MM_HINT_T0);
+        for (int n = 0; n < kTiles; n++) _mm_prefetch(w[n] + t.ahead, _MM_HINT_T1);
+        wait = t.pause, t.ahead += 64;
+      }
       Words line[kVectors];
 #pragma GCC unroll 16
       for (int v = 0; v < kVectors; v++)
@@ -197,13 +214,15 @@ void product_block(const typename W::Operand* x, int64_t x_stride, Tiles t, bool
         for (int v = 0; v < kVectors; v++) sum[m][v] = W::mul_add_step(x + m * x_stride, line[v], sum[m][v]);
     }
   }
+#pragma GCC unroll 16
   for (int m = 0; m < kRows; m++)
+#pragma GCC unroll 16
     for (int v = 0; v < kVectors; v++) store(y + m * y_stride + v * kLanes, sum[m][v]);
 }
 
 // As many tiles side by side as accumulators fit into the registers.
 constexpr int tiles_abreast(int64_t rows) {
-  if (kLanes == 16) return rows <= 6 ? 4 : 2;
+  if (kLanes == 16) return 4;
   if (kLanes == 8) return rows == 1 ? 4 : rows == 2 ? 2 : 1;
   return rows == 1 ? 2 : 1;
 }
@@ -219,7 +238,8 @@ INLINE void product_rows(int64_t rows, const typename W::Operand* x, int64_t x_s
 
 template <class W>
 void product(int64_t rows, const typename W::Operand* x, int64_t x_stride, Tiles t, bool add, float* y, int64_t y_stride) {
-  const int64_t blocks = rows <= kMaxRows ? 1 : (rows + kManyRows - 1) / kManyRows;
+  const int64_t blocks = (rows + kMaxRows - 1) / kMaxRows, ahead = t.ahead;
+  t.pause = ahead ? blocks : 0;
   const int64_t abreast = tiles_abreast((rows + blocks - 1) / blocks);
   for (int64_t done = 0, width; done < t.count; done += width, t.start += width) {
     int64_t left = t.count - done;
@@ -228,6 +248,7 @@ void product(int64_t rows, const typename W::Operand* x, int64_t x_stride, Tiles
       size = rows / blocks + (b < rows % blocks);
       const auto* xs = x + row * x_stride;
       float* ys = y + row * y_stride + done * kTile;
+      t.ahead = ahead + b * t.steps / blocks * 64;
       if (width == 4)
         product_rows<W, 4>(size, xs, x_stride, t, add, ys, y_stride);
       else if (width == 2)
@@ -261,14 +282,16 @@ void finish_linear(const Linear& a, const float* sums) {
 
 template <class W>
 void linear_of(const Linear& a) {
-  constexpr int64_t kWidth = kPanel * kTile, kAhead = 1536, kChunk = 128;
+  constexpr int64_t kWidth = kPanel * kTile, kAhead = 2048, kChunk = 128;
   float sums[kLinearRows * kWidth];
-  // More rows than one block holds read the weights again: in chunks that stay in the first-level cache.
-  int64_t chunk = a.rows <= kMaxRows ? a.steps : kChunk;
+  // More rows than one block holds read the weights again: in chunks that stay in the first-level cache, where the next
+  // chunk arrives meanwhile.
+  const bool once = a.rows <= kMaxRows;
+  const int64_t chunk = once ? a.steps : kChunk;
   for (int64_t step = 0; step < a.steps; step += chunk) {
     const char* tiles[kPanel];
     for (int64_t n = 0; n < a.tiles; n++) tiles[n] = a.w + (n * a.steps + step) * 64;
-    Tiles t{tiles, a.tiles, 1, least(chunk, a.steps - step), kAhead};
+    Tiles t{tiles, a.tiles, 1, least(chunk, a.steps - step), once ? kAhead : chunk * 64, 0};
     const auto* x = static_cast<const typename W::Operand*>(a.x) + step * W::kPack;
     product<W>(a.rows, x, a.x_stride, t, step > 0, sums, kWidth);
   }
@@ -318,7 +341,7 @@ template <class X, class Y>
 void swiglu_of(const X* x, int64_t n, Y* y) {
   for (int64_t i = 0; i < n; i += kLanes) {
     Floats gate = load(x + i, n - i);
-    store(y + i, gate / (exp(-gate) + 1.f) * load(x + n + i, n - i), n - i);
+    store(y + i, gate / (exp2(gate * -kLog2E) + 1.f) * load(x + n + i, n - i), n - i);
   }
 }
 
@@ -472,34 +495,57 @@ void write(const Attention& a, int64_t track, int64_t sequence, int64_t begin, i
 }
 
 constexpr int64_t kKeys = kBlock * kPage;
+constexpr int kAbreast = 2;  // rows whose softmax is taken side by side
 
-// Scores of one row against a block of keys into probabilities relative to the highest score so far.
-// Keys `first` to `last` of the block count. Returns what older sums must be multiplied with.
-template <class Y>
-INLINE Floats soften(const float* scores, float scale, int64_t first, int64_t last, float& peak, Floats& total, Y* out) {
+// What a row has seen of its keys: the highest score, the sum of the probabilities relative to it, in lanes.
+struct Seen {
+  Floats total;
+  float peak;
+};
+
+// Scores of kRows rows against a block of keys, in units of log2, into probabilities relative to the highest score so far.
+// Keys first[row] to last[row] of the block count. What was summed under a lower peak is scaled down: `total` and `sums`.
+template <int kRows, bool kMasked, class Y>
+INLINE void soften(const float* scores, float scale, const int* first, const int* last, Seen* seen, Y* out, float* sums,
+                   int64_t D) {
   constexpr int kVectors = kKeys / kLanes;
-  Floats t[kVectors], top = all(-__builtin_inff());
+  const Floats never = all(-__builtin_inff());
+  Floats t[kRows][kVectors], top[kRows];
   Ints lane;
   for (int i = 0; i < kLanes; i++) lane[i] = i;
 #pragma GCC unroll 16
-  for (int v = 0; v < kVectors; v++) {
-    Ints key = lane + v * kLanes;
-    Ints seen = (key >= (int)first) & (key <= (int)last);
-    t[v] = select(seen, load(scores + v * kLanes) * scale, all(-__builtin_inff()));
-    top = select(t[v] > top, t[v], top);
-  }
-  float highest = max_of_lanes(top);
-  highest = highest > peak ? highest : peak;
-  Floats decay = exp(all(peak - highest)), sum = {};
+  for (int row = 0; row < kRows; row++) {
 #pragma GCC unroll 16
-  for (int v = 0; v < kVectors; v++) {
-    Floats p = exp(t[v] - highest);
-    sum += p;
-    store(out + v * kLanes, p);
+    for (int v = 0; v < kVectors; v++) {
+      t[row][v] = load(scores + row * kKeys + v * kLanes) * scale;
+      if (kMasked) {
+        Ints key = lane + v * kLanes;
+        t[row][v] = select((key >= first[row]) & (key <= last[row]), t[row][v], never);
+      }
+      top[row] = v == 0 ? t[row][v] : select(t[row][v] > top[row], t[row][v], top[row]);
+    }
   }
-  total = mul_add(total, decay, sum);
-  peak = highest;
-  return decay;
+#pragma GCC unroll 16
+  for (int row = 0; row < kRows; row++) {
+    const float highest = max_of_lanes(top[row]);
+    if (highest > seen[row].peak) {
+      const Floats decay = exp2(all(seen[row].peak - highest));
+      seen[row].peak = highest;
+      seen[row].total *= decay;
+      for (int64_t d = 0; d < D; d += kLanes) store(sums + row * D + d, load(sums + row * D + d) * decay);
+    }
+  }
+#pragma GCC unroll 16
+  for (int row = 0; row < kRows; row++) {
+    Floats sum = {};
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; v++) {
+      Floats p = exp2(t[row][v] - seen[row].peak);
+      sum += p;
+      store(out + row * kKeys + v * kLanes, p);
+    }
+    seen[row].total += sum;
+  }
 }
 
 template <class W>
@@ -508,15 +554,15 @@ void attend_of(const Attention& a, int64_t track, int64_t kv_head, int64_t seque
   typedef typename W::Operand X;
   const int64_t D = a.head_size, group = a.heads / a.kv_heads, lane = track * a.kv_heads + kv_head, rows = end - begin;
   const int64_t start = a.starts[sequence], window = a.window > 0 ? a.window : INT64_MAX;
-  const float scale = 1.f / __builtin_sqrtf(static_cast<float>(D));
+  const float scale = kLog2E / __builtin_sqrtf(static_cast<float>(D));
   const X* queries = reinterpret_cast<const X*>(a.queries) + ((lane * a.tokens + a.offsets[sequence]) * group + begin) * D;
   auto position = [&](int64_t row) { return start + (begin + row) / group; };
 
-  float scores[kQueryRows * kKeys], sums[kQueryRows * kMaxHeadSize], peak[kQueryRows];
+  float scores[kQueryRows * kKeys], sums[kQueryRows * kMaxHeadSize];
   X probabilities[kQueryRows * kKeys];
-  Floats total[kQueryRows];
+  Seen seen[kQueryRows];
   memset(sums, 0, rows * D * sizeof(float));
-  for (int64_t row = 0; row < rows; row++) peak[row] = -__builtin_inff(), total[row] = Floats{};
+  for (int64_t row = 0; row < rows; row++) seen[row] = {Floats{}, -__builtin_inff()};
 
   const int64_t oldest = most(0, position(0) - window + 1), newest = position(rows - 1);
   for (int64_t block = oldest / kKeys; block <= newest / kKeys; block++) {
@@ -530,21 +576,28 @@ void attend_of(const Attention& a, int64_t track, int64_t kv_head, int64_t seque
 
     const char *keys[kBlock], *values[kBlock * kPanel];
     for (int64_t p = 0; p < count; p++) keys[p] = (const char*)page_of<T>(a, 0, sequence, first_page + p, lane);
-    product<W>(high - low, queries + low * D, D, {keys, count, 1, D / W::kPack, 0}, false, scores + low * kKeys + skipped,
+    product<W>(high - low, queries + low * D, D, {keys, count, 1, D / W::kPack, 0, 0}, false, scores + low * kKeys + skipped,
                kKeys);
-    for (int64_t row = low; row < high; row++) {
-      const int64_t last = least(position(row) - base, kKeys - 1), first = most(position(row) - window + 1 - base, 0);
-      Floats decay =
-          soften(scores + row * kKeys, scale, first, last, peak[row], total[row], probabilities + row * kKeys);
-      for (int64_t d = 0; d < D; d += kLanes) store(sums + row * D + d, load(sums + row * D + d) * decay);
-    }
+    const bool whole = position(low) >= base + kKeys - 1 && position(high - 1) - window < base;
+    auto soften_rows = [&]<int kRows>(int64_t row) {
+      int first[kRows], last[kRows];
+      for (int i = 0; i < kRows && !whole; i++) {
+        first[i] = static_cast<int>(most(position(row + i) - window + 1 - base, 0));
+        last[i] = static_cast<int>(least(position(row + i) - base, kKeys - 1));
+      }
+      auto of = whole ? soften<kRows, false, X> : soften<kRows, true, X>;
+      of(scores + row * kKeys, scale, first, last, seen + row, probabilities + row * kKeys, sums + row * D, D);
+    };
+    int64_t row = low;
+    for (; row + kAbreast <= high; row += kAbreast) soften_rows.template operator()<kAbreast>(row);
+    for (; row < high; row++) soften_rows.template operator()<1>(row);
     for (int64_t tile = 0, width; tile < D / kTile; tile += width) {
       width = least(kPanel, D / kTile - tile);
       for (int64_t p = 0; p < count; p++)
         for (int64_t n = 0; n < width; n++)
           values[p * width + n] =
               (const char*)(page_of<T>(a, 1, sequence, first_page + p, lane) + (tile + n) * kPage * kTile);
-      product<W>(high - low, probabilities + low * kKeys + skipped, kKeys, {values, width, count, kPage / W::kPack, 0}, true,
+      product<W>(high - low, probabilities + low * kKeys + skipped, kKeys, {values, width, count, kPage / W::kPack, 0, 0}, true,
                  sums + low * D + tile * kTile, D);
     }
   }
@@ -552,7 +605,7 @@ void attend_of(const Attention& a, int64_t track, int64_t kv_head, int64_t seque
   for (int64_t row = 0; row < rows; row++) {
     const int64_t token = a.offsets[sequence] + (begin + row) / group, head = kv_head * group + (begin + row) % group;
     T* out = static_cast<T*>(a.out) + ((track * a.tokens + token) * a.heads + head) * D;
-    Floats inverse = all(1.f / sum_of_lanes(total[row]));
+    Floats inverse = all(1.f / sum_of_lanes(seen[row].total));
     // + 0: the sign of a zero would tell how many masked keys were added
     for (int64_t d = 0; d < D; d += kLanes) store(out + d, load(sums + row * D + d) * inverse + 0.f);
   }

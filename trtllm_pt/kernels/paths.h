@@ -17,7 +17,7 @@ namespace trtllm_pt {
 constexpr int64_t kTile = 16;         // outputs in a tile of packed weights
 constexpr int64_t kPanel = 4;         // tiles that one call of `linear` computes
 constexpr int64_t kPage = 16;         // tokens in a KV page
-constexpr int64_t kBlock = 4;         // pages in a block of keys; blocks begin at multiples of 64 tokens
+constexpr int64_t kBlock = 8;         // pages in a block of keys; blocks begin at multiples of 128 tokens
 constexpr int64_t kLinearRows = 256;  // most rows in one call of `linear`
 constexpr int64_t kQueryRows = 48;    // most rows (token, head) in one call of `attend`
 constexpr int64_t kMaxHeadSize = 256;
