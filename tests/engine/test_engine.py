@@ -16,7 +16,7 @@ from trtllm_pt.config import ModelConfig
 from trtllm_pt.engine.graph import ops_in_order
 from trtllm_pt.engine.inspect import STEP_PLAN_BYTES, inspect
 from trtllm_pt.engine.manifest import MODEL_FILE, EngineManifest
-from trtllm_pt.runtime.step_plan import StepPlan
+from trtllm_pt.runtime.step_plan import StepMessage, StepPlan
 from trtllm_pt.schedule import Run, Start, schedule_of, sync_points
 
 CONTRACT = Path(contract.__file__)
@@ -104,9 +104,9 @@ assert "torch._inductor" not in sys.modules, "running needs the compiler's packa
 
 
 def test_what_inspect_says_of_a_step_is_what_is_sent() -> None:
-    one = np.zeros(1, np.int64)
-    plan = StepPlan(one, one, np.array([0, 1]), np.zeros((1, 8), np.int64), one)
-    assert plan.to_buffer().nbytes == STEP_PLAN_BYTES
+    message = StepMessage(1, 1, 16)
+    message.write(StepPlan(tokens=[0], starts=[0], offsets=[0, 1], last=[0], pages=[[0]]))
+    assert message.numbers.nbytes == STEP_PLAN_BYTES
 
 
 def test_configs_cover_every_field() -> None:

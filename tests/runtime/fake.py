@@ -12,7 +12,7 @@ from trtllm_pt.runtime.limits import Limits
 from trtllm_pt.runtime.sampling import sample
 from trtllm_pt.runtime.scheduler import Scheduler
 from trtllm_pt.runtime.sequence import Sequence
-from trtllm_pt.runtime.step_plan import StepPlan
+from trtllm_pt.runtime.step_plan import StepMessage, StepPlan
 
 VOCAB = 50
 PADDED = 64
@@ -31,23 +31,17 @@ class FakeModel:
         self.largest_step = max(self.largest_step, len(plan.tokens))
         states = np.zeros(len(plan.tokens), np.uint64)
         written: list[tuple[int, int]] = []
-        for start, first, end, pages in zip(
-            plan.starts.tolist(),
-            plan.offsets[:-1].tolist(),
-            plan.offsets[1:].tolist(),
-            plan.pages.tolist(),
-            strict=True,
-        ):
+        for start, first, end, pages in zip(plan.starts, plan.offsets, plan.offsets[1:], plan.pages, strict=False):
             for token in range(first, end):
                 at = start + token - first
                 before = int(self.cache[pages[(at - 1) // PAGE], (at - 1) % PAGE]) if at else 7
-                state = digest(before, int(plan.tokens[token]))
+                state = digest(before, plan.tokens[token])
                 place = (pages[at // PAGE], at % PAGE)
                 written.append(place)
                 self.cache[place] = states[token] = state
         assert len(set(written)) == len(written), "two sequences wrote to the same place"
         logits = np.full((len(plan.last), PADDED), 99, np.float32)
-        for row, token in enumerate(plan.last.tolist()):
+        for row, token in enumerate(plan.last):
             logits[row, :VOCAB] = logits_of(int(states[token]))
         return logits
 
@@ -73,11 +67,20 @@ def step(scheduler: Scheduler, model: FakeModel, *, check: bool = True) -> list[
         return None
     if check:
         scheduler.check_integrity()
-    logits = model.run(StepPlan.from_buffer(plan.to_buffer()))
+    logits = model.run(received(plan))
     messages = scheduler.finish_step(sample(logits, scheduler.wanted, VOCAB))
     if check:
         scheduler.check_integrity()
     return messages
+
+
+def received(plan: StepPlan) -> StepPlan:
+    """What another rank's engine gets of it."""
+    ours, theirs = (StepMessage(16, 128, 256) for _ in range(2))
+    ours.write(plan)
+    theirs.room[: len(ours.numbers)] = ours.numbers
+    tokens, starts, offsets, pages, last = (tensor.tolist() for tensor in theirs.inputs)
+    return StepPlan(tokens, starts, offsets, last, pages)
 
 
 def drain(scheduler: Scheduler, model: FakeModel, *, check: bool = True) -> dict[int, list[Tokens]]:
@@ -112,6 +115,5 @@ def sequence(
     """A sequence in the middle of its output, for the sampler."""
     request = Request(id=0, token_ids=prompt, sampling=SamplingParams(**sampling))  # type: ignore[arg-type]
     made = Sequence.start(request, len(prompt) + len(output) + 64, end_id)
-    made.tokens[len(prompt) : len(prompt) + len(output)] = output
-    made.known += len(output)
+    made.tokens.extend(output)
     return made

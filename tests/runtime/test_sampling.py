@@ -94,7 +94,7 @@ def test_the_kept_tokens(top_k: int, top_p: float, min_p: float) -> None:
     for seed in range(5):
         logits = row(seed)
         x = logits.astype(np.float64) - logits.max()
-        tokens, weights = keep(x, SamplingParams(temperature=1, top_k=top_k, top_p=top_p, min_p=min_p))
+        tokens, weights = keep(x, 0.0, SamplingParams(temperature=1, top_k=top_k, top_p=top_p, min_p=min_p))
         result = np.zeros(VOCAB)
         result[tokens] = weights / weights.sum()
         np.testing.assert_allclose(result, naive_keep(logits, top_k, top_p, min_p), rtol=1e-12)
@@ -104,12 +104,12 @@ def test_the_kept_tokens(top_k: int, top_p: float, min_p: float) -> None:
 def test_top_p_of_a_large_vocabulary(top_p: float) -> None:
     logits = np.random.default_rng(1).normal(0, 0.3, 5000).astype(np.float32)
     x = logits.astype(np.float64) - logits.max()
-    tokens, _ = keep(x, SamplingParams(temperature=1, top_p=top_p))
+    tokens, _ = keep(x, 0.0, SamplingParams(temperature=1, top_p=top_p))
     assert sorted(tokens) == np.flatnonzero(naive_keep(logits, 0, top_p, 0)).tolist()
 
 
 def test_equal_logits_are_cut_by_index() -> None:
-    tokens, _ = keep(np.zeros(6), SamplingParams(temperature=1, top_k=2))
+    tokens, _ = keep(np.zeros(6), 0.0, SamplingParams(temperature=1, top_k=2))
     assert tokens.tolist() == [0, 1]
 
 

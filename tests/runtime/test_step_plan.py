@@ -2,61 +2,49 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
+import torch
 
-from trtllm_pt.runtime.step_plan import StepPlan
+from tests.runtime.fake import received
+from trtllm_pt.runtime.step_plan import StepMessage, StepPlan
 
-
-def array(*values: int) -> np.ndarray:
-    return np.array(values, np.int64)
-
-
-PLAN = StepPlan(
-    tokens=array(9, 1, 2, 3),
-    starts=array(16, 0),
-    offsets=array(0, 1, 4),
-    pages=np.array([[5, 3, 0], [2, 0, 0]], np.int64),
-    last=array(0, 3),
-)
-
-
-def same(a: StepPlan, b: StepPlan) -> bool:
-    fields = [f.name for f in dataclasses.fields(StepPlan)]
-    return all(getattr(b, f).dtype == np.int64 and np.array_equal(getattr(a, f), getattr(b, f)) for f in fields)
+PLAN = StepPlan(tokens=[9, 1, 2, 3], starts=[16, 0], offsets=[0, 1, 4], last=[0, 3], pages=[[5, 3], [2]])
 
 
 def test_there_and_back() -> None:
-    buffer = PLAN.to_buffer()
-    assert buffer.dtype == np.int64 and buffer[0] == len(buffer) == 5 + 4 + 2 + 3 + 2 + 3
-    assert same(PLAN, StepPlan.from_buffer(buffer))
+    assert received(PLAN) == PLAN._replace(pages=[[5, 3], [2, 0]])  # a row for each, as long as the longest
 
 
-def test_into_a_long_buffer_that_is_used_again() -> None:
-    out = np.full(StepPlan.max_size(2, 8, 48), -1, np.int64)
-    message = PLAN.to_buffer()
-    assert message[0] == len(message) <= len(out)
-    out[: len(message)] = message
-    plan = StepPlan.from_buffer(out)
-    out[:] = 77
-    assert same(PLAN, plan)
+def test_the_message_is_what_its_first_number_says() -> None:
+    message = StepMessage(2, 8, 48)
+    message.write(PLAN)
+    assert message.numbers.tolist() == [20, 4, 2, 2, 2, 9, 1, 2, 3, 16, 0, 0, 1, 4, 0, 3, 5, 3, 2, 0]
+    assert message.numbers.nbytes == 20 * 8
 
 
-def test_the_largest_plan_has_the_maximal_size() -> None:
+def test_inputs_are_the_message_itself() -> None:
+    """Written again, with the same sizes or others: nothing of the plan before is left."""
+    message = StepMessage(2, 8, 48)
+    for plan in (PLAN, PLAN._replace(tokens=[8, 7, 6, 5], pages=[[1], [4, 6]]), PLAN._replace(last=[3]), PLAN):
+        message.write(plan)
+        tokens, starts, offsets, pages, last = message.inputs
+        assert all(tensor.dtype == torch.int64 and tensor.is_contiguous() for tensor in message.inputs)
+        assert [t.tolist() for t in (tokens, starts, offsets, last)] == list(plan[:4])
+        assert [row[: len(own)] for row, own in zip(pages.tolist(), plan.pages, strict=True)] == plan.pages
+        assert sum(map(sum, pages.tolist())) == sum(map(sum, plan.pages))
+
+
+def test_arrays_are_as_good_as_lists() -> None:
+    arrays = StepPlan(*map(np.array, PLAN[:4]), pages=[np.array(row) for row in PLAN.pages])
+    assert received(arrays) == received(PLAN)
+
+
+def test_the_largest_plan_has_room() -> None:
     batch, tokens, length = 3, 8, 40
-    plan = StepPlan(
-        tokens=np.arange(tokens),
-        starts=array(39, 39, 34),
-        offsets=array(0, 1, 2, 8),
-        pages=np.arange(9).reshape(3, 3),
-        last=array(0, 1, 7),
-    )
-    assert len(plan.to_buffer()) == StepPlan.max_size(batch, tokens, length)
-    assert same(plan, StepPlan.from_buffer(plan.to_buffer()))
-
-
-def test_frozen() -> None:
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        PLAN.tokens = array(1)  # type: ignore[misc]
+    plan = StepPlan(list(range(tokens)), [39, 39, 34], [0, 1, 2, 8], [0, 1, 7], np.arange(9).reshape(3, 3).tolist())
+    message = StepMessage(batch, tokens, length)
+    message.write(plan)
+    assert len(message.numbers) == len(message.room)
+    with pytest.raises(ValueError):
+        message.write(plan._replace(tokens=[*plan.tokens, 8]))

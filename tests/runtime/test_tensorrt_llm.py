@@ -27,7 +27,7 @@ from trtllm_pt.errors import INSTALL_TENSORRT_LLM, RunError, UsageError
 from trtllm_pt.messages import FinishReason, Request, SamplingParams, Tokens
 from trtllm_pt.runtime.launch import find_mpirun
 from trtllm_pt.runtime.llm import LLM
-from trtllm_pt.runtime.sampling import log_prob, pick
+from trtllm_pt.runtime.sampling import log_prob, sample
 from trtllm_pt.runtime.sequence import Sequence
 from trtllm_pt.runtime.tensorrt_llm import TensorRTRuntime, check_gpus
 from trtllm_pt.runtime.tensorrt_llm_terms import executor_config
@@ -77,8 +77,8 @@ def expected(request: Request) -> Output:
     sequence = Sequence.start(request, min(len(request.token_ids) + request.sampling.max_tokens, 64), -1)
     reason = None
     while reason is None:
-        row = toy_logits(sequence.tokens[: sequence.known], MODEL.vocab_size)
-        token = pick(row, sequence)
+        row = toy_logits(sequence.tokens, MODEL.vocab_size)
+        [token], _, _ = sample(row[None], [sequence], MODEL.vocab_size)
         reason = sequence.take(token, log_prob(row, token) if request.sampling.log_probs else None)
     last = sequence.end(reason)
     return last.token_ids, last.log_probs, reason

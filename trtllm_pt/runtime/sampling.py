@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,15 +17,17 @@ import numpy.typing as npt
 from trtllm_pt.errors import UsageError
 from trtllm_pt.messages import SamplingParams
 from trtllm_pt.runtime.sequence import Sequence
-from trtllm_pt.runtime.step_plan import Int64s
 
 Floats = npt.NDArray[np.float64]
+Int64s = npt.NDArray[np.int64]
+Logits = npt.NDArray[np.float32] | Floats  # float64 where something has changed them
 
+BLOCK = 64  # logits of which the largest is looked at first, so that top_k need not look at all
+_WORD = (1 << 64) - 1
 BINS, BINS_PER_UNIT = 1024, 8  # log-weights by size, so that top_p need not sort those far below its cut
 
 
-@dataclass(frozen=True, slots=True)
-class Sampled:
+class Sampled(NamedTuple):  # made in every step: a frozen dataclass takes three times as long
     """One entry per row."""
 
     tokens: list[int]
@@ -37,23 +39,27 @@ def sample(logits: npt.NDArray[np.float32], sequences: SequenceOf[Sequence], voc
     """The next token of each sequence. logits float32 [R, V or more]; columns beyond vocab_size are padding, rows
     beyond the sequences were not wanted."""
     rows = logits[: len(sequences), :vocab_size]
-    if all(is_plain(s) for s in sequences):
-        tokens = rows.argmax(axis=1).tolist()  # first index on ties, and the index of a NaN if there is one
-    else:
-        tokens = [pick(row, s) for row, s in zip(rows, sequences, strict=True)]
-    errors = [problem(row, token) for row, token in zip(rows, tokens, strict=True)]
-    log_probs = [
-        log_prob(row, token) if s.sampling.log_probs and error is None else None
-        for row, token, error, s in zip(rows, tokens, errors, sequences, strict=True)
-    ]
+    tokens = rows.argmax(axis=1).tolist()  # first index on ties, and the index of a NaN if there is one
+    log_probs: list[float | None] = [None] * len(sequences)
+    errors: list[str | None] = [None] * len(sequences)
+    for i, sequence in enumerate(sequences):
+        if sequence.sampling.temperature or not is_untouched(sequence):
+            tokens[i] = pick(rows[i], tokens[i], sequence)
+        value = rows.item(i, tokens[i])
+        if tokens[i] < 0 or value == -math.inf:
+            errors[i] = "no token is left to choose: bad_words, stop_words and min_tokens forbid every one"
+        elif value != value:
+            errors[i] = "the logits are not numbers (NaN)"
+        elif sequence.sampling.log_probs:
+            log_probs[i] = log_prob(rows[i], tokens[i])
     return Sampled(tokens, log_probs, errors)
 
 
-def is_plain(sequence: Sequence) -> bool:
-    """Greedy, and nothing that changes a logit."""
+def is_untouched(sequence: Sequence) -> bool:
+    """Nothing changes a logit."""
     p = sequence.sampling
-    untouched = p.repetition_penalty == 1 and p.presence_penalty == 0 and p.frequency_penalty == 0
-    return p.temperature == 0 and untouched and not p.bad_words and may_end(sequence)
+    unpenalised = p.repetition_penalty == 1 and p.presence_penalty == 0 and p.frequency_penalty == 0
+    return unpenalised and not p.bad_words and may_end(sequence)
 
 
 def may_end(sequence: Sequence) -> bool:
@@ -62,33 +68,23 @@ def may_end(sequence: Sequence) -> bool:
     return p.min_tokens == 0 or sequence.num_output + 1 >= p.min_tokens + max((1, *map(len, p.stop_words)))
 
 
-def pick(row: npt.NDArray[np.float32], sequence: Sequence) -> int:
-    """The next token of one sequence; -1: every token is forbidden."""
-    if is_plain(sequence):
-        return int(row.argmax())
-    x = row.astype(np.float64)
-    if np.isnan(x).any():
-        return int(row.argmax())
-    penalise(x, sequence)
-    for token in forbidden(sequence):
-        x[token] = -np.inf
-    best = int(x.argmax())
-    if x[best] == -np.inf:
-        return -1
-    if sequence.sampling.temperature == 0 or x[best] == np.inf:
+def pick(x: Logits, best: int, sequence: Sequence) -> int:
+    """The next token of one sequence; -1: every token is forbidden. x [V]: its logits, the largest at `best`."""
+    if math.isnan(x[best]):
         return best
-    p = sequence.sampling
-    with np.errstate(over="ignore"):  # a tiny temperature sends the others to -inf, as it should
-        x -= x[best]
-        x /= p.temperature
-    tokens, weights = keep(x, p)
+    if not is_untouched(sequence):
+        x = x.astype(np.float64)
+        penalise(x, sequence)
+        for token in forbidden(sequence):
+            x[token] = -np.inf
+        best = int(x.argmax())
+    p, top = sequence.sampling, float(x[best])
+    if top == -math.inf:
+        return -1
+    if p.temperature == 0 or top == math.inf:
+        return best
+    tokens, weights = keep(x, top, p)
     return draw(tokens, weights, uniform(p.seed, sequence.known))
-
-
-def problem(row: npt.NDArray[np.float32], token: int) -> str | None:
-    if token < 0 or row[token] == -np.inf:
-        return "no token is left to choose: bad_words, stop_words and min_tokens forbid every one"
-    return "the logits are not numbers (NaN)" if np.isnan(row[token]) else None
 
 
 def log_prob(row: npt.NDArray[np.float32], token: int) -> float:
@@ -103,7 +99,7 @@ def penalise(x: Floats, sequence: Sequence) -> None:
     frequency times the count and presence once (OpenAI; output only). In place, x [V]."""
     p = sequence.sampling
     if p.repetition_penalty != 1:
-        seen = np.unique(sequence.tokens[: sequence.known])
+        seen = np.unique(sequence.tokens)
         x[seen] = np.where(x[seen] > 0, x[seen] / p.repetition_penalty, x[seen] * p.repetition_penalty)
     if p.frequency_penalty or p.presence_penalty:
         seen, counts = np.unique(sequence.output, return_counts=True)
@@ -122,53 +118,70 @@ def forbidden(sequence: Sequence) -> Iterator[int]:
             yield word[-1]
 
 
-def keep(x: Floats, p: SamplingParams) -> tuple[Int64s, Floats]:
-    """Tokens that top_k, top_p and min_p leave, with their weights (not normalised). x [V]: log-weights, the largest 0.
+def keep(x: Logits, top: float, p: SamplingParams) -> tuple[Int64s, Floats]:
+    """Tokens that top_k, top_p and min_p leave, with their weights (not normalised). x [V]: logits, the largest `top`.
 
     top_k takes the k largest (ties: the lower id); top_p the fewest of those, largest first, that hold the share top_p;
     min_p those with at least min_p times the largest weight.
     """
-    tokens = np.arange(len(x))
-    if 0 < p.top_k < len(x):
-        tokens = largest(x, p.top_k)
-        x = x[tokens]
-    weights = np.exp(x)
+    tokens = largest(x, p.top_k) if 0 < p.top_k < len(x) else None
+    logs = log_weights(x if tokens is None else x[tokens], top, p.temperature)
+    weights = np.exp(logs)
     if p.top_p < 1:
-        order = nucleus(x, weights, p.top_p)
-        tokens, weights = tokens[order], weights[order]
+        whole = weights.sum()
+        if tokens is None:
+            tokens = largest_share(logs, weights, p.top_p)
+            weights = weights[tokens]
+        count = int(weights.cumsum().searchsorted(p.top_p * whole)) + 1
+        tokens, weights = tokens[:count], weights[:count]
+    if tokens is None:
+        tokens = np.arange(len(x))
     if p.min_p > 0:
         likely = weights >= p.min_p * weights.max()
         tokens, weights = tokens[likely], weights[likely]
     return tokens, weights
 
 
-def largest(x: Floats, k: int) -> Int64s:
+def log_weights(x: Logits, top: float, temperature: float) -> Floats:
+    with np.errstate(over="ignore"):  # a tiny temperature sends all but the largest to -inf, as it should
+        return (x.astype(np.float64) - top) / temperature
+
+
+def largest(x: Logits, k: int) -> Int64s:
     """Indices of the k largest values, largest first, the lower index first on ties."""
-    threshold = np.partition(x, len(x) - k)[len(x) - k]
-    candidates = np.flatnonzero(x >= threshold)
-    return candidates[np.argsort(-x[candidates], kind="stable")][:k]
+    heads = x[: len(x) // BLOCK * BLOCK].reshape(-1, BLOCK).max(axis=1)
+    some = heads if len(heads) >= k else x
+    bound = np.partition(some, len(some) - k)[len(some) - k]  # at least k values are not below it
+    candidates = (x >= bound).nonzero()[0]
+    found: Int64s = candidates[(-x[candidates]).argsort(kind="stable")[:k]]
+    return found
 
 
-def nucleus(x: Floats, weights: Floats, top_p: float) -> Int64s:
-    """Indices of the fewest weights, largest first, whose sum reaches top_p of all; x: their logarithms, at most 0."""
-    bins = (np.minimum(-x, BINS / BINS_PER_UNIT - 1) * BINS_PER_UNIT).astype(np.int64)
-    sums = np.cumsum(np.bincount(bins, weights))
-    target = top_p * sums[-1]
-    candidates = np.flatnonzero(bins <= np.searchsorted(sums, target))
-    order = candidates[np.argsort(-x[candidates], kind="stable")]
-    return order[: int(np.searchsorted(np.cumsum(weights[order]), target)) + 1]
+def largest_share(logs: Floats, weights: Floats, share: float) -> Int64s:
+    """Indices of weights that together hold `share` of all, and hardly more, largest first; logs: their logarithms."""
+    bins = (np.minimum(-logs, BINS / BINS_PER_UNIT - 1) * BINS_PER_UNIT).astype(np.int64)
+    sums = np.bincount(bins, weights).cumsum()
+    candidates = (bins <= sums.searchsorted(share * sums[-1])).nonzero()[0]
+    found: Int64s = candidates[(-logs[candidates]).argsort(kind="stable")]
+    return found
 
 
 def uniform(seed: int, position: int) -> float:
-    """A number in [0, 1) that depends on nothing else: Philox (Salmon et al. 2011), key `seed`, counter `position`."""
-    return float(int(np.random.Philox(key=seed, counter=position).random_raw()) >> 11) * 2.0**-53
+    """A number in [0, 1) that depends on nothing else: Philox4x64-10 (Salmon et al. 2011), key `seed`, counter
+    `position` + 1, as in numpy, whose generator takes longer to make than this."""
+    a, b, c, d, key, other = position + 1, 0, 0, 0, seed, 0
+    for _ in range(10):
+        first, second = 0xD2E7470EE14C6C93 * a, 0xCA5A826395121157 * c
+        a, b, c, d = second >> 64 ^ b ^ key, second & _WORD, first >> 64 ^ d ^ other, first & _WORD
+        key, other = key + 0x9E3779B97F4A7C15 & _WORD, other + 0xBB67AE8584CAA73B & _WORD
+    return (a >> 11) * 2.0**-53
 
 
 def draw(tokens: Int64s, weights: Floats, u: float) -> int:
     """The token at which the cumulative weight passes u of the whole: never one of weight 0."""
-    sums = np.cumsum(weights)
+    sums = weights.cumsum()
     target = min(u * sums[-1], np.nextafter(sums[-1], 0))
-    return int(tokens[np.searchsorted(sums, target, side="right")])
+    return int(tokens[sums.searchsorted(target, side="right")])
 
 
 WHOLE, NUMBER = "a whole number", "a number"

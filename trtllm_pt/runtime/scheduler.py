@@ -12,9 +12,8 @@ A step of the runtime:
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
-
-import numpy as np
 
 from trtllm_pt.errors import UsageError
 from trtllm_pt.messages import FinishReason, Request, Tokens
@@ -28,7 +27,7 @@ from trtllm_pt.runtime.step_plan import StepPlan
 class Scheduler:
     """Running sequences and the queue, together always in order of arrival: first come, first served, last preempted.
 
-    max_batch_size: sequences that run at a time (slots). max_num_tokens: tokens in a step. num_pages: KV pages of 16
+    max_batch_size: sequences that run at a time. max_num_tokens: tokens in a step. num_pages: KV pages of 16
     tokens. chunk: prompt tokens that a step takes beside sequences that are decoding (default: up to max_num_tokens),
     so that a long prompt does not stall them. end_id: of requests that name none; -1: none. Raises UsageError for
     limits that contradict each other.
@@ -63,9 +62,6 @@ class Scheduler:
 
         self._by_id: dict[int, Sequence] = {}
         self._step: list[tuple[Sequence, int]] = []  # in flight: sequence and number of its tokens
-        self._slots = list(range(max_batch_size - 1, -1, -1))
-        self._table = np.zeros((max_batch_size, pages_for(limits.max_seq_len)), np.int64)  # pages by slot
-        self._columns = np.arange(pages_for(limits.max_seq_len))
 
     def add(self, request: Request) -> None:
         """Queue a request. Raises UsageError, naming the field, for one that could never run."""
@@ -117,14 +113,11 @@ class Scheduler:
         return not self._by_id
 
     def check_integrity(self) -> None:
-        """Assert that pages, slots and queues agree."""
+        """Assert that pages and queues agree."""
         self.pages.check_integrity(s.pages for s in self.running)
-        assert sorted([*self._slots, *(s.slot for s in self.running)]) == list(range(self.max_batch_size))
+        assert len(self.running) <= self.max_batch_size and all(s.pages for s in self.running)
         assert {id(s) for s in self._by_id.values()} == {id(s) for s in (*self.running, *self.waiting)}
-        assert all(s.slot < 0 and not s.pages and not s.computed for s in self.waiting)
-        for s in self.running:
-            row = self._table[s.slot]
-            assert row[: len(s.pages)].tolist() == s.pages and not row[len(s.pages) :].any()
+        assert not any(s.pages or s.computed for s in self.waiting)
 
     # What is refused
 
@@ -153,7 +146,7 @@ class Scheduler:
     def _add_decodes(self) -> int:
         """Put every sequence with one token to compute into the step; returns how many."""
         for sequence in list(self.running):  # oldest first: whoever is preempted on the way comes later in the list
-            if sequence.slot >= 0 and sequence.known - sequence.computed == 1 and self._has_page(sequence):
+            if sequence.pages and sequence.known - sequence.computed == 1 and self._has_page(sequence):
                 self._step.append((sequence, 1))
         return len(self._step)
 
@@ -166,7 +159,7 @@ class Scheduler:
             self._preempt(youngest)
             if youngest is sequence:
                 return False
-        self._give_page(sequence)
+        sequence.pages.append(self.pages.allocate())
         return True
 
     def _add_prompts(self, budget: int) -> int:
@@ -179,7 +172,7 @@ class Scheduler:
         return budget
 
     def _admit(self, budget: int) -> None:
-        while self.waiting and self._slots and budget:
+        while self.waiting and len(self.running) < self.max_batch_size and budget:
             sequence = self.waiting[0]
             if not self._give_prompt_pages(sequence):
                 break  # nobody overtakes
@@ -189,8 +182,8 @@ class Scheduler:
             budget -= count
 
     def _give_prompt_pages(self, sequence: Sequence) -> bool:
-        """Give it a slot and pages for all its known tokens, the longest cached prefix among them, if there are enough
-        pages: one is left for every running sequence, else the newcomer would soon be preempted again."""
+        """Give it pages for all its known tokens, the longest cached prefix among them, if there are enough: one is
+        left for every running sequence, else the newcomer would soon be preempted again."""
         spare = self.pages.available - len(self.running)
         if spare <= 0:
             return False
@@ -199,20 +192,13 @@ class Scheduler:
         if sequence.num_pages - len(cached) + self.pages.idle(cached) > spare:
             return False
         self.pages.share(cached)
-        sequence.slot = self._slots.pop()
         sequence.pages = cached
         sequence.registered = len(cached)
         sequence.computed = len(cached) * PAGE
         self.reused_tokens += sequence.computed
-        self._table[sequence.slot, : len(cached)] = cached
         while len(sequence.pages) < sequence.num_pages:
-            self._give_page(sequence)
+            sequence.pages.append(self.pages.allocate())
         return True
-
-    def _give_page(self, sequence: Sequence) -> None:
-        page = self.pages.allocate()
-        self._table[sequence.slot, len(sequence.pages)] = page
-        sequence.pages.append(page)
 
     def _preempt(self, sequence: Sequence) -> None:
         """Back to the head of the queue; its tokens stay known and are computed again."""
@@ -222,24 +208,21 @@ class Scheduler:
         self.preemptions += 1
 
     def _release(self, sequence: Sequence) -> None:
-        self._table[sequence.slot, : len(sequence.pages)] = 0
         self.pages.release(sequence.pages)
-        self._slots.append(sequence.slot)
-        sequence.slot, sequence.pages, sequence.registered, sequence.computed = -1, [], 0, 0
+        sequence.pages, sequence.registered, sequence.computed = [], 0, 0
 
     def _plan(self) -> StepPlan:
-        counts = [count for _, count in self._step]
-        starts = np.array([sequence.computed for sequence, _ in self._step], np.int64)
-        offsets = np.zeros(len(counts) + 1, np.int64)
-        np.cumsum(counts, out=offsets[1:])
-        tokens = np.concatenate([s.tokens[s.computed : s.computed + count] for s, count in self._step])
-        pages = self._table[[sequence.slot for sequence, _ in self._step]]
-        in_use = -(-(starts + offsets[1:] - offsets[:-1]) // PAGE)
-        pages[self._columns >= in_use[:, None]] = 0
-        complete = [i for i, (s, count) in enumerate(self._step) if s.computed + count == s.known]
-        self.wanted = [self._step[i][0] for i in complete]
-        last = offsets[1:][complete] - 1 if complete else offsets[-1:] - 1
-        return StepPlan(tokens, starts, offsets, pages, last)
+        tokens, starts, offsets, last, pages = array("q"), [], [0], [], []
+        for sequence, count in self._step:
+            end = sequence.computed + count
+            tokens += sequence.tokens[sequence.computed : end]
+            starts.append(sequence.computed)
+            offsets.append(len(tokens))
+            pages.append(sequence.pages[: pages_for(end)])
+            if end == sequence.known:
+                self.wanted.append(sequence)
+                last.append(len(tokens) - 1)
+        return StepPlan(tokens, starts, offsets, last or [len(tokens) - 1], pages)
 
     # What came of it
 
@@ -249,7 +232,6 @@ class Scheduler:
             parent = sequence.pages[index - 1] if index else ROOT
             page = self.pages.register(sequence.pages[index], parent, sequence.page_key(index))
             sequence.pages[index] = page
-            self._table[sequence.slot, index] = page
             sequence.registered += 1
 
     def _take(self, sequence: Sequence, token: int, log_prob: float | None, error: str | None) -> Tokens | None:
@@ -263,7 +245,7 @@ class Scheduler:
     def _finish(self, sequence: Sequence, reason: FinishReason, error: str | None = None) -> Tokens:
         """Free what it holds."""
         del self._by_id[sequence.request.id]
-        if sequence.slot >= 0:
+        if sequence.pages:
             self.running.remove(sequence)
             self._release(sequence)
         else:

@@ -2,57 +2,52 @@
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field, replace
-
-import numpy as np
 
 from trtllm_pt.messages import FinishReason, Request, SamplingParams, Tokens
 from trtllm_pt.runtime.kv_pages import PAGE, pages_for
-from trtllm_pt.runtime.step_plan import Int64s
 
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """The state of one request. `known` tokens have a value, the first `computed` of them lie in the KV cache."""
+    """The state of one request. The first `computed` of its `tokens` lie in the KV cache."""
 
     request: Request
-    tokens: Int64s  # [limit] prompt, then output; `take` adds what was sampled
-    known: int  # prompt and output tokens so far; set when a token was sampled
+    tokens: array[int]  # int64: prompt, then output so far; `take` adds what was sampled
+    limit: int  # tokens, prompt and output together, at which it ends
     end_id: int  # the request's, else the engine's; -1: never end
     log_probs: list[float] = field(default_factory=list)  # one per output token, where asked for
     sent: int = 0  # output tokens that left in a message; the rest may be the start of a stop word
     finish_reason: FinishReason | None = None
 
     # While it runs; set by the scheduler when it is admitted, reset when it is preempted.
-    slot: int = -1  # row of the scheduler's page table; -1: waiting
-    pages: list[int] = field(default_factory=list)
+    pages: list[int] = field(default_factory=list)  # none: waiting
     registered: int = 0  # pages, from the first, that are registered for reuse
     computed: int = 0  # set when a step has run
 
     @classmethod
     def start(cls, request: Request, limit: int, end_id: int) -> Sequence:
-        """`limit`: tokens, prompt and output together, at which it ends."""
-        prompt = len(request.token_ids)
-        tokens = np.empty(limit, np.int64)
-        tokens[:prompt] = request.token_ids
         own = request.sampling.end_id
-        return cls(request, tokens, prompt, end_id if own is None else own)
+        return cls(request, array("q", request.token_ids), limit, end_id if own is None else own)
 
     @property
     def sampling(self) -> SamplingParams:
         return self.request.sampling
 
     @property
-    def prompt(self) -> Int64s:
-        return self.tokens[: len(self.request.token_ids)]
+    def known(self) -> int:
+        """Prompt and output tokens so far."""
+        return len(self.tokens)
 
     @property
-    def output(self) -> Int64s:
-        return self.tokens[len(self.request.token_ids) : self.known]
+    def output(self) -> array[int]:
+        return self.tokens[len(self.request.token_ids) :]
 
     @property
     def num_output(self) -> int:
-        return self.known - len(self.request.token_ids)
+        return len(self.tokens) - len(self.request.token_ids)
 
     @property
     def num_pages(self) -> int:
@@ -68,14 +63,14 @@ class Sequence:
         too unless it was asked for."""
         if token == self.end_id:
             return "end_id"
-        self.tokens[self.known] = token
-        self.known += 1
+        self.tokens.append(token)
         if log_prob is not None:
             self.log_probs.append(log_prob)
         if self.sampling.stop_words and (stop := self._completed_stop_word()):
-            self.known -= 0 if self.sampling.include_stop_words else stop
+            if not self.sampling.include_stop_words:
+                del self.tokens[-stop:]
             return "stop_words"
-        return "length" if self.known == len(self.tokens) else None
+        return "length" if len(self.tokens) == self.limit else None
 
     def send(self) -> Tokens | None:
         """The output tokens not sent yet that no stop word can take back any more; None: there are none."""
@@ -90,7 +85,7 @@ class Sequence:
     def _send(self, until: int) -> Tokens | None:
         if until <= self.sent:
             return None
-        token_ids, log_probs = tuple(self.output[self.sent : until].tolist()), tuple(self.log_probs[self.sent : until])
+        token_ids, log_probs = tuple(self.output[self.sent : until]), tuple(self.log_probs[self.sent : until])
         self.sent = until
         return Tokens(id=self.request.id, token_ids=token_ids, log_probs=log_probs)
 
@@ -101,7 +96,7 @@ class Sequence:
 
     def _possible_stop_word(self) -> int:
         """Tokens at the end of the output that may be the start of a stop word, and so may have to stay out of it."""
-        if self.sampling.include_stop_words:
+        if not self.sampling.stop_words or self.sampling.include_stop_words:
             return 0
         return max((possible_start(word, self.output) for word in self.sampling.stop_words), default=0)
 
@@ -109,7 +104,7 @@ class Sequence:
         return tuple(self.output[-len(word) :]) == word
 
 
-def possible_start(word: tuple[int, ...], tokens: Int64s) -> int:
+def possible_start(word: tuple[int, ...], tokens: SequenceOf[int]) -> int:
     """Tokens at the end of `tokens` with which `word` may have begun; 0: none."""
     for length in range(min(len(word) - 1, len(tokens)), 0, -1):
         if tuple(tokens[-length:]) == word[:length]:

@@ -6,7 +6,6 @@ import os
 import socket
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,29 +19,12 @@ from trtllm_pt.errors import RunError, UsageError
 from trtllm_pt.kernels.build import LIBRARY
 from trtllm_pt.kernels.library import load
 from trtllm_pt.runtime.kv_pages import PAGE, pages_for
-from trtllm_pt.runtime.step_plan import StepPlan
+from trtllm_pt.runtime.reduces import Reduces, settle
+from trtllm_pt.runtime.step_plan import StepMessage, StepPlan
 from trtllm_pt.runtime.world import World, first_to_speak
 
 _SILENCE_SECONDS = 8.0  # of a rank that is stopped, after which the others end; it beats even while it computes
 _MEMORY_SHARE = 0.5  # of what is available now, for the KV caches of all ranks on this machine
-
-
-@dataclass(slots=True)
-class Reduces:
-    """The boundaries' all-reduces as the op counted them: calls, bytes of the messages, seconds with waiting."""
-
-    calls: int = 0
-    bytes: int = 0
-    seconds: float = 0.0
-
-    @classmethod
-    def of_this_process(cls) -> Reduces:
-        return cls(*torch.ops.trtllm_pt.reduce_totals())
-
-    def add(self, before: Reduces, after: Reduces) -> None:
-        self.calls += after.calls - before.calls
-        self.bytes += after.bytes - before.bytes
-        self.seconds += after.seconds - before.seconds
 
 
 class Session:
@@ -51,36 +33,51 @@ class Session:
     def __init__(self, engine: EmbeddedEngine, world: World) -> None:
         self.engine, self.world = engine, world
         self.pids = world.gather_all(os.getpid())
+        options = engine.manifest.options
+        self.message = StepMessage(options.max_batch_size, options.max_num_tokens, options.max_seq_len)
         self.forwards = 0
-        self.reduces = Reduces()
+        self._reduces = Reduces()
 
     @property
     def manifest(self) -> EngineManifest:
         return self.engine.manifest
 
     @property
+    def reduces(self) -> Reduces:
+        """Of this session until now."""
+        settle()
+        return self._reduces
+
+    @property
     def sync_points_seen(self) -> int | None:
         """All-reduces per forward since this session began; None before the first. Raises RunError for a fraction."""
         if not self.forwards:
             return None
-        if self.reduces.calls % self.forwards:
-            raise RunError(f"{self.reduces.calls} all-reduces were seen in {self.forwards} forwards")
-        return self.reduces.calls // self.forwards
+        calls = self.reduces.calls
+        if calls % self.forwards:
+            raise RunError(f"{calls} all-reduces were seen in {self.forwards} forwards")
+        return calls // self.forwards
 
-    def run(self, plan: StepPlan) -> Tensor | None:
-        """One forward on all ranks. Rank 0: float32 logits [R, V padded]; elsewhere None."""
-        arrays = (plan.tokens, plan.starts, plan.offsets, plan.pages, plan.last)
-        before = Reduces.of_this_process()  # a process may have several sessions
-        logits = self.engine.run(*(torch.from_numpy(array) for array in arrays))
-        self.reduces.add(before, Reduces.of_this_process())
+    def run(self, plan: StepPlan) -> Tensor:
+        """Rank 0: one forward on all ranks; float32 logits [R, V padded]."""
+        self.message.write(plan)
+        self.world.send_plan(self.message.numbers)
+        logits = self._forward()
+        assert logits is not None, "rank 0 has the logits"
+        return logits
+
+    def run_next(self) -> bool:
+        """Ranks but 0: the next forward that rank 0 asks for; False: it has stopped."""
+        going_on = self.world.receive_plan(self.message.room)
+        if going_on:
+            self._forward()
+        return going_on
+
+    def _forward(self) -> Tensor | None:
+        self._reduces.begin()
+        logits = self.engine.run(*self.message.inputs)
         self.forwards += 1
         return self.world.gather_logits(logits)
-
-    @property
-    def longest_plan(self) -> int:
-        """Numbers in the longest step plan."""
-        options = self.manifest.options
-        return StepPlan.max_size(options.max_batch_size, options.max_num_tokens, self.manifest.max_seq_len)
 
     def follow(self) -> None:
         """Ranks but 0: run plans until rank 0 stops."""
@@ -98,15 +95,11 @@ class Session:
 
 def follow(sessions: Sequence[Session]) -> None:
     """Ranks but 0: run the plans of all sessions until rank 0 has stopped each."""
-    buffer = torch.empty(max(session.longest_plan for session in sessions), dtype=torch.int64).numpy()
     open_ones = {session.world: session for session in sessions}
     while open_ones:
         world = first_to_speak(list(open_ones))
-        plan = world.receive_plan(buffer)
-        if plan is None:
+        if not open_ones[world].run_next():
             del open_ones[world]
-        else:
-            open_ones[world].run(plan)
     torch.ops.trtllm_pt.leave_watch()
 
 

@@ -1,62 +1,74 @@
-"""What rank 0 tells the other ranks about a step, as arrays and as one flat message.
+"""What rank 0 tells the other ranks about a step: lists on rank 0, then one message, which all ranks' engines read.
 
-T tokens in the step, B sequences, R rows of logits wanted, MP pages a sequence can have.
+T tokens in the step, B sequences, R rows of logits wanted, M pages of the sequence that has most.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from array import array
+from collections.abc import Sequence
+from itertools import repeat
+from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
+import torch
+from torch import Tensor
 
-from trtllm_pt.runtime.kv_pages import PAGE, pages_for
+from trtllm_pt.runtime.kv_pages import pages_for
 
-Int64s = npt.NDArray[np.int64]
-
-# Size of the whole message, T, B, R, MP. A message never has size 0, so a session may give 0 its own meaning.
+# Size of the whole message, T, B, R, M. A message never has size 0, so a session may give 0 its own meaning.
 HEADER = 5
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class StepPlan:
-    """One forward. All arrays int64."""
+class StepPlan(NamedTuple):
+    """One forward."""
 
-    tokens: Int64s  # [T], sequence after sequence
-    starts: Int64s  # [B] position of a sequence's first token in this step
-    offsets: Int64s  # [B + 1] where its tokens lie in `tokens`
-    pages: Int64s  # [B, MP] its pages in order, unused entries 0
-    last: Int64s  # [R] indices into `tokens` whose logits are wanted; R is at least 1, for a graph needs a row
+    tokens: Sequence[int]  # [T], sequence after sequence
+    starts: Sequence[int]  # [B] position of a sequence's first token in this step
+    offsets: Sequence[int]  # [B + 1] where its tokens lie in `tokens`
+    last: Sequence[int]  # [R] indices into `tokens` whose logits are wanted; R is at least 1, for a graph needs a row
+    pages: Sequence[Sequence[int]]  # [B] its pages in order, as many as the step reads or writes
 
-    @staticmethod
-    def max_size(max_batch_size: int, max_num_tokens: int, max_seq_len: int) -> int:
-        """Entries that the longest message under these limits has."""
-        return HEADER + max_num_tokens + max_batch_size * (3 + pages_for(max_seq_len)) + 1
 
-    def to_buffer(self) -> Int64s:
-        """The plan as one message: header, tokens, starts, offsets, last, then only the pages in use.
+class StepMessage:
+    """The place of one rank's step plans, one after the other: the engine's inputs lie in the message itself.
 
-        Its first entry is its length.
-        """
-        used = self.pages[self._pages_in_use(self.starts, self.offsets, self.pages.shape[1])]
-        parts = (self.tokens, self.starts, self.offsets, self.last, used)
-        size = HEADER + sum(len(part) for part in parts)
-        header = np.array([size, len(self.tokens), len(self.starts), len(self.last), self.pages.shape[1]], np.int64)
-        return np.concatenate((header, *parts))
+    Python that was thrown out of the caches costs microseconds a call, and a step's weights throw out everything: so
+    while the sizes of a step stay, as they mostly do when all decode, its tensors stay.
+    """
 
-    @classmethod
-    def from_buffer(cls, buffer: Int64s) -> StepPlan:
-        """The plan of a message; entries behind its end are ignored, and nothing refers to `buffer` afterwards."""
-        size, tokens, sequences, rows, width = buffer[:HEADER].tolist()
-        ends = np.cumsum([HEADER, tokens, sequences, sequences + 1, rows])
-        _, new, starts, offsets, last, used = np.split(buffer[:size].copy(), ends)
-        pages = np.zeros((sequences, width), np.int64)
-        pages[cls._pages_in_use(starts, offsets, width)] = used
-        return cls(new, starts, offsets, pages, last)
+    def __init__(self, max_batch_size: int, max_num_tokens: int, max_seq_len: int) -> None:
+        room = HEADER + max_num_tokens + max_batch_size * (3 + pages_for(max_seq_len)) + 1
+        numbers = array("q", bytes(8 * room))
+        self.room = memoryview(numbers)  # int64, for the longest message under these limits
+        self._tensor = torch.frombuffer(numbers, dtype=torch.int64)
+        self._sizes: list[int] = []
+        self._inputs: tuple[Tensor, ...] = ()
 
-    @staticmethod
-    def _pages_in_use(starts: Int64s, offsets: Int64s, width: int) -> npt.NDArray[np.bool_]:
-        """[B, MP]: which entries of `pages` a step reads or writes."""
-        ends = starts + offsets[1:] - offsets[:-1]
-        mask: npt.NDArray[np.bool_] = np.arange(width) < -(-ends // PAGE)[:, None]
-        return mask
+    def write(self, plan: StepPlan) -> None:
+        """The plan as header, tokens, starts, offsets, last, and pages [B, M], unused entries 0."""
+        most = max(map(len, plan.pages))
+        numbers = array("q", (0, len(plan.tokens), len(plan.starts), len(plan.last), most))
+        for part in (plan.tokens, plan.starts, plan.offsets, plan.last):
+            numbers.extend(part)
+        for pages in plan.pages:
+            numbers.extend(pages)
+            numbers.extend(repeat(0, most - len(pages)))
+        numbers[0] = len(numbers)
+        self.room[: len(numbers)] = numbers
+
+    @property
+    def numbers(self) -> memoryview:
+        """The message: as many int64s as its first says."""
+        return self.room[: self.room[0]]
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """Of the engine, int64: tokens [T], starts [B], offsets [B + 1], pages [B, M], last [R]."""
+        sizes = self.room[:HEADER].tolist()
+        if sizes != self._sizes:
+            self._sizes = sizes
+            size, tokens, sequences, rows, most = sizes
+            split = (HEADER, tokens, sequences, sequences + 1, rows, sequences * most)
+            _, new, starts, offsets, last, pages = self._tensor[:size].split_with_sizes(split)
+            self._inputs = (new, starts, offsets, pages.view(sequences, most), last)
+        return self._inputs

@@ -34,9 +34,9 @@ def executor_config(bindings: Any, manifest: EngineManifest, kv_tokens: int | No
 
 def executor_request(bindings: Any, sequence: Sequence) -> Any:
     prompt, p = sequence.request.token_ids, sequence.sampling
-    max_tokens = len(sequence.tokens) - len(prompt)
+    max_tokens = sequence.limit - len(prompt)
     # The executor looks for words in prompt and output alike; one that the prompt may have begun is ours to find.
-    stop_words = [list(word) for word in p.stop_words if not possible_start(word, sequence.prompt)]
+    stop_words = [list(word) for word in p.stop_words if not possible_start(word, prompt)]
     return bindings.Request(
         input_token_ids=list(prompt),
         max_tokens=max_tokens,

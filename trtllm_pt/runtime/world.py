@@ -9,24 +9,23 @@ from __future__ import annotations
 import os
 import sys
 import time
+from array import array
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from trtllm_pt.errors import UsageError
 from trtllm_pt.launchers import LAUNCHERS, SECONDS_TO_BE_HEARD, launched_ranks
 from trtllm_pt.runtime.launch import NO_MPI
-from trtllm_pt.runtime.step_plan import Int64s, StepPlan
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
 T = TypeVar("T")
 
-_STOP = np.zeros(1, np.int64)  # a plan's first entry is its length, never 0
+_STOP = memoryview(array("q", [0]))  # a plan's first number is its length, never 0
 # A follower that waits for work polls at once, then ever more seldom: running, it loses no time; idle, no core.
 _SPIN_SECONDS, _LONGEST_SLEEP = 0.002, 0.002
 
@@ -90,21 +89,20 @@ class World:
         if self.comm is not None:
             self.comm.Barrier()
 
-    def send_plan(self, plan: StepPlan | None) -> None:
-        """Rank 0 to all others; None: stop."""
+    def send_plan(self, numbers: memoryview | None) -> None:
+        """A step's message, rank 0 to all others; None: stop."""
         if self.comm is None:
             return
-        message = _STOP if plan is None else plan.to_buffer()
-        requests = [self.comm.Isend(message, dest) for dest in range(1, self.size)]
+        requests = [self.comm.Isend(_STOP if numbers is None else numbers, dest) for dest in range(1, self.size)]
         for request in requests:
             request.Wait()
         self.hops += 1
 
-    def receive_plan(self, buffer: Int64s) -> StepPlan | None:
-        """The next plan from rank 0; None: stop. `buffer` has room for the longest."""
+    def receive_plan(self, room: memoryview) -> bool:
+        """The next message of rank 0, into `room` for the longest; False: stop."""
         assert self.comm is not None
-        self.comm.Recv(buffer, 0)
-        return StepPlan.from_buffer(buffer) if buffer[0] else None
+        self.comm.Recv(room, 0)
+        return bool(room[0])
 
     def gather_logits(self, logits: Tensor) -> Tensor | None:
         """This rank's float32 [R, V / ranks] -> rank 0: all [R, V]; elsewhere None."""
