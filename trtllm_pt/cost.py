@@ -15,6 +15,10 @@ from trtllm_pt.tensors import TensorSpec, tensors
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "float8_e4m3fn": 1}
 
 
+# What the embedded runtime sends the other ranks to decode one token: 11 numbers of 8 bytes (runtime/step_plan.py).
+STEP_PLAN_BYTES = 88
+
+
 @dataclass(frozen=True, slots=True)
 class Collective:
     """One message between ranks per forward: a row of `inspect --json`. Bytes are a rank's payload for one token."""

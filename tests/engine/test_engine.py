@@ -13,8 +13,9 @@ from tests.engine import contract
 from tests.engine.conftest import EVERYTHING, LLAMA, OTHER_SCHEDULES, PRETRAINED, RANKS, Engines, mpirun
 from trtllm_pt.checkpoint.load import load_reference
 from trtllm_pt.config import ModelConfig
+from trtllm_pt.cost import STEP_PLAN_BYTES
 from trtllm_pt.engine.graph import ops_in_order
-from trtllm_pt.engine.inspect import STEP_PLAN_BYTES, inspect
+from trtllm_pt.engine.inspect import inspect
 from trtllm_pt.engine.manifest import MODEL_FILE, EngineManifest
 from trtllm_pt.runtime.step_plan import StepMessage, StepPlan
 from trtllm_pt.schedule import Run, Start, schedule_of, sync_points

@@ -29,6 +29,15 @@ def test_round_trip() -> None:
     assert machine_from_json(json.loads(json.dumps(GOOD)), "again") == load_machine("8xH100")
 
 
+def test_memory_that_devices_share() -> None:
+    machine = machine_from_json(GOOD | {"memory_bandwidth": 2e10, "memory_bandwidth_alone": 3e10}, "mine")
+    assert machine.undisturbed().memory_bandwidth == 3e10 and machine.memory_bandwidth == 2e10
+    assert machine_from_json(machine.to_json(), "again") == machine
+    assert "memory_bandwidth_alone" not in load_machine("8xH100").to_json()
+    with pytest.raises(UsageError, match=r"mine: memory_bandwidth_alone \(-1\) must be a number above 0"):
+        machine_from_json(GOOD | {"memory_bandwidth_alone": -1}, "mine")
+
+
 ROW = {"algorithm": "nccl", "ranks": 8, "points": [[1024, 1e-5], [2048, 2e-5]]}
 MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"memory_bandwidth": -1}, "mine: memory_bandwidth (-1) must be a number above 0: bytes per second"),

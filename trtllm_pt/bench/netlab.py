@@ -9,13 +9,15 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from trtllm_pt.bench import round_trip
-from trtllm_pt.bench.batch import Case
+from trtllm_pt.bench.batch import Batch, Case
+from trtllm_pt.bench.compare import rows
 from trtllm_pt.bench.contenders import Contender
 from trtllm_pt.bench.links import Link, Links
 from trtllm_pt.bench.predicted import predicted_tpot
@@ -23,13 +25,13 @@ from trtllm_pt.bench.progress import bar
 from trtllm_pt.bench.report import machine
 from trtllm_pt.errors import RunError
 
-_SIZES = "64,1048576,4"  # bytes, of the all-reduces that the planner reads
+VISIT = "visit"  # the hidden command that ranks run
 _PATIENCE = 10.0  # seconds for mpirun to end after it was told to
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is measured on every link."""
+    """What is measured on every visit to a link."""
 
     contenders: Sequence[Contender]  # the first is the baseline
     case: Case
@@ -42,65 +44,84 @@ class Plan:
         return self.contenders[0].facts.manifest.ranks
 
 
-def sweep(plan: Plan, links: Sequence[Link]) -> Iterator[dict[str, Any]]:
-    """The report so far, after every link."""
-    found: list[dict[str, Any]] = []
-    described: dict[str, Any] | None = None  # the machine, for the planner: measured once
-    with bar(len(links), "links", "link") as progress, tempfile.TemporaryDirectory(prefix="trtllm_pt-") as scratch:
-        for link in links:
-            with Links(plan.ranks, link) as lab:
-                entry = {**asdict(link), "kind": lab.kind, "round_trip_s": _round_trip(lab)}
-                meetings = _all_reduces(lab, plan, Path(scratch), describe=described is None)
-                described = described or meetings.pop("described")
-                compared = _compared(lab, plan, Path(scratch))
-            found.append(entry | {"all_reduce": meetings["all_reduce"], "rows": compared["rows"]})
-            progress.update()
-            yield _report(plan, found, described)
+def sweep(plan: Plan, links: Sequence[Link], visits: int, known: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The report so far, after every visit. All links are visited once, then all again, so that noise hits all.
+
+    known: `links` of an earlier report of the same plan, whose visits stay.
+    """
+    found = {_key(each): each for each in known}
+    with bar(visits * len(links), "links", "visit") as progress, tempfile.TemporaryDirectory() as scratch:
+        for _ in range(visits):
+            for link in links:
+                entry = found.setdefault(_key(asdict(link)), asdict(link) | {"visits": []})
+                seed = plan.seed + len(entry["visits"])
+                entry["visits"].append(_visit(replace(plan, seed=seed), link, Path(scratch)))
+                progress.update()
+                yield _report(plan, [_summed_up(plan, found[key]) for key in sorted(found)])
 
 
-def _report(plan: Plan, links: list[dict[str, Any]], described: dict[str, Any] | None) -> dict[str, Any]:
-    assert described is not None
-    predicted = predicted_tpot(plan.contenders, plan.case, links, described)
-    for entry, tpot in zip(links, predicted, strict=True):
-        entry["predicted_tpot_ms"] = {name: 1e3 * seconds for name, seconds in tpot.items()}
-        baseline = tpot[plan.contenders[0].name]
-        entry["predicted_tpot_ratio"] = {name: seconds / baseline for name, seconds in tpot.items()}
+def _key(link: Mapping[str, Any]) -> tuple[float, float]:
+    return link["delay_us"], link["rate_mbit"]
+
+
+def identity(plan: Plan) -> dict[str, Any]:
+    """What reports must have in common for their visits to be put together."""
     return {
-        "machine": machine(),
-        "baseline": plan.contenders[0].name,
+        "contenders": {each.name: each.facts.folder.name for each in plan.contenders},
         "world_size": plan.ranks,
         "batch_size": plan.case.batch_size,
         "input_length": plan.case.input_length,
         "output_length": plan.case.output_length,
-        "described": described,
-        "links": links,
+        "threads": plan.threads,
     }
 
 
-def _all_reduces(lab: Links, plan: Plan, scratch: Path, *, describe: bool) -> dict[str, Any]:
-    report, described = scratch / "all_reduce.json", scratch / "machine.json"
-    options = ["--collectives", "mpi", "--range", _SIZES, "--rounds", str(plan.rounds), "--report_json", str(report)]
-    if describe:
-        options += ["--machine_json", str(described)]
-    _bench(lab, "all-reduce", *options, "--threads", str(plan.threads))
-    found = json.loads(report.read_text())
-    if describe:
-        found["described"] = json.loads(described.read_text())
-    return found  # type: ignore[no-any-return]
+def _report(plan: Plan, links: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"machine": machine(), "baseline": plan.contenders[0].name} | identity(plan) | {"links": links}
 
 
-def _compared(lab: Links, plan: Plan, scratch: Path) -> dict[str, Any]:
-    report, case = scratch / "compare.json", plan.case
-    engines = [f"{each.name}={each.facts.folder.resolve()}" for each in plan.contenders]
-    sizes = ["--batch_size", str(case.batch_size), "--input_output_len", f"{case.input_length},{case.output_length}"]
-    effort = ["--rounds", str(plan.rounds), "--threads", str(plan.threads), "--seed", str(plan.seed)]
-    _bench(lab, "compare", *engines, *sizes, *effort, "--report_json", str(report))
-    return json.loads(report.read_text())  # type: ignore[no-any-return]
+def _summed_up(plan: Plan, link: dict[str, Any]) -> dict[str, Any]:
+    """The link with the rows of all its visits, and medians of what was predicted for each visit."""
+    taken = [
+        [Batch(**visit["batches"][each.name][number]) for each in plan.contenders]
+        for visit in link["visits"]
+        for number in range(len(visit["batches"][plan.contenders[0].name]))
+    ]
+    predicted = [predicted_tpot(plan.contenders, plan.case, visit) for visit in link["visits"]]
+    baseline = plan.contenders[0].name
+    return link | {
+        "round_trip_s": median(visit["round_trip_s"] for visit in link["visits"]),
+        "rows": rows(plan.contenders, {plan.case: taken}),
+        "predicted_tpot_ms": {
+            each.name: 1e3 * median(tpot[each.name] for tpot in predicted) for each in plan.contenders
+        },
+        "predicted_tpot_ratio": {
+            each.name: median(tpot[each.name] / tpot[baseline] for tpot in predicted) for each in plan.contenders
+        },
+    }
 
 
-def _bench(lab: Links, *arguments: str) -> None:
-    """A measurement on all ranks of the lab. Raises RunError with its first error."""
-    command = lab.mpirun("-m", "trtllm_pt", "bench", *arguments)
+def _visit(plan: Plan, link: Link, scratch: Path) -> dict[str, Any]:
+    request, answer = scratch / "request.json", scratch / "answer.json"
+    asked = {
+        "engines": {each.name: str(each.facts.folder.resolve()) for each in plan.contenders},
+        "case": asdict(plan.case),
+        "rounds": plan.rounds,
+        "threads": plan.threads,
+        "seed": plan.seed,
+        "answer": str(answer),
+    }
+    request.write_text(json.dumps(asked))
+    with Links(plan.ranks, link) as lab:
+        trip = {"kind": lab.kind, "round_trip_s": _round_trip(lab)}
+        _run(lab, "-m", "trtllm_pt", "bench", VISIT, str(request))
+        found: dict[str, Any] = json.loads(answer.read_text())
+    return trip | found
+
+
+def _run(lab: Links, *arguments: str) -> None:
+    """Python on all ranks of the lab. Raises RunError with its first error."""
+    command = lab.mpirun(*arguments)
     with subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as job:

@@ -1,51 +1,44 @@
-"""What the planner says of a measured sweep, from the all-reduces alone and the baseline's own times."""
+"""What the planner says of a measured link, from the machine, its all-reduces and the baseline's own time."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from statistics import fmean, median
 from typing import Any
 
 from trtllm_pt.bench.batch import Case
 from trtllm_pt.bench.contenders import Contender
-from trtllm_pt.engine.inspect import STEP_PLAN_BYTES
 from trtllm_pt.planner.calibrate import fit
-from trtllm_pt.planner.collective import all_reduce_seconds
 from trtllm_pt.planner.engines import Engine, load_engine
 from trtllm_pt.planner.forward import Model
 from trtllm_pt.planner.machine import Machine, machine_from_json
 from trtllm_pt.planner.serving import Workload, decode
 
 
-def predicted_tpot(
-    contenders: Sequence[Contender], case: Case, links: Sequence[dict[str, Any]], described: dict[str, Any]
-) -> list[dict[str, float]]:
-    """For every link, seconds of a token by contender.
+def predicted_tpot(contenders: Sequence[Contender], case: Case, visit: Mapping[str, Any]) -> dict[str, float]:
+    """Seconds of a token by contender, for one visit to a link (visit.py): midway between its two machines.
 
-    links: with `all_reduce` and `rows` as measured. described: the machine's JSON. The host's seconds of a step are
-    fitted on the first contender's times over all links; nothing is taken from the others'.
+    How much of the memory's bandwidth an engine reaches is fitted on the first contender's TPOT of this visit, for
+    whatever disturbs the machine disturbs that, too. Nothing is taken from the others' times.
     """
-    plain = machine_from_json(described, "this machine")
-    machines = [
-        replace(plain, all_reduce=machine_from_json(described | {"all_reduce": link["all_reduce"]}, "link").all_reduce)
-        for link in links
+    found = [
+        _by_machine(contenders, case, visit, machine_from_json(each, "this machine")) for each in visit["machines"]
     ]
+    return {each.name: fmean(tpot[each.name] for tpot in found) for each in contenders}
+
+
+def _by_machine(
+    contenders: Sequence[Contender], case: Case, visit: Mapping[str, Any], machine: Machine
+) -> dict[str, float]:
     baseline = contenders[0]
-    wanted = [row["tpot(ms)"] / 1e3 for link in links for row in link["rows"] if row["name"] == baseline.name]
+    wanted = [median(batch["tpot"] for batch in visit["batches"][baseline.name])]
     engine = fit(
-        load_engine("embedded"),
-        ("step_seconds",),
-        lambda tried: [_tpot(baseline, case, machine, tried) for machine in machines],
-        wanted,
+        load_engine("embedded"), ("memory_efficiency",), lambda tried: [_tpot(baseline, case, machine, tried)], wanted
     )
-    return [{each.name: _tpot(each, case, machine, engine) for each in contenders} for machine in machines]
+    return {each.name: _tpot(each, case, machine, engine) for each in contenders}
 
 
 def _tpot(contender: Contender, case: Case, machine: Machine, engine: Engine) -> float:
-    """A decode step of the batch, and the hop before it that tells the other ranks what it is."""
-    facts = contender.facts
-    model = Model(facts.model, facts.manifest.ranks, facts.manifest.checkpoint.dtype, machine, engine)
-    workload = Workload(case.input_length, case.output_length, case.batch_size)
-    step = decode(model, workload, case.batch_size).seconds
-    size = STEP_PLAN_BYTES * case.batch_size
-    return step + all_reduce_seconds(machine.all_reduce, engine.collectives, facts.manifest.ranks, size)
+    manifest = contender.facts.manifest
+    model = Model(contender.facts.model, manifest.ranks, manifest.checkpoint.dtype, machine, engine)
+    return decode(model, Workload(case.input_length, case.output_length), case.batch_size).seconds

@@ -57,6 +57,15 @@ def running_together(engines: Sequence[Facts], threads: int | None, batch_size: 
 
 
 def _in_these_ranks(engines: Sequence[Facts], threads: int | None, batch_size: int) -> Iterator[list[Runtime]]:
+    with sharing_ranks(engines, threads, batch_size) as runtimes:
+        if runtimes is None:
+            sys.exit(0)
+        yield runtimes
+
+
+@contextmanager
+def sharing_ranks(engines: Sequence[Facts], threads: int | None, batch_size: int) -> Iterator[list[Runtime] | None]:
+    """Embedded engines in the ranks that mpirun started. None on the ranks but 0, once they have served them all."""
     from trtllm_pt.runtime.embedded import EmbeddedRuntime
     from trtllm_pt.runtime.session import follow, open_sessions
 
@@ -65,7 +74,8 @@ def _in_these_ranks(engines: Sequence[Facts], threads: int | None, batch_size: i
     sessions = open_sessions([each.folder for each in engines], threads=threads, kv_tokens=room)
     if sessions[0].world.rank:
         follow(sessions)
-        sys.exit(0)
+        yield None
+        return
     runtimes: list[Runtime] = [EmbeddedRuntime(session) for session in sessions]
     try:
         yield runtimes

@@ -25,25 +25,26 @@ _SMALL_CALLS = 2000
 def measure_machine(comm: MPI.Intracomm, all_reduce: list[dict[str, Any]]) -> Machine:
     """On all ranks at once, with their threads as they are; the ops library must be loaded.
 
-    Memory bandwidth: a sum over a buffer that no cache holds. Matrix rate: the engine's own matrix product of 512
-    tokens. Launch overhead: a norm of one number, called from Python.
+    Memory bandwidth: the engine's own product of one token with as many weights as no cache holds, on all ranks at
+    once, and on one while the others wait. Matrix rate: the same product of 512 tokens. Launch overhead: a norm of 16
+    numbers, less what a call from Python costs.
     """
     with torch.no_grad():
-        big = torch.ones(_READ_BYTES // 4)
-        bandwidth = _READ_BYTES / _seconds(comm, lambda: big.sum())
+        source = torch.randn(1, _OUTPUTS, _INPUTS).to(torch.bfloat16)
+        weights = [torch.ops.trtllm_pt.pack(source) for _ in range(_READ_BYTES // (2 * _INPUTS * _OUTPUTS))]
+        token = torch.randn(1, 1, _INPUTS).to(torch.bfloat16)
+
+        def read() -> None:
+            for weight in weights:
+                torch.ops.trtllm_pt.linear(token, weight, None, _OUTPUTS)
+
+        bandwidth, alone = _READ_BYTES / _seconds(comm, read), _READ_BYTES / _seconds_alone(comm, read)
         flops = 2.0 * _TOKENS * _INPUTS * _OUTPUTS
         rates = {
             name: flops / _seconds(comm, _product(dtype))
             for name, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32))
         }
-        one = torch.ones(1, 1, 16)
-        weight = torch.ones(1, 16)
-
-        def small() -> None:
-            for _ in range(_SMALL_CALLS):
-                torch.ops.trtllm_pt.rms_norm(one, weight, 1e-5)
-
-        launch = _seconds(comm, small) / _SMALL_CALLS
+        launch = max(0.0, _seconds(comm, _norms) - _seconds(comm, _nothings)) / _SMALL_CALLS
     facts = machine()
     how = f"measured with {comm.size} ranks of {torch.get_num_threads()} threads at work"
     return machine_from_json(
@@ -52,14 +53,16 @@ def measure_machine(comm: MPI.Intracomm, all_reduce: list[dict[str, Any]]) -> Ma
             "devices": comm.size,
             "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / comm.size,
             "memory_bandwidth": bandwidth,
+            "memory_bandwidth_alone": max(bandwidth, alone),
             "matrix_rate": rates,
             "launch_overhead": launch,
             "all_reduce": [{**row, "points": [list(point) for point in row["points"]]} for row in all_reduce],
             "sources": {
                 "memory_bytes": "the machine's, shared out",
-                "memory_bandwidth": f"{how}: a sum over {_READ_BYTES >> 20} MiB",
+                "memory_bandwidth": f"{how}: the engine's own product of a token with {_READ_BYTES >> 20} MiB",
+                "memory_bandwidth_alone": "the same, of one rank while the others wait",
                 "matrix_rate": f"{how}: {_TOKENS} x {_INPUTS} x {_OUTPUTS}, the engine's own product",
-                "launch_overhead": f"{how}: a norm of 16 numbers, called from Python",
+                "launch_overhead": f"{how}: a norm of 16 numbers, without the call from Python",
             },
         },
         "this machine",
@@ -72,13 +75,38 @@ def _product(dtype: torch.dtype) -> Callable[[], object]:
     return lambda: torch.ops.trtllm_pt.linear(x, weight, None, _OUTPUTS)
 
 
+def _norms() -> None:
+    one, weight = torch.ones(1, 1, 16), torch.ones(1, 16)
+    for _ in range(_SMALL_CALLS):
+        torch.ops.trtllm_pt.rms_norm(one, weight, 1e-5)
+
+
+def _nothings() -> None:
+    for _ in range(_SMALL_CALLS):
+        torch.ops.trtllm_pt.reduces_seen()
+
+
 def _seconds(comm: MPI.Intracomm, work: Callable[[], object]) -> float:
     """The median over samples of the slowest rank's time; the first call does not count."""
     samples = []
     work()
     for _ in range(_SAMPLES):
         comm.Barrier()
-        began = time.perf_counter()
-        work()
-        samples.append(max(comm.allgather(time.perf_counter() - began)))
+        samples.append(max(comm.allgather(_timed(work))))
     return median(samples)
+
+
+def _seconds_alone(comm: MPI.Intracomm, work: Callable[[], object]) -> float:
+    """The same, of one rank after the other, while the others wait for a message as they do in an all-reduce."""
+    samples = []
+    for _ in range(_SAMPLES):
+        for rank in range(comm.size):
+            comm.Barrier()
+            samples.append(max(comm.allgather(_timed(work) if comm.rank == rank else 0.0)))
+    return median(samples)
+
+
+def _timed(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began

@@ -2,7 +2,10 @@
 // and this process, which hands every packet on to the device of its destination after a delay, one way, and no faster
 // than a rate per sender.
 //
-//   wire DELAY_NANOSECONDS NANOSECONDS_PER_BYTE SPIN_NANOSECONDS DEVICE NAMESPACE...
+//   wire DELAY_NANOSECONDS NANOSECONDS_PER_BYTE LATE_NANOSECONDS DEVICE NAMESPACE...
+//
+// LATE is what a timer is late here: so much earlier it is set. Spinning would be more exact, and would take the core of a
+// rank that computes.
 //
 // The packet for host K of the subnet (the last byte of its IPv4 address is K, from 1) goes to the K-th namespace. It
 // says "up" once the devices are there, and ends when its standard input does: with whoever started it.
@@ -72,7 +75,7 @@ int open_device(const char* space, const char* name) {
 
 class Wire {
  public:
-  Wire(int64_t delay, double per_byte, int64_t spin) : delay_(delay), spin_(spin), per_byte_(per_byte) {}
+  Wire(int64_t delay, double per_byte, int64_t late) : delay_(delay), late_(late), per_byte_(per_byte) {}
 
   void add(int device) { senders_.push_back(Sender{device, {}, 0}); }
 
@@ -82,11 +85,10 @@ class Wire {
     watched.push_back({STDIN_FILENO, POLLIN, 0});
     for (;;) {
       const int64_t next = deliver();
-      // A timer wakes tens of microseconds late in a virtual machine: the last stretch before a packet is spun.
       timespec pause{};
       timespec* limit = nullptr;
       if (next != kForEver) {
-        const int64_t left = std::max<int64_t>(0, next - now() - spin_);
+        const int64_t left = std::max<int64_t>(0, next - now() - late_);
         pause = {left / 1'000'000'000, left % 1'000'000'000};
         limit = &pause;
       }
@@ -98,11 +100,11 @@ class Wire {
   }
 
  private:
-  // Sends what is due; the time of the next packet.
+  // Sends what is due, or would be before another timer could tell; the time of the next packet.
   int64_t deliver() {
     int64_t next = kForEver;
     for (Sender& sender : senders_) {
-      while (!sender.queue.empty() && sender.queue.front().due <= now()) {
+      while (!sender.queue.empty() && sender.queue.front().due <= now() + late_ / 2) {
         send(sender.queue.front().bytes);
         sender.queue.pop_front();
       }
@@ -129,7 +131,7 @@ class Wire {
     }
   }
 
-  int64_t delay_, spin_;
+  int64_t delay_, late_;
   double per_byte_;
   std::vector<Sender> senders_;
   std::vector<char> buffer_ = std::vector<char>(kLongestPacket);
@@ -139,7 +141,7 @@ class Wire {
 
 int main(int count, char** words) {
   if (count < 6) {
-    std::fprintf(stderr, "wire DELAY_NANOSECONDS NANOSECONDS_PER_BYTE SPIN_NANOSECONDS DEVICE NAMESPACE...\n");
+    std::fprintf(stderr, "wire DELAY_NANOSECONDS NANOSECONDS_PER_BYTE LATE_NANOSECONDS DEVICE NAMESPACE...\n");
     return 2;
   }
   Wire wire(std::atoll(words[1]), std::atof(words[2]), std::atoll(words[3]));

@@ -7,6 +7,7 @@ import importlib
 import click
 
 COMMANDS = ("latency", "throughput", "all-reduce", "compare", "netlab")
+_HIDDEN = ("visit",)  # of netlab, for its ranks
 
 
 class _Benchmarks(click.Group):
@@ -16,7 +17,7 @@ class _Benchmarks(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
+        if cmd_name not in COMMANDS + _HIDDEN:
             return None
         command = importlib.import_module(f"trtllm_pt.cli.bench_{cmd_name.replace('-', '_')}").command
         assert isinstance(command, click.Command)

@@ -22,6 +22,7 @@ from trtllm_pt.cli.bench_options import (
 )
 from trtllm_pt.cli.options import json_option
 from trtllm_pt.cli.text import table
+from trtllm_pt.config import read_json
 from trtllm_pt.errors import UsageError
 from trtllm_pt.launchers import launched_ranks
 
@@ -43,10 +44,12 @@ if TYPE_CHECKING:
 )
 @click.option("--batch_size", type=click.IntRange(min=1), default=1, show_default=True, help="Sequences of a batch.")
 @lengths_option
-@click.option("--rounds", type=click.IntRange(min=1), default=9, show_default=True, help="Samples of each, per link.")
+@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Samples of each, per visit.")
+@click.option("--visits", type=click.IntRange(min=1), default=3, show_default=True, help="To every link, in turn.")
 @plot_option
 @json_option
 @report_option
+@click.option("--resume", is_flag=True, help="Keep the visits that --report_json has, and add these.")
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads of a rank.")
 @seed_option
 def command(
@@ -61,23 +64,26 @@ def command(
     batch_size: int,
     input_output_len: str,
     rounds: int,
+    visits: int,
     plots: tuple[Path, ...],
     as_json: bool,
     report_json: Path | None,
+    resume: bool,
     threads: int,
     seed: int,
 ) -> None:
     """Compare engines over links of growing delay, with every rank in a network namespace of this machine.
 
     Starts mpirun by itself, and needs root. The kernel's netem delays packets, or else a process of ours between TUN
-    devices. The planner's prediction stands beside: from the all-reduces measured on each link and the first engine's
-    times, from nothing else.
+    devices. The planner's prediction stands beside: from the machine and the all-reduces as measured on each visit to a
+    link, and the first engine's times; from nothing else.
 
     \b
     Examples:
       python benchmarks/netlab.py --model pt-190m --schedules "pt-d2;pt-d4;pt-d8" --plot netlab.svg
       trtllm-pt bench netlab --model pt-tiny --delays "50;1000" --rounds 3
       trtllm-pt bench netlab tp=engines/dense pt=engines/demo --rate_mbit 1000
+      trtllm-pt bench netlab tp=engines/dense pt=engines/demo --report_json links.json --resume
     """
     if launched_ranks() is not None:
         raise UsageError("netlab starts mpirun by itself, in its namespaces: start it alone")
@@ -90,7 +96,7 @@ def command(
     from trtllm_pt.bench.contenders import named
     from trtllm_pt.bench.files import Results, as_json_text, check_target
     from trtllm_pt.bench.links import Link, check_here
-    from trtllm_pt.bench.netlab import Plan, sweep
+    from trtllm_pt.bench.netlab import Plan, identity, sweep
     from trtllm_pt.bench.plots import plot_sweep
     from trtllm_pt.planner.plot import check_target as check_plot
 
@@ -107,15 +113,27 @@ def command(
     check_here(contenders[0].facts.manifest.ranks)
     for contender in contenders:
         check_case(contender.facts.manifest, case)
+    wanted = Plan(contenders, case, rounds, threads, seed)
+    known = _known_links(report_json, identity(wanted)) if resume else []
     found: dict[str, Any] = {}
     results = Results({report_json: lambda: as_json_text(found)}, found)
     with kept(results):
-        for report in sweep(Plan(contenders, case, rounds, threads, seed), links):
+        for report in sweep(wanted, links, visits, known):
             found.update(report)
             results.save(now=True)
     click.echo(as_json_text(found) if as_json else "\n".join(_page(found)), nl=not as_json)
     for plot in plots:
         plot_sweep(found, plot)
+
+
+def _known_links(report: Path | None, wanted: dict[str, Any]) -> list[dict[str, Any]]:
+    if report is None:
+        raise UsageError("--resume goes on with the file of --report_json, which is missing")
+    known = read_json(report)
+    for name, value in wanted.items():
+        if known.get(name) != value:
+            raise UsageError(f"--resume: {report} has {name} {known.get(name)!r}, this would be {value!r}")
+    return list(known["links"])
 
 
 def _delays(text: str) -> list[float]:
@@ -142,12 +160,12 @@ def _page(report: dict[str, Any]) -> Iterator[str]:
     case = f"batch {report['batch_size']}, {report['input_length']} tokens in, {report['output_length']} out"
     yield f"{report['world_size']} ranks, {report['machine']['name']}; {case}"
     yield f"TPOT, and ratios to {report['baseline']} of the same rounds with their spread from p10 to p90"
-    header = ("delay us", "name", "round trip us", "syncs", "TPOT ms", "predicted", "ratio", "", "predicted")
+    header = ("delay us", "name", "round trip us", "syncs", "TPOT ms", "predicted", "ratio", "", "predicted", "error")
     lines = []
     for link in report["links"]:
         for row in link["rows"]:
             name = row["name"]
-            low, high = row["tpot_ratio_p10"], row["tpot_ratio_p90"]
+            low, high, ratio = row["tpot_ratio_p10"], row["tpot_ratio_p90"], link["predicted_tpot_ratio"][name]
             lines.append(
                 [
                     f"{link['delay_us']:g}",
@@ -157,7 +175,8 @@ def _page(report: dict[str, Any]) -> Iterator[str]:
                     f"{row['tpot(ms)']:.2f}",
                     f"{link['predicted_tpot_ms'][name]:.2f}",
                     *(["-", ""] if low is None else [f"{row['tpot_ratio']:.3f}", f"({low:.2f} to {high:.2f})"]),
-                    f"{link['predicted_tpot_ratio'][name]:.3f}",
+                    f"{ratio:.3f}",
+                    "" if low is None or row is link["rows"][0] else f"{ratio / row['tpot_ratio'] - 1:+.1%}",
                 ]
             )
     yield ""

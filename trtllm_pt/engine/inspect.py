@@ -11,9 +11,6 @@ from trtllm_pt.config import read_json
 from trtllm_pt.engine.manifest import RECORDED, EngineManifest
 from trtllm_pt.schedule import schedule_of, sync_points, tensor_parallel_sync_points, to_json
 
-# What the embedded runtime sends the other ranks to decode one token: 11 numbers of 8 bytes (runtime/step_plan.py).
-STEP_PLAN_BYTES = 88
-
 
 def inspect(folder: str | Path) -> dict[str, Any]:
     """The keys of `inspect --json`. Raises UsageError where `folder` is neither a checkpoint nor an engine directory.
@@ -31,7 +28,7 @@ def inspect(folder: str | Path) -> dict[str, Any]:
     config, ranks, dtype = manifest.model, manifest.ranks, manifest.dtype
     steps = schedule_of(config)
     if kind == "embedded":
-        messages = cost.collectives(config, ranks, "float32", step_bytes=STEP_PLAN_BYTES)
+        messages = cost.collectives(config, ranks, "float32", step_bytes=cost.STEP_PLAN_BYTES)
     else:
         messages = cost.collectives(config, ranks, dtype, logits_dtype=dtype)
     return {

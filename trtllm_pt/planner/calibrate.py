@@ -24,6 +24,7 @@ FITTED: dict[Metric, tuple[str, ...]] = {
     "tokens_per_second": ("token_seconds",),
 }
 _START = {
+    "memory_efficiency": 0.8,
     "step_seconds": 1e-3,
     "stream_efficiency": 0.3,
     "request_seconds": 1e-2,
@@ -31,6 +32,7 @@ _START = {
     "token_seconds": 1e-5,
 }
 _BOUNDS = {name: (0.02, 0.95) if name.endswith("efficiency") else (1e-7, 1.0) for name in _START}
+_BOUNDS["memory_efficiency"] = (0.02, 2.0)  # of a bandwidth that was measured, in a minute not as good perhaps
 _ROUNDS, _NUDGE, _ROUNDING = 60, 1e-3, 2e-3
 
 

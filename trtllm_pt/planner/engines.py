@@ -23,6 +23,7 @@ class Engine:
     attention_efficiency: float  # of the matrix rate, in prefill attention
     memory_efficiency: float  # of the memory bandwidth, reading weights and activations
     cache_fraction: float  # of the memory that weights leave, for the KV cache
+    announces_steps: bool = False  # by a message of rank 0 before each; of other runtimes `step_seconds` has that, too
 
     matrix_efficiency: float = 0.6  # of the matrix rate, in matrix products
     stream_efficiency: float = 0.3  # of the memory bandwidth, in decode attention of one sequence and KV head
@@ -40,7 +41,9 @@ PLAIN = {
     "tensorrt_llm": Engine("tensorrt_llm", ("custom", "nccl"), None, **_GPU),  # type: ignore[arg-type]
     "vllm": Engine("vllm", ("custom", "nccl"), 8192, **_GPU),  # type: ignore[arg-type]
     "gpt_fast": Engine("gpt_fast", ("nccl",), None, **_GPU),  # type: ignore[arg-type]
-    "embedded": Engine("embedded", ("shared_memory", "mpi"), None, "float32", 0.4, 0.9, 0.9, matrix_efficiency=0.7),
+    "embedded": Engine(
+        "embedded", ("mpi",), None, "float32", 0.4, 0.9, 0.9, announces_steps=True, matrix_efficiency=0.7
+    ),
 }
 
 

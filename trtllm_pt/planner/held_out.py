@@ -1,51 +1,104 @@
-"""A published system on which nothing was fitted: another model, engine and schedules."""
+"""Published systems on which nothing was fitted: other models, engines and schedules."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from trtllm_pt.config import ModelConfig, read_json
 from trtllm_pt.planner.engines import load_engine
-from trtllm_pt.planner.forward import Model
+from trtllm_pt.planner.forward import Forward, Model
 from trtllm_pt.planner.kernels import Work
 from trtllm_pt.planner.machine import load_machine
+from trtllm_pt.planner.variants import split
 
 HELD_OUT = Path(__file__).parent / "held_out.json"
 
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """`figure`: tokens per second of one sequence, or how many times as fast as tp."""
+    """`figure`: what was printed. Shares, of waiting in all-reduces and of time saved against tp, are of one."""
 
+    system: str
+    machine: str
     schedule: str
     batch: int
     figure: str
     printed: float
     predicted: float
 
+    @property
+    def is_share(self) -> bool:
+        return "share" in self.figure or "saved" in self.figure
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """A static batch from its prompts to its last tokens: the prompts together, then so many steps."""
+
+    tokens: int
+    prefill: Forward
+    step: Forward
+
+    @property
+    def steps_seconds(self) -> float:
+        return (self.tokens - 1) * self.step.seconds
+
+    @property
+    def seconds(self) -> float:
+        return self.prefill.seconds + self.steps_seconds
+
+    @property
+    def waiting(self) -> float:
+        return (self.prefill.all_reduce + (self.tokens - 1) * self.step.all_reduce) / self.seconds
+
 
 def held_out(path: Path = HELD_OUT) -> list[HeldOut]:
-    data = read_json(path)
-    config = ModelConfig(**data["model"])
-    machine, engine = load_machine(data["machine"]), load_engine(data["engine"])
-    new: int
-    more: int
-    new, more = data["input"], data["output"] - 1
+    return [found for system in read_json(path)["systems"] for found in _rows(system)]
 
-    def seconds(schedule: str, batch: int) -> float:
-        """A static batch: its prompts together, then its steps."""
-        model = Model(config.replace(schedule=schedule), data["ranks"], data["dtype"], machine, engine)
-        steps = model.forward(Work(batch, 1, new + more / 2))
-        return model.forward(Work(batch, new)).seconds + more * steps.seconds
 
-    rates = [
-        HeldOut(schedule, 1, "tokens/s", printed, data["output"] / seconds(schedule, 1))
-        for schedule, printed in data["tokens_per_second"].items()
-    ]
-    speedups = [
-        HeldOut(schedule, batch, "times tp", row["printed"], seconds("tp", batch) / seconds(schedule, batch))
-        for row in data["speedups"]
-        for schedule, batch in [(row["schedule"], row["batch"])]
-    ]
-    return rates + speedups
+def _rows(system: Mapping[str, Any]) -> Iterator[HeldOut]:
+    for row in system["rows"]:
+        machine = row.get("machine", system["machine"])
+        schedule, batch = row["schedule"], row["batch"]
+        own = _request(system, machine, _config(system, schedule, row.get("dropped", 0)), batch)
+        dense = _request(system, machine, _config(system, "tp", 0), batch)
+        label = f"{schedule} {row['dropped']}" if "dropped" in row else schedule
+        yield HeldOut(
+            system["name"], machine, label, batch, row["figure"], row["printed"], _figure(row["figure"], own, dense)
+        )
+
+
+def _figure(name: str, own: _Request, dense: _Request) -> float:
+    match name:
+        case "tokens/s":
+            return own.tokens / own.seconds
+        case "times tp":
+            return dense.seconds / own.seconds
+        case "share of waiting":
+            return own.waiting
+        case "time saved":
+            return 1 - own.seconds / dense.seconds
+        case "prefill, time saved":
+            return 1 - own.prefill.seconds / dense.prefill.seconds
+        case "decode, time saved":
+            return 1 - own.steps_seconds / dense.steps_seconds
+    raise ValueError(f"unknown figure {name!r}")
+
+
+def _config(system: Mapping[str, Any], schedule: str, dropped: int) -> ModelConfig:
+    dense = ModelConfig(**system["model"])
+    if schedule != "spd":
+        return dense.replace(schedule=schedule)
+    last = range(dense.num_layers - dropped, dense.num_layers)
+    return split(dense, system["ranks"], schedule="spd", dropped_layers=tuple(last))
+
+
+def _request(system: Mapping[str, Any], machine: str, config: ModelConfig, batch: int) -> _Request:
+    model = Model(config, system["ranks"], system["dtype"], load_machine(machine), load_engine(system["engine"]))
+    halfway = system["input"] + (system["output"] - 1) / 2
+    return _Request(
+        system["output"], model.forward(Work(batch, system["input"])), model.forward(Work(batch, 1, halfway))
+    )

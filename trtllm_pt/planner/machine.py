@@ -14,6 +14,7 @@ from trtllm_pt.config import read_json, unknown_key
 from trtllm_pt.errors import UsageError
 from trtllm_pt.planner.collective import AllReduce
 
+_ALONE = "memory_bandwidth_alone"
 _FOLDER = Path(__file__).parent / "machines"
 MACHINES = tuple(sorted(path.stem for path in _FOLDER.glob("*.json")))
 
@@ -30,6 +31,11 @@ class Machine:
     launch_overhead: float  # seconds of a kernel that does next to nothing, in a row of such
     all_reduce: tuple[AllReduce, ...]
     sources: Mapping[str, str]
+    memory_bandwidth_alone: float | None = None  # of a device while the others wait, where they share a memory
+
+    def undisturbed(self) -> Machine:
+        """Each device as it is while the others wait."""
+        return replace(self, memory_bandwidth=self.memory_bandwidth_alone or self.memory_bandwidth)
 
     def rate(self, dtype: str) -> float:
         if dtype not in self.matrix_rate:
@@ -46,7 +52,7 @@ class Machine:
             | ({"source": each.source} if each.source else {})
             for each in self.all_reduce
         ]
-        plain = {f.name: getattr(self, f.name) for f in fields(self)}
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
         return plain | {
             "matrix_rate": dict(self.matrix_rate),
             "all_reduce": rows,
@@ -67,7 +73,7 @@ def load_machine(name: str) -> Machine:
 
 
 def machine_from_json(data: dict[str, Any], where: str) -> Machine:
-    _keys(data, (f.name for f in fields(Machine)), ("sources",), where)
+    _keys(data, (f.name for f in fields(Machine)), ("sources", _ALONE), where)
     name = data["name"]
     if not isinstance(name, str) or not name:
         raise UsageError(f"{where}: name ({name!r}) must be a string")
@@ -89,6 +95,9 @@ def machine_from_json(data: dict[str, Any], where: str) -> Machine:
         launch_overhead=_number(data["launch_overhead"], f"{where}: launch_overhead", "seconds per kernel", least=0),
         all_reduce=tuple(_all_reduce(row, f"{where}: all_reduce[{i}]") for i, row in enumerate(rows)),
         sources={str(k): str(v) for k, v in sources.items()},
+        memory_bandwidth_alone=(
+            None if data.get(_ALONE) is None else _number(data[_ALONE], f"{where}: {_ALONE}", "bytes per second")
+        ),
     )
 
 

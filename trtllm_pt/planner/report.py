@@ -15,7 +15,7 @@ _UNITS = {"ttft_ms": "ms", "tpot_ms": "ms", "tokens_per_second": "tokens/s"}
 CELL_HEADER = ("in/out", "D", "printed", "predicted", "change", "predicted", "error", "band")
 DENSE_HEADER = ("in/out", "printed", "predicted", "error")
 SUMMARY_HEADER = ("table", "engine", "figure", "dense", "planner", "no change", "constant per D", "goal")
-HELD_OUT_HEADER = ("schedule", "batch", "figure", "printed", "predicted", "error")
+HELD_OUT_HEADER = ("system", "machine", "schedule", "batch", "figure", "printed", "predicted", "error")
 TREND_HEADER = ("in", "change", "predicted")
 NOTE = (
     f"change: PT against dense, percent; error: points; band: of the predicted change, for tracks {WIDTH_BAND:.0%} "
@@ -99,14 +99,14 @@ def trend_rows(result: Result, depth: int) -> Rows:
 
 
 def held_out_rows(rows: list[HeldOut]) -> Rows:
-    return [
-        (each.schedule, str(each.batch), each.figure, f"{each.printed:.2f}", f"{each.predicted:.2f}", _ratio(each))
-        for each in rows
-    ]
+    return [(each.system, each.machine, each.schedule, str(each.batch), each.figure, *_compared(each)) for each in rows]
 
 
-def _ratio(row: HeldOut) -> str:
-    return f"{100 * (row.predicted / row.printed - 1):+.1f}%"
+def _compared(row: HeldOut) -> tuple[str, str, str]:
+    if row.is_share:
+        points = 100 * (row.predicted - row.printed)
+        return f"{100 * row.printed:.1f}%", f"{100 * row.predicted:.1f}%", f"{points:+.1f} points"
+    return f"{row.printed:.2f}", f"{row.predicted:.2f}", f"{100 * (row.predicted / row.printed - 1):+.1f}%"
 
 
 def verdicts(results: list[Result]) -> Iterator[str]:
@@ -135,5 +135,5 @@ def page(results: list[Result], held_out: list[HeldOut]) -> Iterator[tuple[str, 
     for each in results:
         if each.metric == "tpot_ms":
             yield f"PT's change over the context, D = 8, {each.engine} TPOT", TREND_HEADER, trend_rows(each, 8)
-    yield "Held out: Ladder-Residual's 70B, nothing fitted", HELD_OUT_HEADER, held_out_rows(held_out)
+    yield "Held out: 70B of others, nothing fitted", HELD_OUT_HEADER, held_out_rows(held_out)
     yield "Mean absolute errors", SUMMARY_HEADER, summary_rows(results)

@@ -45,10 +45,10 @@ def _plain(dense: ModelConfig | None, tracks: int) -> Iterator[ModelConfig]:
     if dense.num_heads % tracks or dense.intermediate_size % tracks or dense.moe_intermediate_size % tracks:
         return
     layers = dense.num_layers
-    yield _split(dense, tracks, schedule="spd", dropped_layers=tuple(range(layers)))
+    yield split(dense, tracks, schedule="spd", dropped_layers=tuple(range(layers)))
     for every in (1, 2, 4):
         if every <= layers:
-            yield _split(dense, tracks, schedule="desync", sync_every=every)
+            yield split(dense, tracks, schedule="desync", sync_every=every)
 
 
 def _narrow(pt: ModelConfig | None) -> Iterator[ModelConfig]:
@@ -58,7 +58,7 @@ def _narrow(pt: ModelConfig | None) -> Iterator[ModelConfig]:
                 yield pt.replace(block_depth=depth)
 
 
-def _split(dense: ModelConfig, tracks: int, **schedule: Any) -> ModelConfig:
+def split(dense: ModelConfig, tracks: int, **schedule: Any) -> ModelConfig:
     """Heads and FFN over tracks of the full width, as spd and desync have them."""
     return dense.replace(
         tracks=tracks,

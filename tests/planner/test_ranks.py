@@ -1,0 +1,78 @@
+"""The ranks' clocks, against a simulation that knows each rank and each message."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trtllm_pt.planner.ranks import Busy, Ranks
+
+SECONDS = st.floats(0, 10)
+
+
+def clocks(count: int, late: float, work: list[float], message: float, logits: float) -> tuple[float, float]:
+    """The end, and how long rank 0 waited in all-reduces: `work` between the messages."""
+    ranks = Ranks(count, late)
+    for number, seconds in enumerate(work[:-1]):
+        ranks.work(Busy(seconds, seconds))
+        ranks.start(number, message)
+        ranks.finish(number)
+    ranks.work(Busy(work[-1], work[-1]))
+    return ranks.gather(logits), ranks.waited
+
+
+def simulated(count: int, late: float, work: list[float], message: float, logits: float) -> tuple[float, float]:
+    """Every rank goes on when it has heard of each other one, which it does a message's time after that one spoke."""
+    at, waited = [0.0] + [late] * (count - 1), 0.0
+    for seconds in work[:-1]:
+        spoke = [clock + seconds for clock in at]
+        at = [max([own, *(other + message for j, other in enumerate(spoke) if j != i)]) for i, own in enumerate(spoke)]
+        waited += at[0] - spoke[0]
+    ends = [clock + work[-1] for clock in at]
+    return max([ends[0], *(other + logits for other in ends[1:])]), waited
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from([2, 3, 8]), SECONDS, st.lists(SECONDS, min_size=1, max_size=9), SECONDS, SECONDS)
+def test_as_simulated(count: int, late: float, work: list[float], message: float, logits: float) -> None:
+    assert clocks(count, late, work, message, logits) == pytest.approx(simulated(count, late, work, message, logits))
+
+
+def test_ranks_that_start_together() -> None:
+    for count in (2, 4):
+        assert clocks(count, 0, [1, 2, 3], 0.5, 0.25) == (6 + 2 * 0.5 + 0.25, 2 * 0.5)
+
+
+def test_a_pair_that_is_apart_takes_turns() -> None:
+    """Late by a message's time: an even number of syncs ends as apart as it began, an odd one hides the logits' way."""
+    assert clocks(2, 1, [1, 1, 1], 1, 1)[0] == 3 + 2 + 1 + 1
+    assert clocks(2, 1, [1, 1], 1, 1)[0] == 2 + 1 + 1
+
+
+def test_who_computes_while_the_other_waits_has_the_memory_alone() -> None:
+    def end(late: float) -> float:
+        ranks = Ranks(2, late)
+        ranks.work(Busy(together=3, alone=2))
+        return ranks.gather(0) - late
+
+    assert end(0) == 3
+    assert end(1) == pytest.approx(3 - 0.5)  # half of the work in the first second, that of two thirds
+    assert end(2) == end(9) == 2
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.floats(0.1, 10), st.floats(1, 3), SECONDS)
+def test_sharing_never_helps(alone: float, slower: float, late: float) -> None:
+    ranks = Ranks(2, late)
+    ranks.work(Busy(alone * slower, alone))
+    assert alone + late <= ranks.gather(0) * (1 + 1e-12) <= (alone * slower + late) * (1 + 1e-9)
+
+
+def test_messages_of_one_wire_follow_each_other() -> None:
+    ranks = Ranks(2, 0)
+    for key in "ab":
+        ranks.start(key, 1.0)  # ladder: the second begins while the first is under way
+    for key in "ab":
+        ranks.finish(key)
+    assert ranks.gather(0) == 2 and ranks.waited == 2

@@ -1,0 +1,25 @@
+"""`trtllm-pt bench visit`: what netlab starts on every rank. Not for people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command("visit", hidden=True)
+@click.argument("request", type=click.Path(path_type=Path))
+def command(request: Path) -> None:
+    """Measure what REQUEST asks for; rank 0 writes the answer."""
+    from trtllm_pt.bench.batch import Case
+    from trtllm_pt.bench.contenders import Contender
+    from trtllm_pt.bench.facts import Facts
+    from trtllm_pt.bench.files import as_json_text, write
+    from trtllm_pt.bench.visit import visit
+    from trtllm_pt.config import read_json
+
+    asked = read_json(request)
+    contenders = [Contender(name, Facts.of(Path(folder))) for name, folder in asked["engines"].items()]
+    found = visit(contenders, Case(**asked["case"]), asked["rounds"], asked["threads"], asked["seed"])
+    if found is not None:
+        write(Path(asked["answer"]), as_json_text(found))
