@@ -172,6 +172,32 @@ def test_a_mistake_is_one_line(bench: Bench, engines: Engines) -> None:
     assert done.stderr.startswith("Error: No such option '--batch_sizes'") and done.stderr.count("\n") == 1
 
 
+SCRIPTS = ("latency.py", "throughput.py", "all_reduce.py", "compare.py", "netlab.py")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize(
+    ("arguments", "ranks", "words"),
+    [
+        (("--nonsense",), 2, "No such option '--nonsense'"),
+        (("{nowhere}",), 2, "there is no engine directory at"),
+        (("{pt}",), 4, "4 were started: use `mpirun -n 2`"),
+    ],
+    ids=["wrong option", "missing engine", "wrong world"],
+)
+def test_a_mistake_of_all_ranks_is_said_once(
+    bench: Bench, engines: Engines, script: str, arguments: tuple[str, ...], ranks: int, words: str
+) -> None:
+    if script == "all_reduce.py" and arguments[0] != "--nonsense":
+        arguments, ranks, words = (), 1, "all-reduce needs at least 2 ranks"  # it knows no engines
+    if script == "netlab.py" and arguments[0] != "--nonsense":
+        ranks = 0 if arguments[0] == "{nowhere}" else ranks
+        words = words if ranks == 0 else "netlab starts mpirun by itself"
+    done = bench(script, *(word.format(pt=engines.pt, nowhere="nowhere") for word in arguments), ranks=ranks)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("Error: ") and words in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
 def test_a_rank_that_dies_ends_the_run(bench: Bench, engines: Engines, tmp_path: Path) -> None:
     """The owner outlives it and says which; what was measured before stays."""
     script = [sys.executable, "-m", "trtllm_pt", "bench", "latency", str(engines.pt), "--output_csv", "kept.csv"]

@@ -6,6 +6,7 @@ import difflib
 import importlib
 import os
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Sequence
@@ -15,11 +16,12 @@ import click
 
 from trtllm_pt import __version__
 from trtllm_pt.errors import TrtllmPtError
-from trtllm_pt.launchers import launched_rank
+from trtllm_pt.launchers import SECONDS_TO_BE_HEARD, first_on_machine, launched_rank
 
 # In the order of the data's way. A command's module has its name and holds `command`.
 COMMANDS = tuple("presets init convert build inspect run repo serve client plan bench doctor".split())
 INTERRUPTED = 130
+_MISTAKE = 2
 
 
 class _Commands(click.Group):
@@ -74,6 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line, or `arguments` in its place, and leave the process."""
     if not _debug():
         warnings.simplefilter("ignore")  # libraries' words to developers
+        os.environ.setdefault("MPIR_CVAR_SUPPRESS_ABORT_MESSAGE", "1")  # MPICH's words behind ours
     try:
         status = cli.main(arguments, prog_name="trtllm-pt", standalone_mode=False)
     except Exception as error:
@@ -95,8 +98,21 @@ def _report(error: Exception) -> int:
         traceback.print_exception(error)
     status, line = _status_and_line(error)
     rank = launched_rank()  # mpirun mixes the output of all
+    if rank and status == _MISTAKE and _is_said_elsewhere():
+        return status
     click.echo(f"Error{f' on rank {rank}' if rank else ''}: {line}", err=True)
     return status
+
+
+def _is_said_elsewhere() -> bool:
+    """A mistake in the call is every rank's, and one of them says it: before MPI is up the first on each machine.
+
+    Later it may be this rank's alone. Who finds that out waits for rank 0: had that the same to say, it ends this one.
+    """
+    if _world() is None:
+        return not first_on_machine()
+    time.sleep(3 * SECONDS_TO_BE_HEARD)
+    return False
 
 
 def _status_and_line(error: Exception) -> tuple[int, str]:
@@ -116,9 +132,16 @@ def _one_line(text: str) -> str:
 
 def _abort_world(status: int) -> None:
     """The other ranks may wait for this one in a collective: end them too."""
+    if (world := _world()) is not None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        time.sleep(SECONDS_TO_BE_HEARD)
+        world.Abort(status)
+
+
+def _world() -> Any:
+    """The ranks that this process has joined; None: it is alone."""
     mpi: Any = sys.modules.get("mpi4py.MPI")
     if mpi is None or not mpi.Is_initialized() or mpi.Is_finalized() or mpi.COMM_WORLD.size == 1:
-        return
-    sys.stdout.flush()
-    sys.stderr.flush()
-    mpi.COMM_WORLD.Abort(status)
+        return None
+    return mpi.COMM_WORLD

@@ -47,6 +47,8 @@ class World:
         launched = launched_ranks()
         if launched is None and ranks == 1:
             return cls(None)
+        if launched not in (None, ranks):  # told from the environment, before anybody waits for anybody
+            raise UsageError(f"this engine has {ranks} ranks, but {launched} were started: use `mpirun -n {ranks}`")
         MPI = import_mpi()
         comm = MPI.COMM_WORLD
         if launched is not None and launched > 1 and comm.size == 1:
