@@ -44,7 +44,7 @@ class Collective:
 
 
 class EngineOp(Collective):
-    """The embedded engine's own op: a fixed tree over the ranks, float32 on the wire."""
+    """The embedded engine's own op: a fixed tree over the ranks, of float32, in shared memory or in messages."""
 
     name, dtype = "mpi", "float32"
 
@@ -55,9 +55,10 @@ class EngineOp(Collective):
     def prepare(self, size: int) -> Prepared:
         ones = torch.ones(1, 1, max(1, size // 4))
         last = [ones]
+        all_reduce = torch.ops.trtllm_pt.all_reduce.default  # found once, as a compiled graph has it
 
         def call() -> None:
-            last[0] = torch.ops.trtllm_pt.all_reduce(ones, self._ranks, 1.0)
+            last[0] = all_reduce(ones, self._ranks, 1.0)
 
         return Prepared(call, lambda: None, lambda: float(last[0].flatten()[0]))
 
