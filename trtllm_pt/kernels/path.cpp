@@ -282,9 +282,9 @@ void finish_linear(const Linear& a, const float* sums) {
 
 template <class W>
 void linear_of(const Linear& a) {
-  constexpr int64_t kWidth = kPanel * kTile, kAhead = 2048, kChunk = 128;
+  constexpr int64_t kWidth = kPanel * kTile, kAhead = 2048, kChunk = 256;
   float sums[kLinearRows * kWidth];
-  // More rows than one block holds read the weights again: in chunks that stay in the first-level cache, where the next
+  // More rows than one block holds read the weights again: in chunks that stay in the caches, where the next
   // chunk arrives meanwhile.
   const bool once = a.rows <= kMaxRows;
   const int64_t chunk = once ? a.steps : kChunk;
