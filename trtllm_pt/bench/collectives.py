@@ -58,7 +58,8 @@ class EngineOp(Collective):
         all_reduce = torch.ops.trtllm_pt.all_reduce.default  # found once, as a compiled graph has it
 
         def call() -> None:
-            last[0] = all_reduce(ones, self._ranks, 1.0)
+            last.clear()  # its memory is there for the next one, as in a graph
+            last.append(all_reduce(ones, self._ranks, 1.0))
 
         return Prepared(call, lambda: None, lambda: float(last[0].flatten()[0]))
 
