@@ -203,7 +203,6 @@ CHECKS: tuple[Callable[[], Finding], ...] = (
 _AVX2 = {"avx2", "fma", "f16c"}
 _AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512vl", "avx512dq"}
 _INSTRUCTION_SETS: tuple[tuple[str, set[str]], ...] = (
-    ("AMX (bfloat16)", _AVX512 | {"avx512_bf16", "amx_bf16", "amx_tile"}),
     ("AVX-512 with bfloat16", _AVX512 | {"avx512_bf16"}),
     ("AVX-512", _AVX512),
     ("AVX2", _AVX2),
