@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import queue
+import re
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -25,7 +27,7 @@ def post(served: Served, model: str, body: dict[str, Any] | bytes, verb: str = "
         with urllib.request.urlopen(request, timeout=120) as answer:
             return answer.status, json.loads(answer.read())
     except urllib.error.HTTPError as error:
-        return error.code, json.loads(error.read())
+        return error.code, json.loads(error.read().removeprefix(b"data: "))
 
 
 def events(served: Served, model: str, body: dict[str, Any]) -> list[dict[str, Any]]:
@@ -111,16 +113,16 @@ def text_of(answers: list[dict[str, np.ndarray]]) -> str:
     return b"".join(answer["text_output"][0] for answer in answers).decode()
 
 
+def until(condition: Callable[[], Any], seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.05)
+
+
 def figures(served: Served) -> dict[str, float]:
-    """The metrics page: `family{labels}` -> value, the model's own labels left out."""
+    """The engine's on the metrics page: `family/kind` -> value; of histograms sum and count."""
     with urllib.request.urlopen(f"http://127.0.0.1:{served.metrics}/metrics", timeout=10) as answer:
-        lines = [line for line in answer.read().decode().splitlines() if line.startswith("nv_") and "trt_llm" in line]
-    found = {}
-    for line in lines:
-        name, value = line.rsplit(" ", 1)
-        family, labels = name.rstrip("}").split("{")
-        kinds = [
-            label.split("=")[1].strip('"') for label in labels.split(",") if "_type=" in label or "metric=" in label
-        ]
-        found["/".join([family, *kinds])] = float(value)
-    return found
+        lines = re.findall(r"^(nv_(?:trt_)?llm_\w+)\{(.*)\} (.*)$", answer.read().decode(), re.MULTILINE)
+    kinds = [(family, re.findall(r'(?:_type|_metric)="(\w+)"', labels), value) for family, labels, value in lines]
+    return {"/".join([family, *kind]): float(value) for family, kind, value in kinds}

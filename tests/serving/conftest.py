@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import pytest
 
 from trtllm_pt import build, convert
 from trtllm_pt.engine import BuildOptions
+from trtllm_pt.serving.server import free_ports
 
 PRETRAINED = Path(__file__).parents[2] / "pretrained" / "stdlib-pt"
 QUEUE = 8
@@ -47,29 +47,27 @@ def served(engines: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     root = tmp_path_factory.mktemp("server")
     with running(engines, root) as (served, server):
         yield served
-        # Not held to status 0: after many clients that went away, Triton 2.51 sometimes does not unload a model, and
-        # ends with 1 when its time is up. test_processes.py holds servers of its own to it.
-        server.close()
+        assert server.close() == 0, "a model did not unload: somebody holds one of its requests"
+
+
+@pytest.fixture(scope="session")
+def door(served: Served) -> Iterator[Served]:
+    """The same server through the HTTP port of `serve`."""
+    from trtllm_pt.serving.door import Door
+
+    [port] = free_ports(1)
+    with Door(f"http://127.0.0.1:{served.http}").listening("127.0.0.1", port):
+        yield replace(served, http=port)
 
 
 @contextmanager
-def running(engines: Path, root: Path) -> Iterator[tuple[Served, Any]]:
+def running(engines: Path, root: Path, queue: int = QUEUE) -> Iterator[tuple[Served, Any]]:
     """A server, ready, with its files below `root`."""
     from trtllm_pt.serving.repository import write_repository
     from trtllm_pt.serving.server import Address, Server
 
-    write_repository(engines, root / "repository", max_queue_size=QUEUE)
+    write_repository(engines, root / "repository", max_queue_size=queue)
     http, grpc, metrics = free_ports(3)
     with Server(root / "repository", Address(http=http, grpc=grpc, metrics=metrics), root / "log") as server:
         server.wait_until_ready()
         yield Served(engines, http, grpc, metrics), server
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.serving.conftest import Served, free_ports, needs_triton
+from tests.serving.conftest import Served, needs_triton
 from trtllm_pt.messages import SamplingParams
 from trtllm_pt.runtime.llm import LLM
+from trtllm_pt.serving.server import free_ports
 
 PROMPT = "def binary_search("
 

@@ -10,7 +10,7 @@ from trtllm_pt.serving.triton import Triton
 
 TRITON = Triton(binary=Path("/t/tritonserver"), options=("--backend-directory=/t/backends",), environment={})
 COMMON = ["/t/tritonserver", "--backend-directory=/t/backends", "--model-repository=/r"]
-COMMON += ["--disable-auto-complete-config", "--exit-timeout-secs=15"]
+COMMON += ["--disable-auto-complete-config", "--backend-config=python,thread-pool-size=288", "--exit-timeout-secs=15"]
 PORTS = ["--http-address=10.0.0.1", "--http-port=1", "--grpc-address=10.0.0.1", "--grpc-port=2"]
 PORTS += ["--metrics-address=10.0.0.1", "--metrics-port=3"]
 SILENT = ["--allow-http=false", "--allow-grpc=false", "--allow-metrics=false"]

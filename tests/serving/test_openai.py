@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
-from tests.serving.client import figures
-from tests.serving.conftest import QUEUE, Served, free_ports, needs_triton
-from tests.serving.test_server import ACTIVE, LENGTH, PROMPTS, until
+from tests.serving.client import figures, until
+from tests.serving.conftest import QUEUE, Served, needs_triton
+from tests.serving.test_server import ACTIVE, LENGTH, PROMPTS
 from trtllm_pt.messages import SamplingParams
 from trtllm_pt.runtime.llm import LLM, RunResult
+from trtllm_pt.serving.server import free_ports
 
 pytestmark = needs_triton
 TEMPLATE = "{% for m in messages %}# {{ m.role }}: {{ m.content }}\n{% endfor %}def "

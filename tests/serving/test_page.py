@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 
-from tests.serving.client import figures
-from tests.serving.conftest import Served, free_ports, needs_triton
-from tests.serving.test_server import ACTIVE, until
+from tests.serving.client import figures, until
+from tests.serving.conftest import Served, needs_triton
+from tests.serving.test_server import ACTIVE
 from trtllm_pt.messages import SamplingParams
 from trtllm_pt.runtime.llm import LLM
+from trtllm_pt.serving.server import free_ports
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = [needs_triton, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")]

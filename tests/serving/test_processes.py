@@ -20,18 +20,19 @@ from typing import IO
 
 import pytest
 
-from tests.serving.client import END, Stream, ask, ids_of, post, tokens
-from tests.serving.conftest import Served, free_ports, needs_triton
+from tests.serving.client import END, Stream, ask, ids_of, post, tokens, until
+from tests.serving.conftest import Served, needs_triton
 from tests.serving.soak import below
 from trtllm_pt.messages import SamplingParams
 from trtllm_pt.runtime.llm import LLM
 from trtllm_pt.serving.repository import write_repository
-from trtllm_pt.serving.server import Address, Server
+from trtllm_pt.serving.server import Address, Server, free_ports
 from trtllm_pt.serving.triton import find_triton
 
 pytestmark = needs_triton
 
 PROMPT = "def binary_search("
+PYTHON_MODELS = ("preprocessing", "tensorrt_llm", "postprocessing", "tensorrt_llm_bls")
 
 
 @contextmanager
@@ -142,12 +143,13 @@ def test_serve_ends_naming_the_rank_that_died_or_hangs(engines: Path, end: int, 
         assert gone(started)
 
 
-def test_serve_ends_when_a_models_process_is_dead(engines: Path) -> None:
+@pytest.mark.parametrize("model", PYTHON_MODELS)
+def test_serve_ends_naming_the_model_whose_process_died(engines: Path, model: str) -> None:
     with serve(engines) as (process, _, _):
         started = below(process.pid)
-        os.kill(engines_stub(started), signal.SIGKILL)
+        os.kill(stubs(started)[model], signal.SIGKILL)
         _, err = process.communicate(timeout=60)
-        assert process.returncode == 1 and "Stub process 'tensorrt_llm_0_0' is not healthy" in err, err
+        assert process.returncode == 1 and f"Stub process '{model}_0_0' is not healthy" in err, err
         assert gone(started)
 
 
@@ -169,6 +171,17 @@ def test_a_tritonserver_that_is_killed_leaves_nothing(engines: Path) -> None:
         assert gone(started, 20)
 
 
+def test_models_that_hang_when_their_server_is_killed_are_ended(engines: Path) -> None:
+    with serve(engines) as (process, _, _):
+        started = below(process.pid)
+        for stub in stubs(started).values():
+            os.kill(stub, signal.SIGSTOP)
+        [server] = [pid for pid in started if "bin/tritonserver" in command_of(pid)]
+        os.kill(server, signal.SIGKILL)
+        assert gone(started, 20)
+        assert process.wait(60) == 1
+
+
 def test_serve_that_ends_while_requests_run_gives_them_time(engines: Path) -> None:
     with serve(engines) as (process, served, _):
         stream = Stream(served, "tensorrt_llm", tokens([5, 6, 7], 200, end_id=END, streaming=True))
@@ -177,6 +190,20 @@ def test_serve_that_ends_while_requests_run_gives_them_time(engines: Path) -> No
         process.send_signal(signal.SIGTERM)
         assert len(ids_of([first, *answers])) == 200
         process.communicate(timeout=60)
+        assert process.returncode == 0
+
+
+def test_serve_that_ends_passes_on_what_openais_clients_wait_for(engines: Path) -> None:
+    openai = pytest.importorskip("openai", reason="no OpenAI client here: pip install -e '.[embedded,dev,serve]'")
+    with serve(engines) as (process, _, printed):
+        [url] = re.findall("http.*/v1", "\n".join(printed))
+        client = openai.OpenAI(base_url=url, api_key="none", max_retries=0)
+        asked = {"prompt": PROMPT, "max_tokens": 200, "extra_body": {"ignore_eos": True}, "stream": True}
+        parts = iter(client.completions.create(model=engines.name, stream_options={"include_usage": True}, **asked))
+        next(parts)
+        process.send_signal(signal.SIGTERM)
+        assert list(parts)[-1].usage.completion_tokens == 200
+        assert process.communicate(timeout=60)[1] == f"loading {engines} …\n"
         assert process.returncode == 0
 
 
@@ -229,10 +256,7 @@ def test_a_repository_moves_with_its_engines_and_plain_tritonserver_loads_it_aga
         first = ids_of(ask(served, "tensorrt_llm", tokens([5, 6, 7], 8, end_id=END)))
         kill_rank_1_under_a_stream(process.pid, served)
         with http_client.InferenceServerClient(f"127.0.0.1:{served.http}") as client:
-            deadline = time.monotonic() + 10
-            while client.is_model_ready("tensorrt_llm") or client.is_model_ready("ensemble"):
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
+            until(lambda: not client.is_model_ready("tensorrt_llm") and not client.is_model_ready("ensemble"))
             client.load_model("tensorrt_llm")
             assert client.is_model_ready("tensorrt_llm") and client.is_model_ready("ensemble")
         assert ids_of(ask(served, "tensorrt_llm", tokens([5, 6, 7], 8, end_id=END))) == first
@@ -254,12 +278,35 @@ def test_a_plain_tritonserver_that_cannot_load_the_model_again_ends(engines: Pat
         assert health()[0] == 503
 
 
-def test_a_plain_tritonserver_whose_model_died_ends(engines: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("model", ["tensorrt_llm", "tensorrt_llm_bls"])
+def test_a_plain_tritonserver_whose_model_died_ends(engines: Path, tmp_path: Path, model: str) -> None:
     write_repository(engines, tmp_path / "repository")
     with plain(tmp_path, engines) as (process, _):
         started = below(process.pid)
-        os.kill(engines_stub(started), signal.SIGKILL)
+        os.kill(stubs(started)[model], signal.SIGKILL)
         assert process.wait(60) == 0 and gone(started)
+
+
+def test_a_plain_tritonserver_withdraws_a_model_whose_process_died_and_loads_it_again(
+    engines: Path, tmp_path: Path
+) -> None:
+    import tritonclient.http as http_client
+
+    write_repository(engines, tmp_path / "repository")
+    asked = {"text_input": PROMPT, "max_tokens": 8}
+    with (
+        plain(tmp_path, engines, "--model-control-mode=explicit", "--load-model=*") as (process, served),
+        http_client.InferenceServerClient(f"127.0.0.1:{served.http}") as client,
+    ):
+        first = [post(served, front_door, asked) for front_door in ("ensemble", "tensorrt_llm_bls")]
+        for model in PYTHON_MODELS:
+            stub = stubs(below(process.pid))[model]
+            os.kill(stub, signal.SIGKILL)
+            until(lambda model=model: not client.is_model_ready(model))
+            client.load_model(model)
+            assert client.is_model_ready(model) and stubs(below(process.pid))[model] != stub
+        until(lambda: client.is_model_ready("ensemble"))
+        assert [post(served, front_door, asked) for front_door in ("ensemble", "tensorrt_llm_bls")] == first
 
 
 @contextmanager
@@ -280,10 +327,11 @@ def front(engines: Path, served: Served) -> Iterator[Callable[[], tuple[int, str
         yield health
 
 
-def engines_stub(pids: set[int]) -> int:
-    """The Python model with ranks, among Triton's."""
-    [stub] = [pid for pid in pids if "triton_python_backend_stub" in command_of(pid) and below(pid)]
-    return stub
+def stubs(pids: set[int]) -> dict[str, int]:
+    """The processes of Triton's Python models, by model."""
+    commands = {pid: command_of(pid).split() for pid in pids if running(pid)}
+    found = {pid: words[1] for pid, words in commands.items() if words and "python_backend_stub" in words[0]}
+    return {Path(code).parts[-3]: pid for pid, code in found.items()}
 
 
 def kill_rank_1_under_a_stream(server: int, served: Served) -> None:

@@ -51,17 +51,24 @@ def command(
       trtllm-pt serve engines/demo
       trtllm-pt serve triton_model_repo --host 0.0.0.0 --log server.log
     """
-    from trtllm_pt.serving.server import Address, Server
+    from trtllm_pt.serving.server import Address, Server, check_port
 
     address = Address(host=host, http=http_port, grpc=grpc_port, metrics=metrics_port)
+    inside = address.behind_a_door()
+    check_port(host, http_port, "--http-port")
     with tempfile.TemporaryDirectory(prefix="trtllm_pt-") as scratch, _signals():
         repository = _repository(folder, Path(scratch))
-        front = _front(repository, folder, address, openai_port)  # what it lacks is told before anything loads
-        with contextlib.suppress(_Ended), Server(repository, address, log or Path(scratch) / "server.log") as server:
+        doors = _doors(repository, folder, address, inside, openai_port)  # what they lack is told before anything loads
+        with contextlib.suppress(_Ended), Server(repository, inside, log or Path(scratch) / "server.log") as server:
             _wait_until_ready(server, folder)
-            with front:
+            with contextlib.ExitStack() as listening:
+                for door in doors:
+                    listening.enter_context(door)
                 _announce(address, openai_port)
-                _watch(server)
+                try:
+                    _watch(server)
+                finally:
+                    server.close()  # before the doors: they pass on what still runs
 
 
 @contextlib.contextmanager
@@ -117,18 +124,23 @@ def _progress(folder: Path, seconds: float) -> None:
     click.echo(f"\rloading {folder} … {seconds:.0f} s", nl=False, err=True)
 
 
-def _front(repository: Path, folder: Path, address: Address, port: int) -> AbstractContextManager[None]:
-    """OpenAI's endpoints, while the server runs."""
-    from trtllm_pt.serving.server import engine_folder
+def _doors(
+    repository: Path, folder: Path, address: Address, inside: Address, openai_port: int
+) -> list[AbstractContextManager[None]]:
+    """What listens in front of Triton, while the server runs. inside: where Triton does."""
+    from trtllm_pt.serving.server import check_port, engine_folder
 
-    if not port:
-        return contextlib.nullcontext()
     try:
+        from trtllm_pt.serving.door import Door
         from trtllm_pt.serving.front import Front
     except ImportError as error:
-        raise UsageError(f"OpenAI's endpoints need {error.name}: {INSTALL_SERVE}, or --openai-port 0") from None
-    name = folder.resolve().name
-    return Front(engine_folder(repository), name, f"{address.reachable}:{address.grpc}").listening(address.host, port)
+        raise UsageError(f"serve needs {error.name}: {INSTALL_SERVE}") from None
+    doors = [Door(inside.url).listening(address.host, address.http)]
+    if openai_port:
+        check_port(address.host, openai_port, "--openai-port")
+        front = Front(engine_folder(repository), folder.resolve().name, f"{address.reachable}:{address.grpc}")
+        doors.append(front.listening(address.host, openai_port))
+    return doors
 
 
 def _announce(address: Address, openai_port: int) -> None:

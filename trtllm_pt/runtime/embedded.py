@@ -86,6 +86,7 @@ class EmbeddedRuntime:
             all_reduce_seconds=self.session.reduces.seconds,
             all_reduce_bytes=self.session.reduces.bytes,
             peak_memory_bytes=self.session.peak_memory_bytes(),
+            reused_tokens=scheduler.reused_tokens,
         )
 
     def close(self) -> None:

@@ -35,11 +35,8 @@ class Limits:
         """Tokens, prompt and output together, at which the request ends."""
         return min(len(request.token_ids) + request.sampling.max_tokens, self.max_seq_len)
 
-    def check(self, request: Request, in_flight: Container[int] = ()) -> None:
-        """Raises UsageError, naming the field, for a request that could never run. in_flight: ids that are taken."""
-        if request.id in in_flight:
-            raise UsageError(f"id ({request.id}) belongs to a request that is still in flight")
-        length = len(request.token_ids)
+    def check_prompt(self, length: int) -> None:
+        """Raises UsageError for a prompt of so many tokens that could never run."""
         if not length:
             raise UsageError("token_ids is empty: a request needs at least one prompt token")
         if length >= self.max_seq_len:
@@ -51,6 +48,12 @@ class Limits:
             raise UsageError(
                 f"the prompt has {length} tokens, but the engine takes at most max_input_len ({self.max_input_len})"
             )
+
+    def check(self, request: Request, in_flight: Container[int] = ()) -> None:
+        """Raises UsageError, naming the field, for a request that could never run. in_flight: ids that are taken."""
+        if request.id in in_flight:
+            raise UsageError(f"id ({request.id}) belongs to a request that is still in flight")
+        self.check_prompt(len(request.token_ids))
         for position, token in enumerate(request.token_ids):
             if not is_token(token, self.vocab_size):
                 raise UsageError(

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from trtllm_pt.errors import UsageError
 
+CONVERSATIONS = 256  # that tensorrt_llm_bls has at a time
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
 
@@ -60,8 +61,8 @@ class Config:
 
 
 class Sender:
-    """A request's way back. Triton 2.51 crashes where a stream is asked whether it is cancelled after its end, so both
-    are told by one lock."""
+    """A request's way back: any number of responses, and one end. Triton 2.51 crashes where a stream is asked whether
+    it is cancelled after its end, so both are told by one lock."""
 
     def __init__(self, request: Any) -> None:
         self._sender = request.get_response_sender()
@@ -72,15 +73,19 @@ class Sender:
         self._sender.send(answer)
 
     def end(self, answer: Any = None) -> None:
-        """The last response; None: there is none any more."""
-        final = triton().TRITONSERVER_RESPONSE_COMPLETE_FINAL
+        """The last response; None: there is none any more. Triton keeps a request, and so its model, until this."""
+        pb = triton()
         with self._lock:
             self._ended = True
-            if answer is None:
-                self._sender.send(flags=final)
-            else:
-                self._sender.send(answer, flags=final)
-            del self._sender  # Triton does not unload a model while one lives, and whoever holds us would keep it
+            try:
+                if answer is None:
+                    self._sender.send(flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+                else:
+                    self._sender.send(answer, flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+            except Exception as error:  # others wait for their end, too
+                pb.Logger.log_error(f"a last response was lost: {error}")
+            finally:
+                del self._sender  # Triton does not unload a model while one lives
 
     def is_cancelled(self) -> bool:
         """Whether the client closed its stream."""

@@ -6,6 +6,7 @@ end a text wherever tokens put them. A stream that its client closes ends the re
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 import uuid
@@ -21,19 +22,28 @@ from trtllm_pt.checkpoint.tokenizer import load_tokenizer
 from trtllm_pt.errors import TrtllmPtError, UsageError
 from trtllm_pt.runtime.stream import TextStream
 from trtllm_pt.serving import tensors
-from trtllm_pt.serving.backend import Array, Arrays, Config, Sender, arrays, refusal, response, strings, text, triton
+from trtllm_pt.serving.backend import (
+    CONVERSATIONS,
+    Array,
+    Arrays,
+    Config,
+    Sender,
+    arrays,
+    refusal,
+    response,
+    strings,
+    text,
+    triton,
+)
+from trtllm_pt.serving.guard import Guard
+from trtllm_pt.serving.refusals import is_unavailable
 
-_CONVERSATIONS = 512  # requests at a time; a thread each, asleep most of the time
 _CHECK_SECONDS = 0.1  # between looks for closed streams
 _FROM_ENGINE = ["output_ids", "sequence_length", *tensors.RESULTS]
 
 
 class _Refused(TrtllmPtError):
-    """What a model behind this one answered."""
-
-    def __init__(self, error: Any) -> None:
-        super().__init__(error.message())
-        self.code = error.code()
+    """What a model behind this one answered. Triton 2.51 does not say with which code."""
 
 
 class TritonPythonModel:
@@ -45,31 +55,41 @@ class TritonPythonModel:
         if tokenizer is None:
             raise UsageError(f"there is no tokenizer.json in {folder}")
         self._tokenizer: Tokenizer = tokenizer
-        self._pool = ThreadPoolExecutor(_CONVERSATIONS)
+        self._pool = ThreadPoolExecutor(CONVERSATIONS)  # a thread each, asleep most of the time
+        self._free = threading.Semaphore(CONVERSATIONS)
         self._senders: dict[str, Sender] = {}  # of requests that the engine works on
         self._closing = threading.Event()
         self._watcher = threading.Thread(target=self._watch, daemon=True)
         self._watcher.start()
+        self._guard = Guard(config.name)
 
     def finalize(self) -> None:
         self._pool.shutdown()
         self._closing.set()
         self._watcher.join()
+        self._guard.end()
 
     def execute(self, requests: Sequence[Any]) -> None:
         for request in requests:
-            self._pool.submit(self._answer, request, Sender(request))
+            sender = Sender(request)
+            if self._free.acquire(blocking=False):
+                self._pool.submit(self._answer, request, sender)
+            else:
+                sender.end(refusal(f"the queue is full: {CONVERSATIONS} requests wait or run", "UNAVAILABLE"))
 
     def _answer(self, request: Any, sender: Sender) -> None:
-        pb = triton()
+        try:
+            self._converse(request, sender)
+        finally:
+            self._free.release()
+
+    def _converse(self, request: Any, sender: Sender) -> None:
         last = None
         try:
             for part in self._responses(request, sender):
                 sender.send(response(part))
-        except _Refused as error:
-            last = pb.InferenceResponse(error=pb.TritonError(str(error), error.code))
         except TrtllmPtError as error:
-            last = refusal(str(error))
+            last = refusal(str(error), "UNAVAILABLE" if is_unavailable(str(error)) else "INVALID_ARG")
         except Exception as error:  # nobody else would hear of it
             last = refusal(f"{type(error).__name__}: {error}", "INTERNAL")
         sender.end(last)
@@ -82,16 +102,19 @@ class TritonPythonModel:
         query = {key: given[name] for name, key in tensors.TO_PREPROCESSING.items() if name in given}
         [ids] = self._ask("preprocessing", query, list(tensors.FROM_PREPROCESSING))
         texts = _Texts(self._tokenizer, self._skip, given, ids)
-        engine_id, timeout = str(uuid.uuid4()), request.timeout()
+        engine_id, timeout, over = str(uuid.uuid4()), request.timeout(), False
         self._senders[engine_id] = sender
         try:
             for part in self._ask(self._engine, _to_engine(given, ids), _FROM_ENGINE, engine_id, timeout):
                 yield from texts.take(part)
                 if texts.all_stopped:
                     self._stop(engine_id)
+            over = True
             yield from texts.rest()
         finally:
             del self._senders[engine_id]
+            if not over:
+                self._stop(engine_id)
 
     def _ask(
         self, model: str, given: Arrays, names: list[str], request_id: str = "", timeout: int = 0
@@ -107,7 +130,7 @@ class TritonPythonModel:
         )
         for answer in request.exec(decoupled=True) if model == self._engine else [request.exec()]:
             if answer.has_error():
-                raise _Refused(answer.error())
+                raise _Refused(answer.error().message())
             found = {tensor.name(): tensor.as_numpy() for tensor in answer.output_tensors()}
             if found:  # else the end of the stream
                 yield found
@@ -119,11 +142,12 @@ class TritonPythonModel:
                     self._stop(engine_id)
 
     def _stop(self, engine_id: str) -> None:
-        """Have the engine end a request; nothing happens where it is over."""
+        """Have the engine end a request; nothing happens where it is over, or the engine down."""
         one = np.ones((1, 1), np.int32)
         stop = {"stop": one.astype(bool), "input_ids": one, "input_lengths": one, "request_output_len": one}
-        for _ in self._ask(self._engine, stop, ["output_ids"], engine_id):
-            pass
+        with contextlib.suppress(_Refused):
+            for _ in self._ask(self._engine, stop, ["output_ids"], engine_id):
+                pass
 
 
 def _to_engine(given: Arrays, ids: Arrays) -> dict[str, Array]:

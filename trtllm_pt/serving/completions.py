@@ -170,8 +170,6 @@ class Texts:
 
 def _checked(kind: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Known fields of the right type; null counts as left out."""
-    if not isinstance(body, dict):
-        raise UsageError("the body must be a JSON object")
     given = {}
     for name, value in body.items():
         if value is None or value in _NEUTRAL.get(name, ()):

@@ -10,12 +10,10 @@ import itertools
 import os
 import queue
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from trtllm_pt.engine.manifest import EngineManifest
@@ -26,11 +24,11 @@ from trtllm_pt.runtime.limits import Limits
 from trtllm_pt.runtime.remote import RemoteRuntime
 from trtllm_pt.serving.backend import Config, Sender, arrays, refusal, response, triton
 from trtllm_pt.serving.fields import Output, is_stop, parse
+from trtllm_pt.serving.guard import LAST_SECONDS, Guard, server_loads_models
 from trtllm_pt.serving.metrics import Metrics
 
 _BUSY_SECONDS = 0.01  # how long the engine's thread waits for tokens before it looks for new requests
 _IDLE_SECONDS = 0.5  # and for new requests, before it looks whether the ranks are still there
-_LAST_SECONDS = 10  # in which a server whose engine is down says why; then it ends, unless it can load models again
 
 
 @dataclass(slots=True, eq=False)
@@ -56,9 +54,9 @@ class TritonPythonModel:
         self._most = manifest.options.max_batch_size + waiting if waiting else None
         self._check_seconds = config.number("cancellation_check_period_ms", 100) / 1000
         self._stats_seconds = config.number("stats_check_period_ms", 100) / 1000
-        self._metrics = Metrics(config.name, config.version, manifest.options.max_batch_size)
         kv_tokens = config.number("max_tokens_in_paged_kv_cache", 0) or None
         self._runtime = RemoteRuntime(folder, manifest, kv_tokens=kv_tokens)
+        self._metrics = Metrics(config.name, config.version, manifest.options.max_batch_size)
         self._ids = itertools.count()
         self._streams: dict[int, _Stream] = {}  # by the runtime's id of each output
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -68,16 +66,16 @@ class TritonPythonModel:
         self._threads = [threading.Thread(target=target, daemon=True) for target in (self._run, self._watch)]
         for thread in self._threads:
             thread.start()
-        self._guard = _guard()
+        self._guard = Guard(config.name)
 
     def finalize(self) -> None:
         self._closing.set()
         self._wake.set()
         for thread in self._threads:
             thread.join()
+        del self._metrics  # Triton's stub crashes where a metric outlives this call
         self._runtime.close()
-        self._guard.kill()
-        self._guard.wait()
+        self._guard.end()
 
     # Triton's thread
 
@@ -88,6 +86,8 @@ class TritonPythonModel:
                 self._accept(request, sender)
             except UsageError as error:
                 sender.end(refusal(str(error)))
+            except Exception as error:  # raised on, it would end what this call accepted before
+                sender.end(refusal(f"{type(error).__name__}: {error}", "INTERNAL"))
 
     def _accept(self, request: Any, sender: Sender) -> None:
         tensors, name = arrays(request), request.request_id()
@@ -96,7 +96,7 @@ class TritonPythonModel:
                 raise UsageError("stop needs the id of the request to end")
             self._tell(lambda: self._stop(name, sender))
             return
-        prompts = parse(tensors, exclude_input=self._exclude_input)
+        prompts = parse(tensors, self._limits, exclude_input=self._exclude_input)
         microseconds = request.timeout()
         stream = _Stream(sender, name, time.monotonic() + microseconds / 1e6 if microseconds else None)
         wanted = [
@@ -128,10 +128,13 @@ class TritonPythonModel:
                     for tokens in self._runtime.poll(_BUSY_SECONDS if self._streams else 0):
                         self._take(tokens)
                     if (self._streams and time.monotonic() > due) or (due and not self._streams):
-                        self._metrics.report(self._runtime.stats())
+                        begun = sum(bool(stream.outputs[one].token_ids) for one, stream in self._streams.items())
+                        self._metrics.report(self._runtime.stats(), begun)
                         due = time.monotonic() + self._stats_seconds if self._streams else 0.0
             except TrtllmPtError as error:
                 self._fail(str(error))
+            except Exception as error:  # with this thread every request would hang
+                self._fail(f"{type(error).__name__}: {error}")
             if not self._streams:
                 self._wake.wait(_IDLE_SECONDS)
                 self._wake.clear()
@@ -204,9 +207,9 @@ class TritonPythonModel:
 
     def _withdraw(self) -> None:
         """Show the world that this engine is down, for Triton itself goes on calling it ready."""
-        if _models_come_and_go():
+        if server_loads_models():
             triton().unload_model(self._name)
-        elif not self._closing.wait(_LAST_SECONDS):
+        elif not self._closing.wait(LAST_SECONDS):
             os.kill(self._server, signal.SIGTERM)
 
     # The watching thread
@@ -223,21 +226,3 @@ class TritonPythonModel:
                     seen.add(stream)
                     self._tell(lambda stream=stream: self._cancel(stream, timed_out=True))  # type: ignore[misc]
             seen &= streams
-
-
-def _models_come_and_go() -> bool:
-    """Whether the server loads and unloads models when asked. If not, asking crashes Triton 2.51."""
-    words = Path(f"/proc/{os.getppid()}/cmdline").read_text().replace("=", "\0").split("\0")
-    return ("--model-control-mode", "explicit") in itertools.pairwise(words)
-
-
-def _guard() -> subprocess.Popen[bytes]:
-    """Ends this process when its server is gone. By itself it may hang in Triton's code, with the GIL, and keep the
-    ranks, which end with it. And the other way round: a server that cannot load this model again ends."""
-    server, own = os.getppid(), os.getpid()
-    last = "" if _models_come_and_go() else f"sleep {_LAST_SECONDS}; kill {server};"
-    state = f"$(cut -d ' ' -f 3 /proc/{own}/stat)"  # Z: dead, but Triton has not noticed
-    script = f"while kill -0 {server}; do case {state} in Z|'') {last} exit;; esac; sleep 1; done; kill -9 {own}"
-    return subprocess.Popen(
-        ["sh", "-c", script], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )

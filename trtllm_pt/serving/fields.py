@@ -10,6 +10,7 @@ import numpy as np
 
 from trtllm_pt.errors import UsageError
 from trtllm_pt.messages import SamplingParams
+from trtllm_pt.runtime.limits import Limits
 from trtllm_pt.serving import words
 from trtllm_pt.serving.backend import Array, Arrays
 
@@ -56,7 +57,7 @@ def is_stop(tensors: Arrays) -> bool:
     return "stop" in tensors and bool(tensors["stop"].any())
 
 
-def parse(tensors: Arrays, *, exclude_input: bool) -> list[Prompt]:
+def parse(tensors: Arrays, limits: Limits, *, exclude_input: bool) -> list[Prompt]:
     """A request's rows. exclude_input: where it does not say. Raises UsageError, naming the field."""
     _refuse(tensors)
     if "input_ids" not in tensors:
@@ -64,7 +65,7 @@ def parse(tensors: Arrays, *, exclude_input: bool) -> list[Prompt]:
     ids = tensors["input_ids"]
     if ids.ndim != 2:
         raise UsageError(f"input_ids has shape {list(ids.shape)}, but must have [batch, tokens]")
-    return [_Row(tensors, row, len(ids)).prompt(exclude_input) for row in range(len(ids))]
+    return [_Row(tensors, row, len(ids)).prompt(limits, exclude_input) for row in range(len(ids))]
 
 
 def _refuse(tensors: Arrays) -> None:
@@ -84,16 +85,17 @@ class _Row:
     def __init__(self, tensors: Arrays, row: int, rows: int) -> None:
         self._tensors, self._row, self._rows = tensors, row, rows
 
-    def prompt(self, exclude_input: bool) -> Prompt:
-        ids = self._tensors["input_ids"][self._row].tolist()
+    def prompt(self, limits: Limits, exclude_input: bool) -> Prompt:
+        ids = self._tensors["input_ids"][self._row]
         length = self._scalar("input_lengths", len(ids))
         if not 0 <= length <= len(ids):
             raise UsageError(f"input_lengths ({length}) must be between 0 and the {len(ids)} tokens of input_ids")
+        limits.check_prompt(length)  # before it is read
         sequences = self._scalar("num_return_sequences", 1)
         if sequences < 1:
             raise UsageError(f"num_return_sequences ({sequences}) must be at least 1")
         return Prompt(
-            token_ids=tuple(ids[:length]),
+            token_ids=tuple(ids[:length].tolist()),
             sampling=self._sampling(),
             sequences=sequences,
             streaming=bool(self._scalar("streaming", False)),

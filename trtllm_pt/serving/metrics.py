@@ -11,16 +11,21 @@ from trtllm_pt.serving.backend import triton
 
 _BUCKETS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000]  # tokens
 _GAUGES = {  # family: its label, what it is, its metrics
-    "nv_trt_llm_request_metrics": ("request_type", "Requests in the engine", ("active", "max", "scheduled", "waiting")),
+    "nv_trt_llm_request_metrics": (
+        "request_type",
+        "Requests in the engine",
+        ("active", "max", "scheduled", "context", "waiting"),
+    ),
+    "nv_trt_llm_runtime_memory_metrics": ("memory_type", "Peak bytes of the fullest rank, weights included", ("cpu",)),
     "nv_trt_llm_kv_cache_block_metrics": (
         "kv_cache_block_type",
         "Pages of the KV cache",
-        ("max", "free", "used", "tokens_per", "fraction"),
+        ("max", "free", "used", "tokens_per", "reused", "fraction"),
     ),
     "nv_trt_llm_inflight_batcher_metrics": (
         "inflight_batcher_specific_metric",
         "The running batch",
-        ("generation_requests",),
+        ("generation_requests", "paused_requests"),
     ),
     "nv_trt_llm_general_metrics": ("general_type", "The engine's clock", ("timestamp", "iteration_counter")),
 }
@@ -43,23 +48,31 @@ class Metrics:
         self.input_tokens = self._histogram("nv_llm_input_token_len", "Tokens of a prompt", labels)
         self.output_tokens = self._histogram("nv_llm_output_token_len", "Tokens of an output", labels)
 
-    def report(self, stats: Stats) -> None:
+    def report(self, stats: Stats, begun: int) -> None:
+        """begun: outputs in the engine that have a token; those that wait for pages again are among them."""
         total, used = stats.kv_pages_total, stats.kv_pages_used
+        generating = min(begun, stats.active_requests)
         values: dict[str, dict[str, float]] = {
             "nv_trt_llm_request_metrics": {
                 "active": stats.active_requests + stats.waiting_requests,
                 "max": self._max_batch_size,
                 "scheduled": stats.active_requests,
+                "context": stats.active_requests - generating,
                 "waiting": stats.waiting_requests,
             },
+            "nv_trt_llm_runtime_memory_metrics": {"cpu": stats.peak_memory_bytes or 0},
             "nv_trt_llm_kv_cache_block_metrics": {
                 "max": total,
                 "free": total - used,
                 "used": used,
                 "tokens_per": PAGE,
+                "reused": (stats.reused_tokens or 0) // PAGE,
                 "fraction": used / total,
             },
-            "nv_trt_llm_inflight_batcher_metrics": {"generation_requests": stats.active_requests},
+            "nv_trt_llm_inflight_batcher_metrics": {
+                "generation_requests": generating,
+                "paused_requests": begun - generating,
+            },
             "nv_trt_llm_general_metrics": {"timestamp": time.time(), "iteration_counter": stats.steps},
         }
         for family, kinds in values.items():

@@ -9,6 +9,7 @@ from typing import Any
 from trtllm_pt.checkpoint.tokenizer import load_tokenizer
 from trtllm_pt.errors import UsageError
 from trtllm_pt.serving.backend import Config, arrays, response, strings
+from trtllm_pt.serving.guard import Guard
 
 
 class TritonPythonModel:
@@ -20,6 +21,10 @@ class TritonPythonModel:
             raise UsageError(f"there is no tokenizer.json in {folder}")
         self._tokenizer = tokenizer
         self._skip = config.flag("skip_special_tokens", True)
+        self._guard = Guard(config.name)
+
+    def finalize(self) -> None:
+        self._guard.end()
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         return [self._answer(request) for request in requests]

@@ -14,6 +14,7 @@ from trtllm_pt.config import read_json
 from trtllm_pt.errors import UsageError
 from trtllm_pt.serving import words
 from trtllm_pt.serving.backend import Array, Arrays, Config, arrays, refusal, response, text
+from trtllm_pt.serving.guard import Guard
 
 # What it takes; under the names that clients of the ensemble know.
 _TAKEN = {
@@ -39,6 +40,10 @@ class TritonPythonModel:
         self._encoder = Encoder(
             config.path("tokenizer_dir"), config.flag("add_special_tokens", True), build["max_input_len"]
         )
+        self._guard = Guard(config.name)
+
+    def finalize(self) -> None:
+        self._guard.end()
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         return [self._answer(request) for request in requests]
@@ -88,19 +93,21 @@ class Encoder:
         }
 
     def _prompt(self, query: bytes) -> list[int]:
-        most = self._max_input_len * self._longest_token
-        if len(query) > 4 * most:  # bytes of a character
-            raise UsageError(
-                f"text_input has {len(query)} bytes, more than max_input_len ({self._max_input_len}) tokens can have"
-            )
-        found = self._tokenizer.encode(text(query, "text_input"), add_special_tokens=self._special).ids
+        found = self._tokenizer.encode(self._text(query, "text_input"), add_special_tokens=self._special).ids
         if not found:
             raise UsageError("text_input is empty: a request needs at least one token")
         return found
 
+    def _text(self, value: bytes, name: str) -> str:
+        if len(value) > 4 * self._max_input_len * self._longest_token:  # bytes of a character
+            raise UsageError(
+                f"{name} has {len(value)} bytes, more than max_input_len ({self._max_input_len}) tokens can have"
+            )
+        return text(value, name)
+
     def _words(self, tensors: Arrays, name: str, rows: int, further: tuple[tuple[int, ...], ...] = ()) -> words.Int32s:
         given = tensors.get(name, np.empty((rows, 0), object))
-        lists = [[self._ids_of_word(text(word, _TAKEN[name])) for word in row] for row in given]
+        lists = [[self._ids_of_word(self._text(word, _TAKEN[name])) for word in row] for row in given]
         return words.pack([[*filter(None, row), *further] for row in lists])
 
     def _ids_of_word(self, word: str) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import json
+import os
 import re
 import resource
 import shutil
@@ -18,43 +18,50 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trtllm_pt.engine.manifest import EngineManifest
 from trtllm_pt.errors import RunError, UsageError
 from trtllm_pt.runtime.launch import find_mpirun
+from trtllm_pt.serving.backend import CONVERSATIONS
 from trtllm_pt.serving.triton import Triton, find_triton
+from trtllm_pt.serving.watchdog import fault
 
 _START_SECONDS = 900.0  # large engines take minutes to load
 _EXIT_SECONDS = 15  # for requests that are running when the server is told to end
 _POLL_SECONDS = 0.2
 _GRACE_SECONDS = 5.0  # what tritonserver itself takes to end
-_ANSWER_SECONDS = 10.0  # in which a model must answer a request that asks for nothing
+_UNLOAD_SECONDS = 5.0  # for models to unload when no request is left
+_UNLOADING = b"All models are stopped, unloading models"  # what tritonserver says then
 _PR_SET_PDEATHSIG = 1
 _STACK_BYTES = 1 << 30  # tritonserver 2.51 puts a request's JSON on a thread's stack: with 8 MB, 16 MB of it crash it
 _SHARED_MEMORY = Path("/dev/shm")
+# A Python model that asks another one waits for its first answer on a thread of Triton's, of which the same few (32 by
+# default) pass on all answers: with too few, requests that wait for a slot would hold up the streams of those that run.
+_MODEL_THREADS = CONVERSATIONS + 32
 _AS_ROOT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}  # containers are
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Address:
-    """Where the server listens."""
+    """Where the server listens. http_host: where another one than host is meant for HTTP."""
 
     host: str = "127.0.0.1"
     http: int = 8000
     grpc: int = 8001
     metrics: int = 8002
+    http_host: str | None = None
 
     @classmethod
     def free(cls) -> Address:
         """On loopback and ports that nobody uses now."""
-        with contextlib.ExitStack() as stack:
-            sockets = [stack.enter_context(socket.socket()) for _ in range(3)]
-            for one in sockets:
-                one.bind(("127.0.0.1", 0))
-            http, grpc, metrics = (one.getsockname()[1] for one in sockets)
+        http, grpc, metrics = free_ports(3)
         return cls(http=http, grpc=grpc, metrics=metrics)
+
+    def behind_a_door(self) -> Address:
+        """The same, but HTTP on a free port of loopback."""
+        return replace(self, http=free_ports(1)[0], http_host="127.0.0.1")
 
     @property
     def reachable(self) -> str:
@@ -63,7 +70,16 @@ class Address:
 
     @property
     def url(self) -> str:
-        return f"http://{self.reachable}:{self.http}"
+        return f"http://{self.http_host or self.reachable}:{self.http}"
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of loopback that nobody uses now."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
 
 
 class Server:
@@ -74,15 +90,17 @@ class Server:
     """
 
     def __init__(self, repository: Path, address: Address, log: Path) -> None:
-        _check_ports(address)
+        check_port(address.http_host or address.host, address.http, "--http-port")
+        check_port(address.host, address.grpc, "--grpc-port")
+        check_port(address.host, address.metrics, "--metrics-port")
         self.address, self.log = address, log
         self._embedded = _is_embedded(repository)
-        ranks = _servers(repository)
+        self._ranks = _servers(repository)
         self._scratch = Path(tempfile.mkdtemp(prefix="trtllm_pt-serve-"))
         self._prefix = self._scratch.name  # of what it puts into shared memory
         try:
             triton = find_triton(self._scratch)
-            command = server_command(triton, repository.resolve(), address, ranks, self._prefix)
+            command = server_command(triton, repository.resolve(), address, self._ranks, self._prefix)
             with log.open("wb") as words:
                 self._process = subprocess.Popen(
                     command,
@@ -128,23 +146,8 @@ class Server:
             return None
 
     def fault(self) -> str | None:
-        """What is wrong with the embedded engine; None: nothing. Triton calls a model ready even when its process is
-        dead, so this asks the model to end a request that nobody made."""
-        body = {"id": "watchdog", "stop": True, "input_ids": [0], "input_lengths": 1, "request_output_len": 1}
-        request = urllib.request.Request(
-            f"{self.address.url}/v2/models/tensorrt_llm/generate_stream", json.dumps(body).encode()
-        )
-        if not self._embedded:  # under mpirun all of a TensorRT engine's servers end with the first
-            return None
-        try:
-            with urllib.request.urlopen(request, timeout=_ANSWER_SECONDS) as answer:
-                said = answer.read().decode()
-        except urllib.error.HTTPError as error:
-            said = error.read().decode(errors="replace")
-        except (urllib.error.URLError, OSError) as error:
-            return f"tensorrt_llm does not answer: {error}"
-        found = re.search(r'"error":"(.*)"}', said)
-        return found[1] if found else None
+        """What is wrong with a model; None: nothing."""
+        return fault(self.address.url, embedded=self._embedded)
 
     def reason(self) -> str:
         """Why the server ended: the first error in its log, in its own words."""
@@ -156,15 +159,25 @@ class Server:
         return f"tritonserver ended with status {self._process.poll()}; its words are in {self.log}"
 
     def close(self) -> int:
-        """End it now: requests that run have some seconds to finish. Returns its exit status."""
-        for end, seconds in ((signal.SIGTERM, _EXIT_SECONDS + _GRACE_SECONDS), (signal.SIGKILL, _GRACE_SECONDS)):
-            if self._process.poll() is None:
-                self._process.send_signal(end)
-                self.wait(seconds)
+        """End it now: requests that run have some seconds to finish. Returns its exit status, -9 where it was killed:
+        Triton 2.51 keeps a gRPC request for ever that its client cancelled just as it ended, and so never unloads its
+        model."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+            self._wait_for_requests_and_models()
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
         shutil.rmtree(self._scratch, ignore_errors=True)
         for left in _SHARED_MEMORY.glob(f"{self._prefix}*"):
             left.unlink(missing_ok=True)
         return self._process.wait()
+
+    def _wait_for_requests_and_models(self) -> None:
+        end = time.monotonic() + _EXIT_SECONDS + _GRACE_SECONDS
+        while time.monotonic() < end and self.wait(_POLL_SECONDS) is None:
+            if self._ranks == 1 and _UNLOADING in self.log.read_bytes():
+                self.wait(_UNLOAD_SECONDS)
+                return
 
     def __enter__(self) -> Server:
         return self
@@ -173,16 +186,15 @@ class Server:
         self.close()
 
 
-def _check_ports(address: Address) -> None:
-    """Raises UsageError, naming the option, where somebody listens already: Triton itself shares its HTTP port."""
-    for name, port in (("http", address.http), ("grpc", address.grpc), ("metrics", address.metrics)):
-        with socket.socket() as one:
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                one.bind((address.host, port))
-            except OSError as error:
-                why = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be used: {error.strerror}"
-                raise UsageError(f"--{name}-port ({port}) {why}; choose another") from None
+def check_port(host: str, port: int, option: str) -> None:
+    """Raises UsageError naming the option where somebody listens already: Triton itself shares its HTTP port."""
+    with socket.socket() as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            one.bind((host, port))
+        except OSError as error:
+            why = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be used: {error.strerror}"
+            raise UsageError(f"{option} ({port}) {why}; choose another") from None
 
 
 def is_repository(folder: Path) -> bool:
@@ -219,10 +231,11 @@ def server_command(triton: Triton, repository: Path, address: Address, ranks: in
         *triton.options,
         f"--model-repository={repository}",
         "--disable-auto-complete-config",
+        f"--backend-config=python,thread-pool-size={_MODEL_THREADS}",
         f"--exit-timeout-secs={_EXIT_SECONDS}",
     ]
     leader = [
-        f"--http-address={address.host}",
+        f"--http-address={address.http_host or address.host}",
         f"--http-port={address.http}",
         f"--grpc-address={address.host}",
         f"--grpc-port={address.grpc}",

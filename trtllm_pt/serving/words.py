@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from trtllm_pt.errors import UsageError
 
+_MOST = 1 << 16  # tokens of all words together: every step looks for each
 Int32s = npt.NDArray[np.int32]
 
 
@@ -28,6 +29,8 @@ def unpack(packed: npt.NDArray[Any], name: str) -> tuple[tuple[int, ...], ...]:
     """The sequences of one row [2, N]. Raises UsageError naming the tensor for another form."""
     if packed.ndim != 2 or packed.shape[0] != 2:
         raise UsageError(f"{name} has shape {list(packed.shape)}, but must have [2, N]: token ids, and ends of words")
+    if packed.shape[1] > _MOST:
+        raise UsageError(f"{name} has {packed.shape[1]} token ids, more than {_MOST}")
     ids, ends = packed.tolist()
     words, start = [], 0
     for end in ends:

@@ -1,0 +1,70 @@
+"""A shell beside each of our Python models: Triton and a model's process do not outlive each other unnoticed.
+
+A process whose server was killed may hang in Triton's code, with the GIL, and keep what it started: the shell ends it.
+A process that was killed leaves a model that Triton 2.51 goes on calling ready: the shell has the model unloaded, where
+the server loads models when asked, so that `load` brings it back. Elsewhere only a new server helps: this one ends.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shlex
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+
+LAST_SECONDS = 10  # in which a server that cannot go on still answers with the reason
+_CHECK_SECONDS = 1
+_UNLOAD_SECONDS = 60.0
+
+
+class Guard:
+    """Watches this process, the model `name`, and its server, until `end`."""
+
+    def __init__(self, name: str) -> None:
+        server, own = os.getppid(), os.getpid()
+        options = _options(server)
+        if can_load(options) and options.get("--allow-http") != "false":
+            last = f"exec {shlex.join([sys.executable, '-m', __name__, _unload_url(options, name)])}"
+        else:
+            last = f"sleep {LAST_SECONDS}; kill {server}"
+        state = f"$(cut -d ' ' -f 3 /proc/{own}/stat)"  # Z: dead, but Triton has not noticed
+        script = (
+            f"while kill -0 {server}; do case {state} in Z|'') {last}; exit;; esac; sleep {_CHECK_SECONDS}; done; "
+            f"kill -9 {own}"
+        )
+        self._process = subprocess.Popen(
+            ["sh", "-c", script], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+def server_loads_models() -> bool:
+    """Whether the server of this process loads and unloads models when asked. If not, asking crashes Triton 2.51."""
+    return can_load(_options(os.getppid()))
+
+
+def can_load(options: Mapping[str, str]) -> bool:
+    return options.get("--model-control-mode") == "explicit"
+
+
+def _options(pid: int) -> Mapping[str, str]:
+    """The options of a process, in either form: `--name value` and `--name=value`."""
+    words = Path(f"/proc/{pid}/cmdline").read_text().replace("=", "\0").split("\0")
+    return dict(itertools.pairwise(words))
+
+
+def _unload_url(options: Mapping[str, str], name: str) -> str:
+    host = options.get("--http-address", "0.0.0.0")
+    host = "127.0.0.1" if host == "0.0.0.0" else host
+    return f"http://{host}:{options.get('--http-port', '8000')}/v2/repository/models/{name}/unload"
+
+
+if __name__ == "__main__":
+    urllib.request.urlopen(urllib.request.Request(sys.argv[1], b"{}"), timeout=_UNLOAD_SECONDS)
