@@ -193,6 +193,8 @@ def test_a_mistake_of_all_ranks_is_said_once(
     if script == "netlab.py" and arguments[0] != "--nonsense":
         ranks = 0 if arguments[0] == "{nowhere}" else ranks
         words = words if ranks == 0 else "netlab starts mpirun by itself"
+    fitting = {"latency.py": FITTING, "throughput.py": ("--input_mean", "8", "--output_mean", "8")}
+    arguments += fitting.get(script, ())
     done = bench(script, *(word.format(pt=engines.pt, nowhere="nowhere") for word in arguments), ranks=ranks)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("Error: ") and words in done.stderr and done.stderr.count("\n") == 1, done.stderr
