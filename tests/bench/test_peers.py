@@ -21,6 +21,8 @@ from trtllm_pt.bench.side import Generated, Side
 from trtllm_pt.errors import RunError
 from trtllm_pt.presets import preset
 
+pytestmark = pytest.mark.peers
+
 Bench = Callable[..., Done]
 Call = Callable[..., tuple[int, str, str]]
 TINY = ("--models", "dense-tiny", "--threads", "1", "--steps", "3", "--json", "found.json")
