@@ -15,7 +15,7 @@ engines := engines/demo-$(RANKS)
 builders := $(shell find trtllm_pt -not -path '*/cli/*' -not -path '*/runtime/*' -not -path '*/serving/*' \( -name '*.py' -o -name '*.cpp' -o -name '*.h' \))
 
 .DELETE_ON_ERROR:
-.PHONY: help demo serve test soak serving-peers peers checkout-test gpu-check lint format types docs clean
+.PHONY: help demo serve test soak serving-peers peers peers-test checkout-test gpu-check lint format types docs clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 16
