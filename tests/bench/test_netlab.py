@@ -116,11 +116,11 @@ def test_a_prediction_reads_the_baseline_alone(engines: Engines) -> None:
             "all_reduce": [{"algorithm": "mpi", "ranks": 2, "points": [[64, trip], [1048576, trip]]}],
         }
         tp = 0.5e-3 + 6 * trip  # 4 syncs, the step plan and the logits
-        return {"machines": [machine] * 2, "batches": {"tp": [{"tpot": tp}], "pt": [{"tpot": pt}]}}
+        return {"machines": [machine], "batches": {"tp": [{"tpot": tp}], "pt": [{"tpot": pt}]}}
 
     for trip in (1e-4, 5e-3):
-        found = predicted_tpot(contenders, Case(1, 8, 4), visit(trip, 1.0))
-        assert found == predicted_tpot(contenders, Case(1, 8, 4), visit(trip, 99.0))
+        (found,) = predicted_tpot(contenders, Case(1, 8, 4), visit(trip, 1.0))
+        assert [found] == predicted_tpot(contenders, Case(1, 8, 4), visit(trip, 99.0))
         assert found["tp"] == pytest.approx(0.5e-3 + 6 * trip, rel=1e-3)
         # One sync and the step plan: ranks that are apart by a trip let the logits arrive in time.
         assert found["pt"] - 2 * trip == pytest.approx(0.5e-3, rel=0.2)

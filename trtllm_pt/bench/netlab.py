@@ -81,13 +81,13 @@ def _report(plan: Plan, links: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _summed_up(plan: Plan, link: dict[str, Any]) -> dict[str, Any]:
-    """The link with the rows of all its visits, and medians of what was predicted for each visit."""
+    """The link with the rows of all its visits, and medians of what was predicted for each round."""
     taken = [
         [Batch(**visit["batches"][each.name][number]) for each in plan.contenders]
         for visit in link["visits"]
         for number in range(len(visit["batches"][plan.contenders[0].name]))
     ]
-    predicted = [predicted_tpot(plan.contenders, plan.case, visit) for visit in link["visits"]]
+    predicted = [tpot for visit in link["visits"] for tpot in predicted_tpot(plan.contenders, plan.case, visit)]
     baseline = plan.contenders[0].name
     return link | {
         "round_trip_s": median(visit["round_trip_s"] for visit in link["visits"]),

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from statistics import fmean, median
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from trtllm_pt.bench.batch import Case
@@ -14,28 +13,26 @@ from trtllm_pt.planner.forward import Model
 from trtllm_pt.planner.machine import Machine, machine_from_json
 from trtllm_pt.planner.serving import Workload, decode
 
+_FITTED = ("memory_efficiency",)
 
-def predicted_tpot(contenders: Sequence[Contender], case: Case, visit: Mapping[str, Any]) -> dict[str, float]:
-    """Seconds of a token by contender, for one visit to a link (visit.py): midway between its two machines.
 
-    How much of the memory's bandwidth an engine reaches is fitted on the first contender's TPOT of this visit, for
+def predicted_tpot(contenders: Sequence[Contender], case: Case, visit: Mapping[str, Any]) -> list[dict[str, float]]:
+    """Seconds of a token by contender, for every round of a visit to a link (visit.py).
+
+    How much of the memory's bandwidth an engine reaches is fitted on the first contender's TPOT of the round, for
     whatever disturbs the machine disturbs that, too. Nothing is taken from the others' times.
     """
-    found = [
-        _by_machine(contenders, case, visit, machine_from_json(each, "this machine")) for each in visit["machines"]
-    ]
-    return {each.name: fmean(tpot[each.name] for tpot in found) for each in contenders}
-
-
-def _by_machine(
-    contenders: Sequence[Contender], case: Case, visit: Mapping[str, Any], machine: Machine
-) -> dict[str, float]:
     baseline = contenders[0]
-    wanted = [median(batch["tpot"] for batch in visit["batches"][baseline.name])]
-    engine = fit(
-        load_engine("embedded"), ("memory_efficiency",), lambda tried: [_tpot(baseline, case, machine, tried)], wanted
-    )
-    return {each.name: _tpot(each, case, machine, engine) for each in contenders}
+    found = []
+    for described, batch in zip(visit["machines"], visit["batches"][baseline.name], strict=True):
+        machine = machine_from_json(described, "this machine")
+        engine = fit(load_engine("embedded"), _FITTED, _figure(baseline, case, machine), [batch["tpot"]])
+        found.append({each.name: _tpot(each, case, machine, engine) for each in contenders})
+    return found
+
+
+def _figure(contender: Contender, case: Case, machine: Machine) -> Callable[[Engine], list[float]]:
+    return lambda engine: [_tpot(contender, case, machine, engine)]
 
 
 def _tpot(contender: Contender, case: Case, machine: Machine, engine: Engine) -> float:

@@ -6,11 +6,15 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
 
 from trtllm_pt.bench.facts import Facts
 from trtllm_pt.errors import UsageError
 from trtllm_pt.launchers import launched_rank, launched_ranks
 from trtllm_pt.messages import Runtime
+
+if TYPE_CHECKING:
+    from trtllm_pt.runtime.session import Follower
 
 _PAGE = 32  # a multiple of both engines' KV pages
 
@@ -64,8 +68,13 @@ def _in_these_ranks(engines: Sequence[Facts], threads: int | None, batch_size: i
 
 
 @contextmanager
-def sharing_ranks(engines: Sequence[Facts], threads: int | None, batch_size: int) -> Iterator[list[Runtime] | None]:
-    """Embedded engines in the ranks that mpirun started. None on the ranks but 0, once they have served them all."""
+def sharing_ranks(
+    engines: Sequence[Facts], threads: int | None, batch_size: int, beside: Sequence[Follower] = ()
+) -> Iterator[list[Runtime] | None]:
+    """Embedded engines in the ranks that mpirun started. None on the ranks but 0, once they have served them all.
+
+    beside: what else these ranks follow, until rank 0 stops it.
+    """
     from trtllm_pt.runtime.embedded import EmbeddedRuntime
     from trtllm_pt.runtime.session import follow, open_sessions
 
@@ -73,7 +82,7 @@ def sharing_ranks(engines: Sequence[Facts], threads: int | None, batch_size: int
     room = max(_kv_tokens(each, batch_size) for each in engines)
     sessions = open_sessions([each.folder for each in engines], threads=threads, kv_tokens=room)
     if sessions[0].world.rank:
-        follow(sessions)
+        follow([*sessions, *beside])
         yield None
         return
     runtimes: list[Runtime] = [EmbeddedRuntime(session) for session in sessions]

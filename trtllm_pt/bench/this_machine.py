@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,23 +22,35 @@ _TOKENS, _INPUTS, _OUTPUTS = 512, 2048, 2048
 _SMALL_CALLS = 2000
 
 
-def measure_machine(comm: MPI.Intracomm, all_reduce: list[dict[str, Any]]) -> Machine:
+class Weights:
+    """The engine's own product of one token with as many weights as no cache holds: how fast a rank reads."""
+
+    def __init__(self, comm: MPI.Intracomm) -> None:
+        self._comm = comm
+        source = torch.randn(1, _OUTPUTS, _INPUTS).to(torch.bfloat16)
+        self._packed = [torch.ops.trtllm_pt.pack(source) for _ in range(_READ_BYTES // source.nbytes)]
+        self._token = torch.randn(1, 1, _INPUTS).to(torch.bfloat16)
+
+    def bandwidths(self, samples: int) -> tuple[float, float]:
+        """Bytes per second of the slowest rank: while all read, and while the others wait as in an all-reduce."""
+        together = _READ_BYTES / _seconds(self._comm, self._read, samples)
+        return together, max(together, _READ_BYTES / _seconds_alone(self._comm, self._read, samples))
+
+    def _read(self) -> None:
+        for weight in self._packed:
+            torch.ops.trtllm_pt.linear(self._token, weight, None, _OUTPUTS)
+
+
+def measure_machine(
+    comm: MPI.Intracomm, all_reduce: Sequence[Mapping[str, Any]], weights: Weights | None = None
+) -> Machine:
     """On all ranks at once, with their threads as they are; the ops library must be loaded.
 
-    Memory bandwidth: the engine's own product of one token with as many weights as no cache holds, on all ranks at
-    once, and on one while the others wait. Matrix rate: the same product of 512 tokens. Launch overhead: a norm of 16
-    numbers, less what a call from Python costs.
+    Memory bandwidth: see Weights. Matrix rate: the same product of 512 tokens. Launch overhead: a norm of 16 numbers,
+    less what a call from Python costs.
     """
     with torch.no_grad():
-        source = torch.randn(1, _OUTPUTS, _INPUTS).to(torch.bfloat16)
-        weights = [torch.ops.trtllm_pt.pack(source) for _ in range(_READ_BYTES // (2 * _INPUTS * _OUTPUTS))]
-        token = torch.randn(1, 1, _INPUTS).to(torch.bfloat16)
-
-        def read() -> None:
-            for weight in weights:
-                torch.ops.trtllm_pt.linear(token, weight, None, _OUTPUTS)
-
-        bandwidth, alone = _READ_BYTES / _seconds(comm, read), _READ_BYTES / _seconds_alone(comm, read)
+        together, alone = (weights or Weights(comm)).bandwidths(_SAMPLES)
         flops = 2.0 * _TOKENS * _INPUTS * _OUTPUTS
         rates = {
             name: flops / _seconds(comm, _product(dtype))
@@ -52,8 +64,8 @@ def measure_machine(comm: MPI.Intracomm, all_reduce: list[dict[str, Any]]) -> Ma
             "name": facts["name"],
             "devices": comm.size,
             "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / comm.size,
-            "memory_bandwidth": bandwidth,
-            "memory_bandwidth_alone": max(bandwidth, alone),
+            "memory_bandwidth": together,
+            "memory_bandwidth_alone": alone,
             "matrix_rate": rates,
             "launch_overhead": launch,
             "all_reduce": [{**row, "points": [list(point) for point in row["points"]]} for row in all_reduce],
@@ -86,24 +98,24 @@ def _nothings() -> None:
         torch.ops.trtllm_pt.reduces_seen()
 
 
-def _seconds(comm: MPI.Intracomm, work: Callable[[], object]) -> float:
+def _seconds(comm: MPI.Intracomm, work: Callable[[], object], samples: int = _SAMPLES) -> float:
     """The median over samples of the slowest rank's time; the first call does not count."""
-    samples = []
+    taken = []
     work()
-    for _ in range(_SAMPLES):
+    for _ in range(samples):
         comm.Barrier()
-        samples.append(max(comm.allgather(_timed(work))))
-    return median(samples)
+        taken.append(max(comm.allgather(_timed(work))))
+    return median(taken)
 
 
-def _seconds_alone(comm: MPI.Intracomm, work: Callable[[], object]) -> float:
-    """The same, of one rank after the other, while the others wait for a message as they do in an all-reduce."""
-    samples = []
-    for _ in range(_SAMPLES):
+def _seconds_alone(comm: MPI.Intracomm, work: Callable[[], object], samples: int) -> float:
+    """The same, of one rank after the other."""
+    taken = []
+    for _ in range(samples):
         for rank in range(comm.size):
             comm.Barrier()
-            samples.append(max(comm.allgather(_timed(work) if comm.rank == rank else 0.0)))
-    return median(samples)
+            taken.append(max(comm.allgather(_timed(work) if comm.rank == rank else 0.0)))
+    return median(taken)
 
 
 def _timed(work: Callable[[], object]) -> float:

@@ -83,9 +83,6 @@ def machine_from_json(data: dict[str, Any], where: str) -> Machine:
     sources = data.get("sources", {})
     if not isinstance(sources, dict):
         raise UsageError(f"{where}: sources ({sources!r}) must be an object of strings")
-    rows = data["all_reduce"]
-    if not isinstance(rows, list):
-        raise UsageError(f"{where}: all_reduce ({rows!r}) must be a list of measurements")
     return Machine(
         name=name,
         devices=_whole(data["devices"], f"{where}: devices"),
@@ -93,7 +90,7 @@ def machine_from_json(data: dict[str, Any], where: str) -> Machine:
         memory_bandwidth=_number(data["memory_bandwidth"], f"{where}: memory_bandwidth", "bytes per second"),
         matrix_rate={k: _number(v, f"{where}: matrix_rate.{k}", "FLOP per second") for k, v in rates.items()},
         launch_overhead=_number(data["launch_overhead"], f"{where}: launch_overhead", "seconds per kernel", least=0),
-        all_reduce=tuple(_all_reduce(row, f"{where}: all_reduce[{i}]") for i, row in enumerate(rows)),
+        all_reduce=all_reduces_from_json(data["all_reduce"], where),
         sources={str(k): str(v) for k, v in sources.items()},
         memory_bandwidth_alone=(
             None if data.get(_ALONE) is None else _number(data[_ALONE], f"{where}: {_ALONE}", "bytes per second")
@@ -101,12 +98,18 @@ def machine_from_json(data: dict[str, Any], where: str) -> Machine:
     )
 
 
+def all_reduces_from_json(rows: Any, where: str) -> tuple[AllReduce, ...]:
+    if not isinstance(rows, list):
+        raise UsageError(f"{where}: all_reduce ({rows!r}) must be a list of measurements")
+    return tuple(_all_reduce(row, f"{where}: all_reduce[{i}]") for i, row in enumerate(rows))
+
+
 def _all_reduce(row: Any, where: str) -> AllReduce:
     if not isinstance(row, dict):
         raise UsageError(f"{where} ({row!r}) must be an object with algorithm, ranks and points")
     _keys(row, ("algorithm", "ranks", "points", "source"), ("source",), where)
     points = row["points"]
-    good = isinstance(points, list) and points and all(isinstance(p, list) and len(p) == 2 for p in points)
+    good = isinstance(points, list) and points and all(isinstance(p, list | tuple) and len(p) == 2 for p in points)
     if not good:
         raise UsageError(f"{where}.points ({points!r}) must be a list of [bytes, seconds] pairs")
     pairs = tuple(

@@ -7,6 +7,7 @@ import socket
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -93,7 +94,16 @@ class Session:
         self.world.send_plan(None)
 
 
-def follow(sessions: Sequence[Session]) -> None:
+class Follower(Protocol):
+    """What ranks but 0 follow: a session, or another that takes orders of rank 0."""
+
+    world: World
+
+    def run_next(self) -> bool:
+        """The next order, which is under way; False: rank 0 has stopped."""
+
+
+def follow(sessions: Sequence[Follower]) -> None:
     """Ranks but 0: run the plans of all sessions until rank 0 has stopped each."""
     open_ones = {session.world: session for session in sessions}
     while open_ones:
