@@ -23,6 +23,7 @@ from trtllm_pt.bench.this_machine import Weights, measure_machine
 from trtllm_pt.kernels.build import LIBRARY
 from trtllm_pt.kernels.library import load
 from trtllm_pt.planner.machine import Machine, all_reduces_from_json
+from trtllm_pt.runtime.reduces import Reduces
 from trtllm_pt.runtime.world import World
 
 _SIZES = all_reduce.sizes_in_range(64, 1 << 18, 4)
@@ -37,6 +38,7 @@ class Probe:
         self.world, self._comm = world, world.comm
         self._op, self._weights = EngineOp(self._comm), Weights(self._comm)
         self._message = memoryview(array("q", [1]))
+        self._reduces = Reduces()
         self._first = measure_machine(self._comm, self._all_reduces(), self._weights)
 
     def ask(self) -> Machine:
@@ -57,6 +59,7 @@ class Probe:
 
     def _measure(self) -> Machine:
         """What changes fast; the rest as at first."""
+        self._reduces.begin()  # no session is to count these all-reduces as its own
         together, alone = self._weights.bandwidths(_SAMPLES)
         return replace(
             self._first,
