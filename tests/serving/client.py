@@ -16,6 +16,7 @@ import numpy as np
 from tests.serving.conftest import Served
 
 TYPES = {np.int32: "INT32", np.float32: "FP32", np.bool_: "BOOL", np.uint64: "UINT64", np.object_: "BYTES"}
+TYPES |= {np.int64: "INT64", np.float16: "FP16", np.uint8: "UINT8"}
 END = -1  # an end id that no token has
 
 

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.serving.client import ask, inputs_of, post, scalars, tensor, tokens
+from tests.serving.client import TYPES, ask, inputs_of, post, scalars, tensor, tokens
 from tests.serving.conftest import Served, needs_triton
+from trtllm_pt.serving.tensors import inputs
 
 pytestmark = needs_triton
 
@@ -57,7 +58,8 @@ IDS: list[tuple[dict[str, Any], str]] = [
     ({"repetition_penalty": 0.0}, r"repetition_penalty \(0.0\) must be a number above 0"),
     ({"frequency_penalty": INFINITY}, r"frequency_penalty \(inf\) must be a finite number"),
     ({"min_tokens": 5}, r"min_tokens \(5\) must not exceed max_tokens \(4\)"),
-    ({"num_return_sequences": 0}, r"num_return_sequences \(0\) must be at least 1"),
+    ({"num_return_sequences": 0}, r"num_return_sequences \(0\) must be between 1 and 1024"),
+    ({"num_return_sequences": 2**31 - 1}, r"num_return_sequences \(2147483647\) must be between 1 and 1024"),
     ({"beam_width": 2}, r"beam_width \(2\) is not supported by the embedded engine"),
     ({"return_context_logits": True}, r"return_context_logits \(True\) is not supported"),
     ({"draft_input_ids": [1, 2]}, "draft_input_ids is not supported by the embedded engine"),
@@ -80,7 +82,7 @@ def test_token_requests(served: Served, door: Served, changes: dict[str, Any], m
 TEXTS: list[tuple[dict[str, Any], str]] = [
     ({"text_input": ""}, "text_input is empty: a request needs at least one token"),
     ({"text_input": "x " * 3000}, r"the prompt has \d+ tokens and must be shorter than max_seq_len \(1024\)"),
-    ({"text_input": "x" * 5_000_000}, r"text_input has 5000000 bytes, more than max_input_len \(1023\) tokens can"),
+    ({"text_input": "x" * 5_000_000}, "text_input has 5000000 bytes, more than the tokens of max_"),
     ({"max_tokens": 0}, r"max_tokens \(0\) must be a whole number at least 1"),
     ({"max_tokens": -3}, r"max_tokens \(-3\) must be a whole number at least 1"),
     ({"top_k": 4, "temperature": -1.0}, r"temperature \(-1.0\) must be a number at least 0"),
@@ -103,9 +105,38 @@ def test_text_requests(served: Served, door: Served, model: str, changes: dict[s
         refused_over_http(where, model, given, message)
 
 
-def test_huge_max_tokens_are_cut_to_what_the_engine_holds(served: Served) -> None:
+def test_huge_max_tokens_are_cut_to_what_the_engine_holds(served: Served, door: Served) -> None:
     [answer] = ask(served, "tensorrt_llm", tokens([5] * 1000, 2**31 - 1, end_id=-1))
     assert answer["sequence_length"] == [[24]]
+    body = {"text_input": "x" * 4000, "max_tokens": 2**31 - 1, "end_id": -1, "return_num_output_tokens": True}
+    for model in TEXT_MODELS:
+        status, answer = post(door, model, body)
+        assert status == 200 and answer["num_output_tokens"] == 24
+
+
+# What tensorrt_llm takes; a text model takes the same under its own names.
+TAKEN = """
+    input_ids input_lengths request_output_len num_return_sequences end_id pad_id stop_words_list bad_words_list
+    temperature runtime_top_k runtime_top_p repetition_penalty min_tokens presence_penalty frequency_penalty seed
+    return_log_probs return_num_input_tokens return_num_output_tokens exclude_input_in_output stop streaming
+    text_input max_tokens stop_words bad_words top_k top_p stream
+""".split()
+ARRAYS = {kind: array for array, kind in TYPES.items()} | {"STRING": np.object_}
+
+
+@pytest.mark.parametrize("model", ["tensorrt_llm", *TEXT_MODELS])
+def test_every_field_that_is_not_supported_is_refused_by_name(served: Served, model: str) -> None:
+    given = tokens([5], 4) if model == "tensorrt_llm" else scalars(text_input=b"def", max_tokens=4)
+    refused = 0
+    for one in inputs(model):
+        if one.name in TAKEN:
+            continue
+        shape = [1, *(1 if size == -1 else size for size in one.dims)]
+        value = np.full(shape, b"7" if one.type == "STRING" else 7, ARRAYS[one.type])
+        own = "len_penalty" if one.name == "length_penalty" else one.name
+        refused_over_grpc(served, model, {**given, one.name: value}, rf"{own}\b.* is not supported")
+        refused += 1
+    assert refused > 15
 
 
 WRONG_TENSORS = [
@@ -137,6 +168,11 @@ NO_REQUESTS: list[tuple[bytes, str]] = [
     (b'{"text_input": "x", "max_tokens": 4, "temperature": NaN}', "the body is not JSON: NaN is no number"),
     (b'{"text_input": "x", "max_tokens": "many"}', "Unable to parse 'data'"),
     (b'{"text_input": "x", "max_tokens": 1e99}', "Unable to parse 'data'"),
+    (b'{"text_input": "x", "max_tokens": 4294967300}', r"max_tokens \(4294967300\) does not fit into INT32"),
+    (b'{"text_input": "x", "max_tokens": 4, "seed": -1}', r"seed \(-1\) does not fit into UINT64"),
+    (b'{"text_input": "x", "max_tokens": [4, 5]}', "batch size does not match"),
+    (b'{"text_input": 5, "max_tokens": 4}', "."),
+    (b'{"text_input": "\\ud800", "max_tokens": 4}', "."),
     (b'{"text_input": ["x", "y"], "max_tokens": 4}', "batch size does not match"),
     (b'{"text_input": "x"}', r"missing required input\(s\) \['max_tokens'\]"),
 ]

@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 
 from tests.serving.client import figures, until
-from tests.serving.conftest import QUEUE, Served, needs_triton
-from tests.serving.test_server import ACTIVE, LENGTH, PROMPTS
+from tests.serving.conftest import Served, needs_triton
+from tests.serving.test_server import ACTIVE, LENGTH, PROMPTS, full
 from trtllm_pt.messages import SamplingParams
 from trtllm_pt.runtime.llm import LLM, RunResult
 from trtllm_pt.serving.server import free_ports
 
+openai = pytest.importorskip("openai", reason="no OpenAI client here: pip install -e '.[embedded,dev,serve]'")
 pytestmark = needs_triton
 TEMPLATE = "{% for m in messages %}# {{ m.role }}: {{ m.content }}\n{% endfor %}def "
 
@@ -43,7 +44,6 @@ def url(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
 
 @pytest.fixture(scope="module")
 def client(url: str) -> Any:
-    openai = pytest.importorskip("openai", reason="no OpenAI client here: pip install -e '.[embedded,dev,serve]'")
     return openai.OpenAI(base_url=url, api_key="none", max_retries=0)
 
 
@@ -121,6 +121,10 @@ def test_a_client_that_goes_away_frees_its_slot(client: Any, served: Served) -> 
     until(lambda: figures(served)[ACTIVE] == 1)
     stream.close()
     until(lambda: not figures(served)[ACTIVE], 3)
+    asked = {"model": "demo", "prompt": "def f(", "max_tokens": 900, "extra_body": {"ignore_eos": True}}
+    with pytest.raises(openai.APITimeoutError):
+        client.completions.create(**asked, timeout=0.3)
+    until(lambda: not figures(served)[ACTIVE], 3)
 
 
 @pytest.mark.parametrize(
@@ -134,6 +138,19 @@ def test_a_client_that_goes_away_frees_its_slot(client: Any, served: Served) -> 
         ("completions", {"prompt": "x", "max_tokens": -1}, 400, "max_tokens (-1) must be a whole number at least 1"),
         ("completions", {"prompt": "x", "max_tokens": "many"}, 400, "max_tokens ('many') must be a whole number"),
         ("completions", {"prompt": "x", "temperature": -1}, 400, "temperature (-1.0) must be a number at least 0"),
+        ("completions", {"prompt": "x", "temperature": float("nan")}, 400, "the body is not JSON: NaN is no number"),
+        ("completions", {"prompt": "x", "top_p": 1.5}, 400, "top_p (1.5) must be a number above 0 and at most 1"),
+        ("completions", {"prompt": "x", "top_p": 0}, 400, "top_p (0.0) must be a number above 0 and at most 1"),
+        ("completions", {"prompt": "x", "top_k": -1}, 400, "top_k (-1) must be a whole number at least 0"),
+        ("completions", b'{"prompt": "x", "presence_penalty": 1e400}', 400, "presence_penalty (inf) must be a finite"),
+        ("completions", {"prompt": [[[1]]]}, 400, "prompt ([[1]]) must be a string or a list of token ids"),
+        ("completions", {"prompt": 5}, 400, "prompt (5) must be a string or a list"),
+        ("completions", {"prompt": "\ud800"}, 400, "prompt has half a surrogate pair"),
+        ("completions", {"prompt": "x" * 5_000_000}, 400, "prompt has 5000000 bytes, more than the tokens of"),
+        ("completions", {"prompt": "x", "n": 0}, 400, "n (0) must be at least 1"),
+        ("completions", {"prompt": "x", "n": 10**12}, 400, "n (1000000000000) and 1 prompts are more than 1024"),
+        ("completions", {"prompt": ["x"] * 1025}, 400, "n (1) and 1025 prompts are more than 1024 outputs"),
+        ("completions", b"[" * 100_000, 400, "the body is not JSON"),
         ("completions", {"prompt": "x", "logprobs": 3}, 400, "logprobs is not supported"),
         ("completions", {"prompt": "x", "model": "gpt"}, 404, "model ('gpt') is not served here: it is 'demo'"),
         ("completions", {"prompt": "x " * 2000}, 400, "must be shorter than max_seq_len (1024)"),
@@ -151,18 +168,19 @@ def test_what_is_wrong_is_named(url: str, path: str, body: Any, status: int, mes
     assert message in json.loads(caught.value.read())["error"]["message"]
 
 
+def test_huge_max_tokens_are_cut_to_what_the_engine_holds(client: Any) -> None:
+    asked = {"model": "demo", "prompt": [5] * 1000, "max_tokens": 10**12, "extra_body": {"ignore_eos": True}}
+    assert client.completions.create(**asked).usage.completion_tokens == 24
+
+
 def test_health(url: str) -> None:
     with urllib.request.urlopen(f"{url.removesuffix('/v1')}/health", timeout=10) as answer:
         assert (answer.status, json.loads(answer.read())) == (200, {"status": "ok"})
 
 
 def test_a_full_queue_is_503(client: Any, served: Served) -> None:
-    slots = 4 + QUEUE
-    asked = {"model": "demo", "prompt": "def f(", "max_tokens": 300, "extra_body": {"ignore_eos": True}}
-    with ThreadPoolExecutor(slots) as pool:
-        running = [pool.submit(client.completions.create, **asked) for _ in range(slots)]
-        until(lambda: figures(served)[ACTIVE] == slots)
-        with pytest.raises(Exception, match="the queue is full") as caught:
-            client.completions.create(**asked)
+    with full(served):
+        with pytest.raises(openai.InternalServerError, match="the queue is full") as caught:
+            client.completions.create(model="demo", prompt="def f(", max_tokens=4)
         assert caught.value.status_code == 503
-        assert [one.result().usage.completion_tokens for one in running] == [300] * slots
+    assert client.completions.create(model="demo", prompt="def f(", max_tokens=4).choices[0].text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import os
 import re
@@ -10,10 +12,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -32,16 +36,20 @@ from trtllm_pt.serving.triton import find_triton
 pytestmark = needs_triton
 
 PROMPT = "def binary_search("
+ROOT = Path(__file__).parents[2]
+PTRACE_SEIZE, PTRACE_INTERRUPT, WAIT_ALL = 0x4206, 0x4207, 0x40000000
 PYTHON_MODELS = ("preprocessing", "tensorrt_llm", "postprocessing", "tensorrt_llm_bls")
 
 
 @contextmanager
-def serve(folder: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], Served, list[str]]]:
+def serve(
+    folder: Path, listening: list[int] | None = None
+) -> Iterator[tuple[subprocess.Popen[str], Served, list[str]]]:
     """`trtllm-pt serve`: the process, where it listens, and what it printed until it was ready."""
-    http, grpc, metrics, openai = free_ports(4)
+    http, grpc, metrics, openai = listening or free_ports(4)
     ports = ["--http-port", str(http), "--grpc-port", str(grpc), "--metrics-port", str(metrics)]
     ports += ["--openai-port", str(openai)]
-    command = [sys.executable, "-m", "trtllm_pt", "serve", str(folder), *ports, *options]
+    command = [sys.executable, "-m", "trtllm_pt", "serve", str(folder), *ports]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
@@ -125,32 +133,85 @@ def test_what_cannot_be_served_is_refused(tmp_path: Path, name: str, message: st
     assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize(("end", "rank"), [(signal.SIGKILL, 1), (signal.SIGKILL, 0), (signal.SIGSTOP, 1)])
-def test_serve_ends_naming_the_rank_that_died_or_hangs(engines: Path, end: int, rank: int) -> None:
-    with serve(engines) as (process, served, _):
+def kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+
+
+def stop(pid: int) -> None:
+    os.kill(pid, signal.SIGSTOP)
+
+
+def hold(pid: int) -> None:
+    """Its main thread alone stops, as one that waits for ever: the process goes on telling others that it is there."""
+    done = threading.Event()
+    threading.Thread(target=_hold, args=(pid, done), daemon=True).start()
+    assert done.wait(10)
+
+
+def _hold(pid: int, done: threading.Event) -> None:
+    libc = ctypes.CDLL(None)
+    arguments = ctypes.c_long(pid), None, None
+    assert libc.ptrace(PTRACE_SEIZE, *arguments) == libc.ptrace(PTRACE_INTERRUPT, *arguments) == 0
+    done.set()
+    with contextlib.suppress(ChildProcessError):
+        while os.WIFSTOPPED(os.waitpid(pid, WAIT_ALL)[1]):  # its parent hears of its end after this thread
+            pass
+
+
+FAULTS: list[tuple[Callable[[int], None], int, str]] = [
+    (kill, 0, "was ended by signal 9"),
+    (stop, 1, "has not answered for 8 s"),
+    (hold, 0, "has not answered for 8 s"),
+    (kill, 1, "was ended by signal 9"),
+    (stop, 0, "has not answered for 8 s"),
+    (hold, 1, "has not answered for 8 s"),
+]
+
+
+def break_under_a_stream(server: int, served: Served, fault: Callable[[int], None], rank: int, how: str) -> None:
+    """The request in flight ends with an error that names the rank."""
+    answers = iter(Stream(served, "tensorrt_llm", tokens([5, 6, 7], 900, end_id=END, streaming=True)))
+    next(answers)
+    victim = ranks_of(server)[rank]
+    fault(victim)
+    with pytest.raises(Exception, match=rf"the engine is down: rank {rank} \(process {victim}\) {how}"):
+        list(answers)
+
+
+@pytest.mark.parametrize(("fault", "rank", "how"), FAULTS[:3])
+def test_serve_ends_naming_the_rank_that_died_or_hangs(
+    engines: Path, fault: Callable[[int], None], rank: int, how: str
+) -> None:
+    ports = free_ports(4)
+    with serve(engines, ports) as (process, served, _):
         started = below(process.pid)
-        victim = ranks_of(process.pid)[rank]
-        stream = Stream(served, "tensorrt_llm", tokens([5, 6, 7], 900, end_id=END, streaming=True))
-        answers = iter(stream)
-        next(answers)
-        os.kill(victim, end)
-        how = "was ended by signal 9" if end == signal.SIGKILL else "has not answered for 8 s"
-        with pytest.raises(Exception, match=rf"the engine is down: rank {rank} \(process {victim}\) {how}"):
-            list(answers)
+        break_under_a_stream(process.pid, served, fault, rank, how)
         _, err = process.communicate(timeout=60)
         assert process.returncode == 1
         assert re.search(rf"Error: the engine is down: rank {rank} .*{how}.*; the server was ended", err), err
         assert gone(started)
+        assert not ready(served)
+    if fault is kill:
+        with serve(engines, ports) as (_, served, _):
+            assert ready(served)
 
 
-@pytest.mark.parametrize("model", PYTHON_MODELS)
-def test_serve_ends_naming_the_model_whose_process_died(engines: Path, model: str) -> None:
-    with serve(engines) as (process, _, _):
-        started = below(process.pid)
-        os.kill(stubs(started)[model], signal.SIGKILL)
-        _, err = process.communicate(timeout=60)
-        assert process.returncode == 1 and f"Stub process '{model}_0_0' is not healthy" in err, err
-        assert gone(started)
+def test_serve_ends_naming_the_model_whose_process_died(engines: Path) -> None:
+    def one(model: str) -> None:
+        with serve(engines) as (process, _, _):
+            started = below(process.pid)
+            kill(stubs(started)[model])
+            _, err = process.communicate(timeout=60)
+            assert process.returncode == 1 and f"Stub process '{model}_0_0' is not healthy" in err, err
+            assert gone(started)
+
+    two_at_a_time(one, PYTHON_MODELS)
+
+
+def two_at_a_time(work: Callable[[str], None], models: Iterable[str]) -> None:
+    """For tests that wait most of their time."""
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(work, models))
 
 
 def ranks_of(pid: int) -> dict[int, int]:
@@ -243,25 +304,28 @@ def plain(root: Path, engines: Path, *options: str) -> Iterator[tuple[subprocess
             assert process.wait(60) == 0
 
 
-def test_a_repository_moves_with_its_engines_and_plain_tritonserver_loads_it_again(
+def test_the_repository_in_git_moves_and_plain_tritonserver_loads_it_again_after_each_fault(
     engines: Path, tmp_path: Path
 ) -> None:
     import tritonclient.http as http_client
 
-    (tmp_path / "here").mkdir()
-    shutil.copytree(engines, tmp_path / "here" / "engines")
-    write_repository(tmp_path / "here" / "engines", tmp_path / "here" / "repository")
-    there = (tmp_path / "here").rename(tmp_path / "there")
-    with plain(there, there / "engines", "--model-control-mode=explicit", "--load-model=*") as (process, served):
-        first = ids_of(ask(served, "tensorrt_llm", tokens([5, 6, 7], 8, end_id=END)))
-        kill_rank_1_under_a_stream(process.pid, served)
-        with http_client.InferenceServerClient(f"127.0.0.1:{served.http}") as client:
+    shutil.copytree(ROOT / "triton_model_repo", tmp_path / "repository")
+    shutil.copytree(engines, tmp_path / "engines" / "demo-2")
+    with LLM(engines) as llm:
+        [wanted] = llm.generate([[5, 6, 7]], SamplingParams(max_tokens=8, end_id=-1))
+    with (
+        plain(tmp_path, engines, "--model-control-mode=explicit", "--load-model=*") as (process, served),
+        http_client.InferenceServerClient(f"127.0.0.1:{served.http}") as client,
+    ):
+        for fault, rank, how in FAULTS[3:]:
+            ranks = set(ranks_of(process.pid).values())
+            assert ids_of(ask(served, "tensorrt_llm", tokens([5, 6, 7], 8, end_id=END))) == list(wanted.token_ids)
+            break_under_a_stream(process.pid, served, fault, rank, how)
             until(lambda: not client.is_model_ready("tensorrt_llm") and not client.is_model_ready("ensemble"))
+            assert gone(ranks)
             client.load_model("tensorrt_llm")
             assert client.is_model_ready("tensorrt_llm") and client.is_model_ready("ensemble")
-        assert ids_of(ask(served, "tensorrt_llm", tokens([5, 6, 7], 8, end_id=END))) == first
-    with LLM(engines) as llm:
-        assert list(llm.generate([[5, 6, 7]], SamplingParams(max_tokens=8, end_id=-1))[0].token_ids) == first
+        assert ids_of(ask(served, "tensorrt_llm", tokens([5, 6, 7], 8, end_id=END))) == list(wanted.token_ids)
 
 
 def test_a_plain_tritonserver_that_cannot_load_the_model_again_ends(engines: Path, tmp_path: Path) -> None:
@@ -269,7 +333,7 @@ def test_a_plain_tritonserver_that_cannot_load_the_model_again_ends(engines: Pat
     with plain(tmp_path, engines) as (process, served), front(engines, served) as health:
         started = below(process.pid)
         assert health() == (200, "")
-        kill_rank_1_under_a_stream(process.pid, served)
+        break_under_a_stream(process.pid, served, *FAULTS[3])
         with pytest.raises(Exception, match="the engine is down: rank 1"):
             ask(served, "tensorrt_llm", tokens([5, 6, 7], 8, end_id=END))
         status, words = health()
@@ -278,13 +342,16 @@ def test_a_plain_tritonserver_that_cannot_load_the_model_again_ends(engines: Pat
         assert health()[0] == 503
 
 
-@pytest.mark.parametrize("model", ["tensorrt_llm", "tensorrt_llm_bls"])
-def test_a_plain_tritonserver_whose_model_died_ends(engines: Path, tmp_path: Path, model: str) -> None:
-    write_repository(engines, tmp_path / "repository")
-    with plain(tmp_path, engines) as (process, _):
-        started = below(process.pid)
-        os.kill(stubs(started)[model], signal.SIGKILL)
-        assert process.wait(60) == 0 and gone(started)
+def test_a_plain_tritonserver_whose_model_died_ends(engines: Path, tmp_path: Path) -> None:
+    def one(model: str) -> None:
+        (tmp_path / model).mkdir()
+        write_repository(engines, tmp_path / model / "repository")
+        with plain(tmp_path / model, engines) as (process, _):
+            started = below(process.pid)
+            kill(stubs(started)[model])
+            assert process.wait(60) == 0 and gone(started)
+
+    two_at_a_time(one, ("tensorrt_llm", "tensorrt_llm_bls"))
 
 
 def test_a_plain_tritonserver_withdraws_a_model_whose_process_died_and_loads_it_again(
@@ -301,7 +368,7 @@ def test_a_plain_tritonserver_withdraws_a_model_whose_process_died_and_loads_it_
         first = [post(served, front_door, asked) for front_door in ("ensemble", "tensorrt_llm_bls")]
         for model in PYTHON_MODELS:
             stub = stubs(below(process.pid))[model]
-            os.kill(stub, signal.SIGKILL)
+            kill(stub)
             until(lambda model=model: not client.is_model_ready(model))
             client.load_model(model)
             assert client.is_model_ready(model) and stubs(below(process.pid))[model] != stub
@@ -332,14 +399,6 @@ def stubs(pids: set[int]) -> dict[str, int]:
     commands = {pid: command_of(pid).split() for pid in pids if running(pid)}
     found = {pid: words[1] for pid, words in commands.items() if words and "python_backend_stub" in words[0]}
     return {Path(code).parts[-3]: pid for pid, code in found.items()}
-
-
-def kill_rank_1_under_a_stream(server: int, served: Served) -> None:
-    answers = iter(Stream(served, "tensorrt_llm", tokens([5, 6, 7], 900, end_id=END, streaming=True)))
-    next(answers)
-    os.kill(ranks_of(server)[1], signal.SIGKILL)
-    with pytest.raises(Exception, match="the engine is down: rank 1"):
-        list(answers)
 
 
 def ready(served: Served) -> bool:

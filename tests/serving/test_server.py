@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
+import re
+import shutil
 import signal
+import threading
 import urllib.request
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -30,7 +34,9 @@ from tests.serving.client import (
     tokens,
     until,
 )
-from tests.serving.conftest import QUEUE, Served, needs_triton, running
+from tests.serving.conftest import PRETRAINED, QUEUE, Served, needs_triton, running
+from trtllm_pt import build, convert
+from trtllm_pt.engine import BuildOptions
 from trtllm_pt.messages import SamplingParams
 from trtllm_pt.runtime.llm import LLM, RunResult
 
@@ -38,6 +44,7 @@ pytestmark = needs_triton
 
 PROMPTS = ["def binary_search(", "import os\n", "class Queue:\n    def ", "# Grüße, 你好 🚀\n", "x" * 300]
 LENGTH = 48
+LONG = 12288  # tokens: 48 chunks of a prompt
 SAMPLED = SamplingParams(max_tokens=32, temperature=0.75, top_k=40, top_p=0.875, seed=7, repetition_penalty=1.25)
 ACTIVE = "nv_trt_llm_request_metrics/active"
 
@@ -255,46 +262,95 @@ def test_a_timeout_ends_a_request(served: Served, ids: list[list[int]], model: s
     until(lambda: not figures(served)[ACTIVE])
 
 
+@contextlib.contextmanager
+def full(served: Served) -> Iterator[str]:
+    """As many requests as may run and wait; what a further one hears."""
+    most = 4 + QUEUE
+    endless = tokens([5], 1020, end_id=END, streaming=True)
+    streams = [Stream(served, "tensorrt_llm", endless) for _ in range(most)]
+    try:
+        until(lambda: figures(served)[ACTIVE] == most)
+        yield f"the queue is full: {most} outputs wait or run"
+    finally:
+        for stream in streams:
+            stream.close()
+    until(lambda: not figures(served)[ACTIVE])
+
+
 def test_a_full_queue_says_unavailable(served: Served, door: Served, ids: list[list[int]]) -> None:
     """OpenAI's endpoints: test_openai.py. `generate` of Triton itself can say no more than 400 (door.py)."""
-    slots = 4 + QUEUE
-    full = f"the queue is full: {slots} outputs wait or run"
-    streams = [Stream(served, "tensorrt_llm", tokens(ids[0], 900, end_id=END, streaming=True)) for _ in range(slots)]
-    try:
-        until(lambda: figures(served)[ACTIVE] == slots)
-        with pytest.raises(Exception, match=full):
+    with full(served) as words:
+        with pytest.raises(Exception, match=words):
             ask(served, "tensorrt_llm", tokens(ids[0], 4))
         for model in ("ensemble", "tensorrt_llm_bls"):
             for verb in ("generate", "generate_stream"):
                 body = {"text_input": "def", "max_tokens": 4}
                 status, answer = post(door, model, body, verb)
-                assert status == 503 and full in answer["error"], answer
+                assert status == 503 and words in answer["error"], answer
                 assert post(served, model, body, verb)[1] == answer
-    finally:
-        for stream in streams:
-            stream.close()
-    until(lambda: not figures(served)[ACTIVE])
     assert len(ids_of(ask(served, "tensorrt_llm", tokens(ids[0], 4, end_id=END)))) == 4
 
 
-def test_requests_that_wait_do_not_hold_up_streams_that_run(engines: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def roomy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server for long prompts, in whose queue 100 may wait. 4 slots, and a step could take any prompt whole."""
+    root = tmp_path_factory.mktemp("roomy")
+    model = shutil.copytree(PRETRAINED, root / "model")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "max_position_embeddings": LONG}))
+    convert(model, root / "checkpoint", ranks=2)
+    options = BuildOptions(max_batch_size=4, max_num_tokens=LONG)
+    build(root / "checkpoint", root / "engines", engine="embedded", options=options)
+    with running(root / "engines", root, queue=100) as (served, _):
+        yield served
+
+
+def test_requests_that_wait_do_not_hold_up_streams_that_run(roomy: Served) -> None:
     """tensorrt_llm_bls waits for an engine's first answer on a thread of Triton's: there must be more of them than
     requests that wait."""
-    wanted = scalars(text_input=b"def f(", max_tokens=900, end_id=END, stream=True)
-    with running(engines, tmp_path, queue=100) as (served, _):
-        first = Stream(served, "tensorrt_llm_bls", wanted)
-        answers = iter(first)
+    wanted = scalars(text_input=b"def f(", max_tokens=LONG, end_id=END, stream=True)
+    first = Stream(roomy, "tensorrt_llm_bls", wanted)
+    answers = iter(first)
+    next(answers)
+    others = [Stream(roomy, "tensorrt_llm_bls", wanted) for _ in range(50)]
+    until(lambda: figures(roomy)[ACTIVE] == 51)
+    before = figures(roomy)["nv_trt_llm_general_metrics/iteration_counter"]
+    for _ in range(150):
         next(answers)
-        others = [Stream(served, "tensorrt_llm_bls", wanted) for _ in range(50)]
-        until(lambda: figures(served)[ACTIVE] == 51)
-        before = figures(served)["nv_trt_llm_general_metrics/iteration_counter"]
-        for _ in range(150):
-            next(answers)
-        assert figures(served)["nv_trt_llm_request_metrics/waiting"] == 47, "its answers came when others had ended"
-        assert figures(served)["nv_trt_llm_general_metrics/iteration_counter"] > before
-        for stream in (first, *others):
-            stream.close()
-        until(lambda: not figures(served)[ACTIVE])
+    assert figures(roomy)["nv_trt_llm_request_metrics/waiting"] == 47, "its answers came when others had ended"
+    assert figures(roomy)["nv_trt_llm_general_metrics/iteration_counter"] > before
+    for stream in (first, *others):
+        stream.close()
+    until(lambda: not figures(roomy)[ACTIVE])
+
+
+def test_a_long_prompt_does_not_stall_streams_that_run(roomy: Served) -> None:
+    """While its chunks are computed, each of the others gets a token with every chunk: here more than 40."""
+    counts = [0, 0, 0]
+    wanted = scalars(text_input=b"def f(", max_tokens=LONG, end_id=END, stream=True)
+    streams = [Stream(roomy, "tensorrt_llm_bls", wanted) for _ in counts]
+
+    def read(number: int) -> None:
+        with contextlib.suppress(Exception):  # closed below
+            for _ in streams[number]:
+                counts[number] += 1
+
+    readers = [threading.Thread(target=read, args=(number,), daemon=True) for number in range(len(counts))]
+    for reader in readers:
+        reader.start()
+    until(lambda: min(counts) > 3)
+    draw = random.Random(0)
+    prompt = [draw.randrange(1, 4096) for _ in range(LONG - 1)]
+    before = counts.copy()
+    long = Stream(roomy, "tensorrt_llm", tokens(prompt, 1, end_id=END))
+    until(lambda: figures(roomy)["nv_trt_llm_inflight_batcher_metrics/total_context_tokens"] == len(prompt))
+    assert figures(roomy)["nv_trt_llm_request_metrics/context"] == 1
+    [answer] = long
+    meanwhile = [after - earlier for after, earlier in zip(counts, before, strict=True)]
+    for stream in streams:
+        stream.close()
+    assert ids_of([answer]) and min(meanwhile) > 20, meanwhile
+    until(lambda: not figures(roomy)[ACTIVE])
 
 
 def test_clients_that_come_and_go_leave_the_others_tokens_alone(
@@ -345,9 +401,23 @@ def test_http_clients_that_come_and_go(served: Served, door: Served) -> None:
     until(lambda: not figures(served)[ACTIVE] and not figures(served)["nv_trt_llm_kv_cache_block_metrics/used"])
 
 
-def test_the_metrics_page_has_tensorrt_llms_names(served: Served) -> None:
+METRICS = {
+    "nv_trt_llm_request_metrics": "active max scheduled context waiting",
+    "nv_trt_llm_runtime_memory_metrics": "cpu gpu pinned",
+    "nv_trt_llm_kv_cache_block_metrics": "max free used tokens_per reused fraction",
+    "nv_trt_llm_inflight_batcher_metrics": "total_context_tokens generation_requests micro_batch_id paused_requests",
+    "nv_trt_llm_general_metrics": "timestamp iteration_counter",
+}
+
+
+def test_the_metrics_page_has_tensorrt_llms_names_and_kinds(served: Served) -> None:
     until(lambda: not figures(served)[ACTIVE])
+    with urllib.request.urlopen(f"http://127.0.0.1:{served.metrics}/metrics", timeout=10) as answer:
+        kinds = dict(re.findall(r"^# TYPE (nv_(?:trt_)?llm_\w+) (\w+)$", answer.read().decode(), re.MULTILINE))
+    histograms = dict.fromkeys(("nv_llm_input_token_len", "nv_llm_output_token_len"), "histogram")
+    assert kinds == {**dict.fromkeys(METRICS, "gauge"), **histograms}
     found = figures(served)
+    assert {name for name in found if "/" in name} == {f"{one}/{k}" for one, ks in METRICS.items() for k in ks.split()}
     for name, value in {
         "nv_trt_llm_request_metrics/max": 4,
         "nv_trt_llm_request_metrics/waiting": 0,
@@ -355,6 +425,7 @@ def test_the_metrics_page_has_tensorrt_llms_names(served: Served) -> None:
         "nv_trt_llm_kv_cache_block_metrics/tokens_per": 16,
         "nv_trt_llm_kv_cache_block_metrics/used": 0,
         "nv_trt_llm_request_metrics/context": 0,
+        "nv_trt_llm_inflight_batcher_metrics/total_context_tokens": 0,
         "nv_trt_llm_inflight_batcher_metrics/generation_requests": 0,
         "nv_trt_llm_inflight_batcher_metrics/paused_requests": 0,
     }.items():

@@ -15,6 +15,8 @@ from tokenizers import Tokenizer
 from trtllm_pt.config import read_json
 from trtllm_pt.errors import UsageError
 from trtllm_pt.messages import SamplingParams
+from trtllm_pt.serving.fields import MOST_OUTPUTS
+from trtllm_pt.serving.preprocessing import check_bytes
 
 _NUMBER, _WHOLE = (int, float), (int,)
 _SHARED: dict[str, tuple[type, ...]] = {
@@ -78,6 +80,7 @@ class Texts:
     end_id: int
     further_ends: tuple[tuple[int, ...], ...]
     max_seq_len: int
+    most_bytes: int  # of a prompt
     folder: Path  # of the tokenizer
 
     def wanted(self, kind: str, body: Mapping[str, Any]) -> Wanted:
@@ -87,6 +90,8 @@ class Texts:
         number = given.get("n", 1)
         if number < 1:
             raise UsageError(f"n ({number}) must be at least 1")
+        if number * len(prompts) > MOST_OUTPUTS:
+            raise UsageError(f"n ({number}) and {len(prompts)} prompts are more than {MOST_OUTPUTS} outputs")
         stop = given.get("stop", [])
         stop = [stop] if isinstance(stop, str) else stop
         if not all(isinstance(word, str) and word for word in stop):
@@ -131,7 +136,7 @@ class Texts:
 
     def _prompt(self, prompt: Any) -> tuple[str, tuple[int, ...]]:
         if isinstance(prompt, str):
-            text, ids = prompt, tuple(self.tokenizer.encode(prompt).ids)
+            text, ids = prompt, self._ids(prompt, "prompt")
         elif isinstance(prompt, list) and all(type(token) is int for token in prompt):
             text, ids = self.tokenizer.decode([token for token in prompt if token >= 0]), tuple(prompt)
         else:
@@ -150,7 +155,14 @@ class Texts:
             ):
                 raise UsageError(f"messages[{number}] must have a role and a content, both strings")
         text = self._render(messages)
-        return [(text, tuple(self.tokenizer.encode(text, add_special_tokens=False).ids))]
+        return [(text, self._ids(text, "messages", special=False))]
+
+    def _ids(self, text: str, name: str, special: bool = True) -> tuple[int, ...]:
+        try:
+            check_bytes(len(text.encode()), self.most_bytes, name)
+        except UnicodeEncodeError:
+            raise UsageError(f"{name} has half a surrogate pair, which is no text") from None
+        return tuple(self.tokenizer.encode(text, add_special_tokens=special).ids)
 
     def _render(self, messages: Sequence[Mapping[str, str]]) -> str:
         """The chat template that came with the tokenizer."""

@@ -1,13 +1,14 @@
 """The HTTP port of `serve`: Triton's own behind it, and the right status in front.
 
 Triton 2.51 says 400 to every error of a model over `generate` (it reads the error's code after it has freed it), 500 to
-JSON that it cannot read, and is busy for seconds with a large body. Everything else is passed on as it is, both ways.
+JSON that it cannot read, cuts whole numbers that are too large, and is busy for seconds with a large body. Everything
+else is passed on as it is, both ways.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -16,8 +17,13 @@ from aiohttp import web
 
 from trtllm_pt.serving.listening import BODY_BYTES, listening
 from trtllm_pt.serving.refusals import is_unavailable, is_unreadable, json_object
+from trtllm_pt.serving.tensors import MODELS, inputs
 
 _GENERATES = ("generate", "generate_stream")
+_RANGES: dict[str, Callable[[int], bool]] = {
+    "INT32": lambda value: -(2**31) <= value < 2**31,
+    "UINT64": lambda value: 0 <= value < 2**64,
+}
 # Headers of one connection, and what was dealt with on arrival.
 _NOT_PASSED_ON = {"connection", "keep-alive", "host", "transfer-encoding", "content-length", "expect", "date", "server"}
 
@@ -48,7 +54,7 @@ class Door:
         generates = request.method == "POST" and request.path.rsplit("/", 1)[-1] in _GENERATES
         body = await request.read()
         if generates:
-            json_object(body)
+            _check_numbers(request.path, json_object(body))
         headers = _passed_on(request.headers)
         headers.pop("Content-Encoding", None)  # aiohttp has read it
         async with self._session.request(
@@ -57,6 +63,16 @@ class Door:
             if generates and answer.status >= 400:
                 return await _refusal(answer)
             return await _whole(request, answer)
+
+
+def _check_numbers(path: str, body: Mapping[str, Any]) -> None:
+    """Raises ValueError for a whole number that Triton would cut to the bits of its tensor, unsaid."""
+    model = path.removeprefix("/v2/models/").split("/")[0]
+    for tensor in inputs(model) if model in MODELS else ():
+        given = body.get(tensor.name)
+        for value in given if isinstance(given, list) else (given,):
+            if tensor.type in _RANGES and type(value) is int and not _RANGES[tensor.type](value):
+                raise ValueError(f"{tensor.name} ({value}) does not fit into {tensor.type}")
 
 
 async def _refusal(answer: aiohttp.ClientResponse) -> web.Response:

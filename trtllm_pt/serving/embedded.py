@@ -6,6 +6,7 @@ requests whose time is over. The ranks are processes of their own: the server ou
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import queue
@@ -26,9 +27,11 @@ from trtllm_pt.serving.backend import Config, Sender, arrays, refusal, response,
 from trtllm_pt.serving.fields import Output, is_stop, parse
 from trtllm_pt.serving.guard import LAST_SECONDS, Guard, server_loads_models
 from trtllm_pt.serving.metrics import Metrics
+from trtllm_pt.serving.silence import Silence
 
 _BUSY_SECONDS = 0.01  # how long the engine's thread waits for tokens before it looks for new requests
 _IDLE_SECONDS = 0.5  # and for new requests, before it looks whether the ranks are still there
+_SILENT_SECONDS = 8.0  # of a rank that has work and does none
 
 
 @dataclass(slots=True, eq=False)
@@ -62,6 +65,7 @@ class TritonPythonModel:
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._wake, self._closing = threading.Event(), threading.Event()
         self._down: str | None = None  # why the engine is
+        self._silent: str | None = None  # which rank was, and so was ended
         self._server = os.getppid()  # now: an orphan would get another one
         self._threads = [threading.Thread(target=target, daemon=True) for target in (self._run, self._watch)]
         for thread in self._threads:
@@ -128,11 +132,12 @@ class TritonPythonModel:
                     for tokens in self._runtime.poll(_BUSY_SECONDS if self._streams else 0):
                         self._take(tokens)
                     if (self._streams and time.monotonic() > due) or (due and not self._streams):
-                        begun = sum(bool(stream.outputs[one].token_ids) for one, stream in self._streams.items())
-                        self._metrics.report(self._runtime.stats(), begun)
+                        outputs = [stream.outputs[one] for one, stream in self._streams.items()]
+                        prompts = [len(output.prompt.token_ids) for output in outputs if not output.token_ids]
+                        self._metrics.report(self._runtime.stats(), len(outputs) - len(prompts), prompts)
                         due = time.monotonic() + self._stats_seconds if self._streams else 0.0
             except TrtllmPtError as error:
-                self._fail(str(error))
+                self._fail(self._silent or str(error))
             except Exception as error:  # with this thread every request would hang
                 self._fail(f"{type(error).__name__}: {error}")
             if not self._streams:
@@ -216,8 +221,13 @@ class TritonPythonModel:
 
     def _watch(self) -> None:
         seen: set[_Stream] = set()
+        silence = Silence(self._runtime.pids, round(_SILENT_SECONDS / self._check_seconds))
         while not self._closing.wait(self._check_seconds):
             streams = set(self._streams.copy().values())
+            if not streams:
+                silence.reset()
+            elif self._silent is None and (rank := silence.look()) is not None:
+                self._end_silent(rank)
             for stream in streams - seen:
                 if stream.sender.is_cancelled():
                     seen.add(stream)
@@ -226,3 +236,10 @@ class TritonPythonModel:
                     seen.add(stream)
                     self._tell(lambda stream=stream: self._cancel(stream, timed_out=True))  # type: ignore[misc]
             seen &= streams
+
+    def _end_silent(self, rank: int) -> None:
+        """The engine's thread may wait for it, and hears of its end."""
+        pid = self._runtime.pids[rank]
+        self._silent = f"rank {rank} (process {pid}) has not answered for {_SILENT_SECONDS:.0f} s; all ranks end"
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)

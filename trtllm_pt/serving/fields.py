@@ -14,6 +14,7 @@ from trtllm_pt.runtime.limits import Limits
 from trtllm_pt.serving import words
 from trtllm_pt.serving.backend import Array, Arrays
 
+MOST_OUTPUTS = 1024  # of one request
 _SEEDS = 2**64
 # Fields without a meaning here: the values that ask for nothing. All others are refused, as are other fields.
 _NEUTRAL: dict[str, tuple[float, ...]] = {
@@ -92,8 +93,8 @@ class _Row:
             raise UsageError(f"input_lengths ({length}) must be between 0 and the {len(ids)} tokens of input_ids")
         limits.check_prompt(length)  # before it is read
         sequences = self._scalar("num_return_sequences", 1)
-        if sequences < 1:
-            raise UsageError(f"num_return_sequences ({sequences}) must be at least 1")
+        if not 1 <= sequences <= MOST_OUTPUTS:
+            raise UsageError(f"num_return_sequences ({sequences}) must be between 1 and {MOST_OUTPUTS}")
         return Prompt(
             token_ids=tuple(ids[:length].tolist()),
             sampling=self._sampling(),

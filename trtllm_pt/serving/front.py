@@ -21,6 +21,7 @@ from trtllm_pt.messages import Request
 from trtllm_pt.runtime.limits import Limits
 from trtllm_pt.serving.completions import Texts, Wanted
 from trtllm_pt.serving.listening import BODY_BYTES, listening
+from trtllm_pt.serving.preprocessing import most_bytes
 from trtllm_pt.serving.refusals import is_unavailable, json_object
 from trtllm_pt.serving.streams import Piece, Streams
 
@@ -38,10 +39,15 @@ class Front:
         if tokenizer is None:
             raise UsageError(f"there is no tokenizer.json in {folder}")
         end_id, further = end_ids(folder)
-        self._texts = Texts(
-            tokenizer=tokenizer, end_id=end_id, further_ends=further, max_seq_len=manifest.max_seq_len, folder=folder
-        )
         self._limits = Limits.of(manifest)
+        self._texts = Texts(
+            tokenizer=tokenizer,
+            end_id=end_id,
+            further_ends=further,
+            max_seq_len=manifest.max_seq_len,
+            most_bytes=most_bytes(tokenizer, self._limits.max_input_len),
+            folder=folder,
+        )
         shown = ("ranks", "tracks", "sync_points", "tensor_parallel_sync_points", "schedule")
         self._facts = {name: value for name, value in inspect(engines).items() if name in shown}
         self._embedded = manifest.kind == "embedded"
@@ -92,7 +98,7 @@ class Front:
         model = body.get("model", self._name)
         if model != self._name:
             raise _Failed(404, f"model ({model!r}) is not served here: it is {self._name!r}")
-        wanted = self._texts.wanted(kind, body)
+        wanted = await asyncio.to_thread(self._texts.wanted, kind, body)  # long prompts take their time
         for number, choice in enumerate(wanted.choices):
             self._limits.check(Request(id=number, token_ids=choice.prompt, sampling=choice.sampling))
         answer = _Answer(kind, self._name, wanted)

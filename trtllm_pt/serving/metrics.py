@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from trtllm_pt.messages import Stats
@@ -16,7 +17,11 @@ _GAUGES = {  # family: its label, what it is, its metrics
         "Requests in the engine",
         ("active", "max", "scheduled", "context", "waiting"),
     ),
-    "nv_trt_llm_runtime_memory_metrics": ("memory_type", "Peak bytes of the fullest rank, weights included", ("cpu",)),
+    "nv_trt_llm_runtime_memory_metrics": (
+        "memory_type",
+        "Peak bytes of the fullest rank, weights included",
+        ("cpu", "gpu", "pinned"),
+    ),
     "nv_trt_llm_kv_cache_block_metrics": (
         "kv_cache_block_type",
         "Pages of the KV cache",
@@ -25,7 +30,7 @@ _GAUGES = {  # family: its label, what it is, its metrics
     "nv_trt_llm_inflight_batcher_metrics": (
         "inflight_batcher_specific_metric",
         "The running batch",
-        ("generation_requests", "paused_requests"),
+        ("total_context_tokens", "generation_requests", "micro_batch_id", "paused_requests"),
     ),
     "nv_trt_llm_general_metrics": ("general_type", "The engine's clock", ("timestamp", "iteration_counter")),
 }
@@ -48,19 +53,21 @@ class Metrics:
         self.input_tokens = self._histogram("nv_llm_input_token_len", "Tokens of a prompt", labels)
         self.output_tokens = self._histogram("nv_llm_output_token_len", "Tokens of an output", labels)
 
-    def report(self, stats: Stats, begun: int) -> None:
-        """begun: outputs in the engine that have a token; those that wait for pages again are among them."""
+    def report(self, stats: Stats, begun: int, prompts: Sequence[int]) -> None:
+        """begun: outputs in the engine that have a token; those that wait for pages again are among them. prompts:
+        the lengths of all others', in order of arrival, which is that of the engine."""
         total, used = stats.kv_pages_total, stats.kv_pages_used
         generating = min(begun, stats.active_requests)
+        context = stats.active_requests - generating
         values: dict[str, dict[str, float]] = {
             "nv_trt_llm_request_metrics": {
                 "active": stats.active_requests + stats.waiting_requests,
                 "max": self._max_batch_size,
                 "scheduled": stats.active_requests,
-                "context": stats.active_requests - generating,
+                "context": context,
                 "waiting": stats.waiting_requests,
             },
-            "nv_trt_llm_runtime_memory_metrics": {"cpu": stats.peak_memory_bytes or 0},
+            "nv_trt_llm_runtime_memory_metrics": {"cpu": stats.peak_memory_bytes or 0, "gpu": 0, "pinned": 0},
             "nv_trt_llm_kv_cache_block_metrics": {
                 "max": total,
                 "free": total - used,
@@ -70,7 +77,9 @@ class Metrics:
                 "fraction": used / total,
             },
             "nv_trt_llm_inflight_batcher_metrics": {
+                "total_context_tokens": sum(prompts[:context]),
                 "generation_requests": generating,
+                "micro_batch_id": 0,  # there is one batch
                 "paused_requests": begun - generating,
             },
             "nv_trt_llm_general_metrics": {"timestamp": time.time(), "iteration_counter": stats.steps},

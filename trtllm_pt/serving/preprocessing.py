@@ -65,7 +65,7 @@ class Encoder:
         self._tokenizer = tokenizer
         self._special = add_special_tokens
         self._max_input_len = max_input_len
-        self._longest_token = max(map(len, tokenizer.get_vocab()))  # characters
+        self._most_bytes = most_bytes(tokenizer, max_input_len)
         self._end_id, self._further_ends = end_ids(folder)
         self._pad_id = _pad_id(tokenizer, folder, self._end_id)
 
@@ -99,10 +99,7 @@ class Encoder:
         return found
 
     def _text(self, value: bytes, name: str) -> str:
-        if len(value) > 4 * self._max_input_len * self._longest_token:  # bytes of a character
-            raise UsageError(
-                f"{name} has {len(value)} bytes, more than max_input_len ({self._max_input_len}) tokens can have"
-            )
+        check_bytes(len(value), self._most_bytes, name)
         return text(value, name)
 
     def _words(self, tensors: Arrays, name: str, rows: int, further: tuple[tuple[int, ...], ...] = ()) -> words.Int32s:
@@ -115,6 +112,17 @@ class Encoder:
 
     def _id(self, tensors: Arrays, name: str, default: int, rows: int) -> Array:
         return tensors[name] if name in tensors else np.full((rows, 1), default, np.int32)
+
+
+def most_bytes(tokenizer: Tokenizer, max_input_len: int) -> int:
+    """Those of so many tokens' text: a longer one is refused unread, for reading takes seconds a megabyte."""
+    return 4 * max_input_len * max(map(len, tokenizer.get_vocab()))  # 4: bytes of a character
+
+
+def check_bytes(number: int, most: int, name: str) -> None:
+    """Raises UsageError naming the field."""
+    if number > most:
+        raise UsageError(f"{name} has {number} bytes, more than the tokens of max_input_len can have ({most})")
 
 
 def _pad_id(tokenizer: Tokenizer, folder: Path, end_id: int) -> int:
