@@ -49,8 +49,7 @@ class Sequences:
         )
         logits = self.session.run(plan)
         self.lengths[numbers] += counts
-        vocab_size = self.session.manifest.model.vocab_size
-        return np.split(logits[:, :vocab_size].numpy().copy(), np.cumsum(counts)[:-1])
+        return np.split(logits.copy(), np.cumsum(counts)[:-1])
 
 
 def check(session: Session, tokens: list[np.ndarray]) -> list[np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from array import array
 
 import numpy as np
 
@@ -15,7 +16,6 @@ from trtllm_pt.runtime.sequence import Sequence
 from trtllm_pt.runtime.step_plan import StepMessage, StepPlan
 
 VOCAB = 50
-PADDED = 64
 
 
 class FakeModel:
@@ -25,9 +25,10 @@ class FakeModel:
     def __init__(self, num_pages: int) -> None:
         self.cache = np.zeros((num_pages, PAGE), np.uint64)
         self.largest_step = 0
+        self.messages = new_messages()
 
     def run(self, plan: StepPlan) -> np.ndarray:
-        """Logits float32 [R, PADDED]; the padding is the most likely, so that using it shows."""
+        """Logits float32 [R, VOCAB]."""
         self.largest_step = max(self.largest_step, len(plan.tokens))
         states = np.zeros(len(plan.tokens), np.uint64)
         written: list[tuple[int, int]] = []
@@ -40,9 +41,9 @@ class FakeModel:
                 written.append(place)
                 self.cache[place] = states[token] = state
         assert len(set(written)) == len(written), "two sequences wrote to the same place"
-        logits = np.full((len(plan.last), PADDED), 99, np.float32)
+        logits = np.empty((len(plan.last), VOCAB), np.float32)
         for row, token in enumerate(plan.last):
-            logits[row, :VOCAB] = logits_of(int(states[token]))
+            logits[row] = logits_of(int(states[token]))
         return logits
 
 
@@ -67,20 +68,26 @@ def step(scheduler: Scheduler, model: FakeModel, *, check: bool = True) -> list[
         return None
     if check:
         scheduler.check_integrity()
-    logits = model.run(received(plan))
-    messages = scheduler.finish_step(sample(logits, scheduler.wanted, VOCAB))
+    logits = model.run(received(plan, model.messages))
+    messages = scheduler.finish_step(sample(logits, scheduler.wanted))
     if check:
         scheduler.check_integrity()
     return messages
 
 
-def received(plan: StepPlan) -> StepPlan:
-    """What another rank's engine gets of it."""
-    ours, theirs = (StepMessage(16, 128, 256) for _ in range(2))
+def new_messages() -> tuple[StepMessage, StepMessage]:
+    """Rank 0's and another rank's."""
+    return StepMessage(16, 128, 256), StepMessage(16, 128, 256)
+
+
+def received(plan: StepPlan, messages: tuple[StepMessage, StepMessage] | None = None) -> StepPlan:
+    """What another rank's engine gets of it, perhaps after others."""
+    ours, theirs = messages or new_messages()
     ours.write(plan)
     theirs.room[: len(ours.numbers)] = ours.numbers
+    theirs.read()
     tokens, starts, offsets, pages, last = (tensor.tolist() for tensor in theirs.inputs)
-    return StepPlan(tokens, starts, offsets, last, pages)
+    return StepPlan(array("q", tokens), array("q", starts), offsets, last, pages)
 
 
 def drain(scheduler: Scheduler, model: FakeModel, *, check: bool = True) -> dict[int, list[Tokens]]:

@@ -11,7 +11,7 @@ import pytest
 from tests.runtime.fake import sequence
 from trtllm_pt.errors import UsageError
 from trtllm_pt.messages import SamplingParams
-from trtllm_pt.runtime.sampling import Sampled, check_sampling, keep, log_prob, penalise, sample, uniform
+from trtllm_pt.runtime.sampling import check_sampling, keep, log_prob, penalise, sample, uniform
 from trtllm_pt.runtime.sequence import Sequence
 
 VOCAB = 40
@@ -23,7 +23,8 @@ def row(seed: int = 0, vocab: int = VOCAB) -> np.ndarray:
 
 
 def one(logits: np.ndarray, s: Sequence) -> int:
-    return sample(logits[None], [s], len(logits)).tokens[0]
+    [token], _, _ = sample(logits[None], [s])
+    return token
 
 
 def softmax(x: np.ndarray) -> np.ndarray:
@@ -34,7 +35,7 @@ def softmax(x: np.ndarray) -> np.ndarray:
 def frequencies(logits: np.ndarray, draws: int = DRAWS, **sampling: object) -> np.ndarray:
     """Over seeds: every request draws at the same position."""
     s = [sequence(seed=seed, **sampling) for seed in range(draws)]
-    tokens = sample(np.broadcast_to(logits, (draws, len(logits))), s, len(logits)).tokens
+    tokens, _, _ = sample(np.broadcast_to(logits, (draws, len(logits))), s)
     return np.bincount(tokens, minlength=len(logits)) / draws
 
 
@@ -47,18 +48,16 @@ def close(observed: np.ndarray, expected: np.ndarray, draws: int = DRAWS) -> boo
     return bool(np.all(np.abs(observed - expected) <= 5 * np.sqrt(expected * (1 - expected) / draws) + 1e-12))
 
 
-def test_greedy_takes_the_first_of_equals_and_ignores_the_padding() -> None:
-    logits = np.zeros((2, 8), np.float32)
+def test_greedy_takes_the_first_of_equals() -> None:
+    logits = np.zeros((2, 6), np.float32)
     logits[0, [2, 5]] = 1
-    logits[:, 6:] = 9
-    assert sample(logits, [sequence(), sequence()], 6).tokens == [2, 0]
-    assert sample(logits, [sequence(), sequence(presence_penalty=0.5)], 6).tokens == [2, 0]
-    drawn = sample(np.repeat(logits[:1], 500, 0), [sequence(seed=i, temperature=9.0) for i in range(500)], 6).tokens
-    assert set(drawn) == set(range(6))
+    for second in (sequence(), sequence(presence_penalty=0.5)):
+        tokens, _, _ = sample(logits, [sequence(), second])
+        assert tokens == [2, 0]
 
 
 def test_rows_that_were_not_wanted_are_ignored() -> None:
-    assert sample(row()[None], [], VOCAB) == Sampled([], [], [])
+    assert sample(row()[None], []) == ([], [], [])
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
@@ -158,13 +157,12 @@ def mixed(count: int) -> tuple[np.ndarray, list[Sequence]]:
 
 def test_a_row_does_not_depend_on_the_batch() -> None:
     logits, sequences = mixed(60)
-    together = sample(logits, sequences, 990)
+    tokens, log_probs, _ = sample(logits[:, :990], sequences)
     for i, s in enumerate(sequences):
-        for apart in (logits[i : i + 1], logits[i : i + 1, :990].copy()):
-            single = sample(apart, [s], 990)
-            assert (single.tokens[0], single.log_probs[0]) == (together.tokens[i], together.log_probs[i])
-    backwards = sample(logits[::-1].copy(), sequences[::-1], 990)
-    assert backwards.tokens[::-1] == together.tokens and backwards.log_probs[::-1] == together.log_probs
+        for apart in (logits[i : i + 1, :990], logits[i : i + 1, :990].copy()):
+            assert sample(apart, [s]) == ([tokens[i]], [log_probs[i]], [None])
+    backwards, backwards_log_probs, _ = sample(logits[::-1, :990].copy(), sequences[::-1])
+    assert backwards[::-1] == tokens and backwards_log_probs[::-1] == log_probs
 
 
 def test_seed_and_position_decide() -> None:
@@ -195,9 +193,10 @@ def test_penalties_against_a_naive_loop(repetition: float, presence: float, freq
 
 def test_log_probs_are_of_the_raw_logits() -> None:
     s = sequence((1,), (int(row().argmax()),), repetition_penalty=3.0, temperature=0.5, log_probs=True)
-    result = sample(row()[None], [s], VOCAB)
-    assert result.log_probs[0] == pytest.approx(math.log(softmax(row())[result.tokens[0]]), rel=1e-12)
-    assert sample(row()[None], [sequence()], VOCAB).log_probs == [None]
+    [token], [found], _ = sample(row()[None], [s])
+    assert found == pytest.approx(math.log(softmax(row())[token]), rel=1e-12)
+    _, found_if_not_asked, _ = sample(row()[None], [sequence()])
+    assert found_if_not_asked == [None]
     assert log_prob(np.array([1000, 0], np.float32), 0) == 0.0
 
 
@@ -241,9 +240,9 @@ def test_rows_without_an_answer() -> None:
         (hole, {}, "NaN"),
         (hole, {"temperature": 1.0, "log_probs": True}, "NaN"),
     ):
-        result = sample(np.stack([logits, row()]), [sequence(**sampling), sequence()], VOCAB)  # type: ignore[arg-type]
-        assert words in str(result.errors[0]) and result.log_probs[0] is None
-        assert result.errors[1] is None and result.tokens[1] == row().argmax()
+        tokens, log_probs, errors = sample(np.stack([logits, row()]), [sequence(**sampling), sequence()])  # type: ignore[arg-type]
+        assert words in str(errors[0]) and log_probs[0] is None
+        assert errors[1] is None and tokens[1] == row().argmax()
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from tests.runtime.fake import VOCAB, FakeModel, alone, drain, joined, make, random_prompt, step
 from trtllm_pt.errors import UsageError
 from trtllm_pt.messages import Request, SamplingParams
-from trtllm_pt.runtime.sampling import Sampled, sample
+from trtllm_pt.runtime.sampling import sample
 from trtllm_pt.runtime.step_plan import StepPlan
 
 
@@ -107,8 +107,8 @@ def test_two_runs_make_the_same_plans() -> None:
             scheduler.add(r)
         seen = []
         while (plan := scheduler.schedule()) is not None:
-            seen.append(plan)
-            scheduler.finish_step(sample(model.run(plan), scheduler.wanted, VOCAB))
+            seen.append(StepPlan(*map(list, plan)))  # type: ignore[arg-type]
+            scheduler.finish_step(sample(model.run(plan), scheduler.wanted))
         return seen
 
     assert plans() == plans()
@@ -122,7 +122,7 @@ def test_chunks_of_any_size(budget: int) -> None:
     plan = scheduler.schedule()
     assert plan is not None and len(plan.tokens) == min(budget, 99) and len(plan.last) == 1
     assert len(scheduler.wanted) == (budget >= 99)  # else the row is asked for only because a graph needs one
-    scheduler.finish_step(sample(model.run(plan), scheduler.wanted, VOCAB))
+    scheduler.finish_step(sample(model.run(plan), scheduler.wanted))
     assert joined(drain(scheduler, model)[1] if budget < 99 else alone(r)) == joined(alone(r))
     assert model.largest_step == min(budget, 99)
 
@@ -136,7 +136,7 @@ def test_a_long_prompt_does_not_stall_a_stream() -> None:
         plan = scheduler.schedule()
         assert plan is not None and len(plan.tokens) == 1 + 8 and plan.starts[0] > 0
         assert [s.request.id for s in scheduler.wanted] == [1]
-        assert [m.id for m in scheduler.finish_step(sample(model.run(plan), scheduler.wanted, VOCAB))] == [1]
+        assert [m.id for m in scheduler.finish_step(sample(model.run(plan), scheduler.wanted))] == [1]
     assert [m.id for m in step(scheduler, model) or []] == [1, 2]
 
 
@@ -203,8 +203,8 @@ def test_a_prompt_seen_before_is_reused_but_for_its_last_token() -> None:
         before = scheduler.reused_tokens
         scheduler.add(request(id, prompt, max_tokens=3))
         plan = scheduler.schedule()
-        assert plan is not None and plan.starts == [reused] and len(plan.tokens) == 48 - reused
-        first = scheduler.finish_step(sample(model.run(plan), scheduler.wanted, VOCAB))
+        assert plan is not None and plan.starts[0] == reused and len(plan.tokens) == 48 - reused
+        first = scheduler.finish_step(sample(model.run(plan), scheduler.wanted))
         rest = drain(scheduler, model)[id]
         assert joined(first + rest) == joined(alone(request(id, prompt, max_tokens=3)))
         assert scheduler.reused_tokens - before == reused
@@ -257,7 +257,7 @@ def test_cancel_while_the_step_runs() -> None:
     assert scheduler.pages.held == 2
     again = request(2, (3,) * 5, max_tokens=4)
     scheduler.add(again)  # the id is free again
-    first = scheduler.finish_step(sample(model.run(plan), scheduler.wanted, VOCAB))
+    first = scheduler.finish_step(sample(model.run(plan), scheduler.wanted))
     assert [m.id for m in first] == [1]
     messages = drain(scheduler, model)
     assert joined(first + messages[1]) == joined(alone(keep)) and joined(messages[2]) == joined(alone(again))
@@ -296,7 +296,7 @@ class Script:
             if self.scheduler.schedule() is None:
                 break
             log_prob = -float(number) if log_probs else None
-            self.messages.append(self.scheduler.finish_step(Sampled([token], [log_prob], [None])))
+            self.messages.append(self.scheduler.finish_step(([token], [log_prob], [None])))
             self.scheduler.check_integrity()
 
     @property

@@ -78,7 +78,7 @@ def expected(request: Request) -> Output:
     reason = None
     while reason is None:
         row = toy_logits(sequence.tokens, MODEL.vocab_size)
-        [token], _, _ = sample(row[None], [sequence], MODEL.vocab_size)
+        [token], _, _ = sample(row[None], [sequence])
         reason = sequence.take(token, log_prob(row, token) if request.sampling.log_probs else None)
     last = sequence.end(reason)
     return last.token_ids, last.log_probs, reason

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from pathlib import Path
 
 from trtllm_pt.errors import UsageError
@@ -23,7 +22,6 @@ class EmbeddedRuntime:
     def __init__(self, session: Session) -> None:
         self.session = session
         self.pids = session.pids
-        self._vocab_size = session.manifest.model.vocab_size
         options = session.manifest.options
         self._scheduler = Scheduler(
             Limits.of(session.manifest),
@@ -34,7 +32,7 @@ class EmbeddedRuntime:
         )
         self._closed = False
         self.broken = False  # set where a step failed: the other ranks may wait in it for ever
-        self._done: deque[Tokens] = deque()  # of requests that ended between steps
+        self._done: list[Tokens] = []  # of requests that ended between steps
 
     @property
     def busy(self) -> bool:
@@ -50,15 +48,17 @@ class EmbeddedRuntime:
 
     def poll(self, timeout: float) -> list[Tokens]:
         """Runs steps until there are tokens, nothing is left to do, or the time is over; at least one step."""
-        self._check_open()
+        if self._closed:
+            raise UsageError(CLOSED)
         deadline = time.monotonic() + timeout
         while not (messages := self._step()) and self.busy and time.monotonic() < deadline:
             pass
         return messages
 
     def _step(self) -> list[Tokens]:
-        messages = list(self._done)
-        self._done.clear()
+        messages = self._done
+        if messages:
+            self._done = []
         plan = self._scheduler.schedule()
         if plan is None:
             return messages
@@ -67,7 +67,7 @@ class EmbeddedRuntime:
         except BaseException:
             self._closed = self.broken = True  # the ranks are no longer in step
             raise
-        sampled = sample(logits.numpy(), self._scheduler.wanted, self._vocab_size)
+        sampled = sample(logits, self._scheduler.wanted)
         return messages + self._scheduler.finish_step(sampled)
 
     def stats(self) -> Stats:

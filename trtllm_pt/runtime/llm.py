@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -55,7 +56,7 @@ class LLM:
         self._runtime = start_runtime(folder, self.manifest, threads, kv_tokens)
         self._limits = Limits.of(self.manifest)
         self._next_id = 0
-        self._inbox: dict[int, list[tuple[float, Tokens]]] = {}  # by request, with the time of arrival
+        self._outputs: dict[int, _Output] = {}  # of the requests that somebody reads
 
     def generate(
         self,
@@ -75,8 +76,12 @@ class LLM:
             )
         requests = [self._request(prompt, one) for prompt, one in zip(prompts, each, strict=True)]
         outputs = [self._submit(request, stop) for request in requests]
-        for _ in self._deltas(outputs):
-            pass
+        with self._reading(outputs):
+            while any(output.finish_reason is None for output in outputs):
+                while not self._poll():
+                    pass
+                for output in outputs:
+                    output.check()
         return self._results(outputs)
 
     def stream(
@@ -84,7 +89,16 @@ class LLM:
     ) -> Iterator[str | RunResult]:
         """The text of one prompt, piece by piece, and at the end its RunResult."""
         output = self._submit(self._request(prompt, sampling or SamplingParams()), stop)
-        yield from self._deltas([output])
+        with self._reading([output]):
+            sent = 0
+            while True:
+                while sent < len(output.pieces):
+                    yield output.pieces[sent]
+                    sent += 1
+                output.check()
+                if output.finish_reason is not None:
+                    break
+                self._poll()
         yield self._results([output])[0]
 
     def close(self) -> None:
@@ -127,43 +141,36 @@ class LLM:
         if stop and self.tokenizer is None:
             raise UsageError("stop strings need a tokenizer, which this engine does not have: use stop_words")
         text = None if self.tokenizer is None else TextStream(self.tokenizer, stop)
-        self._inbox[request.id] = []
         self._runtime.submit(request)
-        return _Output(request.id, text, time.perf_counter())
+        output = self._outputs[request.id] = _Output(request.id, text, time.perf_counter())
+        return output
 
-    def _deltas(self, outputs: list[_Output]) -> Iterator[str]:
-        """Runs until all outputs are complete; the new text as it comes. Left early, it cancels what is unfinished."""
+    @contextlib.contextmanager
+    def _reading(self, outputs: list[_Output]) -> Iterator[None]:
+        """Left early, it cancels what is unfinished."""
         try:
-            while any(output.finish_reason is None for output in outputs):
-                if not any(self._inbox[output.id] for output in outputs):
-                    self._sort(self._runtime.poll(_POLL_SECONDS))
-                for output in outputs:
-                    messages, self._inbox[output.id] = self._inbox[output.id], []
-                    for now, message in messages:
-                        yield from self._take(output, message, now)
+            yield
         finally:
             for output in outputs:
-                del self._inbox[output.id]
+                del self._outputs[output.id]
                 if output.finish_reason is None:
                     self._runtime.cancel(output.id)
 
-    def _sort(self, messages: list[Tokens]) -> None:
-        """Each to its request: several may be read by turns."""
+    def _poll(self) -> bool:
+        """Takes what has come, each message to its output: several may be read by turns. Whether one has ended."""
+        messages = self._runtime.poll(_POLL_SECONDS)
         now = time.perf_counter()
+        ended = False
         for message in messages:
-            if message.id in self._inbox:  # else cancelled
-                self._inbox[message.id].append((now, message))
-
-    def _take(self, output: _Output, message: Tokens, now: float) -> Iterator[str]:
-        if message.error is not None:
-            raise RunError(message.error)
-        if output.finish_reason is not None:
-            return  # what was under way when a stop string ended it
-        if delta := output.take(message, now):
-            yield delta
-        if output.text is not None and output.text.stopped and message.finish_reason is None:
-            output.finish_reason = "stop_words"
-            self._runtime.cancel(output.id)
+            output = self._outputs.get(message.id)
+            if output is None or output.finish_reason is not None:
+                continue  # it was cancelled, or a stop string ended it
+            output.take(message, now)
+            if output.finish_reason is not None:
+                ended = True
+                if message.finish_reason is None:
+                    self._runtime.cancel(output.id)
+        return ended
 
     def _results(self, outputs: list[_Output]) -> list[RunResult]:
         seen = self._runtime.stats().sync_points_seen
@@ -183,19 +190,26 @@ class _Output:
     first: float = 0.0  # when the first token came, and the last
     last: float = 0.0
     finish_reason: FinishReason | None = None
+    error: str | None = None
 
-    def take(self, message: Tokens, now: float) -> str:
+    def take(self, message: Tokens, now: float) -> None:
         self.first, self.last = self.first or now, now
         self.token_ids += message.token_ids
         self.log_probs += message.log_probs
-        self.finish_reason = message.finish_reason
-        if self.text is None:
-            return ""
-        delta = self.text.push(message.token_ids)
-        if message.finish_reason is not None:
-            delta += self.text.flush()
-        self.pieces.append(delta)
-        return delta
+        self.finish_reason, self.error = message.finish_reason, message.error
+        if self.text is not None:
+            delta = self.text.push(message.token_ids)
+            if message.finish_reason is not None:
+                delta += self.text.flush()
+            if delta:
+                self.pieces.append(delta)
+            if self.text.stopped and message.finish_reason is None:
+                self.finish_reason = "stop_words"
+
+    def check(self) -> None:
+        """Raises RunError where the request failed."""
+        if self.error is not None:
+            raise RunError(self.error)
 
     def result(self, sync_points_seen: int | None) -> RunResult:
         assert self.finish_reason is not None

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,32 +26,28 @@ _WORD = (1 << 64) - 1
 BINS, BINS_PER_UNIT = 1024, 8  # log-weights by size, so that top_p need not sort those far below its cut
 
 
-class Sampled(NamedTuple):  # made in every step: a frozen dataclass takes three times as long
-    """One entry per row."""
-
-    tokens: list[int]
-    log_probs: list[float | None]  # None: not asked for
-    errors: list[str | None]  # why the row has no token; the request ends
+# One entry per row: tokens; log-probs, None: not asked for; why the row has no token, and so the request ends.
+Sampled = tuple[list[int], list[float | None], list[str | None]]
 
 
-def sample(logits: npt.NDArray[np.float32], sequences: SequenceOf[Sequence], vocab_size: int) -> Sampled:
-    """The next token of each sequence. logits float32 [R, V or more]; columns beyond vocab_size are padding, rows
-    beyond the sequences were not wanted."""
-    rows = logits[: len(sequences), :vocab_size]
-    tokens = rows.argmax(axis=1).tolist()  # first index on ties, and the index of a NaN if there is one
+def sample(logits: npt.NDArray[np.float32], sequences: SequenceOf[Sequence]) -> Sampled:
+    """The next token of each sequence. logits [R, V], without padding. No sequences: no row was wanted."""
     log_probs: list[float | None] = [None] * len(sequences)
     errors: list[str | None] = [None] * len(sequences)
+    if not sequences:
+        return [], log_probs, errors
+    tokens = logits.argmax(axis=1).tolist()  # first index on ties, and the index of a NaN if there is one
     for i, sequence in enumerate(sequences):
-        if sequence.sampling.temperature or not is_untouched(sequence):
-            tokens[i] = pick(rows[i], tokens[i], sequence)
-        value = rows.item(i, tokens[i])
+        if not sequence.plain and (sequence.sampling.temperature or not is_untouched(sequence)):
+            tokens[i] = pick(logits[i], tokens[i], sequence)
+        value = logits.item(i, tokens[i])
         if tokens[i] < 0 or value == -math.inf:
             errors[i] = "no token is left to choose: bad_words, stop_words and min_tokens forbid every one"
         elif value != value:
             errors[i] = "the logits are not numbers (NaN)"
-        elif sequence.sampling.log_probs:
-            log_probs[i] = log_prob(rows[i], tokens[i])
-    return Sampled(tokens, log_probs, errors)
+        elif not sequence.plain and sequence.sampling.log_probs:
+            log_probs[i] = log_prob(logits[i], tokens[i])
+    return tokens, log_probs, errors
 
 
 def is_untouched(sequence: Sequence) -> bool:

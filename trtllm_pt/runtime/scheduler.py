@@ -6,7 +6,7 @@ A step of the runtime:
     if plan is None:
         return []                                              # idle
     logits = session.run(plan)                                 # on all ranks
-    sampled = sample(logits, scheduler.wanted, vocab_size)
+    sampled = sample(logits, scheduler.wanted)
     return scheduler.finish_step(sampled)
 """
 
@@ -61,13 +61,16 @@ class Scheduler:
         self.output_tokens = 0  # sampled, end ids and stop words included
 
         self._by_id: dict[int, Sequence] = {}
-        self._step: list[tuple[Sequence, int]] = []  # in flight: sequence and number of its tokens
+        self._step: list[tuple[Sequence, int]] = []  # the last: sequence and number of its tokens
+        self._in_flight = False
+        self._lasting: StepPlan | None = None  # the last plan, if the next step may be the same one token further
 
     def add(self, request: Request) -> None:
         """Queue a request. Raises UsageError, naming the field, for one that could never run."""
         self._check_request(request)
         sequence = Sequence.start(request, self.limits.length(request), self.end_id)
         self._by_id[request.id] = sequence
+        self._lasting = None
         self.waiting.append(sequence)
         self.prompt_tokens += len(request.token_ids)
 
@@ -81,31 +84,55 @@ class Scheduler:
     def schedule(self) -> StepPlan | None:
         """The next step: decodes first, then prompts in order of arrival. None: nothing to do.
 
-        Every plan must be answered by one `finish_step` before the next.
+        Every plan must be answered by one `finish_step` before the next, which may write over it.
         """
-        assert not self._step, "the last step was not finished"
+        assert not self._in_flight, "the last step was not finished"
+        plan = self._one_further() or self._new_plan()
+        self._in_flight = plan is not None
+        return plan
+
+    def _one_further(self) -> StepPlan | None:
+        """The last plan with the tokens that came of it, if all who run decode and nobody came, left or needs a page:
+        nothing else can have changed, and most steps are so."""
+        plan = self._lasting
+        if plan is not None:
+            for row, sequence in enumerate(self.wanted):
+                if len(sequence.tokens) > len(sequence.pages) * PAGE:
+                    return None
+                plan.tokens[row] = sequence.tokens[-1]
+                plan.starts[row] = sequence.computed
+        return plan
+
+    def _new_plan(self) -> StepPlan | None:
+        self._step, self.wanted, self._lasting = [], [], None
         budget = self.max_num_tokens - self._add_decodes()
         if self._step:
             budget = min(budget, self.chunk)
         budget = self._add_prompts(budget)
         self._admit(budget)
         assert self._step or not self.waiting, "an idle scheduler can always admit"
-        return self._plan() if self._step else None
+        if not self._step:
+            return None
+        plan = self._plan()
+        if len(self.wanted) == len(plan.tokens) == len(self.running):
+            self._lasting = plan
+        return plan
 
     def finish_step(self, sampled: Sampled) -> list[Tokens]:
         """Take in what the step computed: `sampled` has one token for each of `wanted`, in order."""
         for sequence, count in self._step:
             if sequence.finish_reason is None:  # else: cancelled while the step ran
                 sequence.computed += count
-                self._register_full_pages(sequence)
+                if sequence.computed >= (sequence.registered + 1) * PAGE:
+                    self._register_full_pages(sequence)
         messages = []
-        for row, sequence in enumerate(self.wanted):
+        for sequence, token, log_prob, error in zip(self.wanted, *sampled, strict=True):
             if sequence.finish_reason is None:
-                message = self._take(sequence, sampled.tokens[row], sampled.log_probs[row], sampled.errors[row])
+                message = self._take(sequence, token, log_prob, error)
                 if message is not None:
                     messages.append(message)
         self.steps += 1
-        self._step, self.wanted = [], []
+        self._in_flight = False
         return messages
 
     @property
@@ -212,7 +239,7 @@ class Scheduler:
         sequence.pages, sequence.registered, sequence.computed = [], 0, 0
 
     def _plan(self) -> StepPlan:
-        tokens, starts, offsets, last, pages = array("q"), [], [0], [], []
+        tokens, starts, offsets, last, pages = array("q"), array("q"), [0], [], []
         for sequence, count in self._step:
             end = sequence.computed + count
             tokens += sequence.tokens[sequence.computed : end]
@@ -244,6 +271,7 @@ class Scheduler:
 
     def _finish(self, sequence: Sequence, reason: FinishReason, error: str | None = None) -> Tokens:
         """Free what it holds."""
+        self._lasting = None
         del self._by_id[sequence.request.id]
         if sequence.pages:
             self.running.remove(sequence)

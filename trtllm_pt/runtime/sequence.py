@@ -19,13 +19,29 @@ class Sequence:
     limit: int  # tokens, prompt and output together, at which it ends
     end_id: int  # the request's, else the engine's; -1: never end
     log_probs: list[float] = field(default_factory=list)  # one per output token, where asked for
-    sent: int = 0  # output tokens that left in a message; the rest may be the start of a stop word
     finish_reason: FinishReason | None = None
+
+    # Of the request, near at hand: whatever a step looks up, it waits for from memory.
+    id: int = field(init=False)
+    stop_words: tuple[tuple[int, ...], ...] = field(init=False)
+    plain: bool = field(init=False)  # its tokens are those with the largest logits, and it asks for nothing else
+    sent: int = field(init=False)  # tokens that left in a message, or came in; the rest may be the start of a stop word
 
     # While it runs; set by the scheduler when it is admitted, reset when it is preempted.
     pages: list[int] = field(default_factory=list)  # none: waiting
     registered: int = 0  # pages, from the first, that are registered for reuse
     computed: int = 0  # set when a step has run
+
+    def __post_init__(self) -> None:
+        p = self.request.sampling
+        self.id, self.stop_words, self.sent = self.request.id, p.stop_words, len(self.request.token_ids)
+        self.plain = p == SamplingParams(
+            max_tokens=p.max_tokens,
+            seed=p.seed,
+            end_id=p.end_id,
+            stop_words=p.stop_words,
+            include_stop_words=p.include_stop_words,
+        )
 
     @classmethod
     def start(cls, request: Request, limit: int, end_id: int) -> Sequence:
@@ -66,7 +82,7 @@ class Sequence:
         self.tokens.append(token)
         if log_prob is not None:
             self.log_probs.append(log_prob)
-        if self.sampling.stop_words and (stop := self._completed_stop_word()):
+        if self.stop_words and (stop := self._completed_stop_word()):
             if not self.sampling.include_stop_words:
                 del self.tokens[-stop:]
             return "stop_words"
@@ -74,20 +90,27 @@ class Sequence:
 
     def send(self) -> Tokens | None:
         """The output tokens not sent yet that no stop word can take back any more; None: there are none."""
-        return self._send(self.num_output - self._possible_stop_word())
+        until = len(self.tokens)
+        if self.stop_words:
+            until -= self._possible_stop_word()
+        return self._send(until)
 
     def end(self, reason: FinishReason, error: str | None = None) -> Tokens:
         """The last message, with the tokens that were held back."""
         self.finish_reason = reason
-        rest = self._send(self.num_output) or Tokens(id=self.request.id)
+        rest = self._send(len(self.tokens)) or Tokens(id=self.id)
         return replace(rest, finish_reason=reason, error=error)
 
     def _send(self, until: int) -> Tokens | None:
-        if until <= self.sent:
+        since = self.sent
+        if until <= since:
             return None
-        token_ids, log_probs = tuple(self.output[self.sent : until]), tuple(self.log_probs[self.sent : until])
         self.sent = until
-        return Tokens(id=self.request.id, token_ids=token_ids, log_probs=log_probs)
+        token_ids = tuple(self.tokens[since:until])
+        if not self.log_probs:
+            return Tokens(id=self.id, token_ids=token_ids)
+        prompt = len(self.request.token_ids)
+        return Tokens(id=self.id, token_ids=token_ids, log_probs=tuple(self.log_probs[since - prompt : until - prompt]))
 
     def _completed_stop_word(self) -> int:
         """Tokens of the longest stop word at the end of the output; 0: none. Ends before min_tokens do not count."""

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -22,6 +24,7 @@ from trtllm_pt.kernels.library import load
 from trtllm_pt.runtime.kv_pages import PAGE, pages_for
 from trtllm_pt.runtime.reduces import Reduces, settle
 from trtllm_pt.runtime.step_plan import StepMessage, StepPlan
+from trtllm_pt.runtime.views import Views
 from trtllm_pt.runtime.world import World, first_to_speak
 
 _SILENCE_SECONDS = 8.0  # of a rank that is stopped, after which the others end; it beats even while it computes
@@ -38,6 +41,8 @@ class Session:
         self.message = StepMessage(options.max_batch_size, options.max_num_tokens, options.max_seq_len)
         self.forwards = 0
         self._reduces = Reduces()
+        self._views = Views(engine.manifest.model.vocab_size)
+        self._logits: Tensor | None = None
 
     @property
     def manifest(self) -> EngineManifest:
@@ -59,18 +64,20 @@ class Session:
             raise RunError(f"{calls} all-reduces were seen in {self.forwards} forwards")
         return calls // self.forwards
 
-    def run(self, plan: StepPlan) -> Tensor:
-        """Rank 0: one forward on all ranks; float32 logits [R, V padded]."""
+    def run(self, plan: StepPlan) -> npt.NDArray[np.float32]:
+        """Rank 0: one forward on all ranks; float32 logits [R, V], good until the next."""
         self.message.write(plan)
-        self.world.send_plan(self.message.numbers)
-        logits = self._forward()
-        assert logits is not None, "rank 0 has the logits"
-        return logits
+        if self.world.size > 1:
+            self.world.send_plan(self.message.numbers)
+        self._logits = self._forward()
+        assert self._logits is not None, "rank 0 has the logits"
+        return self._views.of(self._logits, len(plan.last))
 
     def run_next(self) -> bool:
         """Ranks but 0: the next forward that rank 0 asks for; False: it has stopped."""
         going_on = self.world.receive_plan(self.message.room)
         if going_on:
+            self.message.read()
             self._forward()
         return going_on
 
