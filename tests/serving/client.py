@@ -9,6 +9,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from tests.serving.conftest import Served
 TYPES = {np.int32: "INT32", np.float32: "FP32", np.bool_: "BOOL", np.uint64: "UINT64", np.object_: "BYTES"}
 TYPES |= {np.int64: "INT64", np.float16: "FP16", np.uint8: "UINT8"}
 END = -1  # an end id that no token has
+ACTIVE = "nv_trt_llm_request_metrics/active"
 
 
 def post(served: Served, model: str, body: dict[str, Any] | bytes, verb: str = "generate") -> tuple[int, Any]:
@@ -119,6 +121,16 @@ def until(condition: Callable[[], Any], seconds: float = 10) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not come about"
         time.sleep(0.05)
+
+
+@contextmanager
+def ended_early(served: Served, tokens: int) -> Iterator[None]:
+    """The requests of the block are given up in it: their slots and pages are free before they have their tokens."""
+    made = "nv_llm_output_token_len_sum"
+    before = figures(served)[made]
+    yield
+    until(lambda: not figures(served)[ACTIVE] and not figures(served)["nv_trt_llm_kv_cache_block_metrics/used"])
+    assert figures(served)[made] - before < tokens, "it ran on to its end"
 
 
 def figures(served: Served) -> dict[str, float]:

@@ -17,7 +17,9 @@ from trtllm_pt.serving.repository import write_repository
 from trtllm_pt.serving.server import Address, Server
 
 REQUESTS = 40
+PROMPT_TOKENS, NEW_TOKENS, AT_A_TIME = 40, 32, 4
 STREAM = "v2/models/tensorrt_llm_bls/generate_stream"
+BODY = '{"text_input": {{ text|tojson }}, "max_tokens": {{ max_tokens }}, "stream": {{ stream|tojson }}}'
 TRITON = ["--backend", "tensorrtllm"]  # by gRPC
 
 
@@ -25,48 +27,63 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("engines", type=Path)
     parser.add_argument("genai_perf", type=Path, help="its program")
+    parser.add_argument("aiperf", type=Path, help="its program")
     arguments = parser.parse_args()
     address = Address.free()
     openai = Address.free().http
+    tokenizer = ["--tokenizer", str(arguments.engines.resolve() / "tokenizer"), "--streaming"]
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         write_repository(arguments.engines, scratch / "repository")
+        (scratch / "body.jinja").write_text(BODY)
         environment = perf_analyzer(scratch)
         with Server(scratch / "repository", address, scratch / "log") as server:
             server.wait_until_ready()
-            grpc = f"127.0.0.1:{address.grpc}"
-            with Front(arguments.engines, "demo", grpc).listening("127.0.0.1", openai):
-                doors = {
-                    "tensorrt_llm_bls, gRPC": ["-m", "tensorrt_llm_bls", *TRITON, "-u", grpc],
-                    "ensemble, gRPC": ["-m", "ensemble", *TRITON, "-u", grpc],
-                    "tensorrt_llm_bls, generate_stream": [
-                        *["-m", "tensorrt_llm_bls", "--endpoint-type", "generate", "--endpoint", STREAM],
-                        *["-u", f"127.0.0.1:{address.http}"],
-                    ],
-                    "OpenAI's completions": [
-                        "-m",
-                        "demo",
-                        "--endpoint-type",
-                        "completions",
-                        "-u",
-                        f"127.0.0.1:{openai}",
-                    ],
-                }
+            with Front(arguments.engines, "demo", f"127.0.0.1:{address.grpc}").listening("127.0.0.1", openai):
                 rows = []
-                for number, (door, words) in enumerate(doors.items()):
+                doors = [
+                    *genai_perf_doors(arguments.genai_perf, address, openai),
+                    *aiperf_doors(arguments.aiperf, address, openai, scratch / "body.jinja"),
+                ]
+                for number, (tool, door, words) in enumerate(doors):
+                    print(f"{tool}: {door} …", file=sys.stderr)
                     artifacts = scratch / f"door{number}"
-                    print(f"genai-perf: {door} …", file=sys.stderr)
-                    command = [
-                        str(arguments.genai_perf),
-                        "profile",
-                        *words,
-                        *options(arguments.engines, artifacts),
-                    ]
-                    rows.append([door, *profile(command, artifacts, environment)])
+                    command = [*words, *tokenizer, "--artifact-dir", str(artifacts)]
+                    command += ["--concurrency", str(AT_A_TIME), "--request-count", str(REQUESTS)]
+                    rows.append([tool, door, *profile(command, artifacts, environment)])
             status = server.close()
-    print(table(rows, ["genai-perf", "requests", "TTFT ms", "between tokens ms", "tokens/s"]))
+    print(table(rows, ["tool", "door", "requests", "TTFT ms", "between tokens ms", "tokens/s"]))
     print(f"the server ended with status {status}")
     sys.exit(1 if status else 0)
+
+
+def genai_perf_doors(program: Path, address: Address, openai: int) -> Iterator[tuple[str, str, list[str]]]:
+    lengths = ["--synthetic-input-tokens-mean", str(PROMPT_TOKENS), "--output-tokens-mean", str(NEW_TOKENS)]
+    grpc, http = f"127.0.0.1:{address.grpc}", f"127.0.0.1:{address.http}"
+    doors = {
+        "tensorrt_llm_bls, gRPC": ["-m", "tensorrt_llm_bls", *TRITON, "-u", grpc],
+        "ensemble, gRPC": ["-m", "ensemble", *TRITON, "-u", grpc],
+        "tensorrt_llm_bls, generate_stream": [
+            *["-m", "tensorrt_llm_bls", "--endpoint-type", "generate", "--endpoint", STREAM, "-u", http]
+        ],
+        "OpenAI's completions": ["-m", "demo", "--endpoint-type", "completions", "-u", f"127.0.0.1:{openai}"],
+    }
+    for door, words in doors.items():
+        yield "genai-perf", door, [str(program), "profile", *words, *lengths]
+
+
+def aiperf_doors(program: Path, address: Address, openai: int, body: Path) -> Iterator[tuple[str, str, list[str]]]:
+    lengths = ["--isl", str(PROMPT_TOKENS), "--osl", str(NEW_TOKENS), "--ui", "none"]
+    template = ["--extra-inputs", f"payload_template:{body}", "--extra-inputs", "response_field:text_output"]
+    doors = {
+        "tensorrt_llm_bls, generate_stream": [
+            *["-m", "tensorrt_llm_bls", "--endpoint-type", "template", "--endpoint", f"/{STREAM}"],
+            *["-u", address.url, *template],
+        ],
+        "OpenAI's completions": ["-m", "demo", "--endpoint-type", "completions", "-u", f"http://127.0.0.1:{openai}"],
+    }
+    for door, words in doors.items():
+        yield "aiperf", door, [str(program), "profile", *words, *lengths]
 
 
 def perf_analyzer(scratch: Path) -> dict[str, str]:
@@ -79,16 +96,10 @@ def perf_analyzer(scratch: Path) -> dict[str, str]:
     return {**os.environ, "PATH": path, "LD_LIBRARY_PATH": str(scratch)}
 
 
-def options(engines: Path, artifacts: Path) -> list[str]:
-    words = ["--streaming", "--tokenizer", str(engines.resolve() / "tokenizer"), "--artifact-dir", str(artifacts)]
-    words += ["--synthetic-input-tokens-mean", "40", "--output-tokens-mean", "32"]
-    return [*words, "--concurrency", "4", "--request-count", str(REQUESTS)]
-
-
 def profile(command: list[str], artifacts: Path, environment: dict[str, str]) -> Iterator[object]:
-    """What genai-perf found. Ends this program where it failed, or not all requests were answered."""
+    """What a tool found. Ends this program where it failed, or not all requests were answered."""
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    found = next(artifacts.rglob("*_genai_perf.json"), None)
+    found = next(artifacts.rglob("profile_export*_*perf.json"), None)
     if done.returncode or found is None:
         sys.exit(f"{' '.join(command)}\n{done.stdout[-6000:]}{done.stderr[-6000:]}")
     figures = json.loads(found.read_text())

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from tests.serving.client import figures, until
+from tests.serving.client import ended_early
 from tests.serving.conftest import Served, needs_triton
-from tests.serving.test_server import ACTIVE, LENGTH, PROMPTS, full
+from tests.serving.test_server import LENGTH, PROMPTS, full
 from trtllm_pt.messages import SamplingParams
 from trtllm_pt.runtime.llm import LLM, RunResult
 from trtllm_pt.serving.server import free_ports
@@ -97,9 +97,9 @@ def test_stop_strings_are_kept_out_and_free_the_slot(client: Any, served: Served
     asked = {"model": "demo", "prompt": PROMPTS[0], "max_tokens": 900, "temperature": 0, "stop": ["never", stop]}
     answer = client.completions.create(**asked)
     assert (answer.choices[0].text, answer.choices[0].finish_reason) == (text[: text.index(stop)], "stop")
-    parts = list(client.completions.create(**asked, stream=True))
-    assert "".join(part.choices[0].text for part in parts) == text[: text.index(stop)]
-    until(lambda: not figures(served)[ACTIVE], 3)
+    with ended_early(served, 900):
+        parts = list(client.completions.create(**asked, stream=True))
+        assert "".join(part.choices[0].text for part in parts) == text[: text.index(stop)]
 
 
 def test_several_prompts_and_choices(client: Any, alone: dict[str, RunResult]) -> None:
@@ -114,17 +114,13 @@ def test_several_prompts_and_choices(client: Any, alone: dict[str, RunResult]) -
 
 
 def test_a_client_that_goes_away_frees_its_slot(client: Any, served: Served) -> None:
-    stream = client.completions.create(
-        model="demo", prompt="def f(", max_tokens=900, stream=True, extra_body={"ignore_eos": True}
-    )
-    next(iter(stream))
-    until(lambda: figures(served)[ACTIVE] == 1)
-    stream.close()
-    until(lambda: not figures(served)[ACTIVE], 3)
-    asked = {"model": "demo", "prompt": "def f(", "max_tokens": 900, "extra_body": {"ignore_eos": True}}
-    with pytest.raises(openai.APITimeoutError):
+    asked = {"model": "demo", "prompt": "def f(", "max_tokens": 1000, "extra_body": {"ignore_eos": True}}
+    with ended_early(served, 1000):
+        stream = client.completions.create(**asked, stream=True)
+        next(iter(stream))
+        stream.close()
+    with ended_early(served, 1000), pytest.raises(openai.APITimeoutError):
         client.completions.create(**asked, timeout=0.3)
-    until(lambda: not figures(served)[ACTIVE], 3)
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,8 @@ from typing import Any
 
 import pytest
 
-from tests.serving.client import figures, until
+from tests.serving.client import ended_early
 from tests.serving.conftest import Served, needs_triton
-from tests.serving.test_server import ACTIVE
 from trtllm_pt.messages import SamplingParams
 from trtllm_pt.runtime.llm import LLM
 from trtllm_pt.serving.server import free_ports
@@ -50,6 +49,9 @@ class Tab:
         while (answer := await self._socket.receive_json(timeout=30)).get("id") != self._number:
             pass
         return answer["result"]["result"].get("value")
+
+    async def close(self) -> None:
+        await self._socket.send_json({"id": 0, "method": "Page.close"})
 
     async def until(self, script: str, seconds: float = 60) -> None:
         deadline = time.monotonic() + seconds
@@ -102,11 +104,16 @@ def test_a_person_types_a_prompt_and_watches_it_stream(
             await tab.run(TYPE.format(prompt=json.dumps("x " * 2000), tokens=4) + CLICK.format(id="write"))
             await tab.until("!!document.querySelector('.error')")
             refused = await tab.run(FIGURES)
-            await tab.run(TYPE.format(prompt=json.dumps("def f("), tokens=900) + CLICK.format(id="write"))
-            await tab.until(f"{TEXT}.length > 10")
-            await tab.run(CLICK.format(id="stop"))
-            await tab.until(f"{FIGURES} === 'stopped'")
-            until(lambda: not figures(served)[ACTIVE], 3)
+            start = TYPE.format(prompt=json.dumps("def f("), tokens=1000) + CLICK.format(id="write")
+            with ended_early(served, 1000):
+                await tab.run(start)
+                await tab.until(f"{TEXT}.length > 10")
+                await tab.run(CLICK.format(id="stop"))
+                await tab.until(f"{FIGURES} === 'stopped'")
+            with ended_early(served, 1000):
+                await tab.run(start)
+                await tab.until(f"{TEXT}.length > 10")
+                await tab.close()
             return [*seen, last], shown, body, refused
 
     seen, shown, body, refused = asyncio.run(visit())

@@ -27,6 +27,7 @@ import pytest
 from tests.serving.client import END, Stream, ask, ids_of, post, tokens, until
 from tests.serving.conftest import Served, needs_triton
 from tests.serving.soak import below
+from tests.serving.test_repository import engines as engine_folder
 from trtllm_pt.messages import SamplingParams
 from trtllm_pt.runtime.llm import LLM
 from trtllm_pt.serving.repository import write_repository
@@ -281,8 +282,10 @@ def environment_of(pid: int) -> dict[str, str]:
 
 
 @contextmanager
-def plain(root: Path, engines: Path, *options: str) -> Iterator[tuple[subprocess.Popen[bytes], Served]]:
-    """tritonserver by itself over `root`/repository, which serves `engines`."""
+def plain(
+    root: Path, engines: Path, *options: str, model: str = "tensorrt_llm"
+) -> Iterator[tuple[subprocess.Popen[bytes], Served]]:
+    """tritonserver by itself over `root`/repository, which serves `engines`, when `model` is ready."""
     http, grpc, metrics = free_ports(3)
     served = Served(engines, http, grpc, metrics)
     triton = find_triton(root)
@@ -295,7 +298,7 @@ def plain(root: Path, engines: Path, *options: str) -> Iterator[tuple[subprocess
     ):
         try:
             deadline = time.monotonic() + 120
-            while not ready(served):
+            while not is_up(served, model):
                 assert time.monotonic() < deadline and process.poll() is None, (root / "log").read_text()
                 time.sleep(0.2)
             yield process, served
@@ -324,7 +327,7 @@ def test_the_repository_in_git_moves_and_plain_tritonserver_loads_it_again_after
             until(lambda: not client.is_model_ready("tensorrt_llm") and not client.is_model_ready("ensemble"))
             assert gone(ranks)
             client.load_model("tensorrt_llm")
-            assert client.is_model_ready("tensorrt_llm") and client.is_model_ready("ensemble")
+            until(lambda: client.is_model_ready("tensorrt_llm") and client.is_model_ready("ensemble"))
         assert ids_of(ask(served, "tensorrt_llm", tokens([5, 6, 7], 8, end_id=END))) == list(wanted.token_ids)
 
 
@@ -401,11 +404,39 @@ def stubs(pids: set[int]) -> dict[str, int]:
     return {Path(code).parts[-3]: pid for pid, code in found.items()}
 
 
+def is_up(served: Served, model: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{served.http}/v2/models/{model}/ready", timeout=10) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
 def ready(served: Served) -> bool:
     try:
         return post(served, "tensorrt_llm", {"input_ids": [5], "input_lengths": 1, "request_output_len": 1})[0] == 200
     except OSError:
         return False
+
+
+def test_the_real_server_reads_the_repository_of_tensorrt_engines(tmp_path: Path) -> None:
+    """All that it lacks is the backend."""
+    import tritonclient.http as http_client
+    from tritonclient.utils import InferenceServerException
+
+    folder = engine_folder(tmp_path / "engines", "tensorrt_llm")
+    shutil.copytree(ROOT / "pretrained" / "stdlib-pt", folder / "tokenizer")
+    write_repository(folder, tmp_path / "repository")
+    explicit = ("--model-control-mode=explicit", "--load-model=postprocessing", "--load-model=preprocessing")
+    with (
+        plain(tmp_path, folder, *explicit, model="postprocessing") as (_, served),
+        http_client.InferenceServerClient(f"127.0.0.1:{served.http}") as client,
+    ):
+        client.load_model("tensorrt_llm_bls")
+        with pytest.raises(InferenceServerException, match="unable to find backend library for backend 'tensorrtllm'"):
+            client.load_model("tensorrt_llm")
+        with pytest.raises(InferenceServerException, match="ensemble 'ensemble' depends on 'tensorrt_llm'"):
+            client.load_model("ensemble")
 
 
 def test_a_model_that_does_not_load_says_why(engines: Path, tmp_path: Path) -> None:

@@ -20,9 +20,11 @@ import numpy as np
 import pytest
 
 from tests.serving.client import (
+    ACTIVE,
     END,
     Stream,
     ask,
+    ended_early,
     events,
     figures,
     ids_of,
@@ -36,6 +38,7 @@ from tests.serving.client import (
 )
 from tests.serving.conftest import PRETRAINED, QUEUE, Served, needs_triton, running
 from trtllm_pt import build, convert
+from trtllm_pt.checkpoint.tokenizer import load_tokenizer
 from trtllm_pt.engine import BuildOptions
 from trtllm_pt.messages import SamplingParams
 from trtllm_pt.runtime.llm import LLM, RunResult
@@ -46,7 +49,6 @@ PROMPTS = ["def binary_search(", "import os\n", "class Queue:\n    def ", "# GrÃ
 LENGTH = 48
 LONG = 12288  # tokens: 48 chunks of a prompt
 SAMPLED = SamplingParams(max_tokens=32, temperature=0.75, top_k=40, top_p=0.875, seed=7, repetition_penalty=1.25)
-ACTIVE = "nv_trt_llm_request_metrics/active"
 
 
 @pytest.fixture(scope="module")
@@ -195,6 +197,31 @@ def test_sequences_and_batches_are_numbered(served: Served, llm: LLM, ids: list[
         assert tuple(ids_of([answer])) == llm.generate([PROMPTS[row]], one)[0].token_ids
 
 
+@pytest.mark.parametrize("model", ["ensemble", "tensorrt_llm_bls"])
+def test_the_text_models_pass_everything_on(served: Served, llm: LLM, ids: list[list[int]], model: str) -> None:
+    sampling = {"top_k": 50, "temperature": 1.0, "seed": 5, "num_return_sequences": 2, "end_id": END}
+    flags = {"return_log_probs": True, "return_num_input_tokens": True, "return_num_output_tokens": True}
+    given = scalars(text_input=PROMPTS[0].encode(), max_tokens=12, **sampling, **flags)
+    answers = {int(answer["sequence_index"][0, 0]): answer for answer in ask(served, model, given)}
+    assert sorted(answers) == [0, 1]
+    for number, answer in answers.items():
+        one = SamplingParams(max_tokens=12, temperature=1.0, top_k=50, seed=5 + number, end_id=-1, log_probs=True)
+        [wanted] = llm.generate([PROMPTS[0]], one)
+        assert text_of([answer]) == wanted.text
+        np.testing.assert_array_equal(answer["output_log_probs"][0, 0], np.array(wanted.log_probs, np.float32))
+        assert (answer["num_input_tokens"], answer["num_output_tokens"]) == ([[len(ids[0])]], [[12]])
+    [free] = llm.generate([PROMPTS[0]], SamplingParams(max_tokens=LENGTH))
+    tokenizer = load_tokenizer(PRETRAINED)
+    assert tokenizer is not None
+    words = {token: tokenizer.decode([token]) for token in free.token_ids[2:]}
+    token, word = next((token, word) for token, word in words.items() if tokenizer.encode(word).ids == [token])
+    stopped = {"text_input": PROMPTS[0], "max_tokens": LENGTH, "stop_words": [word]}
+    assert post(served, model, stopped)[1]["text_output"].endswith(word)
+    without = {"text_input": PROMPTS[0], "max_tokens": LENGTH, "bad_words": [word]}
+    [wanted] = llm.generate([PROMPTS[0]], SamplingParams(max_tokens=LENGTH, bad_words=((token,),)))
+    assert post(served, model, without)[1]["text_output"] == wanted.text != free.text
+
+
 def test_stop_words_end_a_text_and_stay_in_it(served: Served, llm: LLM, ids: list[list[int]]) -> None:
     [free] = llm.generate([PROMPTS[0]], SamplingParams(max_tokens=LENGTH))
     word = free.text[5:9]  # wherever the tokens put it
@@ -230,16 +257,15 @@ def test_a_short_request_overtakes_a_long_one(served: Served, ids: list[list[int
 
 @pytest.mark.parametrize("model", ["tensorrt_llm", "tensorrt_llm_bls"])
 def test_a_closed_stream_frees_its_slot(served: Served, ids: list[list[int]], model: str) -> None:
-    wanted = tokens(ids[0], 900, end_id=END, streaming=True)
+    wanted = tokens(ids[0], 1000, end_id=END, streaming=True)
     if model == "tensorrt_llm_bls":
-        wanted = scalars(text_input=b"def f(", max_tokens=900, end_id=END, stream=True)
-    stream = Stream(served, model, wanted)
-    answers = iter(stream)
-    for _ in range(3):
-        next(answers)
-    until(lambda: figures(served)[ACTIVE] == 1)
-    stream.close()
-    until(lambda: not figures(served)[ACTIVE] and not figures(served)["nv_trt_llm_kv_cache_block_metrics/used"], 3)
+        wanted = scalars(text_input=b"def f(", max_tokens=1000, end_id=END, stream=True)
+    with ended_early(served, 1000):
+        stream = Stream(served, model, wanted)
+        answers = iter(stream)
+        for _ in range(3):
+            next(answers)
+        stream.close()
 
 
 def test_stop_ends_the_request_of_that_id(served: Served, ids: list[list[int]]) -> None:
@@ -264,16 +290,14 @@ def test_a_timeout_ends_a_request(served: Served, ids: list[list[int]], model: s
 
 @contextlib.contextmanager
 def full(served: Served) -> Iterator[str]:
-    """As many requests as may run and wait; what a further one hears."""
+    """As many outputs as may run and wait, at once; what a further request hears."""
     most = 4 + QUEUE
-    endless = tokens([5], 1020, end_id=END, streaming=True)
-    streams = [Stream(served, "tensorrt_llm", endless) for _ in range(most)]
-    try:
-        until(lambda: figures(served)[ACTIVE] == most)
-        yield f"the queue is full: {most} outputs wait or run"
-    finally:
-        for stream in streams:
-            stream.close()
+    endless = tokens([5], 1020, end_id=END, num_return_sequences=most)
+    stream = Stream(served, "tensorrt_llm", endless, name="full")
+    until(lambda: figures(served)[ACTIVE] == most)
+    yield f"the queue is full: {most} outputs wait or run"
+    ask(served, "tensorrt_llm", tokens([1], 1, stop=True), name="full")
+    assert len(list(stream)) == most
     until(lambda: not figures(served)[ACTIVE])
 
 
