@@ -132,26 +132,39 @@ struct Product {
   char* y;           // of output 0
 };
 
+// Of a product with few rows, a thread takes panels that lie one after the other: what it prefetches is its own.
+int64_t panels_of_a_unit(int64_t panels, int64_t panel_bytes) {
+  constexpr int64_t kUnitBytes = 256 << 10, kUnitsPerThread = 8;
+  return std::max<int64_t>(1, std::min(kUnitBytes / panel_bytes, panels / (kUnitsPerThread * at::get_num_threads())));
+}
+
 // Outputs [begin, end) of several products of one shape; the threads share panels and blocks of rows.
 void multiply(const std::vector<Product>& products, Linear common, int64_t x_bytes, int64_t y_bytes) {
   int64_t rows = 0;
   for (const auto& p : products) rows = std::max(rows, p.rows);
   constexpr int64_t kWidth = kPanel * kTile;
-  const int64_t chunks = (rows + kLinearRows - 1) / kLinearRows, panels = (common.end + kWidth - 1) / kWidth;
-  for_each_unit(static_cast<int64_t>(products.size()) * panels * chunks, [&](int64_t unit) {
-    const Product& p = products[unit / (panels * chunks)];
-    const int64_t panel = unit / chunks % panels, row = unit % chunks * kLinearRows, output = panel * kWidth;
+  const int64_t blocks = (rows + kLinearRows - 1) / kLinearRows, panels = (common.end + kWidth - 1) / kWidth;
+  const int64_t all = static_cast<int64_t>(products.size()) * panels, panel_bytes = kPanel * common.steps * 64;
+  const int64_t taken = blocks > 1 ? 1 : panels_of_a_unit(all, panel_bytes);
+  auto multiply_panel = [&](int64_t number, int64_t row, bool more) {
+    const Product& p = products[number / panels];
+    const int64_t panel = number % panels, output = panel * kWidth;
     if (row >= p.rows) return;
     Linear a = common;
     a.rows = std::min(kLinearRows, p.rows - row);
     a.x = p.x + row * a.x_stride * x_bytes;
-    a.w = p.w + panel * kPanel * a.steps * 64;
+    a.w = p.w + panel * panel_bytes;
     a.tiles = std::min(kPanel, tiles_of(common.end) - panel * kPanel);
     a.bias = p.bias ? p.bias + output * (a.bf16 ? 2 : 4) : nullptr;
     a.y = p.y + (row * a.y_stride + output) * y_bytes;
     a.begin = std::max<int64_t>(0, common.begin - output);
     a.end = std::min(kWidth, common.end - output);
+    a.more = more;
     path().linear(a);
+  };
+  for_each_unit((all + taken - 1) / taken * blocks, [&](int64_t unit) {
+    const int64_t first = unit / blocks * taken, last = std::min(all, first + taken) - 1;
+    for (int64_t i = first; i <= last; i++) multiply_panel(i, unit % blocks * kLinearRows, i < last);
   });
 }
 

@@ -178,10 +178,11 @@ struct BFloat16Weights {
 // tiles: pointers [segments][tile_count], of which this product takes some; a segment continues the sum with the next
 // `steps` of x. Unless `ahead` is 0, the lines that many bytes further on in the tiles are prefetched meanwhile, those of a
 // step at every `pause`-th: blocks of rows that read the same tiles one after the other each fetch a share, so that memory
-// never rests.
+// never rests. A tile ends at `end`: what would lie behind it is the tile beside it, which is read now, so `skip` bytes
+// are left out, to the tile that is read next.
 struct Tiles {
   const char* const* start;
-  int64_t count, segments, steps, ahead, pause;
+  int64_t count, segments, steps, ahead, pause, end, skip;
 };
 
 template <class W, int kRows, int kTiles>
@@ -203,6 +204,7 @@ __attribute__((noinline)) void product_block(const typename W::Operand* x, int64
 #pragma GCC unroll 4
         for (int n = 0; n < kTiles; n++) _mm_prefetch(w[n] + t.ahead, _MM_HINT_T1);
         wait = t.pause, t.ahead += 64;
+        if (t.ahead == t.end) t.ahead += t.skip;
       }
       Words line[kVectors];
 #pragma GCC unroll 16
@@ -238,17 +240,19 @@ INLINE void product_rows(int64_t rows, const typename W::Operand* x, int64_t x_s
 
 template <class W>
 void product(int64_t rows, const typename W::Operand* x, int64_t x_stride, Tiles t, bool add, float* y, int64_t y_stride) {
-  const int64_t blocks = (rows + kMaxRows - 1) / kMaxRows, ahead = t.ahead;
+  const int64_t blocks = (rows + kMaxRows - 1) / kMaxRows, ahead = t.ahead, tile = t.skip;
   t.pause = ahead ? blocks : 0;
   const int64_t abreast = tiles_abreast((rows + blocks - 1) / blocks);
   for (int64_t done = 0, width; done < t.count; done += width, t.start += width) {
     int64_t left = t.count - done;
     width = left >= 4 && abreast == 4 ? 4 : left >= 2 && abreast >= 2 ? 2 : 1;
+    t.skip = (width - 1) * tile;
     for (int64_t b = 0, row = 0, size; b < blocks; b++, row += size) {
       size = rows / blocks + (b < rows % blocks);
       const auto* xs = x + row * x_stride;
       float* ys = y + row * y_stride + done * kTile;
       t.ahead = ahead + b * t.steps / blocks * 64;
+      if (t.ahead >= t.end) t.ahead += t.skip;
       if (width == 4)
         product_rows<W, 4>(size, xs, x_stride, t, add, ys, y_stride);
       else if (width == 2)
@@ -282,16 +286,17 @@ void finish_linear(const Linear& a, const float* sums) {
 
 template <class W>
 void linear_of(const Linear& a) {
-  constexpr int64_t kWidth = kPanel * kTile, kAhead = 2048, kChunk = 256;
+  constexpr int64_t kWidth = kPanel * kTile, kAhead = 1024, kChunk = 256;
   float sums[kLinearRows * kWidth];
   // More rows than one block holds read the weights again: in chunks that stay in the caches, where the next
   // chunk arrives meanwhile.
   const bool once = a.rows <= kMaxRows;
-  const int64_t chunk = once ? a.steps : kChunk;
+  const int64_t chunk = once ? a.steps : kChunk, tile = a.steps * 64;
   for (int64_t step = 0; step < a.steps; step += chunk) {
     const char* tiles[kPanel];
-    for (int64_t n = 0; n < a.tiles; n++) tiles[n] = a.w + (n * a.steps + step) * 64;
-    Tiles t{tiles, a.tiles, 1, least(chunk, a.steps - step), once ? kAhead : chunk * 64, 0};
+    for (int64_t n = 0; n < a.tiles; n++) tiles[n] = a.w + n * tile + step * 64;
+    Tiles t{tiles, a.tiles, 1, least(chunk, a.steps - step), once ? kAhead : chunk * 64};
+    t.end = tile - step * 64, t.skip = a.more ? tile : 0;
     const auto* x = static_cast<const typename W::Operand*>(a.x) + step * W::kPack;
     product<W>(a.rows, x, a.x_stride, t, step > 0, sums, kWidth);
   }

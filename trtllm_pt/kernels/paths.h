@@ -38,6 +38,7 @@ struct Linear {
   int64_t y_stride;
   Kind y_kind;
   int64_t begin, end;
+  bool more;            // the panel behind it is the same thread's next one
 };
 
 struct Attention {
