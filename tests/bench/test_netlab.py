@@ -105,7 +105,7 @@ def test_a_sweep(engines: Engines, tmp_path: Path, bench: Callable[..., Done]) -
 def test_a_prediction_reads_the_baseline_alone(engines: Engines) -> None:
     contenders = [Contender("tp", Facts.of(engines.tp)), Contender("pt", Facts.of(engines.pt))]
 
-    def visit(trip: float, pt: float) -> dict[str, Any]:
+    def link(trip: float, pt: float) -> dict[str, Any]:
         machine = {
             "name": "made up",
             "devices": 2,
@@ -116,11 +116,12 @@ def test_a_prediction_reads_the_baseline_alone(engines: Engines) -> None:
             "all_reduce": [{"algorithm": "mpi", "ranks": 2, "points": [[64, trip], [1048576, trip]]}],
         }
         tp = 0.5e-3 + 6 * trip  # 4 syncs, the step plan and the logits
-        return {"machines": [machine], "batches": {"tp": [{"tpot": tp}], "pt": [{"tpot": pt}]}}
+        return {"visits": [{"machines": [machine], "batches": {"tp": [{"tpot": tp}], "pt": [{"tpot": pt}]}}]}
 
-    for trip in (1e-4, 5e-3):
-        (found,) = predicted_tpot(contenders, Case(1, 8, 4), visit(trip, 1.0))
-        assert [found] == predicted_tpot(contenders, Case(1, 8, 4), visit(trip, 99.0))
+    trips = (1e-4, 5e-3)
+    predicted = predicted_tpot(contenders, Case(1, 8, 4), [link(trip, 1.0) for trip in trips])
+    assert predicted == predicted_tpot(contenders, Case(1, 8, 4), [link(trip, 99.0) for trip in trips])
+    for trip, (found,) in zip(trips, predicted, strict=True):
         assert found["tp"] == pytest.approx(0.5e-3 + 6 * trip, rel=1e-3)
         # One sync and the step plan: ranks that are apart by a trip let the logits arrive in time.
         assert found["pt"] - 2 * trip == pytest.approx(0.5e-3, rel=0.2)

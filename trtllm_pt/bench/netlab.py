@@ -57,7 +57,7 @@ def sweep(plan: Plan, links: Sequence[Link], visits: int, known: Sequence[dict[s
                 seed = plan.seed + len(entry["visits"])
                 entry["visits"].append(_visit(replace(plan, seed=seed), link, Path(scratch)))
                 progress.update()
-                yield _report(plan, [_summed_up(plan, found[key]) for key in sorted(found)])
+                yield _report(plan, [found[key] for key in sorted(found)])
 
 
 def _key(link: Mapping[str, Any]) -> tuple[float, float]:
@@ -77,17 +77,18 @@ def identity(plan: Plan) -> dict[str, Any]:
 
 
 def _report(plan: Plan, links: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"machine": machine(), "baseline": plan.contenders[0].name} | identity(plan) | {"links": links}
+    predicted = predicted_tpot(plan.contenders, plan.case, links)
+    summed_up = [_summed_up(plan, *pair) for pair in zip(links, predicted, strict=True)]
+    return {"machine": machine(), "baseline": plan.contenders[0].name} | identity(plan) | {"links": summed_up}
 
 
-def _summed_up(plan: Plan, link: dict[str, Any]) -> dict[str, Any]:
+def _summed_up(plan: Plan, link: dict[str, Any], predicted: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     """The link with the rows of all its visits, and medians of what was predicted for each round."""
     taken = [
         [Batch(**visit["batches"][each.name][number]) for each in plan.contenders]
         for visit in link["visits"]
         for number in range(len(visit["batches"][plan.contenders[0].name]))
     ]
-    predicted = [tpot for visit in link["visits"] for tpot in predicted_tpot(plan.contenders, plan.case, visit)]
     baseline = plan.contenders[0].name
     return link | {
         "round_trip_s": median(visit["round_trip_s"] for visit in link["visits"]),

@@ -75,8 +75,8 @@ def command(
     """Compare engines over links of growing delay, with every rank in a network namespace of this machine.
 
     Starts mpirun by itself, and needs root. The kernel's netem delays packets, or else a process of ours between TUN
-    devices. The planner's prediction stands beside: from the machine and the all-reduces as measured on each visit to a
-    link, and the first engine's times; from nothing else.
+    devices. The planner's prediction stands beside: from the machine and the all-reduces as measured in every round,
+    and the first engine's times on all links; from nothing else.
 
     \b
     Examples:

@@ -29,8 +29,8 @@ namespace {
 using at::Tensor;
 
 constexpr const char* kMpiLibrary = "libmpi.so.12";  // the soname of MPICH's ABI
-// Of a message; from here on every rank reduces a slice. Over TCP, links of 10 and 200 microseconds, the two ways took
-// as long between 128 and 512 KiB, on 2 ranks and on 4 (benchmarks/netlab.py has such links).
+// Of a message; from here on every rank reduces a slice. Over TCP the two ways took as long between 128 and 512 KiB:
+// 2 ranks on links of 10 and 200 microseconds, 4 ranks on links of 10 (benchmarks/netlab.py has such links).
 constexpr int64_t kLargeBytes = 256 * 1024;
 // Elements that ranks show each other at once, and from how many on more than two ranks share the sum. Measured on 2
 // cores: of 8 Ki to 64 Ki elements at once, most were fastest; 4 ranks, two on a core, lost nothing by sharing from here
