@@ -1,10 +1,11 @@
 """What the runtime adds to a decode step: all that rank 0 does from the end of one engine call to the start of the
-next. (The call holds the products and the boundaries' collectives.)
+next, but for the collective that gathers the logits. (The call holds the products and the boundaries' collectives.)
 
-    python benchmarks/overhead.py ENGINES [--steps 64] [--rounds 4] [--json]         one rank
+    python benchmarks/overhead.py ENGINES [--batches 1 4 16] [--prompts 128] [--steps 64] [--rounds 2] [--json]
     mpirun -n 2 python benchmarks/overhead.py ENGINES …
 
-Medians in microseconds over the steps in which the whole batch decodes; every other round the parts are timed, too.
+Medians in microseconds over the steps in which the whole batch decodes: `overhead` with a clock around the engine call
+and the gather alone, the parts in rounds of their own, in which reading the clock so often makes all of it longer.
 `gather` holds the wait for the slowest rank; `rest` is what lies between the parts: LLM, poll, and the clock itself.
 """
 
@@ -16,7 +17,7 @@ import random
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tqdm import tqdm
 
@@ -25,35 +26,78 @@ from trtllm_pt.bench.percentiles import median
 from trtllm_pt.cli.text import table
 from trtllm_pt.runtime import embedded
 
-BATCHES, PROMPTS = (1, 4, 16), (128, 512)
+Case = tuple[int, int, str]  # batch, prompt, sampling
 SAMPLINGS: dict[str, dict[str, Any]] = {"greedy": {}, "top-k, top-p": {"temperature": 0.8, "top_k": 50, "top_p": 0.9}}
 PARTS = ("schedule", "write", "send", "engine", "gather", "sample", "take", "rest")
 
 
 class Clock:
-    """Wraps the functions that do the parts of a step; what one calls of another is the other's time."""
+    """Stands in for the engine's loader: before its call one step ends, and the next begins.
+
+    Out of cold caches each function more costs microseconds, so it does little, and parts are timed in other rounds.
+    """
 
     def __init__(self, runtime: embedded.EmbeddedRuntime) -> None:
+        self.runtime = runtime
+        self.engine = runtime.session.engine._loader.boxed_run
+        runtime.session.engine._loader = self  # type: ignore[assignment]
+        if runtime.session.world.size > 1:
+            self.gather = runtime.session.world.gather_logits
+            runtime.session.world.gather_logits = self.gather_logits  # type: ignore[method-assign]
+        self.begin(0)
+
+    def begin(self, batch: int) -> None:
+        self.batch, self.steps, self.decoding, self.ended = batch, list[float](), False, 0.0
+
+    def gather_logits(self, logits: Any) -> Any:
+        began = time.perf_counter()
+        gathered = self.gather(logits)
+        self.ended += time.perf_counter() - began
+        return gathered
+
+    def boxed_run(self, inputs: list[Any]) -> Any:
+        now = time.perf_counter()
+        decoding = len(inputs[0]) == len(inputs[1]) == self.batch
+        if decoding and self.decoding:
+            self.steps.append(now - self.ended)
+        self.decoding = decoding
+        outputs = self.engine(inputs)
+        self.ended = time.perf_counter()
+        return outputs
+
+
+class Parts:
+    """Wraps, as a context, the functions that do the parts of a step; what one calls of another is the other's time."""
+
+    def __init__(self, runtime: embedded.EmbeddedRuntime, batch: int) -> None:
         session, scheduler = runtime.session, runtime._scheduler
-        self.batch, self.steps, self.in_parts = 0, list[dict[str, float]](), False
-        self.spent, self.part, self.since, self.decoding = dict.fromkeys(PARTS, 0.0), "rest", 0.0, False
-        self.engine = session.engine._loader.boxed_run
-        session.engine._loader = self  # type: ignore[assignment]
-        for owner, name, part in (
+        self.batch, self.steps, self.decoding = batch, list[dict[str, float]](), False
+        self.spent, self.part, self.since = dict.fromkeys(PARTS, 0.0), "rest", 0.0
+        self.functions = (
             (scheduler, "schedule", "schedule"),
             (session.message, "write", "write"),
             (session.world, "send_plan", "send"),
+            (session.engine._loader, "boxed_run", "engine"),
             (session.world, "gather_logits", "gather"),
             (embedded, "sample", "sample"),
             (scheduler, "finish_step", "take"),
-        ):
-            setattr(owner, name, self.timed(getattr(owner, name), part))
+        )
+
+    def __enter__(self) -> Parts:
+        self.whole = [getattr(owner, name) for owner, name, _ in self.functions]
+        for (owner, name, part), function in zip(self.functions, self.whole, strict=True):
+            setattr(owner, name, self.timed(function, part))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for (owner, name, _), function in zip(self.functions, self.whole, strict=True):
+            setattr(owner, name, function)
 
     def timed(self, function: Callable[..., Any], part: str) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
-            if not self.in_parts:
-                return function(*arguments)
             outer = self.enter(part)
+            if part == "engine":
+                self.next_step(*arguments)
             try:
                 return function(*arguments)
             finally:
@@ -67,45 +111,48 @@ class Clock:
         outer, self.part, self.since = self.part, part, now
         return outer
 
-    def boxed_run(self, inputs: list[Any]) -> Any:
-        """The engine call: before it one step ends, the next begins."""
-        outer = self.enter("engine")
+    def next_step(self, inputs: list[Any]) -> None:
         decoding = len(inputs[0]) == len(inputs[1]) == self.batch
         if decoding and self.decoding:
             self.steps.append(self.spent)
-        self.decoding, self.spent = decoding, dict.fromkeys(PARTS, 0.0)
-        self.since = time.perf_counter()
-        outputs = self.engine(inputs)
-        self.enter(outer)
-        return outputs
+        self.decoding, self.spent, self.since = decoding, dict.fromkeys(PARTS, 0.0), time.perf_counter()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("engines", type=Path)
     parser.add_argument("--threads", type=int, help="per rank")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--prompts", type=int, nargs="+", default=[128])
     parser.add_argument("--steps", type=int, default=64, help="decode steps of a round")
-    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     draw = random.Random(0)
-    found: dict[tuple[int, int, str], tuple[list[dict[str, float]], list[dict[str, float]]]] = {}
+    cases = [(b, p, name) for p in args.prompts for b in args.batches for name in SAMPLINGS]
+    whole: dict[Case, list[float]] = {case: [] for case in cases}
+    parts: dict[Case, list[dict[str, float]]] = {case: [] for case in cases}
     with LLM(args.engines, threads=args.threads) as llm:
-        vocabulary = llm.manifest.model.vocab_size
-        prompts = [[draw.randrange(vocabulary) for _ in range(max(PROMPTS))] for _ in range(max(BATCHES))]
+        vocabulary, runtime = llm.manifest.model.vocab_size, cast(embedded.EmbeddedRuntime, llm._runtime)
+        prompts = [[draw.randrange(vocabulary) for _ in range(max(args.prompts))] for _ in range(max(args.batches))]
         llm.generate(prompts, SamplingParams(max_tokens=1))  # from here on they are known, but for their last page
-        clock = Clock(llm._runtime)  # type: ignore[arg-type]
-        cases = [(b, p, name) for p in PROMPTS for b in BATCHES for name in SAMPLINGS]
-        for number, (batch, prompt, name) in enumerate(tqdm(cases * args.rounds, desc="overhead", leave=False)):
-            clock.in_parts = number // len(cases) % 2 == 1
-            clock.batch, clock.steps = batch, found.setdefault((batch, prompt, name), ([], []))[clock.in_parts]
-            given = [tokens[:prompt] for tokens in prompts[:batch]]
-            llm.generate(given, SamplingParams(max_tokens=args.steps + 2, end_id=-1, **SAMPLINGS[name]))
+        clock = Clock(runtime)
+        for case in tqdm(cases * args.rounds, desc="overhead", leave=False):
+            batch, length, name = case
+            given = [tokens[:length] for tokens in prompts[:batch]]
+            sampling = SamplingParams(max_tokens=args.steps + 2, end_id=-1, **SAMPLINGS[name])
+            clock.begin(batch)
+            llm.generate(given, sampling)
+            whole[case] += clock.steps
+            with Parts(runtime, batch) as timed:
+                llm.generate(given, sampling)
+            parts[case] += timed.steps
     rows = []
-    for (batch, prompt, name), (whole, parts) in found.items():
-        row: dict[str, object] = {"batch": batch, "prompt": prompt, "sampling": name, "steps": len(whole)}
-        row["overhead"] = median([sum(step.values()) - step["engine"] for step in whole]) * 1e6
-        rows.append(row | {part: median([step[part] for step in parts]) * 1e6 for part in PARTS})
+    for case in cases:
+        batch, length, name = case
+        row: dict[str, object] = {"batch": batch, "prompt": length, "sampling": name, "steps": len(whole[case])}
+        row["overhead"] = median(whole[case]) * 1e6
+        rows.append(row | {part: median([step[part] for step in parts[case]]) * 1e6 for part in PARTS})
     if args.json:
         print(json.dumps({"engine": str(args.engines), "ranks": llm.manifest.ranks, "microseconds": rows}))
     else:

@@ -54,7 +54,7 @@ class Request:
         return cls(id=data["id"], token_ids=tuple(data["token_ids"]), sampling=SamplingParams(**sampling))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)  # made in every step: frozen it takes twice as long
 class Tokens:
     """New tokens of a request, in order. The last message of a request has a `finish_reason`."""
 

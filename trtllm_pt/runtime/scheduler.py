@@ -126,9 +126,10 @@ class Scheduler:
                 if sequence.computed >= (sequence.registered + 1) * PAGE:
                     self._register_full_pages(sequence)
         messages = []
-        for sequence, token, log_prob, error in zip(self.wanted, *sampled, strict=True):
+        tokens, log_probs, errors = sampled
+        for row, sequence in enumerate(self.wanted):
             if sequence.finish_reason is None:
-                message = self._take(sequence, token, log_prob, error)
+                message = self._take(sequence, tokens[row], log_probs[row], errors[row])
                 if message is not None:
                     messages.append(message)
         self.steps += 1

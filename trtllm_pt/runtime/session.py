@@ -85,7 +85,7 @@ class Session:
         self._reduces.begin()
         logits = self.engine.run(*self.message.inputs)
         self.forwards += 1
-        return self.world.gather_logits(logits)
+        return logits if self.world.size == 1 else self.world.gather_logits(logits)
 
     def follow(self) -> None:
         """Ranks but 0: run plans until rank 0 stops."""

@@ -17,16 +17,16 @@ class Views:
 
     def __init__(self, columns: int) -> None:
         self.columns = columns
-        self._arrays: dict[tuple[int, int], npt.NDArray[np.float32]] = {}
+        self._arrays: dict[int, npt.NDArray[np.float32]] = {}  # by address
 
     def of(self, tensor: Tensor, rows: int) -> npt.NDArray[np.float32]:
         """float32 [rows, columns] of a contiguous float32 [rows, columns or more]; good while the tensor lives."""
-        key = (tensor.data_ptr(), rows)
-        array = self._arrays.get(key)
-        if array is None:
+        address = tensor.data_ptr()
+        array = self._arrays.get(address)
+        if array is None or len(array) != rows:
             assert tensor.is_contiguous() and len(tensor) == rows
             if len(self._arrays) == _MOST:
                 self._arrays.clear()
-            place = (ctypes.c_float * tensor.numel()).from_address(key[0])  # it does not keep the tensor
-            array = self._arrays[key] = np.ctypeslib.as_array(place).reshape(tensor.shape)[:, : self.columns]
+            place = (ctypes.c_float * tensor.numel()).from_address(address)  # it does not keep the tensor
+            array = self._arrays[address] = np.ctypeslib.as_array(place).reshape(tensor.shape)[:, : self.columns]
         return array
