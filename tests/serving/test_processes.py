@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 import pytest
 
@@ -38,6 +38,7 @@ pytestmark = needs_triton
 
 PROMPT = "def binary_search("
 ROOT = Path(__file__).parents[2]
+T = TypeVar("T")
 PTRACE_SEIZE, PTRACE_INTERRUPT, WAIT_ALL = 0x4206, 0x4207, 0x40000000
 PYTHON_MODELS = ("preprocessing", "tensorrt_llm", "postprocessing", "tensorrt_llm_bls")
 
@@ -159,7 +160,8 @@ def _hold(pid: int, done: threading.Event) -> None:
             pass
 
 
-FAULTS: list[tuple[Callable[[int], None], int, str]] = [
+Fault = tuple[Callable[[int], None], int, str]  # what happens to a process, of which rank, and what is said of it
+FAULTS: list[Fault] = [
     (kill, 0, "was ended by signal 9"),
     (stop, 1, "has not answered for 8 s"),
     (hold, 0, "has not answered for 8 s"),
@@ -179,22 +181,23 @@ def break_under_a_stream(server: int, served: Served, fault: Callable[[int], Non
         list(answers)
 
 
-@pytest.mark.parametrize(("fault", "rank", "how"), FAULTS[:3])
-def test_serve_ends_naming_the_rank_that_died_or_hangs(
-    engines: Path, fault: Callable[[int], None], rank: int, how: str
-) -> None:
-    ports = free_ports(4)
-    with serve(engines, ports) as (process, served, _):
-        started = below(process.pid)
-        break_under_a_stream(process.pid, served, fault, rank, how)
-        _, err = process.communicate(timeout=60)
-        assert process.returncode == 1
-        assert re.search(rf"Error: the engine is down: rank {rank} .*{how}.*; the server was ended", err), err
-        assert gone(started)
-        assert not ready(served)
-    if fault is kill:
-        with serve(engines, ports) as (_, served, _):
-            assert ready(served)
+def test_serve_ends_naming_the_rank_that_died_or_hangs(engines: Path) -> None:
+    def one(which: Fault) -> None:
+        fault, rank, how = which
+        ports = free_ports(4)
+        with serve(engines, ports) as (process, served, _):
+            started = below(process.pid)
+            break_under_a_stream(process.pid, served, fault, rank, how)
+            _, err = process.communicate(timeout=60)
+            assert process.returncode == 1
+            assert re.search(rf"Error: the engine is down: rank {rank} .*{how}.*; the server was ended", err), err
+            assert gone(started)
+            assert not ready(served)
+        if fault is kill:
+            with serve(engines, ports) as (_, served, _):
+                assert ready(served)
+
+    two_at_a_time(one, FAULTS[:3])
 
 
 def test_serve_ends_naming_the_model_whose_process_died(engines: Path) -> None:
@@ -209,10 +212,10 @@ def test_serve_ends_naming_the_model_whose_process_died(engines: Path) -> None:
     two_at_a_time(one, PYTHON_MODELS)
 
 
-def two_at_a_time(work: Callable[[str], None], models: Iterable[str]) -> None:
+def two_at_a_time(work: Callable[[T], None], those: Iterable[T]) -> None:
     """For tests that wait most of their time."""
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(work, models))
+        list(pool.map(work, those))
 
 
 def ranks_of(pid: int) -> dict[int, int]:
