@@ -1,0 +1,88 @@
+"""What an engine costs before its first token: seconds to load it, and each rank's memory beside the weights.
+
+    python benchmarks/start.py ENGINES [--tokens 128] [--json]         one rank
+    mpirun -n 2 python benchmarks/start.py ENGINES …
+
+Seconds count from the imports (torch, MPI) to an engine that takes requests, the slowest rank's. Own memory is what the
+kernel calls anonymous, which no other process shares: how much a rank has more after a prompt than it had before it
+loaded the engine, the KV cache for that prompt included. Mapped is what it reads of the engine's files, which all ranks
+share with each other and with the page cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+from trtllm_pt.cli.text import table
+from trtllm_pt.launchers import launched_ranks
+from trtllm_pt.messages import Request, SamplingParams
+from trtllm_pt.runtime.embedded import EmbeddedRuntime
+from trtllm_pt.runtime.session import Session, open_session
+from trtllm_pt.runtime.world import import_mpi
+
+COLUMNS = ("rank", "load (s)", "own memory (MB)", "mapped (MB)", "weights (MB)")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("engines", type=Path)
+    parser.add_argument("--tokens", type=int, default=128, help="of the prompt, and as many as the KV cache then needs")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    if launched_ranks():
+        import_mpi()
+    own = memory("Anonymous")
+    began = time.perf_counter()
+    session = open_session(args.engines)
+    loaded = time.perf_counter() - began
+    prompt(session, args.tokens)
+    row = (session.world.rank, loaded, memory("Anonymous") - own, mapped(args.engines), weights(session, args.engines))
+    rows = session.world.gather_all(row)
+    if session.world.rank == 0:
+        if args.json:
+            print(
+                json.dumps({"engine": str(args.engines), "ranks": [dict(zip(COLUMNS, r, strict=True)) for r in rows]})
+            )
+        else:
+            print(table([[r[0], f"{r[1]:.2f}", *(f"{mb:.0f}" for mb in r[2:])] for r in rows], list(COLUMNS)))
+
+
+def prompt(session: Session, tokens: int) -> None:
+    """One forward, so that every weight has been read."""
+    if session.world.rank:
+        session.follow()
+        return
+    runtime = EmbeddedRuntime(session)
+    runtime.submit(Request(id=0, token_ids=tuple(range(tokens)), sampling=SamplingParams(max_tokens=1, end_id=-1)))
+    while runtime.busy:
+        runtime.poll(1.0)
+    session.close()
+
+
+def memory(kind: str) -> float:
+    """MB of this process, by the name that Linux has for it in smaps."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith(f"{kind}:")) / 1e3
+
+
+def mapped(engines: Path) -> float:
+    """MB of the engine's files that this process has in memory."""
+    total, ours = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split(" ", 1)[0]:
+            ours = str(engines.resolve()) in line and ".safetensors" in line
+        elif ours and line.startswith("Rss:"):
+            total += int(line.split()[1])
+    return total / 1e3
+
+
+def weights(session: Session, engines: Path) -> float:
+    files = (engines / f"rank{session.world.rank}.safetensors", engines / "shared.safetensors")
+    return sum(file.stat().st_size for file in files if file.exists()) / 1e6
+
+
+if __name__ == "__main__":
+    main()
