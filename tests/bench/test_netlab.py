@@ -93,6 +93,7 @@ def test_a_sweep(engines: Engines, tmp_path: Path, bench: Callable[..., Done]) -
     assert (tp["syncs_per_token"], pt["syncs_per_token"]) == (4, 1)
     assert tp["tpot(ms)"] > 4 * 3 and pt["tpot(ms)"] > 3  # each sync takes a trip at the least
     assert slow["predicted_tpot_ratio"]["tp"] == 1.0 and 0 < slow["predicted_tpot_ratio"]["pt"] < 1
+    assert slow["prediction_over_measurement"]["tp"]["median"] == 1.0
     assert [len(visit["batches"]["pt"]) for visit in slow["visits"]] == [2]
     again = bench("netlab.py", *script[2:], *effort[2:], "--delays", "3000", "--resume")
     assert again.returncode == 0, again.stderr
@@ -132,6 +133,7 @@ def test_a_prediction_reads_the_baseline_alone(engines: Engines) -> None:
     [
         (("--delays", "50;x"), "--delays ('50;x') must be microseconds up to 1000000"),
         (("--input_output_len", "8,4;9,4"), "netlab takes one pair"),
+        (("--input_output_len", "8,1"), "--input_output_len (8,1): netlab compares the time between tokens"),
         (("--ranks", "17"), "--ranks (17) must be between 2 and 16"),
     ],
 )

@@ -20,6 +20,7 @@ from trtllm_pt.bench.batch import Batch, Case
 from trtllm_pt.bench.compare import rows
 from trtllm_pt.bench.contenders import Contender
 from trtllm_pt.bench.links import Link, Links
+from trtllm_pt.bench.percentiles import ratios
 from trtllm_pt.bench.predicted import predicted_tpot
 from trtllm_pt.bench.progress import bar
 from trtllm_pt.bench.report import machine
@@ -83,22 +84,27 @@ def _report(plan: Plan, links: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _summed_up(plan: Plan, link: dict[str, Any], predicted: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """The link with the rows of all its visits, and medians of what was predicted for each round."""
+    """The link with the rows of all its visits, medians of what was predicted for each round, and how far that was off.
+
+    An error is that of a round's prediction from the same round's measurement: what the machine does changes between
+    rounds, and medians of both may come from different ones.
+    """
     taken = [
         [Batch(**visit["batches"][each.name][number]) for each in plan.contenders]
         for visit in link["visits"]
         for number in range(len(visit["batches"][plan.contenders[0].name]))
     ]
     baseline = plan.contenders[0].name
+    expected = {each.name: [tpot[each.name] / tpot[baseline] for tpot in predicted] for each in plan.contenders}
+    measured = {each.name: [b[i].tpot / b[0].tpot for b in taken] for i, each in enumerate(plan.contenders)}
     return link | {
         "round_trip_s": median(visit["round_trip_s"] for visit in link["visits"]),
         "rows": rows(plan.contenders, {plan.case: taken}),
         "predicted_tpot_ms": {
             each.name: 1e3 * median(tpot[each.name] for tpot in predicted) for each in plan.contenders
         },
-        "predicted_tpot_ratio": {
-            each.name: median(tpot[each.name] / tpot[baseline] for tpot in predicted) for each in plan.contenders
-        },
+        "predicted_tpot_ratio": {name: median(ratio) for name, ratio in expected.items()},
+        "prediction_over_measurement": {name: dict(ratios(expected[name], measured[name])) for name in expected},
     }
 
 

@@ -101,6 +101,10 @@ def command(
     from trtllm_pt.planner.plot import check_target as check_plot
 
     case = Case(batch_size, *pairs[0])
+    if case.output_length < 2:
+        raise UsageError(
+            f"--input_output_len ({case.input_length},1): netlab compares the time between tokens: ask for 2 or more"
+        )
     links = [Link(delay, rate_mbit) for delay in _delays(delays)]
     check_target(report_json, "--report_json")
     for plot in plots:
@@ -159,13 +163,26 @@ def _built(model: str, schedules: str | None, ranks: int, dtype: str, folder: Pa
 def _page(report: dict[str, Any]) -> Iterator[str]:
     case = f"batch {report['batch_size']}, {report['input_length']} tokens in, {report['output_length']} out"
     yield f"{report['world_size']} ranks, {report['machine']['name']}; {case}"
-    yield f"TPOT, and ratios to {report['baseline']} of the same rounds with their spread from p10 to p90"
-    header = ("delay us", "name", "round trip us", "syncs", "TPOT ms", "predicted", "ratio", "", "predicted", "error")
+    yield f"TPOT, and ratios to {report['baseline']} of the same rounds, medians with their spread from p10 to p90"
+    yield "error: of a round's prediction from the same round's measurement, median and spread"
+    header = (
+        "delay us",
+        "name",
+        "round trip us",
+        "syncs",
+        "TPOT ms",
+        "predicted",
+        "ratio",
+        "",
+        "predicted",
+        "error",
+        "",
+    )
     lines = []
     for link in report["links"]:
         for row in link["rows"]:
             name = row["name"]
-            low, high, ratio = row["tpot_ratio_p10"], row["tpot_ratio_p90"], link["predicted_tpot_ratio"][name]
+            error = {key: value - 1 for key, value in link["prediction_over_measurement"][name].items()}
             lines.append(
                 [
                     f"{link['delay_us']:g}",
@@ -174,9 +191,14 @@ def _page(report: dict[str, Any]) -> Iterator[str]:
                     str(row["syncs_per_token"]),
                     f"{row['tpot(ms)']:.2f}",
                     f"{link['predicted_tpot_ms'][name]:.2f}",
-                    *(["-", ""] if low is None else [f"{row['tpot_ratio']:.3f}", f"({low:.2f} to {high:.2f})"]),
-                    f"{ratio:.3f}",
-                    "" if low is None or row is link["rows"][0] else f"{ratio / row['tpot_ratio'] - 1:+.1%}",
+                    f"{row['tpot_ratio']:.3f}",
+                    f"({row['tpot_ratio_p10']:.2f} to {row['tpot_ratio_p90']:.2f})",
+                    f"{link['predicted_tpot_ratio'][name]:.3f}",
+                    *(
+                        [f"{error['median']:+.1%}", f"({error['p10']:+.0%} to {error['p90']:+.0%})"]
+                        if row is not link["rows"][0]
+                        else ["", ""]
+                    ),
                 ]
             )
     yield ""
