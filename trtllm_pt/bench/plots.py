@@ -75,7 +75,10 @@ def plot_sweep(report: dict[str, Any], path: Path) -> None:
         predicted = [link["predicted_tpot_ratio"][name] for link in links]
         axis.plot(delays, predicted, "--", color=f"C{number}", label=f"{name}, predicted")
     axis.axhline(1.0, color=_GREY, linewidth=0.8)
-    axis.set_xscale("symlog", linthresh=10)  # a delay of 0 has its place too
+    if min(delays) > 0:
+        axis.set_xscale("log")
+    else:
+        axis.set_xscale("symlog", linthresh=10)  # a delay of 0 has its place too
     axis.set_xticks(delays, [f"{delay:g}" for delay in delays])
     axis.minorticks_off()
     axis.set_ylim(bottom=0)
