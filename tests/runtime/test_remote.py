@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import time
 
 import pytest
 
+from trtllm_pt.runtime.first_ended import FirstEnded
 from trtllm_pt.runtime.launch import find_mpirun
 from trtllm_pt.runtime.remote import who_ended
 
@@ -52,6 +54,24 @@ def test_who_ended(log: str, said: str | None) -> None:
     assert who_ended(log, [1200, 1201]) == said
 
 
+def test_mpirun_may_name_a_rank_that_it_ended_itself() -> None:
+    log = "=   PID 1200 RUNNING AT here\n=   EXIT CODE: 9\nTERMINATED WITH THE EXIT STRING: Killed (signal 9)\n"
+    assert who_ended(log, [1200, 1201], 1200) == "rank 0 (process 1200) was ended by signal 9"
+    assert who_ended(log, [1200, 1201], 1201) == "rank 1 (process 1201) has ended"
+
+
+def test_the_first_to_end() -> None:
+    first, second = (subprocess.Popen(["sleep", "60"]) for _ in range(2))
+    with first, second:
+        seen = FirstEnded([first.pid, second.pid])
+        second.kill()
+        deadline = time.monotonic() + 10
+        while seen.pid is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        first.kill()
+        assert seen.pid == second.pid
+
+
 RANK = """
 import os, signal, time
 from mpi4py import MPI
@@ -62,7 +82,7 @@ if MPI.COMM_WORLD.rank == 0:
     print("pids", *pids, flush=True)
 with last_words():
     if MPI.COMM_WORLD.rank == 1:
-        time.sleep(0.5)
+        time.sleep(0.1)
         {rank_1}
     raise ValueError("what MPI says")
 """

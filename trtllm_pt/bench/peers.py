@@ -1,7 +1,7 @@
 """Our engine and another one in turn, seconds apart, with the machine's own speed taken beside every sample.
 
-A virtual machine's memory may halve its speed for minutes: a ratio of two samples means something only where the read
-stream was the same around both, and a time only beside the read stream.
+A virtual machine's memory may halve its speed for minutes: a ratio of two samples means something only where what
+limits both, the read stream or for a prompt the matrix product, was the same around both, and a time only beside it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from trtllm_pt.config import ModelConfig
 from trtllm_pt.cost import DTYPE_BYTES, active_parameters, flops_per_token
 
 DTYPE = "bfloat16"
-_STEADY = 1.25  # the reads around a pair of samples differ by less than this
+_STEADY = 1.25  # the gauges around a pair of samples differ by less than this
 _REST_SECONDS = 0.3  # until the threads of whoever worked last have stopped spinning
 _FIRST_TOKEN_ID = 4  # those below may mean something to a peer, such as padding
 
@@ -107,13 +107,11 @@ def summary(config: ModelConfig, case: Case, samples: Sequence[Mapping[str, Any]
 
     of_limit: of the read stream where it decodes, of the best matrix product where it prefills.
     """
-    steady = [each for each in samples if max(each["read"]) < _STEADY * min(each["read"])]
+    gauge, work = ("multiply", prefill_flops(config, case.prompt)) if case.tokens == 1 else ("read", step_bytes(config))
+    steady = [each for each in samples if max(each[gauge]) < _STEADY * min(each[gauge])]
     counted = steady or samples
     ratios = [each["peer_s"] / each["ours_s"] for each in counted]
-    if case.tokens == 1:
-        rates = [prefill_flops(config, case.prompt) / each["ours_s"] / _beside(each, "multiply") for each in counted]
-    else:
-        rates = [step_bytes(config) / each["ours_s"] / _beside(each, "read") for each in counted]
+    rates = [work / each["ours_s"] / _beside(each, gauge) for each in counted]
     return {
         "samples": len(samples),
         "steady": len(steady),

@@ -24,6 +24,7 @@ from typing import Any
 from trtllm_pt.engine.manifest import EngineManifest, Kind
 from trtllm_pt.errors import RunError, TrtllmPtError, UsageError
 from trtllm_pt.messages import Request, Stats, Tokens
+from trtllm_pt.runtime.first_ended import FirstEnded
 from trtllm_pt.runtime.launch import CLOSED, NO_MPI, find_mpirun
 from trtllm_pt.runtime.limits import Limits
 
@@ -113,6 +114,7 @@ class RemoteRuntime:
                 self._job = self._start(manifest.ranks, [str(folder), str(self._folder / "socket"), *given])
                 self._connection = self._accept(listener)
             self.pids = self._wait_until_ready()
+            self._first_ended = FirstEnded(self.pids)
             self.leftovers = _shared_memory_of(self.pids[0])
         except BaseException:
             self.close()
@@ -230,7 +232,7 @@ class RemoteRuntime:
             return UsageError(text) if kind == "usage" else RunError(text)
         if re.search("no libmpi|cannot load MPI|No module named '?mpi4py", log):
             return UsageError(NO_MPI[self._kind])
-        if ended := who_ended(log, self.pids):
+        if ended := who_ended(log, self.pids, self._first_ended.pid if self.pids else None):
             return RunError(f"{ended}; all ranks have ended")
         return RunError(f"the ranks have ended: {self._last_log_line()}")
 
@@ -239,9 +241,14 @@ class RemoteRuntime:
         return lines[-1] if lines else f"mpirun ended with status {self._job.poll()} and said nothing"
 
 
-def who_ended(log: str, pids: list[int]) -> str | None:
-    """Which rank ended first, and how, by the last words of MPICH's mpirun or Open MPI's; None: they do not say."""
+def who_ended(log: str, pids: list[int], first: int | None = None) -> str | None:
+    """Which rank ended first, and how, by the last words of MPICH's mpirun or Open MPI's; None: they do not say.
+
+    first: the process that was seen to end first; mpirun may name another, which it ended itself.
+    """
     if (found := re.search(r"PID (\d+) RUNNING AT", log)) and int(found[1]) in pids:
+        if first is not None and first != int(found[1]):
+            return f"rank {pids.index(first)} (process {first}) has ended"
         rank, code = pids.index(int(found[1])), re.search(r"EXIT CODE: (\d+)", log)
         how = f"was ended by signal {code[1]}" if "(signal" in log and code else f"ended with status {code and code[1]}"
         return f"rank {rank} (process {found[1]}) {how}"
