@@ -147,20 +147,21 @@ def test_scripts_under_mpirun_end(engines: Engines, body: str, status: int) -> N
 
 
 @pytest.mark.parametrize(
-    ("end", "rank", "message"),
+    ("end", "rank", "how"),
     [
-        (signal.SIGKILL, 0, r"rank 0 \(process \d+\) (was ended by signal 9|has ended)"),
-        (signal.SIGKILL, 1, r"rank 1 \(process \d+\) (was ended by signal 9|has ended)"),
-        (signal.SIGSTOP, 1, r"rank 1 \(process \d+\) has not answered for 8 s"),
+        (signal.SIGKILL, 0, "(was ended by signal 9|has ended)"),
+        (signal.SIGKILL, 1, "(was ended by signal 9|has ended)"),
+        (signal.SIGSTOP, 1, "has not answered for 8 s"),
     ],
 )
-def test_a_rank_that_dies_or_hangs_ends_all_by_name(engines: Engines, end: int, rank: int, message: str) -> None:
+def test_a_rank_that_dies_or_hangs_ends_all_by_name(engines: Engines, end: int, rank: int, how: str) -> None:
+    """mpirun may say how another ended, which it ended itself; then nobody knows of this one."""
     [folder] = engines("pretrained-2")
     with LLM(folder) as victim:
         assert isinstance(victim._runtime, RemoteRuntime)
         pids = victim._runtime.pids
         threading.Timer(0.3, os.kill, (pids[rank], end)).start()
-        with pytest.raises(RunError, match=message):
+        with pytest.raises(RunError, match=rf"rank {rank} \(process {pids[rank]}\) {how}"):
             while True:
                 victim.generate([[1]] * 4, SamplingParams(max_tokens=100, end_id=-1))
         leftovers = victim._runtime.leftovers

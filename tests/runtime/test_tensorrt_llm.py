@@ -232,16 +232,16 @@ def test_stats(runtime: TensorRTRuntime) -> None:
     idle = runtime.stats()
     assert (idle.steps, idle.active_requests, idle.waiting_requests, idle.kv_pages_total) == (0, 0, 0, 0)
     for id in range(6):
-        runtime.submit(request(id, end_id=FREE[5]))
-    while not runtime.poll(1.0):
-        pass
-    running = runtime.stats()
-    assert running.active_requests + running.waiting_requests == 6
-    assert 6 - 4 <= running.waiting_requests < 6 and running.kv_pages_used > 0
+        runtime.submit(request(id, max_tokens=50))
+    while (running := runtime.stats()).waiting_requests != 2 and runtime.busy:  # it begins before it has heard of all
+        runtime.poll(1.0)
+    assert (running.active_requests, running.waiting_requests) == (4, 2) and running.kv_pages_used > 0
+    drain(runtime)
+    runtime.submit(request(6, end_id=FREE[5]))
     drain(runtime)
     after = runtime.stats()
     assert (after.active_requests, after.waiting_requests) == (0, 0)
-    assert (after.prompt_tokens, after.output_tokens) == (6 * len(PROMPT), 6 * 6), "end ids included"
+    assert (after.prompt_tokens, after.output_tokens) == (7 * len(PROMPT), 6 * 50 + 6), "end ids included"
     assert after.steps > running.steps
     assert (after.sync_points_seen, after.hops_per_step, after.preemptions) == (None, None, 0)
 

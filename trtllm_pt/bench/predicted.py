@@ -29,10 +29,11 @@ def predicted_tpot(
     baseline = contenders[0]
     machines = [_machines(link["visits"]) for link in links]
     wanted = [batch["tpot"] for link in links for visit in link["visits"] for batch in visit["batches"][baseline.name]]
-    models = [_model(baseline, machine) for on_link in machines for machine in on_link]
-    engine = fit(models[0].engine, _FITTED, lambda tried: [_seconds(model, case, tried) for model in models], wanted)
+    plain = load_engine("embedded")
+    models = [_model(baseline, machine, plain) for on_link in machines for machine in on_link]
+    engine = fit(plain, _FITTED, lambda tried: [_seconds(model.with_engine(tried), case) for model in models], wanted)
     return [
-        [{each.name: _seconds(_model(each, machine), case, engine) for each in contenders} for machine in on_link]
+        [{each.name: _seconds(_model(each, machine, engine), case) for each in contenders} for machine in on_link]
         for on_link in machines
     ]
 
@@ -52,11 +53,10 @@ def _by_size(curves: Sequence[Mapping[str, Any]]) -> list[tuple[float, list[floa
     return [(points[0][0], [p[1] for p in points]) for points in zip(*(each["points"] for each in curves), strict=True)]
 
 
-def _model(contender: Contender, machine: Machine) -> Model:
+def _model(contender: Contender, machine: Machine, engine: Engine) -> Model:
     manifest = contender.facts.manifest
-    return Model(contender.facts.model, manifest.ranks, manifest.checkpoint.dtype, machine, load_engine("embedded"))
+    return Model(contender.facts.model, manifest.ranks, manifest.checkpoint.dtype, machine, engine)
 
 
-def _seconds(model: Model, case: Case, engine: Engine) -> float:
-    workload = Workload(case.input_length, case.output_length)
-    return decode(model.with_engine(engine), workload, case.batch_size).seconds
+def _seconds(model: Model, case: Case) -> float:
+    return decode(model, Workload(case.input_length, case.output_length), case.batch_size).seconds

@@ -14,18 +14,21 @@ class FirstEnded:
 
     def __init__(self, pids: Sequence[int]) -> None:
         self.pid: int | None = None
-        try:
-            watched = {os.pidfd_open(pid): pid for pid in pids}
-        except (AttributeError, OSError):  # an old kernel, or one that is gone
-            return
-        threading.Thread(target=self._wait, args=(watched,), daemon=True).start()
+        threading.Thread(target=self._wait, args=(pids,), daemon=True).start()
 
-    def _wait(self, watched: dict[int, int]) -> None:
+    def _wait(self, pids: Sequence[int]) -> None:
+        watched: dict[int, int] = {}  # by descriptor
         poll = select.poll()
-        for descriptor in watched:
-            poll.register(descriptor, select.POLLIN)
-        ended = poll.poll()
-        if len(ended) == 1:
-            self.pid = watched[ended[0][0]]
-        for descriptor in watched:
-            os.close(descriptor)
+        try:
+            for pid in pids:
+                descriptor = os.pidfd_open(pid)
+                watched[descriptor] = pid
+                poll.register(descriptor, select.POLLIN)
+            ended = poll.poll()
+            if len(ended) == 1:
+                self.pid = watched[ended[0][0]]
+        except (AttributeError, OSError):  # an old kernel, or one of them is gone
+            return
+        finally:
+            for descriptor in watched:
+                os.close(descriptor)
