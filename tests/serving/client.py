@@ -99,6 +99,11 @@ class Stream:
                 yield {output.name: result.as_numpy(output.name) for output in message.outputs}
         self._client.stop_stream()
 
+    @property
+    def unread(self) -> int:
+        """Responses that came and that nobody has taken yet."""
+        return self._answers.qsize()
+
     def close(self) -> None:
         """As a client that goes away."""
         self._client.stop_stream(cancel_requests=True)

@@ -333,18 +333,24 @@ def test_requests_that_wait_do_not_hold_up_streams_that_run(roomy: Served) -> No
     """tensorrt_llm_bls waits for an engine's first answer on a thread of Triton's: there must be more of them than
     requests that wait."""
     wanted = scalars(text_input=b"def f(", max_tokens=LONG, end_id=END, stream=True)
-    first = Stream(roomy, "tensorrt_llm_bls", wanted)
-    answers = iter(first)
-    next(answers)
-    others = [Stream(roomy, "tensorrt_llm_bls", wanted) for _ in range(50)]
-    until(lambda: figures(roomy)[ACTIVE] == 51)
-    before = figures(roomy)["nv_trt_llm_general_metrics/iteration_counter"]
-    for _ in range(150):
+    with contextlib.ExitStack() as streams:
+
+        def start() -> Stream:
+            stream = Stream(roomy, "tensorrt_llm_bls", wanted)
+            streams.callback(stream.close)
+            return stream
+
+        first = start()
+        answers = iter(first)
         next(answers)
-    assert figures(roomy)["nv_trt_llm_request_metrics/waiting"] == 47, "its answers came when others had ended"
-    assert figures(roomy)["nv_trt_llm_general_metrics/iteration_counter"] > before
-    for stream in (first, *others):
-        stream.close()
+        for _ in range(50):
+            start()
+        until(lambda: figures(roomy)[ACTIVE] == 51)
+        before = figures(roomy)["nv_trt_llm_general_metrics/iteration_counter"]
+        for _ in range(first.unread + 150):
+            next(answers)
+        until(lambda: figures(roomy)["nv_trt_llm_general_metrics/iteration_counter"] > before)
+        assert figures(roomy)["nv_trt_llm_request_metrics/waiting"] == 47, "its answers came when others had ended"
     until(lambda: not figures(roomy)[ACTIVE])
 
 
@@ -352,27 +358,31 @@ def test_a_long_prompt_does_not_stall_streams_that_run(roomy: Served) -> None:
     """While its chunks are computed, each of the others gets a token with every chunk: here more than 40."""
     counts = [0, 0, 0]
     wanted = scalars(text_input=b"def f(", max_tokens=LONG, end_id=END, stream=True)
-    streams = [Stream(roomy, "tensorrt_llm_bls", wanted) for _ in counts]
-
-    def read(number: int) -> None:
-        with contextlib.suppress(Exception):  # closed below
-            for _ in streams[number]:
-                counts[number] += 1
-
-    readers = [threading.Thread(target=read, args=(number,), daemon=True) for number in range(len(counts))]
-    for reader in readers:
-        reader.start()
-    until(lambda: min(counts) > 3)
     draw = random.Random(0)
     prompt = [draw.randrange(1, 4096) for _ in range(LONG - 1)]
-    before = counts.copy()
-    long = Stream(roomy, "tensorrt_llm", tokens(prompt, 1, end_id=END))
-    until(lambda: figures(roomy)["nv_trt_llm_inflight_batcher_metrics/total_context_tokens"] == len(prompt))
-    assert figures(roomy)["nv_trt_llm_request_metrics/context"] == 1
-    [answer] = long
-    meanwhile = [after - earlier for after, earlier in zip(counts, before, strict=True)]
-    for stream in streams:
-        stream.close()
+
+    def read(number: int) -> None:
+        with contextlib.closing(Stream(roomy, "tensorrt_llm_bls", wanted)) as stream:
+            for _ in stream:
+                counts[number] += 1
+                if enough.is_set():
+                    return
+
+    enough = threading.Event()
+    with ThreadPoolExecutor() as pool:
+        try:
+            readers = [pool.submit(read, number) for number in range(len(counts))]
+            until(lambda: min(counts) > 3)
+            before = counts.copy()
+            long = Stream(roomy, "tensorrt_llm", tokens(prompt, 1, end_id=END))
+            until(lambda: figures(roomy)["nv_trt_llm_inflight_batcher_metrics/total_context_tokens"] == len(prompt))
+            assert figures(roomy)["nv_trt_llm_request_metrics/context"] == 1
+            [answer] = long
+            meanwhile = [after - earlier for after, earlier in zip(counts, before, strict=True)]
+        finally:
+            enough.set()
+    for reader in readers:
+        reader.result()
     assert ids_of([answer]) and min(meanwhile) > 20, meanwhile
     until(lambda: not figures(roomy)[ACTIVE])
 
