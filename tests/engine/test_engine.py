@@ -80,7 +80,7 @@ def test_collectives_stand_where_the_program_has_them(engines: Engines, name: st
 
 
 def event(op: str) -> str | None:
-    return {"attention": "attention", "swiglu": "ffn", "experts": "ffn", "all_reduce": "all_reduce"}.get(op)
+    return {"attention": "attention", "linear_swiglu": "ffn", "experts": "ffn", "all_reduce": "all_reduce"}.get(op)
 
 
 def program(config: ModelConfig) -> list[str]:

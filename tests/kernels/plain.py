@@ -32,8 +32,9 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * weight.double()
 
 
-def swiglu(x: Tensor) -> Tensor:
-    gate, up = x.double().chunk(2, -1)
+def linear_swiglu(x: Tensor, w: Tensor) -> Tensor:
+    """x [.., T, W], w [.., 2, F, W]: gate, up."""
+    gate, up = (x.double().unsqueeze(-3) @ w.double().mT).unbind(-3)
     return gate * torch.sigmoid(gate) * up
 
 
@@ -127,7 +128,7 @@ def attention(shape: Shape, qkv: Tensor) -> Tensor:
 
 
 def experts(x: Tensor, router: Tensor, gate_up: Tensor, down: Tensor, top_k: int, cap: float) -> Tensor:
-    """Weights unpacked: gate_up [K, E, 2F, W], down [K, E, W, F]."""
+    """Weights unpacked: gate_up [K, E, 2, F, W], down [K, E, W, F]."""
     out = torch.zeros(x.shape, dtype=torch.float64)
     for k in range(x.shape[0]):
         logits = x[k].double() @ router[k].double().T
@@ -136,6 +137,6 @@ def experts(x: Tensor, router: Tensor, gate_up: Tensor, down: Tensor, top_k: int
         best, chosen = logits.topk(top_k)
         for t in range(x.shape[1]):
             for weight, e in zip(best[t].softmax(-1), chosen[t].tolist(), strict=True):
-                hidden = swiglu(gate_up[k, e].double() @ x[k, t].double()).to(x.dtype)
-                out[k, t] += weight * (down[k, e].double() @ hidden.double())
+                hidden = linear_swiglu(x[k, t, None], gate_up[k, e]).to(x.dtype)
+                out[k, t] += weight * (down[k, e].double() @ hidden[0].double())
     return out

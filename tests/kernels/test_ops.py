@@ -55,17 +55,27 @@ def test_rms_norm(ops, dtype, W):
     close(ops.rms_norm(x[:1], weight, 1e-5), plain.rms_norm(x[:1], weight[:, None], 1e-5), dtype)
 
 
-@pytest.mark.parametrize("F", [1, 17, 64, 1000])
-def test_swiglu(ops, dtype, F):
-    x = 8 * randn(2, 5, 2 * F, dtype=dtype)
-    x[0, 0, 0], x[0, 1, 0] = 200, -200  # where exp over- and underflows
-    close(ops.swiglu(x), plain.swiglu(x), dtype)
+@pytest.mark.parametrize(
+    "K, T, inputs, F",
+    [(1, 1, 64, 64), (1, 7, 33, 20), (2, 19, 130, 200), (3, 300, 1025, 70), (1, 3, 1, 1), (2, 5, 40, 32)],
+)
+def test_linear_swiglu(ops, dtype, K, T, inputs, F):
+    x, w = randn(K, T, inputs, dtype=dtype), 4 * randn(K, 2, F, inputs, dtype=dtype, seed=1) / inputs**0.5
+    close(ops.linear_swiglu(x, ops.pack(w), F), plain.linear_swiglu(x, w), dtype)
+
+
+@pytest.mark.parametrize("gate", [200.0, -200.0])
+def test_linear_swiglu_where_exp_over_and_underflows(ops, dtype, gate):
+    x, w = torch.ones(1, 2, 1, dtype=dtype), torch.tensor([[[gate]], [[3.0]]], dtype=dtype)[None]
+    want = torch.full((1, 2, 1), max(gate, 0) * 3, dtype=dtype)
+    torch.testing.assert_close(ops.linear_swiglu(x, ops.pack(w), 1), want, rtol=0, atol=1e-6)
 
 
 def test_nan_stays_visible(ops, dtype):
-    x = randn(1, 2, 64, dtype=dtype)
+    x, w = randn(1, 2, 64, dtype=dtype), ops.pack(randn(1, 2, 20, 64, dtype=dtype))
     x[0, 0, 3] = float("nan")
-    assert ops.swiglu(x)[0, 0, 3].isnan() and ops.swiglu(x)[0, 1].isfinite().all()
+    y = ops.linear_swiglu(x, w, 20)
+    assert y[0, 0].isnan().all() and y[0, 1].isfinite().all()
     shape = Shape(heads=1, kv_heads=1, size=16, rope=False, dtype=dtype)
     qkv = randn(1, 3, 48, dtype=dtype)
     qkv[0, 1, 0] = float("nan")
@@ -111,14 +121,14 @@ def test_attention(ops, dtype, shape):
 def test_experts(ops, dtype, E, top_k, cap, F, W, T):
     K = 2
     x, router = randn(K, T, W, dtype=dtype), randn(K, E, W, seed=1)
-    gate_up, down = randn(K, E, 2 * F, W, dtype=dtype, seed=2) / W**0.5, randn(K, E, W, F, dtype=dtype, seed=3)
+    gate_up, down = randn(K, E, 2, F, W, dtype=dtype, seed=2) / W**0.5, randn(K, E, W, F, dtype=dtype, seed=3)
     got = ops.experts(x, router, ops.pack(gate_up), ops.pack(down), top_k, cap, F)
     close(got, plain.experts(x, router, gate_up, down, top_k, cap), dtype)
 
 
 def test_experts_ties_go_to_the_lower_index(ops):
     x, router = torch.ones(1, 1, 4), torch.ones(1, 3, 4)
-    gate_up, down = torch.ones(1, 3, 8, 4), torch.ones(1, 3, 4, 4)
+    gate_up, down = torch.ones(1, 3, 2, 4, 4), torch.ones(1, 3, 4, 4)
     gate_up[:, 2] = 100
     got = ops.experts(x, router, ops.pack(gate_up), ops.pack(down), 2, 0.0, 4)
     close(got, plain.experts(x, router[:, :2], gate_up[:, :2], down[:, :2], 2, 0.0), torch.float32)
@@ -142,7 +152,7 @@ def test_mistakes_are_errors_with_names_and_numbers(ops):
         (lambda: ops.linear(x.bfloat16(), w, None, 32), "linear: w must be BFloat16"),
         (lambda: ops.linear(x.int(), w, None, 32), "linear: x must be bfloat16 or float32"),
         (lambda: ops.all_reduce(x, 2, 0.5), "no communicator was set"),
-        (lambda: ops.swiglu(randn(1, 2, 3)), "must be even"),
+        (lambda: ops.linear_swiglu(x, w, 32), r"linear_swiglu: w must have shape \[1, 2, 2, 32, 16\]"),
         (lambda: plain.attend(shape, qkv, shape.cache(2), Batch.make([30], [3], [[0, 1]])), "beyond its 2 pages"),
         (lambda: plain.attend(shape, qkv, shape.cache(2), Batch.make([0], [3], [[2]])), "outside the cache's 2"),
         (lambda: plain.attend(shape, qkv, shape.cache(2), Batch.make([0], [2], [[0]])), "from 0 to the 3 tokens"),

@@ -89,10 +89,10 @@ def packed(name: str, source: SafetensorsFile, manifest: CheckpointManifest, ran
     elif stem != name and f"{stem}.router.weight" in source:
         for up_gate in of(f"{stem}.fc.weight"):
             up, gate = up_gate.chunk(2, 1)
-            yield pack(torch.cat((gate, up), 1))[None]
+            yield pack(torch.stack((gate, up), 1))[None]
     elif stem != name:
         for fc, gate in zip(of(f"{stem}.fc.weight"), of(f"{stem}.gate.weight"), strict=True):
-            yield pack(torch.cat((fc, gate)))[None]
+            yield pack(torch.stack((fc, gate)))[None]
     elif name.endswith((".qkv.weight", ".dense.weight", ".proj.weight")):
         for track in of(name):
             yield pack(track)[None]

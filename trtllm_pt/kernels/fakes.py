@@ -16,7 +16,7 @@ def register() -> None:
     global _registered
     if _registered:
         return
-    for fake in (pack, linear, head, gather_rows, rms_norm, swiglu, rotary, attention, experts, all_reduce):
+    for fake in (pack, linear, linear_swiglu, head, gather_rows, rms_norm, rotary, attention, experts, all_reduce):
         torch.library.register_fake(f"trtllm_pt::{fake.__name__}", fake)
     _registered = True
 
@@ -31,6 +31,10 @@ def linear(x: Tensor, w: Tensor, bias: Tensor | None, n: int) -> Tensor:
     return x.new_empty(x.shape[0], x.shape[1], n)
 
 
+def linear_swiglu(x: Tensor, w: Tensor, n: int) -> Tensor:
+    return x.new_empty(x.shape[0], x.shape[1], n)
+
+
 def head(x: Tensor, table: Tensor, first: Tensor, n: int) -> Tensor:
     return x.new_empty(x.shape[0], n, dtype=torch.float32)
 
@@ -41,10 +45,6 @@ def gather_rows(ids: Tensor, table: Tensor, width: int) -> Tensor:
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return x.new_empty(weight.shape[0], x.shape[1], x.shape[2])
-
-
-def swiglu(x: Tensor) -> Tensor:
-    return x.new_empty(x.shape[0], x.shape[1], x.shape[2] // 2)
 
 
 def rotary(tokens: Tensor, starts: Tensor, offsets: Tensor, inv_freq: Tensor) -> Tensor:

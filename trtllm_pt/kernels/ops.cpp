@@ -142,23 +142,23 @@ int64_t panels_of_a_unit(int64_t panels, int64_t panel_bytes) {
 void multiply(const std::vector<Product>& products, Linear common, int64_t x_bytes, int64_t y_bytes) {
   int64_t rows = 0;
   for (const auto& p : products) rows = std::max(rows, p.rows);
-  constexpr int64_t kWidth = kPanel * kTile;
-  const int64_t blocks = (rows + kLinearRows - 1) / kLinearRows, panels = (common.end + kWidth - 1) / kWidth;
-  const int64_t all = static_cast<int64_t>(products.size()) * panels, panel_bytes = kPanel * common.steps * 64;
-  const int64_t taken = blocks > 1 ? 1 : panels_of_a_unit(all, panel_bytes);
+  const int64_t places = common.up ? 2 : 1, tiles = kPanel / places, width = tiles * kTile;
+  const int64_t blocks = (rows + kLinearRows - 1) / kLinearRows, panels = (common.end + width - 1) / width;
+  const int64_t all = static_cast<int64_t>(products.size()) * panels, tile_bytes = common.steps * 64;
+  const int64_t taken = blocks > 1 ? 1 : panels_of_a_unit(all, kPanel * tile_bytes);
   auto multiply_panel = [&](int64_t number, int64_t row, bool more) {
     const Product& p = products[number / panels];
-    const int64_t panel = number % panels, output = panel * kWidth;
+    const int64_t panel = number % panels, output = panel * width;
     if (row >= p.rows) return;
     Linear a = common;
     a.rows = std::min(kLinearRows, p.rows - row);
     a.x = p.x + row * a.x_stride * x_bytes;
-    a.w = p.w + panel * panel_bytes;
-    a.tiles = std::min(kPanel, tiles_of(common.end) - panel * kPanel);
+    a.w = p.w + panel * tiles * tile_bytes;
+    a.tiles = std::min(tiles, tiles_of(common.end) - panel * tiles) * places;
     a.bias = p.bias ? p.bias + output * (a.bf16 ? 2 : 4) : nullptr;
     a.y = p.y + (row * a.y_stride + output) * y_bytes;
     a.begin = std::max<int64_t>(0, common.begin - output);
-    a.end = std::min(kWidth, common.end - output);
+    a.end = std::min(width, common.end - output);
     a.more = more;
     path().linear(a);
   };
@@ -201,6 +201,22 @@ Tensor linear(const Tensor& x, const Tensor& w, const OptionalTensor& bias, int6
                         mutable_bytes(y) + k * T * n * size});
   multiply(products, shape_of(bf16, operand, w.size(2), n, bf16 ? Kind::kBFloat16 : Kind::kFloat, 0, n),
            operand.element_size(), size);
+  return y;
+}
+
+Tensor linear_swiglu(const Tensor& x, const Tensor& w, int64_t F) {
+  check_dims(x, "linear_swiglu: x", 3);
+  const bool bf16 = is_bf16(x, "linear_swiglu: x");
+  const int64_t K = x.size(0), T = x.size(1), size = x.element_size();
+  check_packed(w, "linear_swiglu: w", x, {K, 2}, F, x.size(2));
+  Tensor y = at::empty({K, T, F}, x.options()), operand = as_operand(x);
+  std::vector<Product> products;
+  for (int64_t k = 0; k < K; k++)
+    products.push_back({bytes(operand) + k * T * operand.size(-1) * operand.element_size(), T,
+                        bytes(w) + k * w.stride(0) * size, nullptr, mutable_bytes(y) + k * T * F * size});
+  Linear shape = shape_of(bf16, operand, w.size(3), F, bf16 ? Kind::kBFloat16 : Kind::kFloat, 0, F);
+  shape.up = w.stride(1) * size;
+  multiply(products, shape, operand.element_size(), size);
   return y;
 }
 
@@ -257,18 +273,6 @@ Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) {
   for_each_row(K * T, W, [&](int64_t i) {
     const char* from = bytes(xs) + (x.size(0) == 1 ? i % T : i) * row;
     path().norm(bf16, from, bytes(weight) + i / T * row, static_cast<float>(eps), W, mutable_bytes(y) + i * row);
-  });
-  return y;
-}
-
-Tensor swiglu(const Tensor& x) {
-  check_dims(x, "swiglu: x", 3);
-  const Kind kind = is_bf16(x, "swiglu: x") ? Kind::kBFloat16 : Kind::kFloat;
-  TORCH_CHECK(x.size(2) % 2 == 0, "swiglu: the last dimension must be even (gate | up), is ", x.size(2));
-  const int64_t rows = x.size(0) * x.size(1), F = x.size(2) / 2, size = x.element_size();
-  Tensor xs = x.contiguous(), y = at::empty({x.size(0), x.size(1), F}, x.options());
-  for_each_row(rows, 4 * F, [&](int64_t i) {
-    path().swiglu(kind, bytes(xs) + i * 2 * F * size, F, kind, mutable_bytes(y) + i * F * size);
   });
   return y;
 }
@@ -411,7 +415,7 @@ Tensor experts(const Tensor& x, const Tensor& router, const Tensor& gate_up, con
   const int64_t K = x.size(0), T = x.size(1), W = x.size(2), E = router.size(1);
   check(router, "experts: router", at::kFloat, {K, E, W});
   TORCH_CHECK(top_k >= 1 && top_k <= E, "experts: top_k must be from 1 to the ", E, " experts, is ", top_k);
-  check_packed(gate_up, "experts: gate_up", x, {K, E}, 2 * F, W);
+  check_packed(gate_up, "experts: gate_up", x, {K, E, 2}, F, W);
   check_packed(down, "experts: down", x, {K, E}, W, F);
 
   // Routing: choice c = (track * T + token) * top_k + rank.
@@ -436,8 +440,7 @@ Tensor experts(const Tensor& x, const Tensor& router, const Tensor& gate_up, con
   for (size_t c = 0; c < choices.size(); c++) slot[c] = next[expert_of(c)]++;
 
   const int64_t slots = choices.size(), inner = steps_of(bf16, F) * pack_of(bf16);
-  const Kind kind = bf16 ? path().operand : Kind::kFloat;
-  Tensor operand = as_operand(xs), floats = at::empty({0}, x.options().dtype(at::kFloat));
+  Tensor operand = as_operand(xs);
   const int64_t size = operand.element_size(), row = operand.size(-1) * size;
   Tensor grouped = at::empty({slots, operand.size(-1)}, operand.options());
   for_each_row(slots, W, [&](int64_t c) {
@@ -445,22 +448,21 @@ Tensor experts(const Tensor& x, const Tensor& router, const Tensor& gate_up, con
   });
 
   // One product per expert that was chosen.
-  auto multiply_each = [&](const Tensor& from, const Tensor& w, int64_t n) {
-    Tensor y = at::empty({slots, n}, floats.options());
+  auto multiply_each = [&](const Tensor& from, const Tensor& w, const Tensor& y, const Linear& shape) {
     std::vector<Product> products;
     for (int64_t e = 0; e < K * E; e++)
       if (begin[e] < begin[e + 1])
         products.push_back({bytes(from) + begin[e] * from.size(-1) * size, begin[e + 1] - begin[e],
-                            bytes(w) + e * w.stride(1) * w.element_size(), nullptr, mutable_bytes(y) + begin[e] * n * 4});
-    multiply(products, shape_of(bf16, from, w.size(3), n, Kind::kFloat, 0, n), size, 4);
-    return y;
+                            bytes(w) + e * w.stride(1) * w.element_size(), nullptr,
+                            mutable_bytes(y) + begin[e] * y.size(1) * y.element_size()});
+    multiply(products, shape, size, y.element_size());
   };
-  Tensor both = multiply_each(grouped, gate_up, 2 * F);
   Tensor hidden = inner == F ? at::empty({slots, F}, operand.options()) : at::zeros({slots, inner}, operand.options());
-  for_each_row(slots, 4 * F, [&](int64_t i) {
-    path().swiglu(Kind::kFloat, bytes(both) + i * 2 * F * 4, F, kind, mutable_bytes(hidden) + i * inner * size);
-  });
-  Tensor each = multiply_each(hidden, down, W), y = at::empty({K, T, W}, x.options());
+  Linear swiglu = shape_of(bf16, grouped, gate_up.size(4), inner, bf16 ? path().operand : Kind::kFloat, 0, F);
+  swiglu.up = gate_up.stride(2) * gate_up.element_size();
+  multiply_each(grouped, gate_up, hidden, swiglu);
+  Tensor each = at::empty({slots, W}, x.options().dtype(at::kFloat)), y = at::empty({K, T, W}, x.options());
+  multiply_each(hidden, down, each, shape_of(bf16, hidden, down.size(3), W, Kind::kFloat, 0, W));
 
   for_each_row(K * T, top_k * W, [&](int64_t i) {
     std::vector<const float*> rows(top_k);
@@ -481,10 +483,10 @@ std::string isa() { return path().name; }
 TORCH_LIBRARY_FRAGMENT(trtllm_pt, m) {
   m.def("pack(Tensor w) -> Tensor");
   m.def("linear(Tensor x, Tensor w, Tensor? bias, int n) -> Tensor");
+  m.def("linear_swiglu(Tensor x, Tensor w, int n) -> Tensor");
   m.def("head(Tensor x, Tensor table, Tensor first, int n) -> Tensor");
   m.def("gather_rows(Tensor ids, Tensor table, int width) -> Tensor");
   m.def("rms_norm(Tensor x, Tensor weight, float eps) -> Tensor");
-  m.def("swiglu(Tensor x) -> Tensor");
   m.def("rotary(Tensor tokens, Tensor starts, Tensor offsets, Tensor inv_freq) -> Tensor");
   m.def(
       "attention(Tensor qkv, Tensor? rotary, Tensor? q_norm, Tensor? k_norm, Tensor(a!) cache, Tensor starts, "
@@ -496,10 +498,10 @@ TORCH_LIBRARY_FRAGMENT(trtllm_pt, m) {
 TORCH_LIBRARY_IMPL(trtllm_pt, CPU, m) {
   m.impl("pack", pack);
   m.impl("linear", linear);
+  m.impl("linear_swiglu", linear_swiglu);
   m.impl("head", head);
   m.impl("gather_rows", gather_rows);
   m.impl("rms_norm", rms_norm);
-  m.impl("swiglu", swiglu);
   m.impl("rotary", rotary);
   m.impl("attention", attention);
   m.impl("experts", experts);

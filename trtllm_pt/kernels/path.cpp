@@ -179,10 +179,10 @@ struct BFloat16Weights {
 // `steps` of x. Unless `ahead` is 0, the lines that many bytes further on in the tiles are prefetched meanwhile, those of a
 // step at every `pause`-th: blocks of rows that read the same tiles one after the other each fetch a share, so that memory
 // never rests. A tile ends at `end`: what would lie behind it is the tile beside it, which is read now, so `skip` bytes
-// are left out, to the tile that is read next.
+// are left out, to the tile that is read next. The tiles lie in `places`, as many side by side in each.
 struct Tiles {
   const char* const* start;
-  int64_t count, segments, steps, ahead, pause, end, skip;
+  int64_t count, segments, steps, ahead = 0, pause = 0, end = 0, skip = 0, places = 1;
 };
 
 template <class W, int kRows, int kTiles>
@@ -246,7 +246,7 @@ void product(int64_t rows, const typename W::Operand* x, int64_t x_stride, Tiles
   for (int64_t done = 0, width; done < t.count; done += width, t.start += width) {
     int64_t left = t.count - done;
     width = left >= 4 && abreast == 4 ? 4 : left >= 2 && abreast >= 2 ? 2 : 1;
-    t.skip = (width - 1) * tile;
+    t.skip = width > t.places ? (width / t.places - 1) * tile : 0;
     for (int64_t b = 0, row = 0, size; b < blocks; b++, row += size) {
       size = rows / blocks + (b < rows % blocks);
       const auto* xs = x + row * x_stride;
@@ -269,16 +269,20 @@ void product(int64_t rows, const typename W::Operand* x, int64_t x_stride, Tiles
 
 // ---- linear
 
+INLINE Floats silu(Floats x) { return x / (exp2(x * -kLog2E) + 1.f); }
+
 template <class W, class Y>
 void finish_linear(const Linear& a, const float* sums) {
   constexpr int64_t kWidth = kPanel * kTile;
   const auto* bias = static_cast<const typename W::Value*>(a.bias);
+  const float* ups = a.up ? sums + a.tiles / 2 * kTile : nullptr;
   for (int64_t row = 0; row < a.rows; row++) {
     Y* y = static_cast<Y*>(a.y) + row * a.y_stride;
     for (int64_t j = a.begin, n; j < a.end; j += n) {
       n = least(kLanes, a.end - j);
       Floats v = load(sums + row * kWidth + j, n);
       if (bias) v += load(bias + j, n);
+      if (ups) v = silu(v) * load(ups + row * kWidth + j, n);
       store(y + j, v, n);
     }
   }
@@ -291,17 +295,19 @@ void linear_of(const Linear& a) {
   // More rows than one block holds read the weights again: in chunks that stay in the caches, where the next
   // chunk arrives meanwhile.
   const bool once = a.rows <= kMaxRows;
-  const int64_t chunk = once ? a.steps : kChunk, tile = a.steps * 64;
+  const int64_t chunk = once ? a.steps : kChunk, tile = a.steps * 64, places = a.up ? 2 : 1, abreast = a.tiles / places;
   for (int64_t step = 0; step < a.steps; step += chunk) {
     const char* tiles[kPanel];
-    for (int64_t n = 0; n < a.tiles; n++) tiles[n] = a.w + n * tile + step * 64;
+    for (int64_t n = 0; n < a.tiles; n++) tiles[n] = a.w + n % abreast * tile + n / abreast * a.up + step * 64;
     Tiles t{tiles, a.tiles, 1, least(chunk, a.steps - step), once ? kAhead : chunk * 64};
-    t.end = tile - step * 64, t.skip = a.more ? tile : 0;
+    t.end = tile - step * 64, t.skip = a.more ? tile : 0, t.places = places;
     const auto* x = static_cast<const typename W::Operand*>(a.x) + step * W::kPack;
     product<W>(a.rows, x, a.x_stride, t, step > 0, sums, kWidth);
   }
   if (a.y_kind == Kind::kFloat)
     finish_linear<W, float>(a, sums);
+  else if (a.y_kind == Kind::kRounded)
+    finish_linear<W, Rounded>(a, sums);
   else
     finish_linear<W, BFloat16>(a, sums);
 }
@@ -340,25 +346,6 @@ void norm(bool bf16, const void* x, const void* weight, float eps, int64_t n, vo
     norm_of((const BFloat16*)x, (const BFloat16*)weight, eps, n, (BFloat16*)y);
   else
     norm_of((const float*)x, (const float*)weight, eps, n, (float*)y);
-}
-
-template <class X, class Y>
-void swiglu_of(const X* x, int64_t n, Y* y) {
-  for (int64_t i = 0; i < n; i += kLanes) {
-    Floats gate = load(x + i, n - i);
-    store(y + i, gate / (exp2(gate * -kLog2E) + 1.f) * load(x + n + i, n - i), n - i);
-  }
-}
-
-void swiglu(Kind x_kind, const void* x, int64_t n, Kind y_kind, void* y) {
-  if (x_kind == Kind::kBFloat16)
-    swiglu_of((const BFloat16*)x, n, (BFloat16*)y);
-  else if (y_kind == Kind::kBFloat16)
-    swiglu_of((const float*)x, n, (BFloat16*)y);
-  else if (y_kind == Kind::kRounded)
-    swiglu_of((const float*)x, n, (Rounded*)y);
-  else
-    swiglu_of((const float*)x, n, (float*)y);
 }
 
 template <class T>
@@ -581,7 +568,7 @@ void attend_of(const Attention& a, int64_t track, int64_t kv_head, int64_t seque
 
     const char *keys[kBlock], *values[kBlock * kPanel];
     for (int64_t p = 0; p < count; p++) keys[p] = (const char*)page_of<T>(a, 0, sequence, first_page + p, lane);
-    product<W>(high - low, queries + low * D, D, {keys, count, 1, D / W::kPack, 0, 0}, false, scores + low * kKeys + skipped,
+    product<W>(high - low, queries + low * D, D, {keys, count, 1, D / W::kPack}, false, scores + low * kKeys + skipped,
                kKeys);
     const bool whole = position(low) >= base + kKeys - 1 && position(high - 1) - window < base;
     auto soften_rows = [&]<int kRows>(int64_t row) {
@@ -602,7 +589,7 @@ void attend_of(const Attention& a, int64_t track, int64_t kv_head, int64_t seque
         for (int64_t n = 0; n < width; n++)
           values[p * width + n] =
               (const char*)(page_of<T>(a, 1, sequence, first_page + p, lane) + (tile + n) * kPage * kTile);
-      product<W>(high - low, probabilities + low * kKeys + skipped, kKeys, {values, width, count, kPage / W::kPack, 0, 0}, true,
+      product<W>(high - low, probabilities + low * kKeys + skipped, kKeys, {values, width, count, kPage / W::kPack}, true,
                  sums + low * D + tile * kTile, D);
     }
   }
@@ -631,7 +618,7 @@ const Path table = {
 #else
     Kind::kRounded,
 #endif
-    linear, norm, swiglu, dot, combine, tree_sum, write, attend,
+    linear, norm, dot, combine, tree_sum, write, attend,
 };
 
 }  // namespace trtllm_pt::TRTLLM_PT_PATH

@@ -27,12 +27,14 @@ constexpr int64_t kMaxParts = 256;  // most summands of one tree
 enum class Kind { kFloat, kBFloat16, kRounded };
 
 // Outputs [begin, end) of a panel for some rows of x. x is in the path's operand kind, its rows padded to whole steps.
+// A panel of SwiGLU holds tiles of the gate and as many of `up`: y = silu(x gate) * (x up).
 struct Linear {
   bool bf16;            // of the weights
   const void* x;        // [rows, x_stride]
   int64_t x_stride, rows;
   const char* w;        // first tile of the panel
   int64_t tiles, steps;
+  int64_t up;           // bytes from a tile of the gate to its tile of `up`; 0: not SwiGLU
   const void* bias;     // of output 0 of the panel, in the weights' dtype, or null
   void* y;              // y of output 0 of the panel, row 0
   int64_t y_stride;
@@ -64,8 +66,6 @@ struct Path {
   void (*linear)(const Linear&);
   // y[i] = x[i] * weight[i] / sqrt(mean(x^2) + eps)
   void (*norm)(bool bf16, const void* x, const void* weight, float eps, int64_t n, void* y);
-  // y[i] = silu(x[i]) * x[n + i]
-  void (*swiglu)(Kind x_kind, const void* x, int64_t n, Kind y_kind, void* y);
   // the sum of x[i] * w[i], w in float32
   float (*dot)(bool bf16, const void* x, const float* w, int64_t n);
   // y[i] = the sum of weights[j] * rows[j][i], j ascending

@@ -178,12 +178,13 @@ class Attention(Module):
 class GatedMLP(Module):
     def __init__(self, config: ModelConfig, layout: RankLayout, dtype: torch.dtype) -> None:
         super().__init__()
-        tracks, width, rows = len(layout.tracks), config.hidden_size, len(layout.ffn)
-        self.fc_gate = Linear(tracks, 2 * rows, width, dtype)  # the rows of fc, then those of gate
-        self.proj = Linear(tracks, width, rows, dtype)
+        self.rows = len(layout.ffn)
+        tracks, width = len(layout.tracks), config.hidden_size
+        self.fc_gate = Packed((tracks, 2), self.rows, width, dtype)  # fc, which is activated, and gate
+        self.proj = Linear(tracks, width, self.rows, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj(ops.swiglu(self.fc_gate(x)))
+        return self.proj(ops.linear_swiglu(x, self.fc_gate.weight, self.rows))
 
 
 class Experts(Module):
@@ -192,7 +193,7 @@ class Experts(Module):
         self.config, self.rows = config, len(layout.experts_ffn)
         tracks, width, experts = len(layout.tracks), config.hidden_size, config.num_experts
         self.router = Weight((tracks, experts, width), torch.float32)
-        self.fc_gate = Packed((tracks, experts), 2 * self.rows, width, dtype)  # the activated rows first
+        self.fc_gate = Packed((tracks, experts, 2), self.rows, width, dtype)  # the activated first
         self.proj = Packed((tracks, experts), width, self.rows, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
