@@ -146,25 +146,29 @@ void multiply(const std::vector<Product>& products, Linear common, int64_t x_byt
   const int64_t blocks = (rows + kLinearRows - 1) / kLinearRows, panels = (common.end + width - 1) / width;
   const int64_t all = static_cast<int64_t>(products.size()) * panels, tile_bytes = common.steps * 64;
   const int64_t taken = blocks > 1 ? 1 : panels_of_a_unit(all, kPanel * tile_bytes);
-  auto multiply_panel = [&](int64_t number, int64_t row, bool more) {
+  auto weights_of = [&](int64_t number) { return products[number / panels].w + number % panels * tiles * tile_bytes; };
+  auto multiply_panel = [&](int64_t number, int64_t row, int64_t next) {
     const Product& p = products[number / panels];
     const int64_t panel = number % panels, output = panel * width;
     if (row >= p.rows) return;
     Linear a = common;
     a.rows = std::min(kLinearRows, p.rows - row);
     a.x = p.x + row * a.x_stride * x_bytes;
-    a.w = p.w + panel * tiles * tile_bytes;
+    a.w = weights_of(number);
     a.tiles = std::min(tiles, tiles_of(common.end) - panel * tiles) * places;
     a.bias = p.bias ? p.bias + output * (a.bf16 ? 2 : 4) : nullptr;
     a.y = p.y + (row * a.y_stride + output) * y_bytes;
     a.begin = std::max<int64_t>(0, common.begin - output);
     a.end = std::min(width, common.end - output);
-    a.more = more;
+    a.next = next < all ? weights_of(next) - a.w : 0;
     path().linear(a);
   };
-  for_each_unit((all + taken - 1) / taken * blocks, [&](int64_t unit) {
-    const int64_t first = unit / blocks * taken, last = std::min(all, first + taken) - 1;
-    for (int64_t i = first; i <= last; i++) multiply_panel(i, unit % blocks * kLinearRows, i < last);
+  for_each_unit((all + taken - 1) / taken * blocks, [&](int64_t unit, const auto& claim) {
+    const int64_t row = unit % blocks * kLinearRows, first = unit / blocks * taken, last = std::min(all, first + taken) - 1;
+    for (int64_t i = first; i < last; i++) multiply_panel(i, row, i + 1);
+    const int64_t next = claim();
+    multiply_panel(last, row, next / blocks * taken);
+    return next;
   });
 }
 
@@ -380,9 +384,10 @@ Tensor attention(const Tensor& qkv, const OptionalTensor& rotary, const Optional
     const Span& s = writes[unit / K];
     path().write(a, unit % K, s.sequence, s.begin, s.end);
   });
-  for_each_unit(reads.size() * lanes, [&](int64_t unit) {
+  for_each_unit(reads.size() * lanes, [&](int64_t unit, const auto& claim) {
     const Span& s = reads[reads.size() - 1 - unit / lanes];  // the longest first
     path().attend(a, unit % lanes / G, unit % G, s.sequence, s.begin, s.end);
+    return claim();
   });
   return out;
 }

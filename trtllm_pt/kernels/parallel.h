@@ -6,12 +6,14 @@
 
 namespace trtllm_pt {
 
-// f(i) for i in [0, count), each handed to the next free thread: units of unequal length, cores that others use too.
+// f(i, claim) for i in [0, count), each handed to the next free thread: units of unequal length, cores that others use too.
+// Some time on its way f calls claim() once, and returns what that gave: the thread's next unit, or `count` or more.
 template <class F>
 void for_each_unit(int64_t count, const F& f) {
   std::atomic<int64_t> next{0};
+  auto claim = [&] { return next.fetch_add(1, std::memory_order_relaxed); };
   auto work = [&](int64_t, int64_t) {
-    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) f(i);
+    for (int64_t i = claim(); i < count;) i = f(i, claim);
   };
   at::parallel_for(0, std::min<int64_t>(count, at::get_num_threads()), 1, work);
 }

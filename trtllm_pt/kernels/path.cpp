@@ -179,10 +179,10 @@ struct BFloat16Weights {
 // `steps` of x. Unless `ahead` is 0, the lines that many bytes further on in the tiles are prefetched meanwhile, those of a
 // step at every `pause`-th: blocks of rows that read the same tiles one after the other each fetch a share, so that memory
 // never rests. A tile ends at `end`: what would lie behind it is the tile beside it, which is read now, so `skip` bytes
-// are left out, to the tile that is read next. The tiles lie in `places`, as many side by side in each.
+// are left out, to the tile that is read next.
 struct Tiles {
   const char* const* start;
-  int64_t count, segments, steps, ahead = 0, pause = 0, end = 0, skip = 0, places = 1;
+  int64_t count, segments, steps, ahead = 0, pause = 0, end = 0, skip = 0;
 };
 
 template <class W, int kRows, int kTiles>
@@ -240,13 +240,13 @@ INLINE void product_rows(int64_t rows, const typename W::Operand* x, int64_t x_s
 
 template <class W>
 void product(int64_t rows, const typename W::Operand* x, int64_t x_stride, Tiles t, bool add, float* y, int64_t y_stride) {
-  const int64_t blocks = (rows + kMaxRows - 1) / kMaxRows, ahead = t.ahead, tile = t.skip;
+  const int64_t blocks = (rows + kMaxRows - 1) / kMaxRows, ahead = t.ahead, last_skip = t.skip;
   t.pause = ahead ? blocks : 0;
   const int64_t abreast = tiles_abreast((rows + blocks - 1) / blocks);
   for (int64_t done = 0, width; done < t.count; done += width, t.start += width) {
     int64_t left = t.count - done;
     width = left >= 4 && abreast == 4 ? 4 : left >= 2 && abreast >= 2 ? 2 : 1;
-    t.skip = width > t.places ? (width / t.places - 1) * tile : 0;
+    t.skip = width < left ? t.start[width] - t.start[0] - t.end : last_skip;
     for (int64_t b = 0, row = 0, size; b < blocks; b++, row += size) {
       size = rows / blocks + (b < rows % blocks);
       const auto* xs = x + row * x_stride;
@@ -295,12 +295,12 @@ void linear_of(const Linear& a) {
   // More rows than one block holds read the weights again: in chunks that stay in the caches, where the next
   // chunk arrives meanwhile.
   const bool once = a.rows <= kMaxRows;
-  const int64_t chunk = once ? a.steps : kChunk, tile = a.steps * 64, places = a.up ? 2 : 1, abreast = a.tiles / places;
+  const int64_t chunk = once ? a.steps : kChunk, tile = a.steps * 64, abreast = a.up ? a.tiles / 2 : a.tiles;
   for (int64_t step = 0; step < a.steps; step += chunk) {
     const char* tiles[kPanel];
     for (int64_t n = 0; n < a.tiles; n++) tiles[n] = a.w + n % abreast * tile + n / abreast * a.up + step * 64;
     Tiles t{tiles, a.tiles, 1, least(chunk, a.steps - step), once ? kAhead : chunk * 64};
-    t.end = tile - step * 64, t.skip = a.more ? tile : 0, t.places = places;
+    t.end = tile - step * 64, t.skip = a.next ? a.next - tile : 0;
     const auto* x = static_cast<const typename W::Operand*>(a.x) + step * W::kPack;
     product<W>(a.rows, x, a.x_stride, t, step > 0, sums, kWidth);
   }

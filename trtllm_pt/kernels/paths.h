@@ -40,7 +40,7 @@ struct Linear {
   int64_t y_stride;
   Kind y_kind;
   int64_t begin, end;
-  bool more;            // the panel behind it is the same thread's next one
+  int64_t next;         // bytes from the panel to the one that the same thread reads next, or 0
 };
 
 struct Attention {
