@@ -197,7 +197,7 @@ def test_serve_ends_naming_the_rank_that_died_or_hangs(engines: Path) -> None:
             with serve(engines, ports) as (_, served, _):
                 assert ready(served)
 
-    two_at_a_time(one, FAULTS[:3])
+    side_by_side(one, FAULTS[:3])
 
 
 def test_serve_ends_naming_the_model_whose_process_died(engines: Path) -> None:
@@ -209,12 +209,12 @@ def test_serve_ends_naming_the_model_whose_process_died(engines: Path) -> None:
             assert process.returncode == 1 and f"Stub process '{model}_0_0' is not healthy" in err, err
             assert gone(started)
 
-    two_at_a_time(one, PYTHON_MODELS)
+    side_by_side(one, PYTHON_MODELS)
 
 
-def two_at_a_time(work: Callable[[T], None], those: Iterable[T]) -> None:
+def side_by_side(work: Callable[[T], None], those: Iterable[T]) -> None:
     """For tests that wait most of their time."""
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(4) as pool:
         list(pool.map(work, those))
 
 
@@ -357,7 +357,7 @@ def test_a_plain_tritonserver_whose_model_died_ends(engines: Path, tmp_path: Pat
             kill(stubs(started)[model])
             assert process.wait(60) == 0 and gone(started)
 
-    two_at_a_time(one, ("tensorrt_llm", "tensorrt_llm_bls"))
+    side_by_side(one, ("tensorrt_llm", "tensorrt_llm_bls"))
 
 
 def test_a_plain_tritonserver_withdraws_a_model_whose_process_died_and_loads_it_again(
