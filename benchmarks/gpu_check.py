@@ -31,9 +31,10 @@ from typing import Any
 
 from trtllm_pt import cost
 from trtllm_pt.bench.batch import Case, Prompts, run_batch
+from trtllm_pt.cli import run_script
 from trtllm_pt.cli.text import table
 from trtllm_pt.engine import EngineManifest, inspect
-from trtllm_pt.errors import RunError, TrtllmPtError, UsageError
+from trtllm_pt.errors import RunError, UsageError
 from trtllm_pt.messages import SamplingParams
 from trtllm_pt.presets import preset
 
@@ -445,8 +446,4 @@ def _holds(measured: dict[str, Any]) -> bool:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except TrtllmPtError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(error.exit_status)
+    run_script(main)

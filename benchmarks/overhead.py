@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,8 +23,8 @@ from tqdm import tqdm
 
 from trtllm_pt import LLM, SamplingParams
 from trtllm_pt.bench.percentiles import median
+from trtllm_pt.cli import run_script
 from trtllm_pt.cli.text import table
-from trtllm_pt.errors import TrtllmPtError
 from trtllm_pt.runtime import embedded
 
 Case = tuple[int, int, str]  # batch, prompt, sampling
@@ -162,8 +161,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except TrtllmPtError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(error.exit_status)
+    run_script(main)

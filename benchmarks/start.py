@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from pathlib import Path
 
+from trtllm_pt.cli import run_script
 from trtllm_pt.cli.text import table
-from trtllm_pt.errors import TrtllmPtError
 from trtllm_pt.launchers import launched_ranks
 from trtllm_pt.messages import Request, SamplingParams
 from trtllm_pt.runtime.embedded import EmbeddedRuntime
@@ -87,8 +86,4 @@ def weights(session: Session, engines: Path) -> float:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except TrtllmPtError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(error.exit_status)
+    run_script(main)

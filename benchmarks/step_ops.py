@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -19,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trtllm_pt.cli import run_script
 from trtllm_pt.cli.text import table
 from trtllm_pt.engine.embedded import EmbeddedEngine
-from trtllm_pt.errors import TrtllmPtError, UsageError
+from trtllm_pt.errors import UsageError
 from trtllm_pt.runtime.kv_pages import PAGE, pages_for
 from trtllm_pt.runtime.session import open_session
 
@@ -95,8 +95,4 @@ def label(event: Any) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except TrtllmPtError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(error.exit_status)
+    run_script(main)

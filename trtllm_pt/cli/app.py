@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import click
@@ -74,11 +74,17 @@ def cli(ctx: click.Context) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line, or `arguments` in its place, and leave the process."""
+    run_script(lambda: cli.main(arguments, prog_name="trtllm-pt", standalone_mode=False))
+
+
+def run_script(work: Callable[[], object]) -> NoReturn:
+    """Do the work and leave the process with the status that it returns, if any. An error is one line on stderr, and a
+    rank that fails ends the others."""
     if not _debug():
         warnings.simplefilter("ignore")  # libraries' words to developers
         os.environ.setdefault("MPIR_CVAR_SUPPRESS_ABORT_MESSAGE", "1")  # MPICH's words behind ours
     try:
-        status = cli.main(arguments, prog_name="trtllm-pt", standalone_mode=False)
+        status = work()
     except Exception as error:
         status = _report(error)
         _abort_world(status)
