@@ -18,7 +18,8 @@ import torch
 
 from trtllm_pt.bench.limits import PRODUCTS, ReadStream, load_ops, matrices, medians
 from trtllm_pt.bench.report import machine
-from trtllm_pt.errors import RunError, UsageError
+from trtllm_pt.cli import run_script
+from trtllm_pt.errors import RunError
 
 _DTYPES = (torch.float32, torch.bfloat16)
 _SIZES = "512,8388608,4"  # bytes, of an all-reduce
@@ -76,7 +77,7 @@ def page(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--ranks", type=int, default=2, help="of the all-reduces")
@@ -84,22 +85,17 @@ def main() -> int:
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     torch.set_grad_enabled(False)
-    try:
-        load_ops()
-        report = {
-            "machine": machine(),
-            "isa": torch.ops.trtllm_pt.isa(),
-            "threads": args.threads,
-            "read": reads(args.threads, args.rounds),
-            "products": products(args.threads, args.rounds),
-            "all_reduce": all_reduces(args.ranks, args.rounds),
-        }
-    except (RunError, UsageError) as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1
+    load_ops()
+    report = {
+        "machine": machine(),
+        "isa": torch.ops.trtllm_pt.isa(),
+        "threads": args.threads,
+        "read": reads(args.threads, args.rounds),
+        "products": products(args.threads, args.rounds),
+        "all_reduce": all_reduces(args.ranks, args.rounds),
+    }
     print(json.dumps(report) if args.json else page(report))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -191,37 +191,35 @@ Tensor pack(const Tensor& w) {
   return padded.reshape({lead, tiles, kTile, steps, e}).permute({0, 1, 3, 2, 4}).contiguous().view(shape);
 }
 
-Tensor linear(const Tensor& x, const Tensor& w, const OptionalTensor& bias, int64_t n) {
-  check_dims(x, "linear: x", 3);
-  const bool bf16 = is_bf16(x, "linear: x");
-  const int64_t K = x.size(0), T = x.size(1), I = x.size(2), size = x.element_size();
-  check_packed(w, "linear: w", x, {K}, n, I);
-  if (bias) check(*bias, "linear: bias", x.scalar_type(), {K, n});
+// y [K, T, n], track by track. up: as in Linear, between the halves of a track's weights.
+Tensor multiply_tracks(const Tensor& x, const Tensor& w, const OptionalTensor& bias, int64_t n, int64_t up) {
+  const bool bf16 = x.scalar_type() == at::kBFloat16;
+  const int64_t K = x.size(0), T = x.size(1), size = x.element_size();
   Tensor y = at::empty({K, T, n}, x.options()), operand = as_operand(x);
   std::vector<Product> products;
   for (int64_t k = 0; k < K; k++)
     products.push_back({bytes(operand) + k * T * operand.size(-1) * operand.element_size(), T,
                         bytes(w) + k * w.stride(0) * size, bias ? bytes(*bias) + k * n * size : nullptr,
                         mutable_bytes(y) + k * T * n * size});
-  multiply(products, shape_of(bf16, operand, w.size(2), n, bf16 ? Kind::kBFloat16 : Kind::kFloat, 0, n),
-           operand.element_size(), size);
+  Linear shape = shape_of(bf16, operand, w.size(-2), n, bf16 ? Kind::kBFloat16 : Kind::kFloat, 0, n);
+  shape.up = up;
+  multiply(products, shape, operand.element_size(), size);
   return y;
 }
 
-Tensor linear_swiglu(const Tensor& x, const Tensor& w, int64_t F) {
+Tensor linear(const Tensor& x, const Tensor& w, const OptionalTensor& bias, int64_t n) {
+  check_dims(x, "linear: x", 3);
+  is_bf16(x, "linear: x");
+  check_packed(w, "linear: w", x, {x.size(0)}, n, x.size(2));
+  if (bias) check(*bias, "linear: bias", x.scalar_type(), {x.size(0), n});
+  return multiply_tracks(x, w, bias, n, 0);
+}
+
+Tensor linear_swiglu(const Tensor& x, const Tensor& w, int64_t n) {
   check_dims(x, "linear_swiglu: x", 3);
-  const bool bf16 = is_bf16(x, "linear_swiglu: x");
-  const int64_t K = x.size(0), T = x.size(1), size = x.element_size();
-  check_packed(w, "linear_swiglu: w", x, {K, 2}, F, x.size(2));
-  Tensor y = at::empty({K, T, F}, x.options()), operand = as_operand(x);
-  std::vector<Product> products;
-  for (int64_t k = 0; k < K; k++)
-    products.push_back({bytes(operand) + k * T * operand.size(-1) * operand.element_size(), T,
-                        bytes(w) + k * w.stride(0) * size, nullptr, mutable_bytes(y) + k * T * F * size});
-  Linear shape = shape_of(bf16, operand, w.size(3), F, bf16 ? Kind::kBFloat16 : Kind::kFloat, 0, F);
-  shape.up = w.stride(1) * size;
-  multiply(products, shape, operand.element_size(), size);
-  return y;
+  is_bf16(x, "linear_swiglu: x");
+  check_packed(w, "linear_swiglu: w", x, {x.size(0), 2}, n, x.size(2));
+  return multiply_tracks(x, w, std::nullopt, n, w.stride(1) * w.element_size());
 }
 
 Tensor head(const Tensor& x, const Tensor& table, const Tensor& first_row, int64_t n) {
