@@ -12,7 +12,7 @@ model := pretrained/stdlib-pt
 checkpoint := build/demo-$(RANKS)
 engines := engines/demo-$(RANKS)
 # What an engine is made by: it is built again when one of these changes.
-builders := $(shell find trtllm_pt -not -path '*/cli/*' -not -path '*/runtime/*' -not -path '*/serving/*' \( -name '*.py' -o -name '*.cpp' -o -name '*.h' \))
+builders := $(shell find trtllm_pt/model trtllm_pt/network trtllm_pt/checkpoint trtllm_pt/backends \( -name '*.py' -o -name '*.cpp' -o -name '*.h' \))
 
 .DELETE_ON_ERROR:
 .PHONY: help demo serve test soak serving-peers peers peers-test checkout-test gpu-check lint format types docs clean

@@ -29,14 +29,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from trtllm_pt import cost
+from trtllm_pt.backends import EngineManifest, inspect
 from trtllm_pt.bench.batch import Case, Prompts, run_batch
 from trtllm_pt.cli import run_script
 from trtllm_pt.cli.text import table
-from trtllm_pt.engine import EngineManifest, inspect
 from trtllm_pt.errors import RunError, UsageError
-from trtllm_pt.messages import SamplingParams
-from trtllm_pt.presets import preset
+from trtllm_pt.model import cost
+from trtllm_pt.model.presets import preset
+from trtllm_pt.requests.messages import SamplingParams
 
 ROOT = Path(__file__).parents[1]
 PRETRAINED = ROOT / "pretrained" / "stdlib-pt"
@@ -176,8 +176,8 @@ def windowed_model(folder: Path, window: int = 40) -> Path:
     import torch
 
     from trtllm_pt.checkpoint.load import save_model
+    from trtllm_pt.model.tensors import tensors
     from trtllm_pt.network.reference import ReferenceModel
-    from trtllm_pt.tensors import tensors
 
     config = preset("pt-tiny").replace(attention_pattern=("sliding", "global"), window=window)
     model, generator = ReferenceModel(config), torch.Generator().manual_seed(0)

@@ -22,10 +22,10 @@ from typing import Any, cast
 from tqdm import tqdm
 
 from trtllm_pt import LLM, SamplingParams
+from trtllm_pt.backends.embedded import runtime as embedded
 from trtllm_pt.bench.percentiles import median
 from trtllm_pt.cli import run_script
 from trtllm_pt.cli.text import table
-from trtllm_pt.runtime import embedded
 
 Case = tuple[int, int, str]  # batch, prompt, sampling
 SAMPLINGS: dict[str, dict[str, Any]] = {"greedy": {}, "top-k, top-p": {"temperature": 0.8, "top_k": 50, "top_p": 0.9}}

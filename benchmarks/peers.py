@@ -29,16 +29,16 @@ from typing import Any
 
 import torch
 
+from trtllm_pt.backends.versions import sources
 from trtllm_pt.bench import limits
 from trtllm_pt.bench.files import as_json_text, write
 from trtllm_pt.bench.peers import DTYPE, Case, Gauges, all_cases, markdown, sample, summary
 from trtllm_pt.bench.progress import bar
 from trtllm_pt.bench.report import machine
 from trtllm_pt.bench.side import Side, last_line
-from trtllm_pt.config import ModelConfig, read_json
-from trtllm_pt.engine.versions import sources
 from trtllm_pt.errors import RunError, UsageError
-from trtllm_pt.presets import preset
+from trtllm_pt.model.config import ModelConfig, read_json
+from trtllm_pt.model.presets import preset
 
 SIDES = Path(__file__).parent / "peers"
 FOLDER = Path("build/benchmarks/peers")

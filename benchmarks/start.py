@@ -16,13 +16,13 @@ import json
 import time
 from pathlib import Path
 
+from trtllm_pt.backends.embedded.runtime import EmbeddedRuntime
+from trtllm_pt.backends.embedded.session import Session, open_session
 from trtllm_pt.cli import run_script
 from trtllm_pt.cli.text import table
-from trtllm_pt.launchers import launched_ranks
-from trtllm_pt.messages import Request, SamplingParams
-from trtllm_pt.runtime.embedded import EmbeddedRuntime
-from trtllm_pt.runtime.session import Session, open_session
-from trtllm_pt.runtime.world import import_mpi
+from trtllm_pt.job.launchers import launched_ranks
+from trtllm_pt.job.world import import_mpi
+from trtllm_pt.requests.messages import Request, SamplingParams
 
 COLUMNS = ("rank", "load (s)", "own memory (MB)", "mapped (MB)", "weights (MB)")
 

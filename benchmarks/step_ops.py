@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trtllm_pt.backends.embedded.engine import EmbeddedEngine
+from trtllm_pt.backends.embedded.kv_pages import PAGE, pages_for
+from trtllm_pt.backends.embedded.session import open_session
 from trtllm_pt.cli import run_script
 from trtllm_pt.cli.text import table
-from trtllm_pt.engine.embedded import EmbeddedEngine
 from trtllm_pt.errors import UsageError
-from trtllm_pt.runtime.kv_pages import PAGE, pages_for
-from trtllm_pt.runtime.session import open_session
 
 _STEPS = {True: 100, False: 5}  # of a decode step, of a prefill
 _PRODUCTS = ("linear", "linear_swiglu", "head")

@@ -7,7 +7,7 @@ import signal
 import pytest
 import torch
 
-from trtllm_pt.config import ModelConfig
+from trtllm_pt.model.config import ModelConfig
 
 # A shell that starts the tests in the background has them ignore interruptions, and so what they start; some send one.
 signal.signal(signal.SIGINT, signal.default_int_handler)

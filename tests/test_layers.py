@@ -13,18 +13,21 @@ PACKAGE = Path(__file__).parents[1] / "trtllm_pt"
 LAYERS = [
     line.split()
     for line in """
-        errors config presets schedule layout tensors quantization cost messages launchers
-        checkpoint network kernels
-        engine
+        errors
+        model
+        files text job requests
+        network
+        checkpoint
+        backends
         runtime
         serving bench
         cli
     """.strip().splitlines()
 ]
 ONLY = {  # parts that may import less than all below them
-    "planner": {"errors", "config", "presets", "schedule", "layout", "tensors", "quantization", "cost"},
+    "planner": {"errors", "model"},
 }
-NO_TORCH = {*LAYERS[0], "planner", "cli"}
+NO_TORCH = {"errors", "model", "requests", "planner", "cli"}
 FREE = {"__init__", "__main__"}
 
 
@@ -33,10 +36,8 @@ def allowed(part: str) -> set[str]:
     if part in ONLY:
         return ONLY[part] | {part}
     (level,) = (number for number, layer in enumerate(LAYERS) if part in layer)
-    # Parts of one layer may use each other in the first two; later ones stand apart.
-    same = LAYERS[level] if level < 2 else [part]
     below = {name for layer in LAYERS[:level] for name in layer}
-    return below | set(same) | ({"planner"} if part in ("bench", "cli") else set())
+    return below | {part} | ({"planner"} if part in ("bench", "cli") else set())
 
 
 def modules() -> Iterator[tuple[str, Path]]:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+FACTS = ("config", "presets", "schedule", "layout", "tensors", "quantization", "cost")
 ROOT = Path(__file__).parents[1]
-MODULES = ("errors", "config", "presets", "schedule", "layout", "tensors", "cost", "messages")
+MODULES = ("errors", *(f"model.{name}" for name in FACTS), "requests.messages", "requests.sequence")
 
 
 def interpreter(version: str) -> str | None:

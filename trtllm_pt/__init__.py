@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from trtllm_pt.backends.build import build
+    from trtllm_pt.backends.inspect import inspect
+    from trtllm_pt.backends.manifest import BuildOptions
     from trtllm_pt.checkpoint.convert import convert
     from trtllm_pt.checkpoint.init import init
-    from trtllm_pt.engine.build import build
-    from trtllm_pt.engine.inspect import inspect
-    from trtllm_pt.engine.manifest import BuildOptions
-    from trtllm_pt.messages import SamplingParams
+    from trtllm_pt.requests.messages import SamplingParams
     from trtllm_pt.runtime.llm import LLM, RunResult
 
 __all__ = ["LLM", "BuildOptions", "RunResult", "SamplingParams", "build", "convert", "init", "inspect"]
@@ -29,10 +29,10 @@ __all__ = ["LLM", "BuildOptions", "RunResult", "SamplingParams", "build", "conve
 _HOMES = {
     "convert": "checkpoint.convert",
     "init": "checkpoint.init",
-    "BuildOptions": "engine",
-    "build": "engine",
-    "inspect": "engine",
-    "SamplingParams": "messages",
+    "BuildOptions": "backends",
+    "build": "backends",
+    "inspect": "backends",
+    "SamplingParams": "requests.messages",
     "LLM": "runtime.llm",
     "RunResult": "runtime.llm",
 }

@@ -10,10 +10,10 @@ from side import Prompts, main
 
 import trtllm_pt
 from trtllm_pt import BuildOptions, build
+from trtllm_pt.backends.manifest import EngineManifest
 from trtllm_pt.checkpoint.convert import convert as to_checkpoint
 from trtllm_pt.checkpoint.manifest import CheckpointManifest
-from trtllm_pt.engine.manifest import EngineManifest
-from trtllm_pt.messages import Request, SamplingParams
+from trtllm_pt.requests.messages import Request, SamplingParams
 from trtllm_pt.runtime.llm import start_runtime
 
 _POLL_SECONDS = 10.0

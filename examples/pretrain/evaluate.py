@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from trtllm_pt.config import ModelConfig
+from trtllm_pt.model.config import ModelConfig
 from trtllm_pt.network.reference import ReferenceModel
 
 

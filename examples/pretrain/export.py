@@ -17,7 +17,7 @@ from data import END
 from safetensors.torch import save_file
 from train import load
 
-from trtllm_pt.tensors import tensors
+from trtllm_pt.model.tensors import tensors
 
 GENERATION = {"eos_token_id": 0, "do_sample": True, "temperature": 0.7, "top_k": 40, "max_new_tokens": 128}
 

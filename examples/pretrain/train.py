@@ -26,9 +26,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-from trtllm_pt.config import ModelConfig
+from trtllm_pt.model.config import ModelConfig
+from trtllm_pt.model.tensors import tensors
 from trtllm_pt.network.reference import ReferenceModel
-from trtllm_pt.tensors import tensors
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ import pytest
 
 from trtllm_pt.bench.contenders import schedules_of
 from trtllm_pt.checkpoint.init import init
-from trtllm_pt.config import ModelConfig
-from trtllm_pt.runtime.launch import find_mpirun
+from trtllm_pt.job.mpirun import find_mpirun
+from trtllm_pt.model.config import ModelConfig
 
 ROOT = Path(__file__).parents[2]
 PT = ModelConfig(

@@ -22,10 +22,10 @@ from trtllm_pt.bench.latency import row
 from trtllm_pt.bench.percentiles import percentiles, ratios
 from trtllm_pt.bench.report import columns, report
 from trtllm_pt.bench.traffic import Load, Record
-from trtllm_pt.cost import parameters
 from trtllm_pt.errors import RunError, UsageError
-from trtllm_pt.messages import Request, SamplingParams, Stats, Tokens
-from trtllm_pt.presets import preset
+from trtllm_pt.model.cost import parameters
+from trtllm_pt.model.presets import preset
+from trtllm_pt.requests.messages import Request, SamplingParams, Stats, Tokens
 
 STATS = Stats(
     steps=10,

@@ -19,8 +19,8 @@ from tests.bench.conftest import ROOT, Done, Engines
 from trtllm_pt.bench.batch import Case
 from trtllm_pt.bench.contenders import Contender
 from trtllm_pt.bench.facts import Facts
-from trtllm_pt.bench.links import Link, Links
-from trtllm_pt.bench.predicted import predicted_tpot
+from trtllm_pt.bench.netlab.links import Link, Links
+from trtllm_pt.bench.netlab.predicted import predicted_tpot
 from trtllm_pt.cli.app import cli
 from trtllm_pt.errors import UsageError
 
@@ -61,7 +61,8 @@ else:
 
 @needs_namespaces
 def test_namespaces_of_a_killed_owner_are_removed() -> None:
-    code = "import os; from trtllm_pt.bench.links import *; Links(2, Link(0)).__enter__(); os.kill(os.getpid(), 9)"
+    imports = "import os; from trtllm_pt.bench.netlab.links import *"
+    code = f"{imports}; Links(2, Link(0)).__enter__(); os.kill(os.getpid(), 9)"
     dead = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, cwd=ROOT)
     assert dead.returncode == -signal.SIGKILL and len(namespaces()) >= 2
     with Links(2, Link(0)):

@@ -19,7 +19,7 @@ from tests.bench.conftest import ROOT, Done
 from trtllm_pt.bench.peers import all_cases, markdown, prefill_flops, step_bytes, summary
 from trtllm_pt.bench.side import Generated, Side
 from trtllm_pt.errors import RunError
-from trtllm_pt.presets import preset
+from trtllm_pt.model.presets import preset
 
 pytestmark = pytest.mark.peers
 

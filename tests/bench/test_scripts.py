@@ -19,8 +19,8 @@ import pytest
 from tests.bench.conftest import PT, ROOT, Done, Engines
 from trtllm_pt.cli.app import cli
 from trtllm_pt.errors import UsageError
+from trtllm_pt.job.mpirun import find_mpirun
 from trtllm_pt.planner.machine import load_machine
-from trtllm_pt.runtime.launch import find_mpirun
 
 Bench = Callable[..., Done]
 FITTING = ("--input_output_len", "8,8")

@@ -12,11 +12,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.runtime.executor.engine import FAILS, NOT_A_NUMBER
-from tests.runtime.executor.folders import MODEL, engine_folder
-from tests.runtime.executor.site import install
+from tests.backends.tensorrt_llm.executor.engine import FAILS, NOT_A_NUMBER
+from tests.backends.tensorrt_llm.executor.folders import MODEL, engine_folder
+from tests.backends.tensorrt_llm.executor.site import install
 from trtllm_pt.bench.batch import Prompts
-from trtllm_pt.runtime.launch import find_mpirun
+from trtllm_pt.job.mpirun import find_mpirun
 
 TOKENS = 40  # drawn by the longest of these runs
 # Of random tokens without those that make the stand-in fail.

@@ -10,9 +10,9 @@ from torch import Tensor
 from trtllm_pt.checkpoint.load import load_reference
 from trtllm_pt.checkpoint.quantize import to_fp8
 from trtllm_pt.checkpoint.ranks import CheckpointDir
+from trtllm_pt.model.quantization import is_quantized
+from trtllm_pt.model.tensors import tensors
 from trtllm_pt.network.reference import ReferenceModel
-from trtllm_pt.quantization import is_quantized
-from trtllm_pt.tensors import tensors
 
 
 def reference_as_stored(checkpoint: Path, dtype: torch.dtype = torch.float32) -> ReferenceModel:

@@ -8,7 +8,7 @@ import torch
 
 from tests.conftest import SMALL
 from trtllm_pt.checkpoint.load import save_model
-from trtllm_pt.config import ModelConfig
+from trtllm_pt.model.config import ModelConfig
 from trtllm_pt.network.reference import ReferenceModel
 
 MOE = {"ffn_pattern": ("dense", "moe"), "num_experts": 4, "experts_per_token": 2, "moe_intermediate_size": 32}

@@ -19,6 +19,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from tests.checkpoint.fp8 import reference_as_stored, round_inputs
 from tests.checkpoint.models import random_model, saved
 from tests.checkpoint.test_quantize import MODELS
+from trtllm_pt.backends.inspect import inspect
 from trtllm_pt.checkpoint.calibrate import measure, token_sequences
 from trtllm_pt.checkpoint.convert import convert
 from trtllm_pt.checkpoint.formats import open_source
@@ -26,11 +27,10 @@ from trtllm_pt.checkpoint.init import init
 from trtllm_pt.checkpoint.load import load_reference, save_model
 from trtllm_pt.checkpoint.quantize import fp8_scale, quantize_fp8, to_fp8
 from trtllm_pt.checkpoint.ranks import CheckpointDir
-from trtllm_pt.engine.inspect import inspect
 from trtllm_pt.errors import UsageError
+from trtllm_pt.model.quantization import is_quantized
+from trtllm_pt.model.tensors import tensors
 from trtllm_pt.network.reference import Attention, Experts, ReferenceModel, rotary, rotate
-from trtllm_pt.quantization import is_quantized
-from trtllm_pt.tensors import tensors
 
 SEQUENCES = [[1, 2, 3, 50, 100, 7], [9, 8], [60, 61, 62]]
 TABLE = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).double()  # every value there is, two of them NaN

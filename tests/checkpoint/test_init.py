@@ -14,7 +14,7 @@ from trtllm_pt.checkpoint.init import init, initial
 from trtllm_pt.checkpoint.init import init as init_function
 from trtllm_pt.checkpoint.load import load_reference
 from trtllm_pt.errors import UsageError
-from trtllm_pt.tensors import TensorSpec, tensors
+from trtllm_pt.model.tensors import TensorSpec, tensors
 
 
 @pytest.mark.parametrize("name", ["pt, tied, all norms", "pt, experts", "tp, few KV heads, biases"])

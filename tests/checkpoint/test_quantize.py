@@ -17,14 +17,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.checkpoint.models import DENSE, MOE, PT, saved
-from trtllm_pt import cost
 from trtllm_pt.checkpoint.convert import convert
 from trtllm_pt.checkpoint.load import load_reference
 from trtllm_pt.checkpoint.manifest import CheckpointManifest
 from trtllm_pt.checkpoint.quantize import dequantize, pack_int4, quantize_rows, unpack_int4
 from trtllm_pt.checkpoint.ranks import CheckpointDir, rank_tensors
-from trtllm_pt.quantization import is_quantized
-from trtllm_pt.tensors import tensors
+from trtllm_pt.model import cost
+from trtllm_pt.model.quantization import is_quantized
+from trtllm_pt.model.tensors import tensors
 
 BITS = {"W8A16": 8, "W4A16": 4}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

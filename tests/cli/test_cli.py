@@ -20,9 +20,9 @@ from trtllm_pt.cli.docs import page
 from trtllm_pt.cli.inspect import schedule_line
 from trtllm_pt.cli.text import count, duration, memory, table
 from trtllm_pt.cli.trtllm_build import OPTIONS
-from trtllm_pt.config import ModelConfig
-from trtllm_pt.presets import PRESETS
-from trtllm_pt.schedule import schedule_of, to_json
+from trtllm_pt.model.config import ModelConfig
+from trtllm_pt.model.presets import PRESETS
+from trtllm_pt.model.schedule import schedule_of, to_json
 
 # The flags of tensorrt_llm 1.2.1's commands/build.py that need no counterpart: `build` has its own for them.
 TRTLLM_BUILD = """

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Run, run_in
-from trtllm_pt.presets import preset
+from trtllm_pt.model.presets import preset
 
 # (arguments, what the line says); the folders are those of `inputs`
 MISTAKES = {

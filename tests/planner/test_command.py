@@ -12,8 +12,8 @@ from click.testing import CliRunner
 
 from trtllm_pt.cli.plan import command
 from trtllm_pt.errors import UsageError
+from trtllm_pt.model.presets import preset
 from trtllm_pt.planner import load_machine
-from trtllm_pt.presets import preset
 
 
 def run(*arguments: str) -> str:

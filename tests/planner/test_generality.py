@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trtllm_pt.config import ModelConfig
 from trtllm_pt.errors import UsageError
+from trtllm_pt.model.config import ModelConfig
 from trtllm_pt.planner import MACHINES, Machine, Plan, Prediction, Workload, load_engine, load_machine, plan, predict
 from trtllm_pt.planner.collective import AllReduce
 from trtllm_pt.planner.variants import variants

@@ -6,12 +6,12 @@ import math
 
 import pytest
 
-from trtllm_pt.config import ModelConfig
-from trtllm_pt.cost import DTYPE_BYTES, flops_per_token
-from trtllm_pt.layout import padded_vocab_size, rank_layout
+from trtllm_pt.model.config import ModelConfig
+from trtllm_pt.model.cost import DTYPE_BYTES, flops_per_token
+from trtllm_pt.model.layout import padded_vocab_size, rank_layout
+from trtllm_pt.model.presets import preset
+from trtllm_pt.model.tensors import tensors
 from trtllm_pt.planner.kernels import Kernel, Kernels, Work
-from trtllm_pt.presets import preset
-from trtllm_pt.tensors import tensors
 
 CASES = [("dense-30b", 8), ("dense-6b", 1), ("pt-30b", 8), ("pt-30b", 2), ("pt-13b-d8", 1), ("pt-moe-tiny", 8)]
 

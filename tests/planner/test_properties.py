@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trtllm_pt.cost import bytes_per_rank, kv_bytes_per_token, parameters
 from trtllm_pt.errors import UsageError
+from trtllm_pt.model.cost import bytes_per_rank, kv_bytes_per_token, parameters
+from trtllm_pt.model.presets import PRESETS, preset
+from trtllm_pt.model.schedule import schedule_of, sync_points
 from trtllm_pt.planner import Machine, Workload, load_engine, load_machine, plan, predict
 from trtllm_pt.planner.forward import Model
 from trtllm_pt.planner.kernels import Work
 from trtllm_pt.planner.variants import variants
-from trtllm_pt.presets import PRESETS, preset
-from trtllm_pt.schedule import schedule_of, sync_points
 
 H100 = load_machine("8xH100")
 TRT = load_engine("tensorrt_llm")

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from trtllm_pt.planner.calibrate import calibrate, to_json
 from trtllm_pt.planner.engines import CALIBRATION
-from trtllm_pt.planner.held_out import held_out
-from trtllm_pt.planner.published import PUBLISHED, load_published
-from trtllm_pt.planner.report import cell_rows, summary_rows
-from trtllm_pt.planner.validate import Result, validate
+from trtllm_pt.planner.validation.calibrate import calibrate, to_json
+from trtllm_pt.planner.validation.held_out import held_out
+from trtllm_pt.planner.validation.published import PUBLISHED, load_published
+from trtllm_pt.planner.validation.report import cell_rows, summary_rows
+from trtllm_pt.planner.validation.validate import Result, validate
 
 
 @pytest.fixture(scope="module")

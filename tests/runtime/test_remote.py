@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from trtllm_pt.runtime.first_ended import FirstEnded
-from trtllm_pt.runtime.launch import find_mpirun
+from trtllm_pt.job.first_exit import FirstEnded
+from trtllm_pt.job.mpirun import find_mpirun
 from trtllm_pt.runtime.remote import who_ended
 
 RULE = "-" * 74

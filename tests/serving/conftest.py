@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from trtllm_pt import build, convert
-from trtllm_pt.engine import BuildOptions
-from trtllm_pt.serving.server import free_ports
+from trtllm_pt.backends import BuildOptions
+from trtllm_pt.serving.triton.server import free_ports
 
 PRETRAINED = Path(__file__).parents[2] / "pretrained" / "stdlib-pt"
 QUEUE = 8
@@ -53,7 +53,7 @@ def served(engines: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 @pytest.fixture(scope="session")
 def door(served: Served) -> Iterator[Served]:
     """The same server through the HTTP port of `serve`."""
-    from trtllm_pt.serving.door import Door
+    from trtllm_pt.serving.triton.http_proxy import Door
 
     [port] = free_ports(1)
     with Door(f"http://127.0.0.1:{served.http}").listening("127.0.0.1", port):
@@ -63,8 +63,8 @@ def door(served: Served) -> Iterator[Served]:
 @contextmanager
 def running(engines: Path, root: Path, queue: int = QUEUE) -> Iterator[tuple[Served, Any]]:
     """A server, ready, with its files below `root`."""
-    from trtllm_pt.serving.repository import write_repository
-    from trtllm_pt.serving.server import Address, Server
+    from trtllm_pt.serving.triton.repository import write_repository
+    from trtllm_pt.serving.triton.server import Address, Server
 
     write_repository(engines, root / "repository", max_queue_size=queue)
     http, grpc, metrics = free_ports(3)

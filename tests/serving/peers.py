@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from trtllm_pt.cli.text import table
-from trtllm_pt.serving.front import Front
-from trtllm_pt.serving.repository import write_repository
-from trtllm_pt.serving.server import Address, Server
+from trtllm_pt.serving.openai.app import Front
+from trtllm_pt.serving.triton.repository import write_repository
+from trtllm_pt.serving.triton.server import Address, Server
 
 REQUESTS = 40
 PROMPT_TOKENS, NEW_TOKENS, AT_A_TIME = 40, 32, 4

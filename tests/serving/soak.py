@@ -13,11 +13,11 @@ from pathlib import Path
 
 from tests.serving.client import END, ask, figures, ids_of, tokens
 from tests.serving.conftest import Served
-from trtllm_pt.engine import EngineManifest
-from trtllm_pt.messages import SamplingParams
+from trtllm_pt.backends import EngineManifest
+from trtllm_pt.requests.messages import SamplingParams
 from trtllm_pt.runtime.llm import LLM
-from trtllm_pt.serving.repository import write_repository
-from trtllm_pt.serving.server import Address, Server
+from trtllm_pt.serving.triton.repository import write_repository
+from trtllm_pt.serving.triton.server import Address, Server
 
 CLIENTS = 64
 PROMPT_TOKENS, NEW_TOKENS = (3, 17, 40, 120, 400), (8, 24, 48)

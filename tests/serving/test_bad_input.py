@@ -13,7 +13,7 @@ import pytest
 
 from tests.serving.client import TYPES, ask, inputs_of, post, scalars, tensor, tokens
 from tests.serving.conftest import Served, needs_triton
-from trtllm_pt.serving.tensors import inputs
+from trtllm_pt.serving.triton.tensors import inputs
 
 pytestmark = needs_triton
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.serving.conftest import Served, needs_triton
-from trtllm_pt.messages import SamplingParams
+from trtllm_pt.requests.messages import SamplingParams
 from trtllm_pt.runtime.llm import LLM
-from trtllm_pt.serving.server import free_ports
+from trtllm_pt.serving.triton.server import free_ports
 
 PROMPT = "def binary_search("
 

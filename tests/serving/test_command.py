@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trtllm_pt.runtime.launch import find_mpirun
-from trtllm_pt.serving.server import Address, server_command
-from trtllm_pt.serving.triton import Triton
+from trtllm_pt.job.mpirun import find_mpirun
+from trtllm_pt.serving.triton.find import Triton
+from trtllm_pt.serving.triton.server import Address, server_command
 
 TRITON = Triton(binary=Path("/t/tritonserver"), options=("--backend-directory=/t/backends",), environment={})
 COMMON = ["/t/tritonserver", "--backend-directory=/t/backends", "--model-repository=/r"]

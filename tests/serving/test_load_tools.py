@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.serving.conftest import Served, needs_triton
 from tests.serving.peers import perf_analyzer
-from trtllm_pt.messages import SamplingParams
+from trtllm_pt.requests.messages import SamplingParams
 from trtllm_pt.runtime.llm import LLM
 
 pytestmark = needs_triton

@@ -16,9 +16,9 @@ import pytest
 from tests.serving.client import ended_early
 from tests.serving.conftest import Served, needs_triton
 from tests.serving.test_server import LENGTH, PROMPTS, full
-from trtllm_pt.messages import SamplingParams
+from trtllm_pt.requests.messages import SamplingParams
 from trtllm_pt.runtime.llm import LLM, RunResult
-from trtllm_pt.serving.server import free_ports
+from trtllm_pt.serving.triton.server import free_ports
 
 openai = pytest.importorskip("openai", reason="no OpenAI client here: pip install -e '.[embedded,dev,serve]'")
 pytestmark = needs_triton
@@ -27,7 +27,7 @@ TEMPLATE = "{% for m in messages %}# {{ m.role }}: {{ m.content }}\n{% endfor %}
 
 @pytest.fixture(scope="module")
 def url(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    from trtllm_pt.serving.front import Front
+    from trtllm_pt.serving.openai.app import Front
 
     chatty = (
         tmp_path_factory.mktemp("chatty") / "demo"

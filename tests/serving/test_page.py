@@ -16,9 +16,9 @@ import pytest
 
 from tests.serving.client import ended_early
 from tests.serving.conftest import Served, needs_triton
-from trtllm_pt.messages import SamplingParams
+from trtllm_pt.requests.messages import SamplingParams
 from trtllm_pt.runtime.llm import LLM
-from trtllm_pt.serving.server import free_ports
+from trtllm_pt.serving.triton.server import free_ports
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = [needs_triton, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")]
@@ -28,7 +28,7 @@ PROMPT = "def binary_search("
 
 @pytest.fixture(scope="module")
 def page(served: Served, engines: Path) -> Iterator[str]:
-    from trtllm_pt.serving.front import Front
+    from trtllm_pt.serving.openai.app import Front
 
     [port] = free_ports(1)
     with Front(engines, "demo", f"127.0.0.1:{served.grpc}").listening("127.0.0.1", port):

@@ -28,11 +28,11 @@ from tests.serving.client import END, Stream, ask, ids_of, post, tokens, until
 from tests.serving.conftest import Served, needs_triton
 from tests.serving.soak import below
 from tests.serving.test_repository import engines as engine_folder
-from trtllm_pt.messages import SamplingParams
+from trtllm_pt.requests.messages import SamplingParams
 from trtllm_pt.runtime.llm import LLM
-from trtllm_pt.serving.repository import write_repository
-from trtllm_pt.serving.server import Address, Server, free_ports
-from trtllm_pt.serving.triton import find_triton
+from trtllm_pt.serving.triton.find import find_triton
+from trtllm_pt.serving.triton.repository import write_repository
+from trtllm_pt.serving.triton.server import Address, Server, free_ports
 
 pytestmark = needs_triton
 
@@ -385,7 +385,7 @@ def test_a_plain_tritonserver_withdraws_a_model_whose_process_died_and_loads_it_
 @contextmanager
 def front(engines: Path, served: Served) -> Iterator[Callable[[], tuple[int, str]]]:
     """OpenAI's endpoints: status and words of their health."""
-    from trtllm_pt.serving.front import Front
+    from trtllm_pt.serving.openai.app import Front
 
     [port] = free_ports(1)
 

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from tests.conftest import SMALL
+from trtllm_pt.backends.manifest import BuildOptions, EngineManifest
 from trtllm_pt.checkpoint.manifest import CheckpointManifest
-from trtllm_pt.config import ModelConfig, read_json
-from trtllm_pt.engine.manifest import BuildOptions, EngineManifest
 from trtllm_pt.errors import UsageError
-from trtllm_pt.serving.repository import write_repository
-from trtllm_pt.serving.tensors import MODELS
+from trtllm_pt.model.config import ModelConfig, read_json
+from trtllm_pt.serving.triton.repository import write_repository
+from trtllm_pt.serving.triton.tensors import MODELS
 
 # The five models of TensorRT-LLM 1.3.0rc3's inflight batcher repository, without their text: [name, type, dims, flags].
 WANTED = json.loads((Path(__file__).parent / "inflight_batcher.json").read_text())

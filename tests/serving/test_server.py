@@ -38,10 +38,10 @@ from tests.serving.client import (
 )
 from tests.serving.conftest import PRETRAINED, QUEUE, Served, needs_triton, running
 from trtllm_pt import build, convert
-from trtllm_pt.checkpoint.tokenizer import load_tokenizer
-from trtllm_pt.engine import BuildOptions
-from trtllm_pt.messages import SamplingParams
+from trtllm_pt.backends import BuildOptions
+from trtllm_pt.requests.messages import SamplingParams
 from trtllm_pt.runtime.llm import LLM, RunResult
+from trtllm_pt.text.tokenizer import load_tokenizer
 
 pytestmark = needs_triton
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trtllm_pt.engine.manifest import EngineManifest
+from trtllm_pt.backends.manifest import EngineManifest
 from trtllm_pt.errors import RunError, UsageError
-from trtllm_pt.messages import Request, Runtime, SamplingParams
+from trtllm_pt.requests.messages import Request, Runtime, SamplingParams
 
 _POLL_SECONDS = 0.1
 

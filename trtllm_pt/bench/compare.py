@@ -12,7 +12,7 @@ from trtllm_pt.bench.files import Row
 from trtllm_pt.bench.percentiles import median, ratios
 from trtllm_pt.bench.report import machine
 from trtllm_pt.errors import RunError
-from trtllm_pt.messages import Runtime
+from trtllm_pt.requests.messages import Runtime
 
 Samples = dict[Case, list[list[Batch]]]  # by case: for every round one per contender, in their order
 _TIMES = ("ttft", "tpot", "latency")

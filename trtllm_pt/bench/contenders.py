@@ -11,14 +11,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from trtllm_pt.backends.manifest import BuildOptions, EngineManifest
+from trtllm_pt.backends.versions import check_versions
 from trtllm_pt.bench.batch import Case
 from trtllm_pt.bench.facts import Facts
 from trtllm_pt.bench.progress import bar
-from trtllm_pt.config import ModelConfig
-from trtllm_pt.engine.manifest import BuildOptions, EngineManifest
-from trtllm_pt.engine.versions import check_versions
 from trtllm_pt.errors import UsageError
-from trtllm_pt.layout import rank_layout
+from trtllm_pt.model.config import ModelConfig
+from trtllm_pt.model.layout import rank_layout
 from trtllm_pt.planner.predict import short_name
 from trtllm_pt.planner.variants import variants
 
@@ -105,8 +105,8 @@ def _usable(path: Path) -> bool:
 
 
 def _build(config: ModelConfig, ranks: int, dtype: str, options: BuildOptions, path: Path) -> None:
+    from trtllm_pt.backends.build import build
     from trtllm_pt.checkpoint.init import init
-    from trtllm_pt.engine.build import build
 
     checkpoint = path.with_name(f"{path.name}.checkpoint")
     shutil.rmtree(checkpoint, ignore_errors=True)

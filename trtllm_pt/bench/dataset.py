@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from trtllm_pt.backends.limits import Limits
+from trtllm_pt.backends.manifest import EngineManifest
 from trtllm_pt.bench.batch import Prompts
-from trtllm_pt.config import read_json
-from trtllm_pt.engine.manifest import EngineManifest
 from trtllm_pt.errors import UsageError
-from trtllm_pt.messages import Request, SamplingParams
-from trtllm_pt.runtime.limits import Limits
+from trtllm_pt.model.config import read_json
+from trtllm_pt.requests.messages import Request, SamplingParams
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trtllm_pt.config import ModelConfig
-from trtllm_pt.engine import inspect
-from trtllm_pt.engine.manifest import EngineManifest
+from trtllm_pt.backends import inspect
+from trtllm_pt.backends.manifest import EngineManifest
+from trtllm_pt.model.config import ModelConfig
 
 
 @dataclass(frozen=True, slots=True)

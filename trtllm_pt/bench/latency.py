@@ -11,7 +11,7 @@ from trtllm_pt.bench.facts import Facts
 from trtllm_pt.bench.files import Row
 from trtllm_pt.bench.percentiles import median, percentiles
 from trtllm_pt.bench.progress import bar
-from trtllm_pt.messages import Runtime, Stats
+from trtllm_pt.requests.messages import Runtime, Stats
 
 
 @dataclass(frozen=True, slots=True)

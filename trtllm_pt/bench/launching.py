@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from trtllm_pt.errors import UsageError
-from trtllm_pt.launchers import launched_ranks
+from trtllm_pt.job.launchers import launched_ranks
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -21,8 +21,8 @@ def join_ranks(ranks: int | None) -> MPI.Intracomm:
 
     Raises UsageError where mpirun started another number than `ranks`, or neither says how many.
     """
-    from trtllm_pt.runtime.launch import find_mpirun
-    from trtllm_pt.runtime.world import import_mpi
+    from trtllm_pt.job.mpirun import find_mpirun
+    from trtllm_pt.job.world import import_mpi
 
     launched = launched_ranks()
     if launched is None:

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from trtllm_pt.backends.embedded.kernels.build import build_library, compiler
+from trtllm_pt.backends.embedded.kernels.library import load
 from trtllm_pt.errors import RunError
-from trtllm_pt.kernels.build import build_library, compiler
-from trtllm_pt.kernels.library import load
 
 _SOURCE = Path(__file__).parent / "read_stream.cpp"
 _READ_BYTES = 640 << 20  # more than caches hold

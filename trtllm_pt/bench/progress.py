@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from trtllm_pt.launchers import launched_ranks
+from trtllm_pt.job.launchers import launched_ranks
 
 _PATIENCE = 2.0
 

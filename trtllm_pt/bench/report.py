@@ -13,7 +13,7 @@ from trtllm_pt.bench.facts import Facts
 from trtllm_pt.bench.files import Row
 from trtllm_pt.bench.percentiles import percentiles
 from trtllm_pt.bench.traffic import Load, Record
-from trtllm_pt.messages import Stats
+from trtllm_pt.requests.messages import Stats
 
 _BACKENDS = {"embedded": "embedded", "tensorrt_llm": "TRT"}
 

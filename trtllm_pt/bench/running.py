@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from trtllm_pt.bench.facts import Facts
 from trtllm_pt.errors import UsageError
-from trtllm_pt.launchers import launched_rank, launched_ranks
-from trtllm_pt.messages import Runtime
+from trtllm_pt.job.launchers import launched_rank, launched_ranks
+from trtllm_pt.requests.messages import Runtime
 
 if TYPE_CHECKING:
-    from trtllm_pt.runtime.session import Follower
+    from trtllm_pt.backends.embedded.session import Follower
 
 _PAGE = 32  # a multiple of both engines' KV pages
 
@@ -75,8 +75,8 @@ def sharing_ranks(
 
     beside: what else these ranks follow, until rank 0 stops it.
     """
-    from trtllm_pt.runtime.embedded import EmbeddedRuntime
-    from trtllm_pt.runtime.session import follow, open_sessions
+    from trtllm_pt.backends.embedded.runtime import EmbeddedRuntime
+    from trtllm_pt.backends.embedded.session import follow, open_sessions
 
     leave_interrupts_to_rank_0()
     room = max(_kv_tokens(each, batch_size) for each in engines)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from trtllm_pt.messages import Request, Runtime, Tokens
+from trtllm_pt.requests.messages import Request, Runtime, Tokens
 
 _POLL_SECONDS = 0.1
 

@@ -16,12 +16,12 @@ from tqdm import tqdm
 from trtllm_pt.checkpoint.encoded import Ranges
 from trtllm_pt.checkpoint.load import reference_of
 from trtllm_pt.checkpoint.source import Source
-from trtllm_pt.checkpoint.tokenizer import load_tokenizer
-from trtllm_pt.config import ModelConfig
 from trtllm_pt.errors import UsageError
+from trtllm_pt.model.config import ModelConfig
+from trtllm_pt.model.quantization import is_quantized
+from trtllm_pt.model.tensors import tensors
 from trtllm_pt.network.reference import ReferenceModel
-from trtllm_pt.quantization import is_quantized
-from trtllm_pt.tensors import tensors
+from trtllm_pt.text.tokenizer import load_tokenizer
 
 SEQUENCES, LENGTH = 128, 512  # at most
 _CHARACTERS = SEQUENCES * LENGTH * 16  # of a text, whatever its tokens are

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from trtllm_pt.checkpoint.calibrate import calibrate as measured_ranges
 from trtllm_pt.checkpoint.encoded import Encoded, StoredWeights
-from trtllm_pt.checkpoint.folders import copy_tokenizer, new_folder, refuse_existing, write_json
 from trtllm_pt.checkpoint.formats import open_source
 from trtllm_pt.checkpoint.manifest import CheckpointManifest
 from trtllm_pt.checkpoint.ranks import CheckpointDir, write_ranks
 from trtllm_pt.errors import UsageError
-from trtllm_pt.quantization import KV_CACHE_QUANT_ALGOS, QUANT_ALGOS
+from trtllm_pt.files.folders import copy_tokenizer, new_folder, refuse_existing, write_json
+from trtllm_pt.model.quantization import KV_CACHE_QUANT_ALGOS, QUANT_ALGOS
 
 
 def convert(

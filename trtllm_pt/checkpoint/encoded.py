@@ -12,9 +12,9 @@ from trtllm_pt.checkpoint.dtypes import TORCH_DTYPES
 from trtllm_pt.checkpoint.manifest import CheckpointManifest
 from trtllm_pt.checkpoint.quantize import fp8_scale, quantize_fp8, quantize_rows
 from trtllm_pt.checkpoint.source import Source
-from trtllm_pt.config import ModelConfig
-from trtllm_pt.quantization import WEIGHT_ONLY, is_quantized, stored
-from trtllm_pt.tensors import TensorSpec, tensors
+from trtllm_pt.model.config import ModelConfig
+from trtllm_pt.model.quantization import WEIGHT_ONLY, is_quantized, stored
+from trtllm_pt.model.tensors import TensorSpec, tensors
 
 _NOMINAL = 28.0
 

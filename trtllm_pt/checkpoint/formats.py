@@ -7,8 +7,8 @@ from pathlib import Path
 from trtllm_pt.checkpoint import llama, tamm
 from trtllm_pt.checkpoint.ranks import CheckpointDir
 from trtllm_pt.checkpoint.source import ModelDir, Source
-from trtllm_pt.config import HF_KEYS, read_json
 from trtllm_pt.errors import UsageError
+from trtllm_pt.model.config import HF_KEYS, read_json
 
 
 def open_source(folder: Path) -> Source:

@@ -19,14 +19,14 @@ import torch
 from torch import Tensor
 
 from trtllm_pt.checkpoint.encoded import Encoded, Ranges
-from trtllm_pt.checkpoint.folders import new_folder, refuse_existing, write_json
 from trtllm_pt.checkpoint.manifest import CheckpointManifest, rank_file
 from trtllm_pt.checkpoint.ranks import write_ranks
-from trtllm_pt.checkpoint.safetensors_file import SafetensorsFile
-from trtllm_pt.config import ModelConfig
 from trtllm_pt.errors import RunError, UsageError
-from trtllm_pt.layout import rank_layout
-from trtllm_pt.tensors import TensorSpec
+from trtllm_pt.files.folders import new_folder, refuse_existing, write_json
+from trtllm_pt.files.safetensors import SafetensorsFile
+from trtllm_pt.model.config import ModelConfig
+from trtllm_pt.model.layout import rank_layout
+from trtllm_pt.model.tensors import TensorSpec
 
 _BLOCK = 1 << 18  # numbers of one counter; part of what a seed means
 _BATCH = 16  # blocks made before they are rounded: 16 MiB of float32

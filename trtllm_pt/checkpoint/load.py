@@ -7,15 +7,15 @@ from pathlib import Path
 import torch
 
 from trtllm_pt.checkpoint.dtypes import TORCH_DTYPES
-from trtllm_pt.checkpoint.folders import write_json
 from trtllm_pt.checkpoint.formats import open_source
-from trtllm_pt.checkpoint.safetensors_file import SafetensorsWriter, TensorInfo
 from trtllm_pt.checkpoint.source import Source
-from trtllm_pt.config import ModelConfig
 from trtllm_pt.errors import UsageError
+from trtllm_pt.files.folders import write_json
+from trtllm_pt.files.safetensors import SafetensorsWriter, TensorInfo
+from trtllm_pt.model.config import ModelConfig
+from trtllm_pt.model.quantization import stored
+from trtllm_pt.model.tensors import TensorSpec, tensors
 from trtllm_pt.network.reference import ReferenceModel
-from trtllm_pt.quantization import stored
-from trtllm_pt.tensors import TensorSpec, tensors
 
 _SHARD_BYTES = 5 << 30
 

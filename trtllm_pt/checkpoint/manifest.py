@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trtllm_pt import quantization
-from trtllm_pt import schedule as schedules
-from trtllm_pt.config import ModelConfig, read_json, unknown_key
 from trtllm_pt.errors import UsageError
-from trtllm_pt.layout import rank_layout
-from trtllm_pt.schedule import Schedule, schedule_of
+from trtllm_pt.model import quantization
+from trtllm_pt.model import schedule as schedules
+from trtllm_pt.model.config import ModelConfig, read_json, unknown_key
+from trtllm_pt.model.layout import rank_layout
+from trtllm_pt.model.schedule import Schedule, schedule_of
 
 if TYPE_CHECKING:
     import torch

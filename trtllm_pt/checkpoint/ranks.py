@@ -16,13 +16,13 @@ from trtllm_pt.checkpoint.dtypes import TORCH_DTYPES
 from trtllm_pt.checkpoint.encoded import StoredWeights
 from trtllm_pt.checkpoint.manifest import CheckpointManifest, rank_file
 from trtllm_pt.checkpoint.quantize import dequantize, pack_int4, unpack_int4
-from trtllm_pt.checkpoint.safetensors_file import SafetensorsFile, SafetensorsWriter, TensorInfo
 from trtllm_pt.checkpoint.source import listed
-from trtllm_pt.config import ModelConfig
 from trtllm_pt.errors import UsageError
-from trtllm_pt.layout import RankLayout, rank_layout
-from trtllm_pt.quantization import StoredTensor, kv_scales, stored
-from trtllm_pt.tensors import TensorSpec, tensors
+from trtllm_pt.files.safetensors import SafetensorsFile, SafetensorsWriter, TensorInfo
+from trtllm_pt.model.config import ModelConfig
+from trtllm_pt.model.layout import RankLayout, rank_layout
+from trtllm_pt.model.quantization import StoredTensor, kv_scales, stored
+from trtllm_pt.model.tensors import TensorSpec, tensors
 
 _HEAD = "lm_head.weight"
 

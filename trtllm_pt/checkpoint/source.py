@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from trtllm_pt.checkpoint.dtypes import TORCH_DTYPES
-from trtllm_pt.checkpoint.safetensors_file import ModelFiles
-from trtllm_pt.config import ModelConfig
 from trtllm_pt.errors import UsageError
-from trtllm_pt.tensors import TensorSpec, tensors
+from trtllm_pt.files.safetensors import ModelFiles
+from trtllm_pt.model.config import ModelConfig
+from trtllm_pt.model.tensors import TensorSpec, tensors
 
 _LISTED = 5
 

@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trtllm_pt.checkpoint.safetensors_file import ModelFiles
 from trtllm_pt.checkpoint.source import check_tensors, dtype_of
-from trtllm_pt.config import ModelConfig, read_json
 from trtllm_pt.errors import UsageError
-from trtllm_pt.tensors import TensorSpec, tensors
+from trtllm_pt.files.safetensors import ModelFiles
+from trtllm_pt.model.config import ModelConfig, read_json
+from trtllm_pt.model.tensors import TensorSpec, tensors
 
 TYPE_KEY = "__tamm_type__"
 _TYPE = "module_configs:AFMParallelTrackMoEConfig"

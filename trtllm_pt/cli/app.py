@@ -16,7 +16,7 @@ import click
 
 from trtllm_pt import __version__
 from trtllm_pt.errors import TrtllmPtError
-from trtllm_pt.launchers import SECONDS_TO_BE_HEARD, first_on_machine, launched_rank
+from trtllm_pt.job.launchers import SECONDS_TO_BE_HEARD, first_on_machine, launched_rank
 
 # In the order of the data's way. A command's module has its name and holds `command`.
 COMMANDS = tuple("presets init convert build inspect run repo serve client plan bench doctor".split())

@@ -95,7 +95,7 @@ def command(
     names = _names(collectives)
     from trtllm_pt.bench.files import Results, as_csv_text, as_json_text, check_target
     from trtllm_pt.bench.launching import join_ranks
-    from trtllm_pt.launchers import launched_ranks
+    from trtllm_pt.job.launchers import launched_ranks
 
     for path, option in ((output_csv, "output_csv"), (report_json, "report_json"), (machine_json, "machine_json")):
         check_target(path, f"--{option}")
@@ -166,9 +166,9 @@ def _load_ops(comm: MPI.Intracomm, threads: int | None) -> None:
 
     import torch
 
+    from trtllm_pt.backends.embedded.kernels.build import build_library
+    from trtllm_pt.backends.embedded.kernels.library import load
     from trtllm_pt.bench.launching import wait_for_rank_0
-    from trtllm_pt.kernels.build import build_library
-    from trtllm_pt.kernels.library import load
 
     torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // comm.size))
     with tempfile.TemporaryDirectory(prefix="trtllm_pt-") as scratch:

@@ -136,7 +136,7 @@ def _built(
     from trtllm_pt.bench.contenders import Contender, build_all, options_for, schedules_of
     from trtllm_pt.bench.facts import Facts
     from trtllm_pt.bench.launching import join_ranks, wait_for_rank_0
-    from trtllm_pt.launchers import launched_ranks
+    from trtllm_pt.job.launchers import launched_ranks
 
     config = model_config(model)
     ranks = ranks or launched_ranks() or 2

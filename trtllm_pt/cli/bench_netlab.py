@@ -22,9 +22,9 @@ from trtllm_pt.cli.bench_options import (
 )
 from trtllm_pt.cli.options import json_option
 from trtllm_pt.cli.text import table
-from trtllm_pt.config import read_json
 from trtllm_pt.errors import UsageError
-from trtllm_pt.launchers import launched_ranks
+from trtllm_pt.job.launchers import launched_ranks
+from trtllm_pt.model.config import read_json
 
 if TYPE_CHECKING:
     from trtllm_pt.bench.batch import Case
@@ -95,8 +95,8 @@ def command(
     from trtllm_pt.bench.batch import Case, check_case
     from trtllm_pt.bench.contenders import named
     from trtllm_pt.bench.files import Results, as_json_text, check_target
-    from trtllm_pt.bench.links import Link, check_here
-    from trtllm_pt.bench.netlab import Plan, identity, sweep
+    from trtllm_pt.bench.netlab.links import Link, check_here
+    from trtllm_pt.bench.netlab.sweep import Plan, identity, sweep
     from trtllm_pt.bench.plots import plot_sweep
     from trtllm_pt.planner.plot import check_target as check_plot
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from trtllm_pt.cli.options import Decorator
-from trtllm_pt.config import ModelConfig, read_json
 from trtllm_pt.errors import UsageError
-from trtllm_pt.presets import preset
+from trtllm_pt.model.config import ModelConfig, read_json
+from trtllm_pt.model.presets import preset
 
 if TYPE_CHECKING:
     from trtllm_pt.bench.files import Results
@@ -121,8 +121,8 @@ def model_config(model: str) -> ModelConfig:
     if path.is_dir():
         data = read_json(path / "config.json")
         if "pretrained_config" in data or "parallel_track" in data:
+            from trtllm_pt.backends.manifest import EngineManifest
             from trtllm_pt.checkpoint.manifest import CheckpointManifest
-            from trtllm_pt.engine.manifest import EngineManifest
 
             engine = "pretrained_config" in data
             return EngineManifest.from_dir(path).model if engine else CheckpointManifest.from_dir(path).model

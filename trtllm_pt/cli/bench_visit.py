@@ -15,8 +15,8 @@ def command(request: Path) -> None:
     from trtllm_pt.bench.contenders import Contender
     from trtllm_pt.bench.facts import Facts
     from trtllm_pt.bench.files import as_json_text, write
-    from trtllm_pt.bench.visit import visit
-    from trtllm_pt.config import read_json
+    from trtllm_pt.bench.netlab.on_ranks import visit
+    from trtllm_pt.model.config import read_json
 
     asked = read_json(request)
     contenders = [Contender(name, Facts.of(Path(folder))) for name, folder in asked["engines"].items()]

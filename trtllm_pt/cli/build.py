@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
-from trtllm_pt import launchers
 from trtllm_pt.cli.options import output_option
 from trtllm_pt.cli.text import duration
 from trtllm_pt.cli.trtllm_build import TENSORRT_LLM_ONLY, given, trtllm_build_options
 from trtllm_pt.errors import UsageError
+from trtllm_pt.job import launchers
 
 _EPILOG = f"trtllm-build's other options, for --engine tensorrt_llm: {TENSORRT_LLM_ONLY}"
 
@@ -50,7 +50,7 @@ def command(checkpoint: Path | None, checkpoint_dir: Path | None, output: Path, 
     source = checkpoint or checkpoint_dir
     if source is None:
         raise UsageError("build needs a checkpoint: `trtllm-pt build CKPT -o ENGINES`")
-    from trtllm_pt.engine import BuildOptions, build, choose
+    from trtllm_pt.backends import BuildOptions, build, choose
 
     kind, why = choose(engine)
     if why and not launchers.launched_rank():

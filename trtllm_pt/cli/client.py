@@ -77,7 +77,7 @@ def _show_own_server(folder: Path, prompt: str, fields: Mapping[str, object]) ->
 
 def _schedule(engines: Path) -> str:
     """Where the ranks meet, in one line: attention, feed-forward, all-reduce."""
-    from trtllm_pt.engine import inspect
+    from trtllm_pt.backends import inspect
 
     model = inspect(engines)
     letters = {"attention": "A", "ffn": "F"}

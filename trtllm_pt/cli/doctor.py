@@ -21,7 +21,7 @@ import click
 from trtllm_pt.cli.options import json_option
 from trtllm_pt.cli.text import table
 from trtllm_pt.errors import INSTALL_EMBEDDED, INSTALL_TENSORRT_LLM, TENSORRT_LLM_VERSION, UsageError
-from trtllm_pt.runtime.launch import find_mpirun
+from trtllm_pt.job.mpirun import find_mpirun
 
 _TENSORRT = "--engine tensorrt_llm"
 _CONTAINER = f"nvcr.io/nvidia/tensorrt-llm/release:{TENSORRT_LLM_VERSION}"
@@ -173,7 +173,7 @@ def gpu() -> Finding:
 
 def model_class() -> Finding:
     """What plain trtllm-build needs to know our checkpoints."""
-    spec = importlib.util.find_spec("trtllm_pt.network.shim")
+    spec = importlib.util.find_spec("trtllm_pt.backends.tensorrt_llm.shim")
     path = spec.origin if spec else None
     return Finding("--model_cls_file", path is not None, path or "none", needed_for="plain trtllm-build")
 

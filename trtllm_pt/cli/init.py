@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 
 from trtllm_pt.cli.options import dtype_option, kv_cache_option, output_option, quantize_option, ranks_option
-from trtllm_pt.config import ModelConfig
-from trtllm_pt.layout import rank_layout
-from trtllm_pt.presets import preset
+from trtllm_pt.model.config import ModelConfig
+from trtllm_pt.model.layout import rank_layout
+from trtllm_pt.model.presets import preset
 
 
 @click.command("init")

@@ -24,7 +24,7 @@ def command(folder: Path, as_json: bool) -> None:
       trtllm-pt inspect engines/demo
       trtllm-pt inspect build/demo --json | jq .sync_points
     """
-    from trtllm_pt.engine import inspect
+    from trtllm_pt.backends import inspect
 
     found = inspect(folder)
     click.echo(json.dumps(found, indent=2) if as_json else "\n".join(_page(folder, found)))

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from trtllm_pt.quantization import KV_CACHE_QUANT_ALGOS, QUANT_ALGOS
+from trtllm_pt.model.quantization import KV_CACHE_QUANT_ALGOS, QUANT_ALGOS
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 

@@ -11,8 +11,8 @@ import click
 
 from trtllm_pt.cli.options import json_option
 from trtllm_pt.cli.text import count, memory, table
-from trtllm_pt.config import ModelConfig
-from trtllm_pt.presets import preset
+from trtllm_pt.model.config import ModelConfig
+from trtllm_pt.model.presets import preset
 
 if TYPE_CHECKING:
     from trtllm_pt.planner import Plan, Prediction
@@ -162,9 +162,9 @@ def _advice(plan: Plan) -> Iterator[str]:
 
 
 def _validate(plot: Path | None, as_json: bool) -> None:
-    from trtllm_pt.planner import report
-    from trtllm_pt.planner.held_out import held_out
-    from trtllm_pt.planner.validate import validate
+    from trtllm_pt.planner.validation import report
+    from trtllm_pt.planner.validation.held_out import held_out
+    from trtllm_pt.planner.validation.validate import validate
 
     results, others = validate(), held_out()
     if as_json:

@@ -9,10 +9,10 @@ import click
 
 from trtllm_pt.cli.options import json_option
 from trtllm_pt.cli.text import count, table
-from trtllm_pt.config import ModelConfig
-from trtllm_pt.cost import parameters
-from trtllm_pt.presets import PRESETS, preset
-from trtllm_pt.schedule import schedule_of, sync_points, tensor_parallel_sync_points
+from trtllm_pt.model.config import ModelConfig
+from trtllm_pt.model.cost import parameters
+from trtllm_pt.model.presets import PRESETS, preset
+from trtllm_pt.model.schedule import schedule_of, sync_points, tensor_parallel_sync_points
 
 
 @click.command("presets")

@@ -34,7 +34,7 @@ def command(engines: Path, output: Path, engine_path: str | None, max_queue_size
       trtllm-pt repo engines/demo -o triton_model_repo
       trtllm-pt repo engines/pt-6b -o triton_model_repo --engine-path /engines/pt-6b
     """
-    from trtllm_pt.serving.repository import write_repository
+    from trtllm_pt.serving.triton.repository import write_repository
 
     served = write_repository(engines, output, engine_path=engine_path, max_queue_size=max_queue_size)
     backend = "python" if served.embedded else "tensorrtllm"

@@ -12,7 +12,7 @@ import click
 from trtllm_pt.cli.options import json_option
 from trtllm_pt.cli.text import duration
 from trtllm_pt.errors import UsageError
-from trtllm_pt.messages import SamplingParams
+from trtllm_pt.requests.messages import SamplingParams
 
 if TYPE_CHECKING:
     from trtllm_pt.runtime.llm import LLM, RunResult
@@ -101,7 +101,7 @@ def _blocks(llm: LLM, prompts: list[str], results: list[RunResult]) -> list[RunR
 
 
 def _closing_line(engines: Path, results: list[RunResult]) -> None:
-    from trtllm_pt.engine import inspect
+    from trtllm_pt.backends import inspect
 
     tokens = sum(len(result.token_ids) for result in results)
     first = max(result.ttft_s for result in results)

@@ -18,7 +18,7 @@ import click
 from trtllm_pt.errors import INSTALL_SERVE, RunError, UsageError
 
 if TYPE_CHECKING:
-    from trtllm_pt.serving.server import Address, Server
+    from trtllm_pt.serving.triton.server import Address, Server
 
 _PORT = click.IntRange(1, 65535)
 _CHECK_SECONDS = 2.0  # between requests that show whether the engine is alive
@@ -51,7 +51,7 @@ def command(
       trtllm-pt serve engines/demo
       trtllm-pt serve triton_model_repo --host 0.0.0.0 --log server.log
     """
-    from trtllm_pt.serving.server import Address, Server, check_port
+    from trtllm_pt.serving.triton.server import Address, Server, check_port
 
     address = Address(host=host, http=http_port, grpc=grpc_port, metrics=metrics_port)
     inside = address.behind_a_door()
@@ -74,7 +74,7 @@ def command(
 @contextlib.contextmanager
 def short_lived(folder: Path) -> Iterator[tuple[Address, Path]]:
     """A server for as long as the block lasts, on ports that nobody uses: where it listens, and its engines' folder."""
-    from trtllm_pt.serving.server import Address, Server, engine_folder
+    from trtllm_pt.serving.triton.server import Address, Server, engine_folder
 
     with tempfile.TemporaryDirectory(prefix="trtllm_pt-") as scratch:
         repository = _repository(folder, Path(scratch))
@@ -103,8 +103,8 @@ def _signals() -> Iterator[None]:
 
 
 def _repository(folder: Path, scratch: Path) -> Path:
-    from trtllm_pt.serving.repository import write_repository
-    from trtllm_pt.serving.server import is_repository
+    from trtllm_pt.serving.triton.repository import write_repository
+    from trtllm_pt.serving.triton.server import is_repository
 
     if is_repository(folder):
         return folder
@@ -128,11 +128,11 @@ def _doors(
     repository: Path, folder: Path, address: Address, inside: Address, openai_port: int
 ) -> list[AbstractContextManager[None]]:
     """What listens in front of Triton, while the server runs. inside: where Triton does."""
-    from trtllm_pt.serving.server import check_port, engine_folder
+    from trtllm_pt.serving.triton.server import check_port, engine_folder
 
     try:
-        from trtllm_pt.serving.door import Door
-        from trtllm_pt.serving.front import Front
+        from trtllm_pt.serving.openai.app import Front
+        from trtllm_pt.serving.triton.http_proxy import Door
     except ImportError as error:
         raise UsageError(f"serve needs {error.name}: {INSTALL_SERVE}") from None
     doors = [Door(inside.url).listening(address.host, address.http)]

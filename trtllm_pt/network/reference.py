@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trtllm_pt.config import ModelConfig
+from trtllm_pt.model.config import ModelConfig
 from trtllm_pt.network.module import Module
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import reduce
 from typing import Generic, Protocol, TypeVar
 
-from trtllm_pt.schedule import Finish, ReduceOp, Run, Schedule, Start
+from trtllm_pt.model.schedule import Finish, ReduceOp, Run, Schedule, Start
 
 V = TypeVar("V")  # one value per track: an engine's tensor
 

@@ -6,8 +6,8 @@ import difflib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from trtllm_pt.config import read_json
 from trtllm_pt.errors import UsageError
+from trtllm_pt.model.config import read_json
 
 CALIBRATION = Path(__file__).parent / "calibration.json"
 

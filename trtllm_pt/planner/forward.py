@@ -7,15 +7,15 @@ from copy import copy
 from dataclasses import dataclass
 from typing import Literal
 
-from trtllm_pt.config import ModelConfig
-from trtllm_pt.cost import STEP_PLAN_BYTES, collectives
+from trtllm_pt.model.config import ModelConfig
+from trtllm_pt.model.cost import STEP_PLAN_BYTES, collectives
+from trtllm_pt.model.schedule import Finish, Run, Schedule, Start, schedule_of
 from trtllm_pt.planner.collective import all_reduce_seconds
 from trtllm_pt.planner.engines import Engine
 from trtllm_pt.planner.kernels import Kernel, Kernels, Work
 from trtllm_pt.planner.machine import Machine
 from trtllm_pt.planner.ranks import Busy, Ranks
 from trtllm_pt.planner.roofline import kernel_seconds
-from trtllm_pt.schedule import Finish, Run, Schedule, Start, schedule_of
 
 
 @dataclass(frozen=True, slots=True)

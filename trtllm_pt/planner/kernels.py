@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from trtllm_pt.config import ModelConfig
-from trtllm_pt.cost import DTYPE_BYTES, is_expert
-from trtllm_pt.layout import RankLayout, padded_vocab_size, rank_layout
-from trtllm_pt.schedule import Place
-from trtllm_pt.tensors import TensorSpec, tensors
+from trtllm_pt.model.config import ModelConfig
+from trtllm_pt.model.cost import DTYPE_BYTES, is_expert
+from trtllm_pt.model.layout import RankLayout, padded_vocab_size, rank_layout
+from trtllm_pt.model.schedule import Place
+from trtllm_pt.model.tensors import TensorSpec, tensors
 
 Kind = Literal["matrix", "attention", "memory"]
 

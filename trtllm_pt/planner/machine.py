@@ -10,8 +10,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from trtllm_pt.config import read_json, unknown_key
 from trtllm_pt.errors import UsageError
+from trtllm_pt.model.config import read_json, unknown_key
 from trtllm_pt.planner.collective import AllReduce
 
 _ALONE = "memory_bandwidth_alone"

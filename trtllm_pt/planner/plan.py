@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from trtllm_pt.config import TRACKED, ModelConfig
 from trtllm_pt.errors import UsageError
+from trtllm_pt.model.config import TRACKED, ModelConfig
 from trtllm_pt.planner.engines import Engine
 from trtllm_pt.planner.machine import Machine
 from trtllm_pt.planner.predict import Prediction, predict

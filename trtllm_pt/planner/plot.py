@@ -7,8 +7,8 @@ from typing import Any
 
 from trtllm_pt.errors import UsageError
 from trtllm_pt.planner.plan import Plan
-from trtllm_pt.planner.report import title
-from trtllm_pt.planner.validate import DEPTHS, Result
+from trtllm_pt.planner.validation.report import title
+from trtllm_pt.planner.validation.validate import DEPTHS, Result
 
 ENDINGS = (".png", ".svg")
 

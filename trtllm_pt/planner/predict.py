@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from trtllm_pt.config import ModelConfig
-from trtllm_pt.cost import bytes_per_rank, kv_bytes_per_token, parameters
 from trtllm_pt.errors import UsageError
+from trtllm_pt.model.config import ModelConfig
+from trtllm_pt.model.cost import bytes_per_rank, kv_bytes_per_token, parameters
+from trtllm_pt.model.schedule import sync_points
 from trtllm_pt.planner.engines import Engine
 from trtllm_pt.planner.forward import Model
 from trtllm_pt.planner.machine import Machine
 from trtllm_pt.planner.serving import Served, Workload, serve
-from trtllm_pt.schedule import sync_points
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from trtllm_pt.config import TRACKED, ModelConfig
-from trtllm_pt.cost import parameters
+from trtllm_pt.model.config import TRACKED, ModelConfig
+from trtllm_pt.model.cost import parameters
 
 _DEPTHS = (1, 2, 4, 8)
 

@@ -10,14 +10,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from trtllm_pt.checkpoint.tokenizer import end_ids, load_tokenizer
-from trtllm_pt.engine.manifest import EngineManifest
-from trtllm_pt.engine.versions import check_versions
+from trtllm_pt.backends.limits import Limits
+from trtllm_pt.backends.manifest import EngineManifest
+from trtllm_pt.backends.versions import check_versions
 from trtllm_pt.errors import RunError, UsageError
-from trtllm_pt.launchers import launched_ranks
-from trtllm_pt.messages import FinishReason, Request, Runtime, SamplingParams, Tokens
-from trtllm_pt.runtime.limits import Limits
-from trtllm_pt.runtime.stream import TextStream
+from trtllm_pt.job.launchers import launched_ranks
+from trtllm_pt.requests.messages import FinishReason, Request, Runtime, SamplingParams, Tokens
+from trtllm_pt.text.stream import TextStream
+from trtllm_pt.text.tokenizer import end_ids, load_tokenizer
 
 Prompt = str | Sequence[int]
 _POLL_SECONDS = 0.1
@@ -234,7 +234,7 @@ def start_runtime(folder: Path, manifest: EngineManifest, threads: int | None, k
         from trtllm_pt.runtime.remote import RemoteRuntime
 
         return RemoteRuntime(folder, manifest, threads=threads, kv_tokens=kv_tokens)
-    from trtllm_pt.runtime.rank import open_rank
+    from trtllm_pt.backends.open_rank import open_rank
 
     runtime = open_rank(folder, manifest, threads=threads, kv_tokens=kv_tokens)
     if runtime is None:

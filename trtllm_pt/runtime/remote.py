@@ -21,12 +21,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from trtllm_pt.engine.manifest import EngineManifest, Kind
+from trtllm_pt.backends.limits import Limits
+from trtllm_pt.backends.manifest import EngineManifest, Kind
 from trtllm_pt.errors import RunError, TrtllmPtError, UsageError
-from trtllm_pt.messages import Request, Stats, Tokens
-from trtllm_pt.runtime.first_ended import FirstEnded
-from trtllm_pt.runtime.launch import CLOSED, NO_MPI, find_mpirun
-from trtllm_pt.runtime.limits import Limits
+from trtllm_pt.job.first_exit import FirstEnded
+from trtllm_pt.job.mpirun import CLOSED, NO_MPI, find_mpirun
+from trtllm_pt.requests.messages import Request, Stats, Tokens
 
 # Seconds to start and to stop. A GPU takes in and gives back many gigabytes.
 _PATIENCE: dict[Kind, tuple[float, float]] = {"embedded": (120.0, 5.0), "tensorrt_llm": (900.0, 60.0)}

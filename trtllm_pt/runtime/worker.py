@@ -11,11 +11,11 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from trtllm_pt.engine.manifest import EngineManifest
+from trtllm_pt.backends.manifest import EngineManifest
+from trtllm_pt.backends.open_rank import RankRuntime, open_rank
 from trtllm_pt.errors import RunError, TrtllmPtError, UsageError
-from trtllm_pt.launchers import launched_rank
-from trtllm_pt.messages import Request, Tokens
-from trtllm_pt.runtime.rank import RankRuntime, open_rank
+from trtllm_pt.job.launchers import launched_rank
+from trtllm_pt.requests.messages import Request, Tokens
 from trtllm_pt.runtime.remote import Connection
 
 _POLL_SECONDS = 0.001  # how long a message of the owner may wait for an engine that is at work

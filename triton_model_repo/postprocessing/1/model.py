@@ -1,5 +1,5 @@
 """Made by `trtllm-pt repo`."""
 
-from trtllm_pt.serving.postprocessing import TritonPythonModel
+from trtllm_pt.serving.triton.models.postprocessing import TritonPythonModel
 
 __all__ = ["TritonPythonModel"]

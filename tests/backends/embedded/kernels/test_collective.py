@@ -1,0 +1,34 @@
+"""The all-reduce under mpirun: the same bits on any number of ranks."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[4]
+MPIRUN = shutil.which("mpirun", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+
+
+@pytest.mark.skipif(MPIRUN is None, reason="no mpirun")
+@pytest.mark.parametrize(
+    ("way", "settings"),
+    [("memory", {}), ("messages", {"MPIR_CVAR_NOLOCAL": "1"})],  # MPI then takes every rank for a machine of its own
+    ids=["memory", "messages"],
+)
+@pytest.mark.parametrize("ranks", [2, 4, 8])
+def test_ranks_give_the_bits_of_one(library, ranks, way, settings):
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **settings}
+    program = [sys.executable, "-m", "mpi4py", "-m", "tests.backends.embedded.kernels.ranks"]
+    command = [MPIRUN, "-n", str(ranks), *program, str(library), way]
+    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert done.stdout.count(f"of {ranks}: equal") == ranks
+
+
+def test_communicator_without_mpi_is_one_clear_error(library):
+    code = f"import torch; torch.ops.load_library({str(library)!r}); torch.ops.trtllm_pt.set_communicator(0)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "libmpi.so.12 is not loaded in this process" in done.stderr

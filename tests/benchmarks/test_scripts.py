@@ -1,0 +1,37 @@
+"""The scripts in benchmarks/ that look at one engine."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.backends.embedded.conftest import Engines
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def run(script: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(BENCHMARKS / script), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_step_ops(engines: Engines) -> None:
+    [folder] = engines("pretrained-1")
+    done = run("step_ops.py", folder, "--batches", "2", "--context", "20", "--prompt", "40", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["microseconds"]
+    assert list(found) == ["decode 2", "prefill 40"]
+    for case in found.values():
+        assert {"attention", "rms_norm", "all_reduce", "rest"} < set(case)
+        assert sum("linear_swiglu" in op for op in case) == 1 and all(spent > 0 for spent in case.values())
+        assert sum(case.values()) == pytest.approx(2 * case["whole"])
+
+
+@pytest.mark.parametrize("script", ["overhead.py", "start.py", "step_ops.py"])
+def test_a_missing_engine_is_one_line(script: str) -> None:
+    done = run(script, "nowhere")
+    assert (done.returncode, done.stderr) == (2, "Error: there is no engine directory at nowhere\n")

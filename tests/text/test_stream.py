@@ -1,0 +1,164 @@
+"""Text in pieces: joined they are the whole."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from trtllm_pt.errors import UsageError
+from trtllm_pt.text.stream import TextStream
+
+TEXT = "Grüße! 你好，世界 — naïve café 🚀👩‍🚀 end. Ünïcödé शान्ति \ufffd okay\n\n  two  spaces"
+
+
+def byte_level() -> Tokenizer:
+    """A BPE over bytes with few merges: characters are often split over tokens."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<end>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([TEXT], trainer)
+    return tokenizer
+
+
+def byte_fallback() -> Tokenizer:
+    """As in Llama 2: words with ▁ for the space, bytes for what the vocabulary lacks."""
+    pieces = ["<unk>", "<s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "▁a", "▁b", "c", "▁▁", "ü", "d"]
+    tokenizer = Tokenizer(
+        models.BPE({piece: i for i, piece in enumerate(pieces)}, [], unk_token="<unk>", byte_fallback=True)
+    )
+    tokenizer.add_special_tokens(["<unk>", "<s>"])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return tokenizer
+
+
+def word_piece() -> Tokenizer:
+    pieces = ["[UNK]", "do", "n", "'", "t", "##ing", ".", ",", "we", "?"]
+    tokenizer = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    tokenizer.decoder = decoders.WordPiece()
+    return tokenizer
+
+
+TOKENIZERS = {"byte level": byte_level(), "byte fallback": byte_fallback(), "word piece": word_piece()}
+
+
+def pieces(stream: TextStream, ids: list[int], sizes: list[int] | None = None) -> list[str]:
+    """Push in messages of these sizes (default: one token each), then flush."""
+    out = []
+    for size in sizes or [1] * len(ids):
+        out.append(stream.push(ids[:size]))
+        ids = ids[size:]
+    return [*out, stream.flush()]
+
+
+def test_a_text_with_split_characters() -> None:
+    tokenizer = TOKENIZERS["byte level"]
+    ids = tokenizer.encode(TEXT).ids
+    deltas = pieces(TextStream(tokenizer), ids)
+    assert "".join(deltas) == TEXT
+    assert "" in deltas and deltas[-1] == ""  # some tokens end inside a character; nothing is left for the end
+    assert all("\ufffd" not in delta or delta.startswith("\ufffd") for delta in deltas)
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize("skip", [True, False])
+def test_random_tokens(name: str, skip: bool) -> None:
+    """Also what no text encodes to: broken characters, special tokens in the middle, bytes in any order."""
+    tokenizer, rng = TOKENIZERS[name], np.random.default_rng(0)
+    for _ in range(300):
+        ids = rng.integers(0, tokenizer.get_vocab_size(), int(rng.integers(0, 30))).tolist()
+        if name == "byte fallback":  # runs that are characters, beside runs that are not
+            half = [i for character in rng.choice(list("é你🚀 "), 4) for i in bytes_of(tokenizer, character)]
+            ids = [*ids[:9], *half, *ids[9:]]
+        stream = TextStream(tokenizer, skip_special_tokens=skip)
+        assert "".join(pieces(stream, ids)) == tokenizer.decode(ids, skip_special_tokens=skip), ids
+
+
+def bytes_of(tokenizer: Tokenizer, text: str) -> list[int]:
+    return [tokenizer.token_to_id(f"<0x{byte:02X}>") for byte in text.encode()]
+
+
+def test_a_run_of_bytes_leaves_when_it_is_over() -> None:
+    tokenizer = TOKENIZERS["byte fallback"]
+    c = tokenizer.token_to_id("c")
+    assert pieces(TextStream(tokenizer), [c, *bytes_of(tokenizer, "é"), c]) == ["c", "", "", "éc", ""]
+
+
+def test_a_skipped_token_does_not_end_a_run() -> None:
+    tokenizer = TOKENIZERS["byte fallback"]
+    (first, second), begin = bytes_of(tokenizer, "é"), tokenizer.token_to_id("<s>")
+    c = tokenizer.token_to_id("c")
+    assert pieces(TextStream(tokenizer), [first, begin, second, begin, c]) == ["", "", "", "", "éc", ""]
+
+
+def test_spaces_survive_special_tokens() -> None:
+    tokenizer = TOKENIZERS["byte fallback"]
+    ids = [tokenizer.token_to_id(piece) for piece in ("▁a", "<s>", "▁b", "▁", "<s>", "▁▁", "c")]
+    assert "".join(pieces(TextStream(tokenizer), ids)) == tokenizer.decode(ids) == "a b   c"
+
+
+def test_flush_gives_an_unfinished_character() -> None:
+    tokenizer = TOKENIZERS["byte level"]
+    ids = tokenizer.encode("a🌍").ids[:-1]  # 🌍 is three tokens
+    assert pieces(TextStream(tokenizer), ids)[-1].endswith("\ufffd")
+
+
+def expected(text: str, stops: list[str]) -> tuple[str, bool]:
+    """Character by character: the first stop string to be complete cuts the text."""
+    for end in range(len(text) + 1):
+        for stop in sorted(stops, key=len, reverse=True):
+            if text[:end].endswith(stop):
+                return text[: end - len(stop)], True
+    return text, False
+
+
+def test_stop_strings_split_over_tokens() -> None:
+    tokenizer = TOKENIZERS["byte level"]
+    ids = tokenizer.encode("one two three").ids
+    stream = TextStream(tokenizer, ["o thr"])
+    deltas = pieces(stream, ids)
+    assert ("".join(deltas), stream.stopped_by) == ("one tw", "o thr")
+    assert stream.push(ids) == "" and stream.flush() == ""  # nothing after the end
+
+
+def test_the_start_of_a_stop_string_is_held_back_and_freed() -> None:
+    tokenizer = TOKENIZERS["byte level"]
+    letters = {letter: tokenizer.token_to_id(letter) for letter in "abcx"}
+    stream = TextStream(tokenizer, ["abc"])
+    assert [stream.push([letters[c]]) for c in "xabab"] == ["x", "", "", "ab", ""]
+    assert (stream.flush(), stream.stopped) == ("ab", False)
+
+
+def test_stop_strings_do_not_depend_on_how_tokens_arrive() -> None:
+    tokenizer, rng = TOKENIZERS["byte level"], np.random.default_rng(1)
+    found = 0
+    for _ in range(400):
+        text = "".join(rng.choice(list("abé🚀"), int(rng.integers(1, 25))))
+        stops = ["".join(rng.choice(list("abé🚀"), int(rng.integers(1, 6)))) for _ in range(int(rng.integers(1, 4)))]
+        ids = tokenizer.encode(text).ids
+        sizes = rng.multinomial(len(ids), np.ones(8) / 8).tolist()
+        for split in (None, [len(ids)], sizes):
+            stream = TextStream(tokenizer, stops)
+            assert ("".join(pieces(stream, ids, split)), stream.stopped) == expected(text, stops)
+        found += stream.stopped
+    assert 50 < found < 390
+
+
+def test_a_stop_string_in_the_flushed_text() -> None:
+    tokenizer = TOKENIZERS["byte fallback"]
+    stream = TextStream(tokenizer, ["é"])
+    assert "".join(pieces(stream, [tokenizer.token_to_id("c"), *bytes_of(tokenizer, "éd")])) == "c" and stream.stopped
+
+
+@pytest.mark.parametrize("stop", ["word", [""], [1]])
+def test_stop_strings_refused(stop: object) -> None:
+    with pytest.raises(UsageError, match="must be a list of strings that are not empty"):
+        TextStream(TOKENIZERS["byte level"], stop)  # type: ignore[arg-type]

@@ -1,0 +1,139 @@
+"""The embedded engine: built once into a directory, then one object per rank that runs batches.
+
+T tokens   B sequences   R logits wanted   P pages   V vocabulary
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from trtllm_pt.backends.build import BuildReport, check_files
+from trtllm_pt.backends.embedded.graph import caches_shape, compiled_graph
+from trtllm_pt.backends.embedded.kernels.build import LIBRARY, build_library
+from trtllm_pt.backends.embedded.kernels.library import load
+from trtllm_pt.backends.embedded.pack import SHARED_FILE, shared_names, weight_infos, write_weights
+from trtllm_pt.backends.manifest import MODEL_FILE, BuildOptions, EngineManifest
+from trtllm_pt.backends.versions import versions
+from trtllm_pt.checkpoint.manifest import CheckpointManifest
+from trtllm_pt.errors import RunError, UsageError
+from trtllm_pt.files.folders import new_folder, write_json
+from trtllm_pt.files.safetensors import SafetensorsFile
+
+DTYPES = ("bfloat16", "float32")
+_MOST_SUMMANDS = 256  # of an all-reduce
+
+
+def build(checkpoint: Path, output: Path, options: BuildOptions, progress: bool | None = None) -> BuildReport:
+    """Checkpoint to engine directory; nothing stands at `output` unless it is whole.
+
+    Peak memory: one track of one matrix, twice, beside what the compiler takes. Raises UsageError for a checkpoint or
+    options that cannot be built, before anything slow.
+    """
+    began = time.monotonic()
+    manifest = _checked(checkpoint)
+    engine = EngineManifest(
+        kind="embedded", checkpoint=manifest, options=options.resolved(manifest.model), versions=versions()
+    )
+    with new_folder(output) as folder:
+        library = build_library(folder)
+        load(library)
+        graph = compiled_graph(manifest.model, manifest.ranks, manifest.torch_dtype)
+        shutil.copyfile(graph.path, folder / MODEL_FILE)
+        write_weights(checkpoint, manifest, folder, progress)
+        if (checkpoint / "tokenizer").is_dir():
+            shutil.copytree(checkpoint / "tokenizer", folder / "tokenizer")
+        write_json(folder / "config.json", engine.to_json())
+    return BuildReport(
+        path=output,
+        engine="embedded",
+        ranks=manifest.ranks,
+        cache="hit" if graph.cache_hit else "miss",
+        seconds=time.monotonic() - began,
+    )
+
+
+def _checked(checkpoint: Path) -> CheckpointManifest:
+    """The manifest of a complete checkpoint whose files hold what it says."""
+    manifest = CheckpointManifest.from_dir(checkpoint)
+    if manifest.dtype not in DTYPES:
+        raise UsageError(
+            f"dtype ({manifest.dtype!r}): the embedded engine takes {' and '.join(DTYPES)}; convert with --dtype"
+        )
+    if manifest.quantized:
+        raise UsageError(
+            f"quantization ({manifest.quantized}): the embedded engine takes unquantised checkpoints; convert without "
+            "--quantize, or build with --engine tensorrt_llm"
+        )
+    _check_kernels(manifest)
+    check_files(checkpoint, manifest)
+    return manifest
+
+
+def _check_kernels(manifest: CheckpointManifest) -> None:
+    """Raises UsageError for sizes that the ops do not take."""
+    config = manifest.model
+    if config.head_size % 16 or config.head_size > 256:
+        raise UsageError(f"head_size ({config.head_size}): the embedded engine takes multiples of 16 up to 256")
+    for name, value in (("tracks", config.tracks), ("ranks", manifest.ranks)):
+        if value > _MOST_SUMMANDS:
+            raise UsageError(f"{name} ({value}): the embedded engine takes at most {_MOST_SUMMANDS}")
+
+
+class EmbeddedEngine:
+    """One rank of an engine directory, loaded: its graph, its mapped weights, its KV cache of `pages` pages.
+
+    The directory's versions are the caller's to check (backends/versions.py), before anything of it is loaded.
+    Raises UsageError for one that is incomplete. No compiler is needed.
+    """
+
+    def __init__(self, folder: Path, manifest: EngineManifest, rank: int, pages: int) -> None:
+        self.manifest, self.rank, self.pages = manifest, rank, pages
+        load(folder / LIBRARY)
+        # Not torch._inductor.aoti_load_package: that imports the whole compiler.
+        try:
+            self._loader = torch._C._aoti.AOTIModelPackageLoader(str(folder / MODEL_FILE), "model", False, 1, -1)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise UsageError(f"{folder / MODEL_FILE} does not load ({reason}): run `trtllm-pt build` again") from error
+        self._files, self._weights = _map_weights(folder, manifest, rank)
+        wanted = set(self._loader.get_constant_fqns())
+        constants = {name: tensor for name, tensor in self._weights.items() if name in wanted}
+        self._loader.load_constants(constants, False, True, True)  # the weights stay ours: mapped, not copied
+        shape = caches_shape(manifest.model, manifest.ranks, pages)
+        # Not cleared: the ops clear a page when its first token is written, and until then it takes no memory.
+        self._caches = [
+            torch.empty(shape, dtype=manifest.checkpoint.torch_dtype) for _ in range(manifest.model.num_layers)
+        ]
+
+    def run(self, tokens: Tensor, starts: Tensor, offsets: Tensor, pages: Tensor, last: Tensor) -> Tensor:
+        """One forward, all int64 and contiguous: tokens [T], starts [B], offsets [B + 1], pages [B, M], last [R].
+
+        Returns this rank's float32 logits [R, padded V / ranks]. Raises RunError for inputs that do not fit each
+        other, as the ops find them; that `last` lies within the tokens is the caller's to see to.
+        """
+        try:
+            (logits,) = self._loader.boxed_run([tokens, starts, offsets, pages, last, *self._caches])
+        except RuntimeError as error:
+            raise RunError(f"rank {self.rank}: {str(error).splitlines()[0]}") from error
+        return logits
+
+
+def _map_weights(folder: Path, manifest: EngineManifest, rank: int) -> tuple[list[SafetensorsFile], dict[str, Tensor]]:
+    """The graph's constants as views of the mapped files, their shapes checked: the graph would take any."""
+    infos = weight_infos(manifest.checkpoint)
+    shared = shared_names(manifest.model, infos)
+    files = {True: SafetensorsFile(folder / SHARED_FILE), False: SafetensorsFile(folder / f"rank{rank}.safetensors")}
+    weights = {}
+    for name, info in infos.items():
+        file = files[name in shared]
+        if name not in file or file.shape(name) != info.shape or file.dtype(name) != info.dtype:
+            raise UsageError(
+                f"{file.path} does not fit this engine: {name} is missing or has another shape; build it again"
+            )
+        weights[name] = file.get(name)
+    return list(files.values()), weights

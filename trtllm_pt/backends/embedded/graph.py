@@ -1,0 +1,114 @@
+"""The compiled graph of the embedded engine: torch.export, then AOTInductor, once per distinct graph.
+
+One package serves all batch shapes and all ranks. Weights stay outside; rank and communicator are read at run time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import warnings
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from trtllm_pt.backends.embedded.kernels.build import cache_dir, compiler
+from trtllm_pt.backends.embedded.network import PAGE, EmbeddedModel
+from trtllm_pt.backends.manifest import MAX_BATCH, MAX_TOKENS
+from trtllm_pt.backends.versions import sources
+from trtllm_pt.errors import RunError
+from trtllm_pt.model.config import ModelConfig
+from trtllm_pt.model.layout import rank_layout
+
+_MAX_PAGES = 1 << 24
+# The graph is compiled for AVX2 so that a package runs on every x86-64 server; the ops choose their own path.
+_INDUCTOR = {"aot_inductor.package_constants_in_so": False, "cpp.simdlen": 256, "cpp.march": "x86-64-v3"}
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    path: Path
+    cache_hit: bool
+
+
+def compiled_graph(config: ModelConfig, ranks: int, dtype: torch.dtype) -> Graph:
+    """The package for this model on `ranks` ranks, from the cache where it is. The op library must be loaded."""
+    path = cache_dir() / "graphs" / f"{_key(config, ranks, dtype)}.pt2"
+    if path.exists():
+        return Graph(path, cache_hit=True)
+    os.environ["CXX"] = compiler()  # inductor's choice, too
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        package = _compile(config, ranks, dtype, Path(scratch) / "model.pt2")
+        os.replace(package, path)
+    return Graph(path, cache_hit=False)
+
+
+def caches_shape(config: ModelConfig, ranks: int, pages: int) -> tuple[int, ...]:
+    """One layer's KV cache on one rank: [2, P, K * G, PAGE * D]."""
+    layout = rank_layout(config, ranks)
+    return (2, pages, len(layout.tracks) * len(layout.kv_heads), PAGE * config.head_size)
+
+
+def _key(config: ModelConfig, ranks: int, dtype: torch.dtype) -> str:
+    """What the graph depends on: the model, torch, the flags, and the sources that are traced."""
+    parts = [json.dumps(config.to_json()), ranks, dtype, torch.__version__, sources(ops=False)]
+    return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:32]
+
+
+def _compile(config: ModelConfig, ranks: int, dtype: torch.dtype, package: Path) -> Path:
+    from torch._inductor import aoti_compile_and_package
+    from torch._inductor.exc import CppCompileError, InductorError
+
+    from trtllm_pt.backends.embedded.kernels import fakes
+
+    fakes.register()  # the shapes of the ops, for tracing
+
+    dim = torch.export.Dim
+    tokens, batch = dim("tokens", min=1, max=MAX_TOKENS), dim("batch", min=1, max=MAX_BATCH)
+    last, width = dim("last", min=1, max=MAX_TOKENS), dim("pages_per_sequence", min=1, max=_MAX_PAGES)
+    pages = dim("pages", min=1, max=_MAX_PAGES)
+    shapes = (
+        {0: tokens},
+        {0: batch},
+        {0: batch + 1},
+        {0: batch, 1: width},
+        {0: last},
+        [{1: pages}] * config.num_layers,
+    )
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's own, of its own parts
+        model = EmbeddedModel(config, ranks, dtype).eval()
+        exported = torch.export.export(model, _example(config, ranks, dtype), dynamic_shapes=shapes, strict=False)
+        try:
+            aoti_compile_and_package(exported, package_path=str(package), inductor_configs=_INDUCTOR)
+        except (CppCompileError, InductorError) as error:
+            raise RunError(f"compiling the graph failed: {str(error).splitlines()[0]}; nothing was kept") from error
+    return package
+
+
+def _example(config: ModelConfig, ranks: int, dtype: torch.dtype) -> tuple[Tensor | list[Tensor], ...]:
+    """A batch whose every axis is neither 0 nor 1, which tracing would take for constants."""
+    int64 = torch.int64
+    return (
+        torch.zeros(8, dtype=int64),
+        torch.zeros(2, dtype=int64),
+        torch.tensor([0, 3, 8]),
+        torch.zeros(2, 4, dtype=int64),
+        torch.tensor([2, 5, 7]),
+        [torch.zeros(caches_shape(config, ranks, 6), dtype=dtype) for _ in range(config.num_layers)],
+    )
+
+
+def ops_in_order(package: Path) -> list[str]:
+    """The project's ops that a package calls, in order: what the graph really does."""
+    with zipfile.ZipFile(package) as archive:
+        names = [name for name in archive.namelist() if name.endswith(".wrapper.json")]
+        nodes = json.loads(archive.read(names[0]))["nodes"]
+    targets = [node["node"]["target"] for node in nodes]
+    return [target.removeprefix("trtllm_pt::") for target in targets if target.startswith("trtllm_pt::")]

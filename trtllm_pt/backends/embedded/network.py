@@ -1,0 +1,265 @@
+"""The embedded engine's network: one rank's tracks, the heavy work in our own ops, run by the schedule walker.
+
+Weights are buffers in the packed order of `trtllm_pt::pack`; the graph is the same for every rank, and reads from the
+buffer `lm_head.first` and from the communicator which rank it is.
+
+    T tokens in the call   B sequences   R logits wanted   P pages   M pages of a sequence   K tracks on this rank
+    W hidden_size   H, G heads, KV heads of a track on this rank   D head_size   F FFN rows   E experts
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from trtllm_pt.model.config import ModelConfig
+from trtllm_pt.model.layout import RankLayout, rank_layout
+from trtllm_pt.model.schedule import ReduceOp, Run, schedule_of
+from trtllm_pt.network.module import Module
+from trtllm_pt.network.walk import walk
+
+PAGE = 16  # tokens of a KV page, as in the ops
+ops = torch.ops.trtllm_pt  # untyped, hence the ignores
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Any mix of prefill chunks and decode steps, sequence after sequence."""
+
+    starts: Tensor  # int64 [B] position of a sequence's first token in this call
+    offsets: Tensor  # int64 [B + 1] where its tokens lie
+    pages: Tensor  # int64 [B, M] its KV pages
+    rotary: Tensor | None  # float32 [T, D] cos | sin
+    caches: list[Tensor]  # per layer [2, P, K * G, PAGE * D]
+
+
+class EmbeddedModel(Module):
+    """One rank of `ranks`. `forward` gives float32 logits [R, V / ranks] of the tokens at `last`."""
+
+    def __init__(self, config: ModelConfig, ranks: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        layout = rank_layout(config, ranks)
+        self.transformer = Transformer(config, layout, dtype)
+        self.lm_head = Head(config, layout, dtype)
+
+    def forward(
+        self, tokens: Tensor, starts: Tensor, offsets: Tensor, pages: Tensor, last: Tensor, caches: list[Tensor]
+    ) -> Tensor:
+        """tokens int64 [T], last int64 [R], the rest as in Batch."""
+        stream = self.transformer(tokens, starts, offsets, pages, last, caches)
+        return self.lm_head(stream, self.transformer.vocab_embedding)
+
+
+class Transformer(Module):
+    layers: Sequence[Layer]
+    inv_freq: Tensor | None
+
+    def __init__(self, config: ModelConfig, layout: RankLayout, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.config, self.ranks = config, layout.ranks
+        self.schedule = schedule_of(config)
+        self.vocab_embedding = Packed((), config.vocab_size, config.hidden_size, dtype)
+        layers = (Layer(config, layout, layer, dtype) for layer in range(config.num_layers))
+        self.layers = nn.ModuleList(layers)  # type: ignore[assignment]  # a ModuleList knows no element type
+        self.ln_f = Norm(1, config.hidden_size, config, dtype)
+        if any(config.has_rope(layer) for layer in range(config.num_layers)):
+            self.register_buffer("inv_freq", torch.empty(1, config.head_size // 2))
+        else:
+            self.inv_freq = None
+
+    def forward(
+        self, tokens: Tensor, starts: Tensor, offsets: Tensor, pages: Tensor, last: Tensor, caches: list[Tensor]
+    ) -> Tensor:
+        """The normed stream [R, W] of the tokens at `last`."""
+        rotary = None if self.inv_freq is None else ops.rotary(tokens, starts, offsets, self.inv_freq[0])
+        batch = Batch(starts, offsets, pages, rotary, caches)
+        x = ops.gather_rows(tokens, self.vocab_embedding.weight, self.config.hidden_size)
+        x = walk(self.schedule, TrackOps(self, batch), x[None])
+        return self.ln_f(x[:, last])[0]
+
+
+class TrackOps:
+    """What the walker runs on. The shared stream is [1, T, W], a track's own [K, T, W]."""
+
+    def __init__(self, transformer: Transformer, batch: Batch) -> None:
+        self.transformer, self.config, self.batch = transformer, transformer.config, batch
+
+    def sublayer(self, run: Run, x: Tensor) -> Tensor:
+        layer = self.transformer.layers[run.layer]
+        return layer.attention_out(x, self.batch) if run.place == "attention" else layer.ffn_out(x)
+
+    def dispatch(self, layer: int, shared: Tensor) -> Tensor:
+        """Without a norm the tracks' streams broadcast from the shared one by the first add."""
+        return self.transformer.layers[layer].dispatch_layernorm(shared) if self.config.dispatch_norm else shared
+
+    def combine(self, layer: int, stream: Tensor) -> Tensor:
+        return self.transformer.layers[layer].combine_layernorm(stream) if self.config.combine_norm else stream
+
+    def all_reduce(self, x: Tensor, op: ReduceOp) -> Tensor:
+        """The one place where ranks meet."""
+        scale = 1.0 / self.config.tracks if op == "mean" else 1.0
+        return ops.all_reduce(x, self.transformer.ranks, scale)  # type: ignore[no-any-return]
+
+    def add(self, a: Tensor, b: Tensor) -> Tensor:
+        return a + b
+
+    def scale_mean(self, x: Tensor) -> Tensor:
+        return x * (1.0 / self.config.tracks)
+
+
+class Layer(Module):
+    """The two sub-layers, norms included, residuals not."""
+
+    def __init__(self, config: ModelConfig, layout: RankLayout, layer: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        width, tracks = config.hidden_size, len(layout.tracks)
+        depth = config.block_depth or config.num_layers
+        self.config = config
+        if config.dispatch_norm and layer % depth == 0:
+            self.dispatch_layernorm = Norm(tracks, width, config, dtype)
+        self.input_layernorm = Norm(tracks, width, config, dtype)
+        self.attention = Attention(config, layout, layer, dtype)
+        self.post_layernorm = Norm(tracks, width, config, dtype)
+        ffn = Experts if config.is_moe(layer) else GatedMLP
+        self.mlp: Module = ffn(config, layout, dtype)
+        if config.residual_norm:
+            self.attention_residual_layernorm = Norm(tracks, width, config, dtype)
+            self.mlp_residual_layernorm = Norm(tracks, width, config, dtype)
+        if config.combine_norm and ((layer + 1) % depth == 0 or layer + 1 == config.num_layers):
+            self.combine_layernorm = Norm(tracks, width, config, dtype)
+
+    def attention_out(self, x: Tensor, batch: Batch) -> Tensor:
+        out = self.attention(self.input_layernorm(x), batch)
+        return self.attention_residual_layernorm(out) if self.config.residual_norm else out
+
+    def ffn_out(self, x: Tensor) -> Tensor:
+        out = self.mlp(self.post_layernorm(x))
+        return self.mlp_residual_layernorm(out) if self.config.residual_norm else out
+
+
+class Attention(Module):
+    """One call over all the rank's heads: norms, RoPE, cache and softmax are inside the op."""
+
+    def __init__(self, config: ModelConfig, layout: RankLayout, layer: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.config, self.layer = config, layer
+        self.heads = len(layout.heads)
+        tracks, size = len(layout.tracks), config.head_size
+        rows = (self.heads + 2 * len(layout.kv_heads)) * size
+        self.qkv = Linear(tracks, rows, config.hidden_size, dtype, config.qkv_bias)
+        self.dense = Linear(tracks, config.hidden_size, self.heads * size, dtype, config.output_bias)
+        if config.qk_norm:
+            self.q_layernorm = Norm(tracks, size, config, dtype)
+            self.k_layernorm = Norm(tracks, size, config, dtype)
+
+    def forward(self, x: Tensor, batch: Batch) -> Tensor:
+        c = self.config
+        out = ops.attention(
+            self.qkv(x),
+            batch.rotary if c.has_rope(self.layer) else None,
+            self.q_layernorm.weight if c.qk_norm else None,
+            self.k_layernorm.weight if c.qk_norm else None,
+            batch.caches[self.layer],
+            batch.starts,
+            batch.offsets,
+            batch.pages,
+            self.heads,
+            c.head_size,
+            c.layer_window(self.layer) or 0,
+            c.norm_eps,
+            c.qk_norm_after_rope,
+        )
+        return self.dense(out)
+
+
+class GatedMLP(Module):
+    def __init__(self, config: ModelConfig, layout: RankLayout, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.rows = len(layout.ffn)
+        tracks, width = len(layout.tracks), config.hidden_size
+        self.fc_gate = Packed((tracks, 2), self.rows, width, dtype)  # fc, which is activated, and gate
+        self.proj = Linear(tracks, width, self.rows, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(ops.linear_swiglu(x, self.fc_gate.weight, self.rows))
+
+
+class Experts(Module):
+    def __init__(self, config: ModelConfig, layout: RankLayout, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.config, self.rows = config, len(layout.experts_ffn)
+        tracks, width, experts = len(layout.tracks), config.hidden_size, config.num_experts
+        self.router = Weight((tracks, experts, width), torch.float32)
+        self.fc_gate = Packed((tracks, experts, 2), self.rows, width, dtype)  # the activated first
+        self.proj = Packed((tracks, experts), width, self.rows, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        c = self.config
+        weights = (self.router.weight, self.fc_gate.weight, self.proj.weight)
+        return ops.experts(x, *weights, c.experts_per_token, c.router_logits_cap or 0.0, self.rows)  # type: ignore[no-any-return]
+
+
+class Head(Module):
+    """This rank's slice of the logits. A tied head reads its rows of the embedding, which all ranks map."""
+
+    def __init__(self, config: ModelConfig, layout: RankLayout, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.rows = len(layout.vocab)
+        self.first: Tensor
+        # Two axes, like inv_freq: the compiler writes the values of a short vector into the graph.
+        self.register_buffer("first", torch.empty(1, 1, dtype=torch.int64))
+        if not config.tie_embeddings:
+            self.register_buffer("weight", Packed((), self.rows, config.hidden_size, dtype).weight)
+
+    def forward(self, x: Tensor, embedding: Packed) -> Tensor:
+        table = getattr(self, "weight", embedding.weight)
+        return ops.head(x, table, self.first[0], self.rows)  # type: ignore[no-any-return]
+
+
+class Linear(Module):
+    """x [K, T, I] times packed weight, track by track."""
+
+    def __init__(self, tracks: int, rows: int, columns: int, dtype: torch.dtype, bias: bool = False) -> None:
+        super().__init__()
+        self.rows = rows
+        self.register_buffer("weight", Packed((tracks,), rows, columns, dtype).weight)
+        self.register_buffer("bias", torch.empty(tracks, rows, dtype=dtype) if bias else None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.linear(x, self.weight, self.bias, self.rows)  # type: ignore[no-any-return]
+
+
+class Norm(Module):
+    def __init__(self, tracks: int, features: int, config: ModelConfig, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.eps = config.norm_eps
+        self.register_buffer("weight", torch.empty(tracks, features, dtype=dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.rms_norm(x, self.weight, self.eps)  # type: ignore[no-any-return]
+
+
+class Weight(Module):
+    weight: Tensor
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        super().__init__()
+        # Never touched: the graph is traced over shapes, so even a huge weight takes no memory.
+        self.register_buffer("weight", torch.empty(shape, dtype=dtype))
+
+
+class Packed(Weight):
+    """Room for a [*lead, rows, columns] matrix in packed order."""
+
+    def __init__(self, lead: tuple[int, ...], rows: int, columns: int, dtype: torch.dtype) -> None:
+        super().__init__(packed_shape((*lead, rows, columns), dtype), dtype)
+
+
+def packed_shape(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[int, ...]:
+    """What `trtllm_pt::pack` makes of a matrix [*lead, N, I]: [*lead, ceil(N / 16), ceil(I / e), 16 * e]."""
+    *lead, rows, columns = shape
+    pair = 4 // dtype.itemsize
+    return (*lead, -(-rows // 16), -(-columns // pair), 16 * pair)

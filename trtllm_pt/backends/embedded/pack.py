@@ -1,0 +1,100 @@
+"""Weights of the embedded engine: from a rank's checkpoint file into the order that the ops read, once, at build time.
+
+What all ranks hold alike goes to one file that all of them map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from trtllm_pt.backends.embedded.network import EmbeddedModel
+from trtllm_pt.checkpoint.manifest import CheckpointManifest
+from trtllm_pt.checkpoint.ranks import open_rank
+from trtllm_pt.files.safetensors import SafetensorsFile, SafetensorsWriter, TensorInfo
+from trtllm_pt.model.config import ModelConfig
+from trtllm_pt.model.layout import rank_layout
+from trtllm_pt.model.tensors import tensors
+from trtllm_pt.network.reference import inverse_frequencies
+
+SHARED_FILE = "shared.safetensors"
+
+
+def weight_infos(manifest: CheckpointManifest) -> dict[str, TensorInfo]:
+    """Every constant of the graph, by name; the same for all ranks."""
+    model = EmbeddedModel(manifest.model, manifest.ranks, manifest.torch_dtype)
+    return {name: TensorInfo(tensor.dtype, tuple(tensor.shape)) for name, tensor in model.state_dict().items()}
+
+
+def shared_names(config: ModelConfig, infos: dict[str, TensorInfo]) -> set[str]:
+    """Constants that all ranks hold alike."""
+    alike = {
+        spec.name for spec in tensors(config) if spec.split == "none" and (not spec.per_track or config.tracks == 1)
+    }
+    return (alike | {"transformer.inv_freq"}) & set(infos)
+
+
+def write_weights(checkpoint: Path, manifest: CheckpointManifest, output: Path, progress: bool | None = None) -> None:
+    """Writes `shared.safetensors` and `rank{r}.safetensors` into `output`, a track of one matrix at a time."""
+    infos = weight_infos(manifest)
+    shared = shared_names(manifest.model, infos)
+    jobs = [(output / SHARED_FILE, 0, sorted(shared))]
+    jobs += [
+        (output / f"rank{rank}.safetensors", rank, [n for n in infos if n not in shared])
+        for rank in range(manifest.ranks)
+    ]
+    total = sum(infos[name].nbytes for _, _, names in jobs for name in names)
+    bar = tqdm(
+        total=total,
+        desc="packing weights",
+        unit="B",
+        unit_scale=True,
+        disable=None if progress is None else not progress,
+    )
+    with bar:
+        for path, rank, names in jobs:
+            source = open_rank(checkpoint, manifest, rank)
+            with SafetensorsWriter(path, {name: infos[name] for name in names}) as writer:
+                for name in names:
+                    for part in packed(name, source, manifest, rank):
+                        writer.append(name, part.to(infos[name].dtype))
+                        bar.update(part.nbytes)
+
+
+def packed(name: str, source: SafetensorsFile, manifest: CheckpointManifest, rank: int) -> Iterator[Tensor]:
+    """One constant of the graph, in pieces along its first axis."""
+    config, layout = manifest.model, rank_layout(manifest.model, manifest.ranks, rank)
+    tracks = len(layout.tracks)
+    pack = torch.ops.trtllm_pt.pack
+
+    def of(stored: str) -> Tensor:
+        """A per-track weight with its track axis, which a file leaves out where there is one track."""
+        tensor = source.get(stored)
+        return tensor if tracks > 1 else tensor[None]
+
+    stem = name.removesuffix(".fc_gate.weight")
+    if name == "transformer.inv_freq":
+        yield inverse_frequencies(config)[None]
+    elif name == "lm_head.first":
+        # A tied head reads its rows of the whole embedding, an own one starts at its first.
+        yield torch.tensor([[layout.vocab.start if config.tie_embeddings else 0]])
+    elif name == "transformer.ln_f.weight":
+        yield source.get(name)[None]
+    elif name in ("transformer.vocab_embedding.weight", "lm_head.weight"):
+        yield pack(source.get(name))
+    elif stem != name and f"{stem}.router.weight" in source:
+        for up_gate in of(f"{stem}.fc.weight"):
+            up, gate = up_gate.chunk(2, 1)
+            yield pack(torch.stack((gate, up), 1))[None]
+    elif stem != name:
+        for fc, gate in zip(of(f"{stem}.fc.weight"), of(f"{stem}.gate.weight"), strict=True):
+            yield pack(torch.stack((fc, gate)))[None]
+    elif name.endswith((".qkv.weight", ".dense.weight", ".proj.weight")):
+        for track in of(name):
+            yield pack(track)[None]
+    else:  # norms, biases, routers: as they are
+        yield of(name)

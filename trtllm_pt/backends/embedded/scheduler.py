@@ -1,0 +1,282 @@
+"""In-flight batching: which tokens of which requests run in the next step. Decided on rank 0 alone, by arrival only.
+
+A step of the runtime:
+
+    plan = scheduler.schedule()
+    if plan is None:
+        return []                                              # idle
+    logits = session.run(plan)                                 # on all ranks
+    sampled = sample(logits, scheduler.wanted)
+    return scheduler.finish_step(sampled)
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import deque
+
+from trtllm_pt.backends.embedded.kv_pages import PAGE, ROOT, PagePool, page_key, pages_for
+from trtllm_pt.backends.embedded.sampling import Sampled
+from trtllm_pt.backends.embedded.step_plan import StepPlan
+from trtllm_pt.backends.limits import Limits
+from trtllm_pt.errors import UsageError
+from trtllm_pt.requests.messages import FinishReason, Request, Tokens
+from trtllm_pt.requests.sequence import Sequence
+
+
+class Scheduler:
+    """Running sequences and the queue, together always in order of arrival: first come, first served, last preempted.
+
+    max_batch_size: sequences that run at a time. max_num_tokens: tokens in a step. num_pages: KV pages of 16
+    tokens. chunk: prompt tokens that a step takes beside sequences that are decoding (default: up to max_num_tokens),
+    so that a long prompt does not stall them. end_id: of requests that name none; -1: none. Raises UsageError for
+    limits that contradict each other.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        *,
+        max_batch_size: int,
+        max_num_tokens: int,
+        num_pages: int,
+        end_id: int = -1,
+        chunk: int | None = None,
+    ) -> None:
+        self.limits = limits
+        self.max_batch_size = max_batch_size
+        self.max_num_tokens = max_num_tokens
+        self.end_id = end_id
+        self.chunk = max_num_tokens if chunk is None else chunk
+        self._check_limits(num_pages)
+
+        self.pages = PagePool(num_pages)
+        self.running: list[Sequence] = []  # in order of arrival
+        self.waiting: deque[Sequence] = deque()  # in order of arrival, all later than the running
+        self.wanted: list[Sequence] = []  # those whose logits the current plan asks for, in the order of plan.last
+        self.steps = 0
+        self.preemptions = 0
+        self.prompt_tokens = 0  # of all requests taken
+        self.reused_tokens = 0  # found in the cache when a request was admitted
+        self.output_tokens = 0  # sampled, end ids and stop words included
+
+        self._by_id: dict[int, Sequence] = {}
+        self._step: list[tuple[Sequence, int]] = []  # the last: sequence and number of its tokens
+        self._in_flight = False
+        self._lasting: StepPlan | None = None  # the last plan, if the next step may be the same one token further
+
+    def add(self, request: Request) -> None:
+        """Queue a request. Raises UsageError, naming the field, for one that could never run."""
+        self._check_request(request)
+        sequence = Sequence.start(request, self.limits.length(request), self.end_id)
+        self._by_id[request.id] = sequence
+        self._lasting = None
+        self.waiting.append(sequence)
+        self.prompt_tokens += len(request.token_ids)
+
+    def cancel(self, request_id: int, reason: FinishReason = "cancelled", error: str | None = None) -> Tokens | None:
+        """End a request and free its pages now, also while a step runs. None: no such request (any more)."""
+        sequence = self._by_id.get(request_id)
+        if sequence is None:
+            return None
+        return self._finish(sequence, reason, error)
+
+    def schedule(self) -> StepPlan | None:
+        """The next step: decodes first, then prompts in order of arrival. None: nothing to do.
+
+        Every plan must be answered by one `finish_step` before the next, which may write over it.
+        """
+        assert not self._in_flight, "the last step was not finished"
+        plan = self._one_further() or self._new_plan()
+        self._in_flight = plan is not None
+        return plan
+
+    def _one_further(self) -> StepPlan | None:
+        """The last plan with the tokens that came of it, if all who run decode and nobody came, left or needs a page:
+        nothing else can have changed, and most steps are so."""
+        plan = self._lasting
+        if plan is not None:
+            for row, sequence in enumerate(self.wanted):
+                if len(sequence.tokens) > len(sequence.pages) * PAGE:
+                    return None
+                plan.tokens[row] = sequence.tokens[-1]
+                plan.starts[row] = sequence.computed
+        return plan
+
+    def _new_plan(self) -> StepPlan | None:
+        self._step, self.wanted, self._lasting = [], [], None
+        budget = self.max_num_tokens - self._add_decodes()
+        if self._step:
+            budget = min(budget, self.chunk)
+        budget = self._add_prompts(budget)
+        self._admit(budget)
+        assert self._step or not self.waiting, "an idle scheduler can always admit"
+        if not self._step:
+            return None
+        plan = self._plan()
+        if len(self.wanted) == len(plan.tokens) == len(self.running):
+            self._lasting = plan
+        return plan
+
+    def finish_step(self, sampled: Sampled) -> list[Tokens]:
+        """Take in what the step computed: `sampled` has one token for each of `wanted`, in order."""
+        for sequence, count in self._step:
+            if sequence.finish_reason is None:  # else: cancelled while the step ran
+                sequence.computed += count
+                if sequence.computed >= (sequence.registered + 1) * PAGE:
+                    self._register_full_pages(sequence)
+        messages = []
+        tokens, log_probs, errors = sampled
+        for row, sequence in enumerate(self.wanted):
+            if sequence.finish_reason is None:
+                message = self._take(sequence, tokens[row], log_probs[row], errors[row])
+                if message is not None:
+                    messages.append(message)
+        self.steps += 1
+        self._in_flight = False
+        return messages
+
+    @property
+    def idle(self) -> bool:
+        return not self._by_id
+
+    def check_integrity(self) -> None:
+        """Assert that pages and queues agree."""
+        self.pages.check_integrity(s.pages for s in self.running)
+        assert len(self.running) <= self.max_batch_size and all(s.pages for s in self.running)
+        assert {id(s) for s in self._by_id.values()} == {id(s) for s in (*self.running, *self.waiting)}
+        assert not any(s.pages or s.computed for s in self.waiting)
+
+    # What is refused
+
+    def _check_limits(self, num_pages: int) -> None:
+        limits = ("max_batch_size", "max_num_tokens", "chunk")
+        for name, value in (*((n, getattr(self, n)) for n in limits), ("num_pages", num_pages)):
+            if value < 1:
+                raise UsageError(f"{name} ({value}) must be at least 1")
+        if self.max_num_tokens < self.max_batch_size:
+            raise UsageError(
+                f"max_num_tokens ({self.max_num_tokens}) must be at least max_batch_size ({self.max_batch_size}): "
+                "a step decodes a token of every sequence"
+            )
+
+    def _check_request(self, request: Request) -> None:
+        self.limits.check(request, self._by_id)
+        needed = pages_for(self.limits.length(request) - 1)  # the last token is never computed
+        if needed > self.pages.total:
+            raise UsageError(
+                f"prompt and max_tokens together need {needed} KV pages of {PAGE} tokens, "
+                f"the engine has {self.pages.total}"
+            )
+
+    # Who goes next
+
+    def _add_decodes(self) -> int:
+        """Put every sequence with one token to compute into the step; returns how many."""
+        for sequence in list(self.running):  # oldest first: whoever is preempted on the way comes later in the list
+            if sequence.pages and sequence.known - sequence.computed == 1 and self._has_page(sequence):
+                self._step.append((sequence, 1))
+        return len(self._step)
+
+    def _has_page(self, sequence: Sequence) -> bool:
+        """Give it a page for its newest token, preempting the youngest while there is none; False: that was itself."""
+        if len(sequence.pages) * PAGE >= sequence.known:
+            return True
+        while not self.pages.available:
+            youngest = self.running[-1]
+            self._preempt(youngest)
+            if youngest is sequence:
+                return False
+        sequence.pages.append(self.pages.allocate())
+        return True
+
+    def _add_prompts(self, budget: int) -> int:
+        for sequence in self.running:
+            missing = sequence.known - sequence.computed
+            if missing > 1 and budget:
+                count = min(missing, budget)
+                self._step.append((sequence, count))
+                budget -= count
+        return budget
+
+    def _admit(self, budget: int) -> None:
+        while self.waiting and len(self.running) < self.max_batch_size and budget:
+            sequence = self.waiting[0]
+            if not self._give_prompt_pages(sequence):
+                break  # nobody overtakes
+            self.running.append(self.waiting.popleft())
+            count = min(sequence.known - sequence.computed, budget)
+            self._step.append((sequence, count))
+            budget -= count
+
+    def _give_prompt_pages(self, sequence: Sequence) -> bool:
+        """Give it pages for all its known tokens, the longest cached prefix among them, if there are enough: one is
+        left for every running sequence, else the newcomer would soon be preempted again."""
+        spare = self.pages.available - len(self.running)
+        if spare <= 0:
+            return False
+        reusable = (sequence.known - 1) // PAGE  # at least one token must be computed
+        cached = self.pages.match(page_key(sequence.tokens, page) for page in range(reusable))
+        if pages_for(sequence.known) - len(cached) + self.pages.idle(cached) > spare:
+            return False
+        self.pages.share(cached)
+        sequence.pages = cached
+        sequence.registered = len(cached)
+        sequence.computed = len(cached) * PAGE
+        self.reused_tokens += sequence.computed
+        while len(sequence.pages) < pages_for(sequence.known):
+            sequence.pages.append(self.pages.allocate())
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Back to the head of the queue; its tokens stay known and are computed again."""
+        self.running.remove(sequence)
+        self._release(sequence)
+        self.waiting.appendleft(sequence)
+        self.preemptions += 1
+
+    def _release(self, sequence: Sequence) -> None:
+        self.pages.release(sequence.pages)
+        sequence.pages, sequence.registered, sequence.computed = [], 0, 0
+
+    def _plan(self) -> StepPlan:
+        tokens, starts, offsets, last, pages = array("q"), array("q"), [0], [], []
+        for sequence, count in self._step:
+            end = sequence.computed + count
+            tokens += sequence.tokens[sequence.computed : end]
+            starts.append(sequence.computed)
+            offsets.append(len(tokens))
+            pages.append(sequence.pages[: pages_for(end)])
+            if end == sequence.known:
+                self.wanted.append(sequence)
+                last.append(len(tokens) - 1)
+        return StepPlan(tokens, starts, offsets, last or [len(tokens) - 1], pages)
+
+    # What came of it
+
+    def _register_full_pages(self, sequence: Sequence) -> None:
+        while sequence.registered < sequence.computed // PAGE:
+            index = sequence.registered
+            parent = sequence.pages[index - 1] if index else ROOT
+            page = self.pages.register(sequence.pages[index], parent, page_key(sequence.tokens, index))
+            sequence.pages[index] = page
+            sequence.registered += 1
+
+    def _take(self, sequence: Sequence, token: int, log_prob: float | None, error: str | None) -> Tokens | None:
+        """Add a sampled token; the message that follows from it, if any."""
+        if error is not None:
+            return self._finish(sequence, "error", error)
+        self.output_tokens += 1
+        reason = sequence.take(token, log_prob)
+        return sequence.send() if reason is None else self._finish(sequence, reason)
+
+    def _finish(self, sequence: Sequence, reason: FinishReason, error: str | None = None) -> Tokens:
+        """Free what it holds."""
+        self._lasting = None
+        del self._by_id[sequence.request.id]
+        if sequence.pages:
+            self.running.remove(sequence)
+            self._release(sequence)
+        else:
+            self.waiting.remove(sequence)
+        return sequence.end(reason, error)

@@ -1,0 +1,216 @@
+"""What every rank does in a step: run the plan that rank 0 made, and give it the logits."""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from trtllm_pt.backends.embedded.all_reduce_counts import Reduces, settle
+from trtllm_pt.backends.embedded.engine import EmbeddedEngine
+from trtllm_pt.backends.embedded.graph import caches_shape
+from trtllm_pt.backends.embedded.kernels.build import LIBRARY
+from trtllm_pt.backends.embedded.kernels.library import load
+from trtllm_pt.backends.embedded.kv_pages import PAGE, pages_for
+from trtllm_pt.backends.embedded.logits_view import Views
+from trtllm_pt.backends.embedded.step_plan import StepMessage, StepPlan
+from trtllm_pt.backends.manifest import EngineManifest
+from trtllm_pt.backends.versions import check_versions
+from trtllm_pt.errors import RunError, UsageError
+from trtllm_pt.job.world import World, first_to_speak
+
+_SILENCE_SECONDS = 8.0  # of a rank that is stopped, after which the others end; it beats even while it computes
+_MEMORY_SHARE = 0.5  # of what is available now, for the KV caches of all ranks on this machine
+
+
+class Session:
+    """One rank of a running engine."""
+
+    def __init__(self, engine: EmbeddedEngine, world: World) -> None:
+        self.engine, self.world = engine, world
+        self.pids = world.gather_all(os.getpid())
+        options = engine.manifest.options
+        self.message = StepMessage(options.max_batch_size, options.max_num_tokens, options.max_seq_len)
+        self.forwards = 0
+        self._reduces = Reduces()
+        self._views = Views(engine.manifest.model.vocab_size)
+        self._logits: Tensor | None = None
+
+    @property
+    def manifest(self) -> EngineManifest:
+        return self.engine.manifest
+
+    @property
+    def reduces(self) -> Reduces:
+        """Of this session until now."""
+        settle()
+        return self._reduces
+
+    @property
+    def sync_points_seen(self) -> int | None:
+        """All-reduces per forward since this session began; None before the first. Raises RunError for a fraction."""
+        if not self.forwards:
+            return None
+        calls = self.reduces.calls
+        if calls % self.forwards:
+            raise RunError(f"{calls} all-reduces were seen in {self.forwards} forwards")
+        return calls // self.forwards
+
+    def run(self, plan: StepPlan) -> npt.NDArray[np.float32]:
+        """Rank 0: one forward on all ranks; float32 logits [R, V], good until the next."""
+        self.message.write(plan)
+        if self.world.size > 1:
+            self.world.send_plan(self.message.numbers)
+        self._logits = self._forward()
+        assert self._logits is not None, "rank 0 has the logits"
+        return self._views.of(self._logits, len(plan.last))
+
+    def run_next(self) -> bool:
+        """Ranks but 0: the next forward that rank 0 asks for; False: it has stopped."""
+        going_on = self.world.receive_plan(self.message.room)
+        if going_on:
+            self.message.read()
+            self._forward()
+        return going_on
+
+    def _forward(self) -> Tensor | None:
+        self._reduces.begin()
+        logits = self.engine.run(*self.message.inputs)
+        self.forwards += 1
+        return logits if self.world.size == 1 else self.world.gather_logits(logits)
+
+    def follow(self) -> None:
+        """Ranks but 0: run plans until rank 0 stops."""
+        follow([self])
+
+    def peak_memory_bytes(self) -> int | None:
+        """Of the fullest of the ranks on this machine, since its process began, mapped files included."""
+        return max((peak for pid in self.pids if (peak := _peak_bytes(pid)) is not None), default=None)
+
+    def close(self) -> None:
+        """Rank 0: the others stop following."""
+        torch.ops.trtllm_pt.leave_watch()
+        self.world.send_plan(None)
+
+
+class Follower(Protocol):
+    """What ranks but 0 follow: a session, or another that takes orders of rank 0."""
+
+    world: World
+
+    def run_next(self) -> bool:
+        """The next order, which is under way; False: rank 0 has stopped."""
+
+
+def follow(sessions: Sequence[Follower]) -> None:
+    """Ranks but 0: run the plans of all sessions until rank 0 has stopped each."""
+    open_ones = {session.world: session for session in sessions}
+    while open_ones:
+        world = first_to_speak(list(open_ones))
+        if not open_ones[world].run_next():
+            del open_ones[world]
+    torch.ops.trtllm_pt.leave_watch()
+
+
+def open_session(folder: Path, *, threads: int | None = None, kv_tokens: int | None = None) -> Session:
+    """Join the ranks of an engine directory and load this one.
+
+    threads: per rank; None: the machine's cores divided among the ranks. kv_tokens: tokens that the KV cache has room
+    for; None: enough for every slot, within half of the memory available.
+    Raises UsageError for an engine that cannot run here.
+    """
+    return open_sessions([folder], threads=threads, kv_tokens=kv_tokens)[0]
+
+
+def open_sessions(
+    folders: Sequence[Path], *, threads: int | None = None, kv_tokens: int | None = None
+) -> list[Session]:
+    """Several engine directories of as many ranks each, in the same processes, for work on one at a time."""
+    manifests = [EngineManifest.from_dir(folder) for folder in folders]
+    first = manifests[0]
+    for folder, manifest in zip(folders, manifests, strict=True):
+        check_versions(folder, manifest)
+        if manifest.ranks != first.ranks:
+            raise UsageError(f"{folder} has {manifest.ranks} ranks, {folders[0]} has {first.ranks}: build them alike")
+    world = World.join(first.ranks)  # first: a rank that ends before MPI is up would hang the others
+    torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // first.ranks))
+    torch.set_grad_enabled(False)
+    load(folders[0] / LIBRARY)
+    _check_processor()
+    world.bind()
+    _watch_ranks(world)
+    return [_load(*pair, world.twin(), kv_tokens) for pair in zip(folders, manifests, strict=True)]
+
+
+def _load(folder: Path, manifest: EngineManifest, world: World, kv_tokens: int | None) -> Session:
+    pages = world.broadcast(_pages(manifest, kv_tokens) if world.rank == 0 else 0)
+    return Session(EmbeddedEngine(folder, manifest, world.rank, pages), world)
+
+
+def _check_processor() -> None:
+    """Raises UsageError where the graph cannot run, or TRTLLM_PT_ISA names what is not there."""
+    if torch.backends.cpu.get_cpu_capability() == "DEFAULT":
+        raise UsageError("the embedded engine needs a processor with AVX2")
+    try:
+        torch.ops.trtllm_pt.isa()
+    except RuntimeError as error:
+        raise UsageError(str(error).splitlines()[0]) from None
+
+
+def _watch_ranks(world: World) -> None:
+    """From here on a rank that hangs ends the others. Only where all ranks are on one machine: they share a page."""
+    if world.size == 1 or len(set(world.gather_all(socket.gethostname()))) > 1:
+        return
+    with tempfile.NamedTemporaryFile(prefix="trtllm_pt-watch-", dir=_shared_memory()) as page:
+        page.write(bytes(16 * world.size))
+        page.flush()
+        torch.ops.trtllm_pt.watch_ranks(world.broadcast(page.name), world.rank, world.size, _SILENCE_SECONDS)
+        world.barrier()  # all have it mapped: its name is not needed any more
+
+
+def _shared_memory() -> str | None:
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+
+
+def _pages(manifest: EngineManifest, kv_tokens: int | None) -> int:
+    """KV pages of a rank."""
+    sequence, config = pages_for(manifest.max_seq_len), manifest.model
+    if kv_tokens is not None:
+        pages = kv_tokens // PAGE
+    else:
+        shape = caches_shape(config, manifest.ranks, 1)
+        page_bytes = config.num_layers * torch.Size(shape).numel() * manifest.checkpoint.torch_dtype.itemsize
+        affordable = int(_available_bytes() * _MEMORY_SHARE) // manifest.ranks // page_bytes
+        pages = min(manifest.options.max_batch_size * sequence, affordable)
+    if pages < sequence:
+        raise UsageError(
+            f"the KV cache has room for {pages * PAGE} tokens, but max_seq_len ({manifest.max_seq_len}) needs "
+            f"{sequence * PAGE}: build with a smaller --max_seq_len, or free memory"
+        )
+    return pages
+
+
+def _peak_bytes(pid: int) -> int | None:
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:  # it runs on another machine
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), None)
+
+
+def _available_bytes() -> int:
+    """Of the machine, or of the container that this runs in."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    available = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) * 1024
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and used.exists() and (most := limit.read_text().strip()) != "max":
+        available = min(available, int(most) - int(used.read_text()))
+    return available

@@ -1,0 +1,235 @@
+"""The TensorRT engine: one per rank, built by TensorRT-LLM's own builder, in parallel under mpirun or by workers."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack, contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from tqdm import tqdm
+
+from trtllm_pt.backends.build import BuildReport, check_files
+from trtllm_pt.backends.manifest import RECORDED, BuildOptions
+from trtllm_pt.backends.tensorrt_llm.build_rank import BuiltRank, Job, build_ranks
+from trtllm_pt.backends.tensorrt_llm.options import check, workers_of
+from trtllm_pt.checkpoint.manifest import CheckpointManifest
+from trtllm_pt.errors import INSTALL_TENSORRT_LLM, TENSORRT_LLM_VERSION, RunError, TrtllmPtError, UsageError
+from trtllm_pt.files.folders import new_folder, refuse_existing, write_json
+from trtllm_pt.job.launchers import LAUNCHERS, launched_ranks
+from trtllm_pt.model.config import read_json
+from trtllm_pt.model.quantization import WEIGHT_ONLY
+
+Report = Callable[[BuiltRank], None]
+T = TypeVar("T")
+
+
+def build(checkpoint: Path, output: Path, options: BuildOptions, progress: bool | None = None) -> BuildReport:
+    """Checkpoint to engine directory; nothing stands at `output` unless it is whole.
+
+    Under mpirun, MPI rank r builds the ranks r, r + size, …; else `workers` processes share them. Raises UsageError for
+    a checkpoint or options that cannot be built, before TensorRT-LLM is even imported.
+    """
+    began = time.monotonic()
+    checkpoint, dry_run = checkpoint.resolve(), bool(options.tensorrt_llm.get("dry_run"))
+    manifest = CheckpointManifest.from_dir(checkpoint)
+    check(options, manifest)
+    check_files(checkpoint, manifest)
+    refuse_existing(output)
+    found = _check_machine(manifest)
+    world = _World()
+    if found != TENSORRT_LLM_VERSION and world.rank == 0:
+        _say(f"TensorRT-LLM {found} is here; trtllm_pt is made for {TENSORRT_LLM_VERSION}")
+    bars = progress if world.size == 1 else False
+
+    def fill() -> None:
+        with _folder(output, world, dry_run) as folder:
+            with _Progress(manifest.ranks, bars) as done:
+                world.together(lambda: _build(checkpoint, folder, options, manifest.ranks, world, done.report))
+            if not dry_run:
+                world.together(lambda: None if world.rank else _finish(checkpoint, folder, manifest, done.built[0]))
+
+    world.together(fill)
+    return BuildReport(path=output, engine="tensorrt_llm", ranks=manifest.ranks, seconds=time.monotonic() - began)
+
+
+def _check_machine(manifest: CheckpointManifest) -> str:
+    """TensorRT-LLM's version. Raises UsageError where it, its engine backend, or a GPU that can run the checkpoint is
+    missing."""
+    try:
+        import_module("tensorrt_llm.builder")  # later versions have the name, but no such module
+        found = str(import_module("tensorrt_llm.version").__version__)
+    except (ImportError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"the TensorRT engine is built by TensorRT-LLM ({reason}): {INSTALL_TENSORRT_LLM}") from None
+    if not torch.cuda.device_count():
+        raise UsageError("no GPU is visible: TensorRT chooses an engine's kernels by timing them on the GPU")
+    gpu = torch.cuda.get_device_properties(0)
+    if "FP8" in manifest.quantized and (gpu.major, gpu.minor) < (8, 9):
+        raise UsageError(f"quantization ({manifest.quantized}): FP8 needs a GPU from Ada on, here is a {gpu.name}")
+    if manifest.quant_algo in WEIGHT_ONLY and 10 <= gpu.major < 12:
+        raise UsageError(
+            f"quantization ({manifest.quantized}): TensorRT-LLM has no such kernels for Blackwell, here is a {gpu.name}"
+        )
+    return found
+
+
+class _World:
+    """The processes that build together: those of mpirun, or this one."""
+
+    def __init__(self) -> None:
+        launched = launched_ranks() or 1
+        self._comm: Any = None
+        self.rank, self.size = 0, 1
+        if launched > 1 or "mpi4py.MPI" in sys.modules:  # TensorRT-LLM has imported it
+            from mpi4py import MPI
+
+            self.rank, self.size = MPI.COMM_WORLD.Get_rank(), MPI.COMM_WORLD.Get_size()
+            self._comm = MPI.COMM_WORLD if self.size > 1 else None
+        if launched > self.size == 1:
+            launcher = next(name for name, variable in LAUNCHERS.items() if variable in os.environ)
+            raise UsageError(
+                f"{launcher} started {launched} processes, but mpi4py here belongs to another MPI, so each is alone: "
+                "start them with that MPI's mpirun, or build with --workers"
+            )
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's."""
+        return value if self._comm is None else self._comm.bcast(value)
+
+    def together(self, work: Callable[[], T]) -> T:
+        """`work` on all; a failure of any is raised on all, so that none waits for one that has gone."""
+        try:
+            result, failure = work(), None
+        except TrtllmPtError as error:
+            failure = error
+        except Exception as error:
+            failure = RunError(f"{type(error).__name__}: {' '.join(str(error).split())}; nothing was kept")
+        for found in [failure] if self._comm is None else self._comm.allgather(failure):
+            if found is not None:
+                raise found
+        return result
+
+
+@contextmanager
+def _folder(output: Path, world: _World, dry_run: bool) -> Iterator[Path]:
+    """Where all processes put their ranks; it becomes `output` when rank 0 leaves it. A dry run's is thrown away."""
+    if dry_run:
+        with tempfile.TemporaryDirectory() as scratch:
+            yield Path(scratch)
+        return
+    with ExitStack() as stack:
+        folder = world.together(lambda: None if world.rank else stack.enter_context(new_folder(output)))
+        yield world.broadcast(folder)
+
+
+def _build(checkpoint: Path, folder: Path, options: BuildOptions, ranks: int, world: _World, report: Report) -> None:
+    """This process's share of the ranks."""
+    devices = torch.cuda.device_count()
+    workers = 1 if world.size > 1 else min(workers_of(options), ranks, devices)
+    share, of = (world.rank, world.size) if workers == 1 else (0, workers)
+    jobs = [
+        Job(
+            checkpoint=checkpoint,
+            folder=folder,
+            options=options,
+            ranks=range(first, ranks, of),
+            device=first % devices,
+        )
+        for first in range(share, share + workers)
+    ]
+    try:
+        if workers > 1:
+            _in_workers(jobs, report)
+        else:
+            build_ranks(jobs[0], report)
+    except TrtllmPtError as error:
+        if world.size > 1:
+            _say(f"{error}; the other processes finish theirs first")
+        raise
+
+
+def _in_workers(jobs: Sequence[Job], report: Report) -> None:
+    """A process per job. The first failure ends the others and is raised."""
+    command = [sys.executable, "-m", "trtllm_pt.backends.tensorrt_llm.build_rank"]
+    workers = [subprocess.Popen([*command, job.to_json()], stdout=subprocess.PIPE, text=True) for job in jobs]
+    with ThreadPoolExecutor(len(workers)) as pool:
+        try:
+            following = [pool.submit(_follow, *pair, report) for pair in zip(workers, jobs, strict=True)]
+            for done in as_completed(following):
+                done.result()
+        finally:
+            for worker in workers:
+                worker.kill()
+                worker.wait()
+
+
+def _follow(worker: subprocess.Popen[str], job: Job, report: Report) -> None:
+    """Passes on what a worker has finished, until it ends. Raises its failure."""
+    assert worker.stdout is not None
+    for line in worker.stdout:
+        said = json.loads(line)
+        if "error" in said:
+            raise (UsageError if said["usage"] else RunError)(said["error"])
+        report(BuiltRank(**said))
+    if status := worker.wait():
+        how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
+        raise RunError(f"the worker that built the ranks {', '.join(map(str, job.ranks))} {how}; nothing was kept")
+
+
+class _Progress:
+    """A line per rank and, on a terminal, a clock. `built`: the ranks so far, by number."""
+
+    def __init__(self, ranks: int, shown: bool | None) -> None:
+        self.built: dict[int, BuiltRank] = {}
+        self._bar = tqdm(total=ranks, desc="engines", unit="rank", disable=None if shown is None else not shown)
+        self._ended = threading.Event()
+        self._clock = threading.Thread(target=self._tick, daemon=True)
+
+    def report(self, built: BuiltRank) -> None:
+        self.built[built.rank] = built
+        _say(f"rank {built.rank}: {built.bytes / 2**30:.2f} GiB in {built.seconds:.1f} s")
+        self._bar.update()
+
+    def __enter__(self) -> _Progress:
+        self._clock.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._clock.join()
+        self._bar.close()
+
+    def _tick(self) -> None:
+        while not self._ended.wait(1):
+            self._bar.refresh()
+
+
+def _say(line: str) -> None:
+    tqdm.write(line, file=sys.stderr)
+
+
+def _finish(checkpoint: Path, folder: Path, manifest: CheckpointManifest, first: BuiltRank) -> None:
+    """What TensorRT-LLM leaves out: the tokenizer, and what rank 0's network was seen to have; and no path of this
+    machine in config.json."""
+    lacking = [rank for rank in range(manifest.ranks) if not (folder / f"rank{rank}.engine").exists()]
+    if lacking:
+        raise RunError(f"rank{lacking[0]}.engine is not there: do all processes see {folder.parent}? nothing was kept")
+    config = read_json(folder / "config.json") | {RECORDED: dict(first.plugins)}
+    built = config["build_config"]
+    caches = {name: built.get(name) for name in ("input_timing_cache", "output_timing_cache")}
+    built |= {name: Path(path).name for name, path in caches.items() if path}
+    write_json(folder / "config.json", config)
+    if (checkpoint / "tokenizer").is_dir():
+        shutil.copytree(checkpoint / "tokenizer", folder / "tokenizer")

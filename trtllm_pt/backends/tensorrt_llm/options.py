@@ -1,0 +1,153 @@
+"""trtllm-build's options, as TensorRT-LLM's builder takes them; what this network cannot honour is refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from trtllm_pt.backends.manifest import BuildOptions
+from trtllm_pt.checkpoint.manifest import CheckpointManifest
+from trtllm_pt.errors import UsageError
+from trtllm_pt.model.config import unknown_key
+
+MAX_BATCH_SIZE, MAX_NUM_TOKENS = 2048, 8192  # trtllm-build's defaults
+# What the all-reduce plugin can be told; it turns NCCL into nothing else, AUTO into what fits message and machine.
+STRATEGIES = ("NCCL", "AUTO", "ONESHOT", "TWOSHOT")
+OWN_ALL_REDUCES = (2, 4, 6, 8, 16)  # ranks for which ONESHOT and TWOSHOT have kernels
+# For which TensorRT-LLM has attention kernels for prompts (fused ones: the others cannot read the KV cache, so a prompt
+# in chunks would come out wrong) and for generated tokens.
+HEAD_SIZES = (32, 48, 64, 80, 96, 104, 128, 160, 192, 256)
+DTYPES = ("bfloat16", "float16")
+_OFF = ("disable", False, None)
+# Plugins that work in the checkpoint's dtype, and what else each may be told.
+_IN_MODEL_DTYPE = {"gpt_attention_plugin": (), "moe_plugin": (), "nccl_plugin": (), "gemm_plugin": ("fp8", *_OFF)}
+
+_NO_LORA = "adapters are sized for a model that is divided over the ranks, not one of tracks"
+_NO_SPECULATION = "draft tokens need heads or inputs that this network has not"
+_FUSES_ALL_REDUCE = "it fuses all-reduces with the layers of TensorRT-LLM's own models"
+_OWN_CLASS = "`trtllm-pt build` brings its own; plain `trtllm-build` takes it"
+# name: the values that this network can honour, and why it cannot honour others.
+_ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
+    "max_beam_width": ((1,), "beam search is untested on this network"),
+    "max_encoder_input_len": ((), "there is no encoder"),
+    "max_prompt_embedding_table_size": ((0,), "the network reads no prompt embeddings"),
+    "kv_cache_type": (("paged",), "in-flight batching needs a paged KV cache"),
+    "paged_kv_cache": (("enable", True), "in-flight batching needs a paged KV cache"),
+    "remove_input_padding": (("enable", True), "the network packs its tokens"),
+    "strip_plan": (_OFF, "engines without weights need trtllm-refit, which does not know this model"),
+    "fast_build": (_OFF, "weights outside the engine are untested on this network"),
+    "lora_plugin": (_OFF, _NO_LORA),
+    "dora_plugin": (_OFF, _NO_LORA),
+    **dict.fromkeys(("lora_dir", "lora_ckpt_source", "lora_target_modules", "max_lora_rank"), ((), _NO_LORA)),
+    "speculative_decoding_mode": ((), _NO_SPECULATION),
+    "max_draft_len": ((0,), _NO_SPECULATION),
+    "gemm_allreduce_plugin": (_OFF, _FUSES_ALL_REDUCE),
+    "reduce_fusion": (_OFF, _FUSES_ALL_REDUCE),
+    "user_buffer": (_OFF, _FUSES_ALL_REDUCE),
+    "norm_quant_fusion": (_OFF, "it is for NVFP4 in TensorRT-LLM's own models"),
+    "fuse_fp4_quant": (_OFF, "it is for NVFP4"),
+    **dict.fromkeys(("gemm_swiglu_plugin", "low_latency_gemm_swiglu_plugin"), (_OFF, "it is untested on this network")),
+    "pp_reduce_scatter": (_OFF, "a rank holds whole tracks, there is no pipeline"),
+    "streamingllm": (_OFF, "TensorRT-LLM supports it no longer"),
+    "model_config": ((), "build a checkpoint: `trtllm-pt init` makes one with random weights"),
+    "build_config": ((), "give its values by name"),
+    "model_cls_file": ((), _OWN_CLASS),
+    "model_cls_name": ((), _OWN_CLASS),
+}
+# The others: fields of TensorRT-LLM's BuildConfig, …
+_BUILD = (
+    "opt_num_tokens",
+    "profiling_verbosity",
+    "enable_debug_output",
+    "input_timing_cache",
+    "output_timing_cache",
+    "weight_sparsity",
+    "weight_streaming",
+    "visualize_network",
+    "dry_run",
+    "monitor_memory",
+    "gather_context_logits",
+    "gather_generation_logits",
+)
+# … of its PluginConfig, …
+_PLUGINS = (
+    "bert_attention_plugin",
+    "gpt_attention_plugin",
+    "gemm_plugin",
+    "fp8_rowwise_gemm_plugin",
+    "moe_plugin",
+    "mamba_conv1d_plugin",
+    "nccl_plugin",
+    "low_latency_gemm_plugin",
+    "context_fmha",
+    "bert_context_fmha_fp32_acc",
+    "tokens_per_block",
+    "use_paged_context_fmha",
+    "use_fp8_context_fmha",
+    "multiple_profiles",
+    "paged_state",
+    "use_fused_mlp",
+)
+# … and what steers the build.
+_OURS = ("all_reduce_strategy", "workers", "log_level", "logits_dtype", "gather_all_token_logits")
+KNOWN = {*_ONLY, *_BUILD, *_PLUGINS, *_OURS}
+
+
+def check(options: BuildOptions, manifest: CheckpointManifest) -> None:
+    """Raises UsageError for values that this network, or this checkpoint, cannot honour."""
+    options.resolved(manifest.model, MAX_BATCH_SIZE, MAX_NUM_TOKENS)
+    for name, value in options.tensorrt_llm.items():
+        if name not in KNOWN:
+            raise unknown_key(name, KNOWN, "the options of trtllm-build")
+        honoured, why = _ONLY.get(name, ((value,), ""))
+        if name in _IN_MODEL_DTYPE:
+            honoured, why = ("auto", manifest.dtype, *_IN_MODEL_DTYPE[name]), f"the network has it, in {manifest.dtype}"
+        if value not in honoured:
+            raise UsageError(f"--{name} ({value}) cannot be honoured: {why}")
+    _check_kernels(manifest)
+    _check_strategy(strategy_of(options), manifest.ranks)
+    if options.tensorrt_llm.get("multiple_profiles") in ("enable", True) and "opt_num_tokens" in options.tensorrt_llm:
+        raise UsageError("--multiple_profiles has profiles for all numbers of tokens: leave --opt_num_tokens out")
+    if workers_of(options) < 1:
+        raise UsageError(f"--workers ({workers_of(options)}) must be at least 1")
+
+
+def _check_kernels(manifest: CheckpointManifest) -> None:
+    """Raises UsageError for a checkpoint for which TensorRT-LLM has no kernels on any GPU."""
+    if (size := manifest.model.head_size) not in HEAD_SIZES:
+        sizes = ", ".join(map(str, HEAD_SIZES))
+        raise UsageError(f"head_size ({size}) must be one of {sizes}: TensorRT-LLM's attention has no other kernels")
+    if manifest.dtype not in DTYPES:
+        raise UsageError(f"dtype ({manifest.dtype}) must be {' or '.join(DTYPES)}: its fused attention takes no other")
+
+
+def _check_strategy(strategy: str, ranks: int) -> None:
+    if strategy not in STRATEGIES:
+        raise UsageError(f"--all_reduce_strategy ({strategy}) must be one of {', '.join(STRATEGIES)}")
+    if strategy in ("ONESHOT", "TWOSHOT") and ranks not in (1, *OWN_ALL_REDUCES):
+        fits = ", ".join(map(str, OWN_ALL_REDUCES))
+        raise UsageError(f"--all_reduce_strategy ({strategy}) has kernels for {fits} ranks, not {ranks}")
+
+
+def strategy_of(options: BuildOptions) -> str:
+    return str(options.tensorrt_llm.get("all_reduce_strategy") or "NCCL").upper()
+
+
+def workers_of(options: BuildOptions) -> int:
+    return int(options.tensorrt_llm.get("workers") or 1)
+
+
+def build_fields(options: BuildOptions, manifest: CheckpointManifest) -> dict[str, Any]:
+    """Of TensorRT-LLM's BuildConfig: those that were given, the others are TensorRT-LLM's own defaults."""
+    given = options.tensorrt_llm
+    fields = asdict(options.resolved(manifest.model, MAX_BATCH_SIZE, MAX_NUM_TOKENS))
+    fields |= {name: given[name] for name in _BUILD if name in given}
+    if given.get("gather_all_token_logits"):
+        fields |= {"gather_context_logits": True, "gather_generation_logits": True}
+    return fields
+
+
+def plugin_fields(options: BuildOptions) -> Mapping[str, Any]:
+    """Of TensorRT-LLM's PluginConfig, likewise."""
+    return {name: value for name, value in options.tensorrt_llm.items() if name in _PLUGINS}

@@ -1,0 +1,232 @@
+"""The runtime protocol on TensorRT-LLM's executor, which schedules, pages, samples and keeps the ranks in step itself.
+
+What differs from the embedded engine: draws are the executor's own (by seed, not by position), min_p comes before
+top_p, a bad word may not begin in the prompt either, and nothing tells how often the ranks met.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import os
+import socket
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from trtllm_pt.backends.limits import Limits
+from trtllm_pt.backends.manifest import EngineManifest
+from trtllm_pt.backends.tensorrt_llm.terms import executor_config, executor_request, finish_reasons
+from trtllm_pt.errors import INSTALL_TENSORRT_LLM, RunError, UsageError
+from trtllm_pt.job.mpirun import CLOSED
+from trtllm_pt.job.world import World
+from trtllm_pt.requests.messages import FinishReason, Request, Stats, Tokens
+from trtllm_pt.requests.sequence import Sequence
+
+
+class TensorRTRuntime:
+    """Requests in, tokens out, on the executor of rank 0. It works while it is polled, the executor all the time.
+
+    bindings: the module tensorrt_llm.bindings.executor. pids: of all ranks.
+    """
+
+    def __init__(self, executor: Any, bindings: Any, manifest: EngineManifest, pids: list[int]) -> None:
+        self.pids = pids
+        self._executor, self._bindings = executor, bindings
+        self._limits = Limits.of(manifest)
+        self._reasons = finish_reasons(bindings)
+        self._sequences: dict[int, Sequence] = {}  # in flight, by the executor's id
+        self._ids: dict[int, int] = {}  # request id to the executor's
+        self._unwanted: set[int] = set()  # ended here, but not there yet
+        self._messages: deque[Tokens] = deque()  # not polled yet
+        self._iteration: Any = None  # the newest iteration's stats
+        self._prompt_tokens = self._output_tokens = 0
+        self._closed = False
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._messages or self._sequences or self._unwanted)
+
+    def submit(self, request: Request) -> None:
+        self._check_open()
+        self._limits.check(request, self._ids)
+        sequence = Sequence.start(request, self._limits.length(request), end_id=-1)
+        try:
+            number = self._executor.enqueue_request(executor_request(self._bindings, sequence))
+        except (RuntimeError, TypeError) as error:  # a value that no check of ours has foreseen
+            raise UsageError(f"TensorRT-LLM does not take this request: {_first_line(error)}") from None
+        self._sequences[number], self._ids[request.id] = sequence, number
+        self._prompt_tokens += len(request.token_ids)
+
+    def cancel(self, request_id: int) -> None:
+        if (number := self._ids.get(request_id)) is not None:
+            self._end(number, "cancelled")
+
+    def poll(self, timeout: float) -> list[Tokens]:
+        """Waits for the executor until there are messages, nothing is in flight, or the time is over."""
+        self._check_open()
+        deadline = time.monotonic() + timeout
+        while not self._messages and (self._sequences or self._unwanted):
+            left = max(0.0, deadline - time.monotonic())
+            with _failures("TensorRT-LLM failed"):
+                # Whole milliseconds, and not none: the executor would be asked without pause.
+                wait = timedelta(milliseconds=math.ceil(left * 1000))
+                responses = self._executor.await_responses(wait)
+            for response in responses:
+                if response.request_id in self._sequences:
+                    self._take(response)
+                elif response.request_id in self._unwanted:  # else this was under way when it was cancelled
+                    self._unwanted.remove(response.request_id)
+                    self._executor.cancel_request(response.request_id)
+            if not left:
+                break
+        messages = list(self._messages)
+        self._messages.clear()
+        return messages
+
+    def _take(self, response: Any) -> None:
+        number = response.request_id
+        sequence = self._sequences[number]
+        if response.has_error():
+            self._end(number, "error", _first_line(response.error_msg), final=True)
+            return
+        result = response.result
+        for token, log_prob in _new_tokens(result, sequence):
+            self._output_tokens += 1
+            if token >= self._limits.vocab_size:
+                error = f"token {token} is beyond the vocabulary: the logits are not numbers (NaN)"
+                self._end(number, "error", error, final=result.is_final)
+                return
+            if (ends := sequence.take(token, log_prob)) is not None:
+                self._end(number, ends, final=result.is_final)
+                return
+        if result.is_final:
+            reason = self._reasons.get(result.finish_reasons[0], "error")
+            self._output_tokens += reason == "end_id"  # sampled, though not among them
+            self._end(number, reason, final=True)
+        elif message := sequence.send():
+            self._messages.append(message)
+
+    def _end(self, number: int, reason: FinishReason, error: str | None = None, *, final: bool = False) -> None:
+        """final: the executor has ended it, too.
+
+        Before the first token it must not be told to: a prompt that is cancelled between its chunks leaves all its
+        KV blocks for reuse, those among them that were never computed.
+        """
+        sequence = self._sequences.pop(number)
+        del self._ids[sequence.request.id]
+        if not final and sequence.num_output:
+            self._executor.cancel_request(number)
+        elif not final:
+            self._unwanted.add(number)
+        self._messages.append(sequence.end(reason, error))
+
+    def stats(self) -> Stats:
+        self._check_open()
+        if new := self._executor.get_latest_iteration_stats():
+            self._iteration = new[-1]
+        iteration, cache = self._iteration, self._iteration and self._iteration.kv_cache_stats
+        # An iteration's counts are of when it ran: what has ended since waits no longer.
+        waiting = min(iteration.num_queued_requests, len(self._sequences)) if iteration else 0
+        return Stats(
+            steps=iteration.iter if iteration else 0,
+            active_requests=len(self._sequences) - waiting,
+            waiting_requests=waiting,
+            preemptions=0,  # GUARANTEED_NO_EVICT
+            kv_pages_total=cache.max_num_blocks if cache else 0,
+            kv_pages_used=cache.used_num_blocks if cache else 0,
+            prompt_tokens=self._prompt_tokens,
+            output_tokens=self._output_tokens,
+            sync_points_seen=None,
+            hops_per_step=None,
+        )
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            for number in (*self._sequences, *self._unwanted):  # else `shutdown` would wait for them
+                self._executor.cancel_request(number)
+            self._executor.shutdown()
+            self._sequences, self._ids = {}, {}
+            self._executor = None  # gives the GPU's memory back
+
+    release = close
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UsageError(CLOSED)
+
+
+def _new_tokens(result: Any, sequence: Sequence) -> Iterator[tuple[int, float | None]]:
+    """Of the response: its tokens are the new ones, its log-probs those of all tokens so far."""
+    tokens: list[int] = result.output_token_ids[0]
+    if not sequence.sampling.log_probs:
+        return zip(tokens, itertools.repeat(None))
+    first = len(sequence.log_probs)
+    return zip(tokens, result.log_probs[0][first : first + len(tokens)], strict=True)
+
+
+def open_rank(
+    folder: Path, manifest: EngineManifest, *, threads: int | None, kv_tokens: int | None
+) -> TensorRTRuntime | None:
+    """See rank.open_rank. Raises RunError, too, for what TensorRT-LLM says against the engine."""
+    if threads is not None:
+        raise UsageError(f"threads ({threads}) is for the embedded engine: a TensorRT engine computes on a GPU")
+    check_gpus(World(None))
+    bindings = _import_bindings()  # before MPI: it sets what Open MPI reads when it starts
+    world = World.join(manifest.ranks)
+    check_gpus(world)
+    if not (folder / f"rank{world.rank}.engine").exists():
+        raise UsageError(f"{folder} is incomplete: it has no rank{world.rank}.engine; build it again")
+    with _failures(f"TensorRT-LLM could not load {folder}"):
+        config = executor_config(bindings, manifest, kv_tokens)
+        executor = bindings.Executor(folder, bindings.ModelType.DECODER_ONLY, config)
+    pids = world.gather_all(os.getpid())
+    if executor.can_enqueue_requests():
+        return TensorRTRuntime(executor, bindings, manifest, pids)
+    executor.shutdown()  # returns when the leader's does
+    return None
+
+
+def _import_bindings() -> Any:
+    """tensorrt_llm.bindings.executor, with nothing said on stdout."""
+    os.environ.setdefault("TLLM_LOG_LEVEL", "WARNING")
+    with contextlib.redirect_stdout(sys.stderr):
+        try:
+            import tensorrt_llm.bindings.executor as bindings
+        except (ImportError, OSError) as error:
+            raise UsageError(
+                f"TensorRT-LLM does not import here ({_first_line(error)}): {INSTALL_TENSORRT_LLM}"
+            ) from None
+    return bindings
+
+
+def check_gpus(world: World) -> None:
+    """Raises UsageError where this machine has fewer GPUs than ranks. Ranks may each be shown a GPU of their own."""
+    import torch
+
+    host = socket.gethostname()
+    mine = host, os.environ.get("CUDA_VISIBLE_DEVICES"), torch.cuda.device_count()
+    ranks = [rank for rank in world.gather_all(mine) if rank[0] == host]
+    found = sum(count for _, _, count in set(ranks))
+    if found < len(ranks):
+        needed = f"{len(ranks)} ranks" if len(ranks) > 1 else "a rank"
+        raise UsageError(f"this machine has {found} NVIDIA GPUs for {needed} of the engine: {INSTALL_TENSORRT_LLM}")
+
+
+@contextlib.contextmanager
+def _failures(what: str) -> Iterator[None]:
+    """The executor's errors, which come with a stack of C++ frames, in one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise RunError(f"{what}: {_first_line(error)}") from None
+
+
+def _first_line(error: object) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

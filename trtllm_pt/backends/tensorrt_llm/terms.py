@@ -1,0 +1,97 @@
+"""What we ask of TensorRT-LLM's executor, in its own terms, and what it cannot do.
+
+`bindings` is the module tensorrt_llm.bindings.executor everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from trtllm_pt.backends.manifest import EngineManifest
+from trtllm_pt.requests.messages import FinishReason, SamplingParams
+from trtllm_pt.requests.sequence import Sequence, possible_start
+
+TOP_K_MAX = 1024  # of its sampling kernels, which take a larger one for this
+NUMBER_MAX = 1e30  # its numbers are float32; one that overflows ends every request in flight
+_EPSILON = 1e-6  # what it adds to a temperature
+
+
+def executor_config(bindings: Any, manifest: EngineManifest, kv_tokens: int | None) -> Any:
+    """KV reuse and chunked prompts where the engine was built for them, and each layer's window."""
+    return bindings.ExecutorConfig(
+        kv_cache_config=bindings.KvCacheConfig(
+            enable_block_reuse=manifest.reuses_pages,
+            max_tokens=kv_tokens,
+            max_attention_window=manifest.windows and list(manifest.windows),
+        ),
+        enable_chunked_context=manifest.chunks_prompts,
+        normalize_log_probs=False,  # over the vocabulary, not over what top_k leaves
+        iter_stats_max_iterations=1,
+        fail_fast_on_attention_window_too_large=True,  # instead of taking shorter prompts than max_seq_len says
+    )
+
+
+def executor_request(bindings: Any, sequence: Sequence) -> Any:
+    prompt, p = sequence.request.token_ids, sequence.sampling
+    max_tokens = sequence.limit - len(prompt)
+    # The executor looks for words in prompt and output alike; one that the prompt may have begun is ours to find.
+    stop_words = [list(word) for word in p.stop_words if not possible_start(word, prompt)]
+    return bindings.Request(
+        input_token_ids=list(prompt),
+        max_tokens=max_tokens,
+        streaming=True,
+        sampling_config=sampling_config(bindings, p, len(prompt), max_tokens),
+        output_config=bindings.OutputConfig(return_log_probs=p.log_probs),
+        end_id=sequence.end_id,
+        stop_words=stop_words or None,
+        bad_words=[list(word) for word in p.bad_words] or None,
+    )
+
+
+def sampling_config(bindings: Any, p: SamplingParams, prompt: int, max_tokens: int) -> Any:
+    """The same distribution in the executor's terms.
+
+    It divides by the temperature before the penalties that are subtracted, where ours come first: so they are
+    divided, too. Of the prompt's tokens it penalises only the repetition, if prompt_ignore_length covers it.
+    """
+    greedy = p.temperature == 0
+    scale = 1.0 if greedy or p.temperature == 1 else 1 / (p.temperature + _EPSILON)
+    return bindings.SamplingConfig(
+        top_k=1 if greedy else p.top_k,
+        top_p=1.0 if greedy else p.top_p,
+        min_p=None if greedy else p.min_p,
+        seed=p.seed,
+        temperature=None if greedy else max(p.temperature, _EPSILON),
+        min_tokens=min(p.min_tokens, max_tokens),
+        repetition_penalty=p.repetition_penalty,
+        presence_penalty=p.presence_penalty * scale,
+        frequency_penalty=p.frequency_penalty * scale,
+        prompt_ignore_length=prompt,
+    )
+
+
+def finish_reasons(bindings: Any) -> dict[Any, FinishReason]:
+    names: tuple[FinishReason, ...] = ("end_id", "stop_words", "length", "timed_out", "cancelled")
+    return {getattr(bindings.FinishReason, name.upper()): name for name in names}
+
+
+def problems(p: SamplingParams) -> Iterator[str]:
+    """What it would not do, or not as the embedded engine does it: one sentence each."""
+    if p.top_k > TOP_K_MAX:
+        yield f"top_k ({p.top_k}) must be at most {TOP_K_MAX}"
+    for name in ("temperature", "repetition_penalty", "presence_penalty", "frequency_penalty"):
+        if abs(getattr(p, name)) > NUMBER_MAX:
+            yield f"{name} ({getattr(p, name)!r}) must be within {NUMBER_MAX:g}"
+    if p.min_tokens == 1:  # its default, which it takes for "not asked for"
+        yield "min_tokens (1) must be 0 or at least 2"
+    if p.min_tokens and p.stop_words:  # only the end id is kept from coming early
+        yield f"min_tokens ({p.min_tokens}) must be 0 with stop_words"
+    if p.log_probs:
+        # They are taken from what the token is drawn from: after all of these.
+        plain = SamplingParams()
+        for name in ("repetition_penalty", "presence_penalty", "frequency_penalty", "min_p", "min_tokens", "bad_words"):
+            if getattr(p, name) != getattr(plain, name):
+                yield f"{name} ({getattr(p, name)!r}) must be {getattr(plain, name)!r} with log_probs"
+        if p.temperature not in (0, 1):
+            yield f"temperature ({p.temperature!r}) must be 0 or 1 with log_probs"

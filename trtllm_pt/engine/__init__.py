@@ -1,7 +1,0 @@
-"""Building engines, and looking into them. `build` and `inspect` choose the engine; nothing else asks which it is."""
-
-from trtllm_pt.engine.build import build, choose
-from trtllm_pt.engine.inspect import inspect
-from trtllm_pt.engine.manifest import BuildOptions, EngineManifest
-
-__all__ = ["BuildOptions", "EngineManifest", "build", "choose", "inspect"]

@@ -1,0 +1,124 @@
+"""Parameters, bytes, FLOPs and collectives, counted from config, schedule and layout: for `inspect` and benchmarks."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from trtllm_pt.model.config import ModelConfig
+from trtllm_pt.model.layout import padded_vocab_size, rank_layout
+from trtllm_pt.model.quantization import kv_scales, stored
+from trtllm_pt.model.schedule import Start, schedule_of
+from trtllm_pt.model.tensors import TensorSpec, tensors
+
+DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "float8_e4m3fn": 1}
+
+
+# What the embedded runtime sends the other ranks to decode one token: 11 numbers of 8 bytes (its step_plan.py).
+STEP_PLAN_BYTES = 88
+
+
+@dataclass(frozen=True, slots=True)
+class Collective:
+    """One message between ranks per forward: a row of `inspect --json`. Bytes are a rank's payload for one token."""
+
+    kind: Literal["all_reduce", "gather", "broadcast"]
+    layer: int | None
+    place: str
+    group: tuple[int, ...]
+    op: str | None
+    dtype: str
+    bytes_per_token: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "group": list(self.group)}
+
+
+def parameters(config: ModelConfig) -> int:
+    """All weights once, over all tracks; a tied head counts as the embedding."""
+    return sum(math.prod(spec.global_shape(config)) for spec in tensors(config))
+
+
+def active_parameters(config: ModelConfig) -> int:
+    """Weights that one token meets: of the experts only those chosen."""
+    idle = 0
+    for spec in tensors(config):
+        if is_expert(spec):
+            idle += (
+                math.prod(spec.global_shape(config))
+                * (config.num_experts - config.experts_per_token)
+                // config.num_experts
+            )
+    return parameters(config) - idle
+
+
+def is_expert(spec: TensorSpec) -> bool:
+    return len(spec.shape) == 3
+
+
+def bytes_per_rank(
+    config: ModelConfig,
+    ranks: int,
+    dtype: str,
+    quant_algo: str | None = None,
+    kv_cache_quant_algo: str | None = None,
+    own_head: bool = False,
+) -> int:
+    """Weights of rank 0 and their scales, the router in float32. Bytes.
+
+    own_head: a tied head's slice of the vocabulary is held beside the embedding, not read from it.
+    """
+    layout = rank_layout(config, ranks)
+    held = [tensor for spec in tensors(config) for tensor in stored(spec, dtype, quant_algo)]
+    held += kv_scales(config, kv_cache_quant_algo)
+    total = sum(math.prod(tensor.rank_shape(config, layout)) * DTYPE_BYTES[tensor.dtype] for tensor in held)
+    if own_head and config.tie_embeddings:
+        total += len(layout.vocab) * config.hidden_size * DTYPE_BYTES[dtype]
+    return total
+
+
+def kv_bytes_per_token(config: ModelConfig, ranks: int, dtype: str, kv_cache_quant_algo: str | None = None) -> int:
+    """KV cache of one token on one rank, all layers. Bytes."""
+    layout = rank_layout(config, ranks)
+    heads = len(layout.tracks) * len(layout.kv_heads)
+    size = 1 if kv_cache_quant_algo == "FP8" else DTYPE_BYTES[dtype]
+    return 2 * config.num_layers * heads * config.head_size * size
+
+
+def flops_per_token(config: ModelConfig, context: int) -> int:
+    """Multiply-adds counted as two, over all tracks, for one token that attends to `context` keys."""
+    matmul = 2 * (active_parameters(config) - _vector_parameters(config))
+    if not config.tie_embeddings:
+        matmul -= 2 * config.vocab_size * config.hidden_size  # the embedding is a look-up
+    inner = config.tracks * config.num_heads * config.head_size
+    keys = sum(min(context, config.layer_window(layer) or context) for layer in range(config.num_layers))
+    return matmul + 4 * inner * keys
+
+
+def _vector_parameters(config: ModelConfig) -> int:
+    return sum(math.prod(spec.global_shape(config)) for spec in tensors(config) if spec.kind in ("norm", "bias"))
+
+
+def collectives(
+    config: ModelConfig, ranks: int, wire_dtype: str, logits_dtype: str = "float32", step_bytes: int = 0
+) -> list[Collective]:
+    """Every message between ranks of one forward, in order; none at all on one rank.
+
+    `wire_dtype` is what boundaries send, `logits_dtype` what the logits are gathered in. `step_bytes`: what announces
+    a step to the other ranks, for one token (the embedded engine's step plan); 0 where the engine's own runtime does
+    that out of sight.
+    """
+    if ranks == 1:
+        return []
+    group = tuple(range(ranks))
+    found = []
+    if step_bytes:
+        found.append(Collective("broadcast", None, "step plan", group, None, "int64", step_bytes))
+    size = config.hidden_size * DTYPE_BYTES[wire_dtype]
+    for step in schedule_of(config):
+        if isinstance(step, Start):
+            found.append(Collective("all_reduce", *step.key, group, step.op, wire_dtype, size))
+    logits = padded_vocab_size(config, ranks) // ranks * DTYPE_BYTES[logits_dtype]
+    found.append(Collective("gather", None, "logits", group, None, logits_dtype, logits))
+    return found

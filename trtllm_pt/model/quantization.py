@@ -1,0 +1,92 @@
+"""How a weight is stored: as one tensor, or quantised, as several under the names of TensorRT-LLM's layers.
+
+W8A16  X.weight int8, X.per_channel_scale                     a scale per output, activations as they are
+W4A16  X.weight int8, two values a byte along the inputs,     the even input in the low half of the byte
+       X.per_channel_scale
+FP8    X.weight float8_e4m3fn, X.weights_scaling_factor,      a scale per matrix, one for what it is multiplied
+       X.activation_scaling_factor                            with; both float32
+FP8 KV cache: attention.kv_cache_scaling_factor, float32, one per layer over all tracks
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from trtllm_pt.errors import UsageError
+from trtllm_pt.model.config import ModelConfig
+from trtllm_pt.model.layout import RankLayout, rank_layout
+from trtllm_pt.model.tensors import TensorSpec, tensors
+
+WEIGHT_ONLY = {"W8A16": 8, "W4A16": 4}  # bits
+QUANT_ALGOS = (*WEIGHT_ONLY, "FP8")
+KV_CACHE_QUANT_ALGOS = ("FP8",)
+_MULTIPLE = 64  # of TensorRT-LLM's weight-only layers; they pad what is not
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """One tensor of a rank's file, over all tracks and ranks."""
+
+    spec: TensorSpec  # its own name and shape; divided over the ranks as that says
+    dtype: str
+    per_byte: int = 1  # values in an element of the file, along the last axis
+
+    def rank_shape(self, config: ModelConfig, layout: RankLayout) -> tuple[int, ...]:
+        """The shape in a rank's checkpoint file."""
+        *rows, columns = self.spec.rank_shape(config, layout)
+        return (*rows, columns // self.per_byte)
+
+
+def is_quantized(spec: TensorSpec) -> bool:
+    """The layers' matrices are; embedding, head, routers, norms and biases are not."""
+    return spec.per_track and spec.kind in ("matrix", "output")
+
+
+def stored(spec: TensorSpec, dtype: str, quant_algo: str | None = None) -> tuple[StoredTensor, ...]:
+    """The tensors that hold a weight in a checkpoint of `dtype`, the weight's own first.
+
+    Routers stay float32: a rounded logit may choose another expert.
+    """
+    if quant_algo is None or not is_quantized(spec):
+        return (StoredTensor(spec, "float32" if spec.kind == "router" else dtype),)
+    stem = spec.name.removesuffix("weight")
+    if quant_algo == "FP8":
+        scale = TensorSpec(f"{stem}weights_scaling_factor", (*spec.shape[:-2], 1), spec.per_track, kind="scale")
+        activation = replace(scale, name=f"{stem}activation_scaling_factor", shape=(1,))
+        weight = StoredTensor(spec, "float8_e4m3fn")
+        return (weight, StoredTensor(scale, "float32"), StoredTensor(activation, "float32"))
+    divided_by_outputs = spec.split not in ("heads_in", "ffn_in")
+    scale = TensorSpec(
+        f"{stem}per_channel_scale",
+        spec.shape[:-1],
+        spec.per_track,
+        spec.split if divided_by_outputs else "none",
+        kind="scale",
+    )
+    return (StoredTensor(spec, "int8", per_byte=8 // WEIGHT_ONLY[quant_algo]), StoredTensor(scale, dtype))
+
+
+def kv_scales(config: ModelConfig, kv_cache_quant_algo: str | None) -> Iterator[StoredTensor]:
+    """A scale per layer, the same in every rank's file."""
+    for layer in range(config.num_layers if kv_cache_quant_algo else 0):
+        name = f"transformer.layers.{layer}.attention.kv_cache_scaling_factor"
+        yield StoredTensor(TensorSpec(name, (1,), per_track=False, kind="scale"), "float32")
+
+
+def check(config: ModelConfig, ranks: int, quant_algo: str | None, kv_cache_quant_algo: str | None) -> None:
+    """Raises UsageError for an unknown algorithm, and for sizes that it does not take."""
+    if quant_algo not in (None, *QUANT_ALGOS):
+        raise UsageError(f"quant_algo ({quant_algo!r}) must be one of {', '.join(QUANT_ALGOS)}")
+    if kv_cache_quant_algo not in (None, *KV_CACHE_QUANT_ALGOS):
+        raise UsageError(f"kv_cache_quant_algo ({kv_cache_quant_algo!r}) must be {' or '.join(KV_CACHE_QUANT_ALGOS)}")
+    if quant_algo not in WEIGHT_ONLY:
+        return
+    layout = rank_layout(config, ranks)
+    for spec in filter(is_quantized, tensors(config)):
+        out, columns = spec.rank_shape(config, layout)[-2:]
+        if out % _MULTIPLE or columns % _MULTIPLE:
+            raise UsageError(
+                f"quant_algo ({quant_algo!r}): {spec.name} has {out} outputs and {columns} inputs on each of {ranks} "
+                f"rank{'s' if ranks > 1 else ''}; both must be multiples of {_MULTIPLE}"
+            )

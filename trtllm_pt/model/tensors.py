@@ -1,0 +1,127 @@
+"""Every weight of a model: its name, its shape, and how it is divided over the ranks.
+
+Names are TensorRT-LLM's. In a MODEL_DIR a per-track weight has a leading track axis; in a rank's file that axis is
+there only where the rank holds more than one track.
+
+    V vocabulary   W hidden_size   H, G heads, KV heads   D head_size   F FFN rows   E experts   n tracks
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from trtllm_pt.model.config import ModelConfig
+from trtllm_pt.model.layout import RankLayout, Span
+
+# How the first axis after the track axis (or the axis named) is divided: by heads, FFN rows, vocabulary, or not at all.
+Split = Literal["none", "qkv", "heads_in", "ffn", "ffn_pair", "ffn_in", "vocab", "first_rank"]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One weight, over all tracks and ranks."""
+
+    name: str
+    shape: tuple[int, ...]  # without the track axis
+    per_track: bool
+    split: Split = "none"
+    kind: Literal["norm", "embedding", "matrix", "output", "router", "bias", "scale"] = "matrix"
+    fan_in: int = 0
+
+    def global_shape(self, config: ModelConfig) -> tuple[int, ...]:
+        return (config.tracks, *self.shape) if self.per_track else self.shape
+
+    def rank_shape(self, config: ModelConfig, layout: RankLayout) -> tuple[int, ...]:
+        """The shape in a rank's checkpoint file."""
+        axis, rows = self.rows(config, layout)
+        shape = list(self.shape)
+        if rows is not None:
+            shape[axis] = sum(len(span) for span in rows)
+        tracks = len(layout.tracks)
+        return (tracks, *shape) if self.per_track and tracks > 1 else tuple(shape)
+
+    def rows(self, config: ModelConfig, layout: RankLayout) -> tuple[int, list[Span] | None]:
+        """The divided axis of `shape` and the spans of it that the rank holds; None: all of it."""
+        match self.split:
+            case "qkv":
+                size, heads, kv = config.head_size, layout.heads, layout.kv_heads
+                first_k = config.num_heads * size
+                first_v = first_k + config.num_kv_heads * size
+                return 0, [_scaled(heads, size), _scaled(kv, size, first_k), _scaled(kv, size, first_v)]
+            case "heads_in":
+                return 1, [_scaled(layout.heads, config.head_size)]
+            case "ffn":
+                return 0, [layout.ffn]
+            case "ffn_in" if len(self.shape) == 3:
+                return 2, [layout.experts_ffn]
+            case "ffn_in":
+                return 1, [layout.ffn]
+            case "ffn_pair":  # experts: up rows, then gate rows
+                up = layout.experts_ffn
+                return 1, [up, Span(up.start + config.moe_intermediate_size, up.stop + config.moe_intermediate_size)]
+            case "vocab":
+                return 0, [layout.vocab]
+        return 0, None
+
+
+def _scaled(span: Span, size: int, first: int = 0) -> Span:
+    return Span(first + span.start * size, first + span.stop * size)
+
+
+def tensors(config: ModelConfig) -> Iterator[TensorSpec]:
+    """All weights, in the order of the forward pass. A tied head is not listed apart from the embedding."""
+    width = config.hidden_size
+    yield TensorSpec("transformer.vocab_embedding.weight", (config.vocab_size, width), False, kind="embedding")
+    for layer in range(config.num_layers):
+        yield from _layer(config, layer)
+    yield TensorSpec("transformer.ln_f.weight", (width,), False, kind="norm")
+    if not config.tie_embeddings:
+        yield TensorSpec("lm_head.weight", (config.vocab_size, width), False, "vocab", fan_in=width)
+
+
+def _layer(config: ModelConfig, layer: int) -> Iterator[TensorSpec]:
+    width, size = config.hidden_size, config.head_size
+    prefix = f"transformer.layers.{layer}."
+    depth = config.block_depth or config.num_layers
+
+    def norm(name: str, features: int = width) -> TensorSpec:
+        return TensorSpec(f"{prefix}{name}.weight", (features,), True, kind="norm")
+
+    if config.dispatch_norm and layer % depth == 0:
+        yield norm("dispatch_layernorm")
+    yield norm("input_layernorm")
+    yield TensorSpec(f"{prefix}attention.qkv.weight", (config.qkv_size, width), True, "qkv", fan_in=width)
+    if config.qkv_bias:
+        yield TensorSpec(f"{prefix}attention.qkv.bias", (config.qkv_size,), True, "qkv", "bias")
+    if config.qk_norm:
+        yield norm("attention.q_layernorm", size)
+        yield norm("attention.k_layernorm", size)
+    inner = config.num_heads * size
+    yield TensorSpec(f"{prefix}attention.dense.weight", (width, inner), True, "heads_in", "output", fan_in=inner)
+    if config.output_bias:
+        # It must enter the sum over ranks once: rank 0 holds it, the others zeros.
+        yield TensorSpec(f"{prefix}attention.dense.bias", (width,), True, "first_rank", "bias")
+    if config.residual_norm:
+        yield norm("attention_residual_layernorm")
+    yield norm("post_layernorm")
+    yield from _experts(config, prefix) if config.is_moe(layer) else _dense_ffn(config, prefix)
+    if config.residual_norm:
+        yield norm("mlp_residual_layernorm")
+    if config.combine_norm and ((layer + 1) % depth == 0 or layer + 1 == config.num_layers):
+        yield norm("combine_layernorm")
+
+
+def _dense_ffn(config: ModelConfig, prefix: str) -> Iterator[TensorSpec]:
+    width, rows = config.hidden_size, config.intermediate_size
+    yield TensorSpec(f"{prefix}mlp.fc.weight", (rows, width), True, "ffn", fan_in=width)  # through the activation
+    yield TensorSpec(f"{prefix}mlp.gate.weight", (rows, width), True, "ffn", fan_in=width)
+    yield TensorSpec(f"{prefix}mlp.proj.weight", (width, rows), True, "ffn_in", "output", fan_in=rows)
+
+
+def _experts(config: ModelConfig, prefix: str) -> Iterator[TensorSpec]:
+    width, rows, experts = config.hidden_size, config.moe_intermediate_size, config.num_experts
+    yield TensorSpec(f"{prefix}mlp.router.weight", (experts, width), True, "none", "router", fan_in=width)
+    yield TensorSpec(f"{prefix}mlp.fc.weight", (experts, 2 * rows, width), True, "ffn_pair", fan_in=width)
+    yield TensorSpec(f"{prefix}mlp.proj.weight", (experts, width, rows), True, "ffn_in", "output", fan_in=rows)

@@ -1,0 +1,226 @@
+"""The front door beside Triton's: OpenAI's endpoints, and a page for people. It asks `tensorrt_llm` itself, so that a
+client that goes away frees its slot."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager, aclosing
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from trtllm_pt.backends import EngineManifest, inspect
+from trtllm_pt.backends.limits import Limits
+from trtllm_pt.errors import RunError, UsageError
+from trtllm_pt.requests.messages import Request
+from trtllm_pt.serving.http_thread import BODY_BYTES, listening
+from trtllm_pt.serving.openai.engine_client import Piece, Streams
+from trtllm_pt.serving.openai.requests import Texts, Wanted
+from trtllm_pt.serving.triton.http_status import is_unavailable, json_object
+from trtllm_pt.serving.triton.models.preprocessing import most_bytes
+from trtllm_pt.text.tokenizer import end_ids, load_tokenizer
+
+_PAGE = Path(__file__).parent / "page.html"
+_HEALTH_SECONDS = 10.0  # in which a model must answer a request that asks for nothing
+
+
+class Front:
+    """OpenAI's endpoints over a running Triton. engines: the directory that it serves; name: the model's."""
+
+    def __init__(self, engines: Path, name: str, grpc_url: str) -> None:
+        manifest = EngineManifest.from_dir(engines)
+        folder = engines / "tokenizer"
+        tokenizer = load_tokenizer(folder)
+        if tokenizer is None:
+            raise UsageError(f"there is no tokenizer.json in {folder}")
+        end_id, further = end_ids(folder)
+        self._limits = Limits.of(manifest)
+        self._texts = Texts(
+            tokenizer=tokenizer,
+            end_id=end_id,
+            further_ends=further,
+            max_seq_len=manifest.max_seq_len,
+            most_bytes=most_bytes(tokenizer, self._limits.max_input_len),
+            folder=folder,
+        )
+        shown = ("ranks", "tracks", "sync_points", "tensor_parallel_sync_points", "schedule")
+        self._facts = {name: value for name, value in inspect(engines).items() if name in shown}
+        self._embedded = manifest.kind == "embedded"
+        self._name, self._url, self._began = name, grpc_url, int(time.time())
+
+    def listening(self, host: str, port: int) -> AbstractContextManager[None]:
+        """Serves from a thread of its own until the end of the block."""
+        app = web.Application(client_max_size=BODY_BYTES, middlewares=[_errors])
+        app.cleanup_ctx.append(self._connection)
+        app.router.add_get("/", _page)
+        app.router.add_get("/engine", self._engine)
+        app.router.add_get("/health", self._health)
+        app.router.add_get("/v1/models", self._models)
+        for kind in ("completions", "chat/completions"):
+            app.router.add_post(f"/v1/{kind}", self._complete)
+        return listening(app, host, port, "--openai-port")
+
+    async def _connection(self, _: web.Application) -> AsyncIterator[None]:
+        self._streams = Streams(self._url, self._texts.tokenizer)
+        yield
+        await self._streams.close()
+
+    async def _engine(self, _: web.Request) -> web.Response:
+        """What the page shows of it."""
+        return web.json_response({"model": self._name, **self._facts})
+
+    async def _health(self, _: web.Request) -> web.Response:
+        """Whether the engine answers. Triton calls a model ready whose process or ranks are dead."""
+        try:
+            await asyncio.wait_for(self._check(), _HEALTH_SECONDS)
+        except (asyncio.TimeoutError, RunError) as error:
+            raise _Failed(503, f"tensorrt_llm does not answer: {error}") from None
+        return web.json_response({"status": "ok"})
+
+    async def _check(self) -> None:
+        if self._embedded:
+            await self._streams.check()
+        else:
+            await self._streams.check_ready()
+
+    async def _models(self, _: web.Request) -> web.Response:
+        model = {"id": self._name, "object": "model", "created": self._began, "owned_by": "trtllm_pt"}
+        return web.json_response({"object": "list", "data": [model]})
+
+    async def _complete(self, request: web.Request) -> web.StreamResponse:
+        kind = request.path.removeprefix("/v1/")
+        body = _json(await request.read())
+        model = body.get("model", self._name)
+        if model != self._name:
+            raise _Failed(404, f"model ({model!r}) is not served here: it is {self._name!r}")
+        wanted = await asyncio.to_thread(self._texts.wanted, kind, body)  # long prompts take their time
+        for number, choice in enumerate(wanted.choices):
+            self._limits.check(Request(id=number, token_ids=choice.prompt, sampling=choice.sampling))
+        answer = _Answer(kind, self._name, wanted)
+        async with aclosing(self._streams.pieces(wanted)) as pieces:
+            return await (_stream(request, answer, pieces) if wanted.stream else _whole(answer, pieces))
+
+
+async def _page(_: web.Request) -> web.Response:
+    return web.Response(text=_PAGE.read_text(), content_type="text/html")
+
+
+class _Answer:
+    """The bodies of one request's answer."""
+
+    def __init__(self, kind: str, model: str, wanted: Wanted) -> None:
+        self._chat = kind == "chat/completions"
+        self.wanted = wanted
+        self._id = f"{'chatcmpl' if self._chat else 'cmpl'}-{uuid.uuid4().hex}"
+        self._model, self._created = model, int(time.time())
+        self.tokens = 0
+
+    def whole(self, texts: list[str], reasons: list[str]) -> dict[str, Any]:
+        choices = [
+            {"index": i, "finish_reason": reason, "logprobs": None}
+            | ({"message": {"role": "assistant", "content": text}} if self._chat else {"text": text})
+            for i, (text, reason) in enumerate(zip(texts, reasons, strict=True))
+        ]
+        return {**self._head("chat.completion"), "choices": choices, "usage": self._usage()}
+
+    def part(self, index: int, text: str, reason: str | None, first: bool) -> dict[str, Any]:
+        role = {"role": "assistant"} if first else {}
+        new = {"delta": {**role, "content": text}} if self._chat else {"text": text}
+        choice = {"index": index, "finish_reason": reason, "logprobs": None, **new}
+        return {**self._head("chat.completion.chunk"), "choices": [choice]}
+
+    def usage_part(self) -> dict[str, Any]:
+        return {**self._head("chat.completion.chunk"), "choices": [], "usage": self._usage()}
+
+    def _head(self, chat_object: str) -> dict[str, Any]:
+        kind = chat_object if self._chat else "text_completion"
+        return {"id": self._id, "object": kind, "created": self._created, "model": self._model}
+
+    def _usage(self) -> dict[str, int]:
+        prompt = sum({id(c.prompt): len(c.prompt) for c in self.wanted.choices}.values())
+        return {"prompt_tokens": prompt, "completion_tokens": self.tokens, "total_tokens": prompt + self.tokens}
+
+
+async def _whole(answer: _Answer, pieces: AsyncIterator[Piece]) -> web.Response:
+    texts = [choice.echo for choice in answer.wanted.choices]
+    reasons = [""] * len(texts)
+    async for piece in pieces:
+        texts[piece.index] += piece.text
+        answer.tokens += piece.tokens
+        reasons[piece.index] = piece.finish_reason or ""
+    return web.json_response(answer.whole(texts, reasons))
+
+
+async def _stream(request: web.Request, answer: _Answer, pieces: AsyncIterator[Piece]) -> web.StreamResponse:
+    """Server-sent events. An error before the first is an HTTP error, a later one an event."""
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
+    try:
+        async for data in _events(answer, pieces):
+            if not response.prepared:
+                await response.prepare(request)
+            await response.write(f"data: {data}\n\n".encode())
+    except RunError as error:
+        if not response.prepared:
+            raise
+        await response.write(f"data: {json.dumps(_body(_status(error), str(error)))}\n\n".encode())
+    return response
+
+
+async def _events(answer: _Answer, pieces: AsyncIterator[Piece]) -> AsyncIterator[str]:
+    started: set[int] = set()
+    async for piece in pieces:
+        first = piece.index not in started
+        started.add(piece.index)
+        answer.tokens += piece.tokens
+        text = (answer.wanted.choices[piece.index].echo if first else "") + piece.text
+        if text or first or piece.finish_reason:
+            yield json.dumps(answer.part(piece.index, text, piece.finish_reason, first))
+    if answer.wanted.usage:
+        yield json.dumps(answer.usage_part())
+    yield "[DONE]"
+
+
+class _Failed(RunError):
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@web.middleware
+async def _errors(request: web.Request, handler: Any) -> web.StreamResponse:
+    """Every error as OpenAI's clients know it."""
+    try:
+        answer: web.StreamResponse = await handler(request)
+        return answer
+    except web.HTTPException as error:
+        status, message = error.status, error.reason
+    except (RunError, UsageError) as error:
+        status, message = _status(error), str(error)
+    except ConnectionError:  # the client is gone
+        raise asyncio.CancelledError from None
+    return web.json_response(_body(status, message), status=status)
+
+
+def _status(error: Exception) -> int:
+    if isinstance(error, _Failed):
+        return error.status
+    if isinstance(error, UsageError):
+        return 400
+    return 503 if is_unavailable(str(error)) else 500
+
+
+def _body(status: int, message: str) -> dict[str, Any]:
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return {"error": {"message": message, "type": kind, "param": None, "code": None}}
+
+
+def _json(body: bytes) -> dict[str, Any]:
+    try:
+        return json_object(body)
+    except ValueError as error:
+        raise UsageError(str(error)) from None

@@ -1,0 +1,188 @@
+"""Requests to the model `tensorrt_llm` by gRPC, as the front door makes them.
+
+A stream is always read to its end; who no longer wants it has the engine end it. A cancelled one would do, but not in
+Triton 2.51: where it meets the last response, Triton keeps the request and its model for ever, and sometimes crashes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tritonclient.grpc.aio as grpc
+from grpc.aio import AioRpcError
+from tokenizers import Tokenizer
+from tritonclient.utils import InferenceServerException
+
+from trtllm_pt.errors import RunError
+from trtllm_pt.serving.openai.requests import Completion, Wanted
+from trtllm_pt.serving.triton.word_lists import pack
+from trtllm_pt.text.stream import TextStream
+
+_MODEL = "tensorrt_llm"
+_TYPES = {"int32": "INT32", "float32": "FP32", "bool": "BOOL", "uint64": "UINT64"}
+_PATIENCE_SECONDS = 0.1  # between calls to end a request
+_LAST_SECONDS = 2.0  # for streams that nobody wants any more
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Something new of one choice."""
+
+    index: int
+    text: str
+    tokens: int
+    finish_reason: str | None = None
+
+
+class Streams:
+    """Those to one Triton, of one event loop. url: its gRPC address."""
+
+    def __init__(self, url: str, tokenizer: Tokenizer) -> None:
+        self._client = grpc.InferenceServerClient(url)
+        self._tokenizer = tokenizer
+        self._tasks: set[asyncio.Task[None]] = set()  # that outlive what they were begun for
+
+    async def close(self) -> None:
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=_LAST_SECONDS)
+        await self._client.close()
+
+    async def check(self) -> None:
+        """Asks the model to end a request that nobody made. Raises RunError where it cannot."""
+        await self._ask_to_end("health")
+
+    async def check_ready(self) -> None:
+        """Asks Triton for the model's state. Raises RunError where it is not ready."""
+        try:
+            ready = await self._client.is_model_ready(_MODEL)
+        except InferenceServerException as error:
+            raise RunError(_silent(error.message())) from None
+        if not ready:
+            raise RunError("it is not ready")
+
+    async def pieces(self, wanted: Wanted) -> AsyncGenerator[Piece, None]:
+        """Those of all choices, as they come. Raises RunError with the model's reason. Closed early, it ends them."""
+        ready: asyncio.Queue[Piece | Exception] = asyncio.Queue()
+
+        async def one(index: int, choice: Completion, name: str) -> None:
+            try:
+                async for piece in self._choice(index, choice, name):
+                    ready.put_nowait(piece)
+            except Exception as error:
+                ready.put_nowait(error)
+
+        names = [str(uuid.uuid4()) for _ in wanted.choices]
+        tasks = [
+            self._begin(one(index, choice, name))
+            for index, (choice, name) in enumerate(zip(wanted.choices, names, strict=True))
+        ]
+        try:
+            left = len(tasks)
+            while left:
+                piece = await ready.get()
+                if isinstance(piece, Exception):
+                    raise piece
+                left -= piece.finish_reason is not None
+                yield piece
+        finally:
+            for name, task in zip(names, tasks, strict=True):
+                if not task.done():
+                    self._begin(self._end(name, task))
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _choice(self, index: int, choice: Completion, name: str) -> AsyncGenerator[Piece, None]:
+        text = TextStream(self._tokenizer, choice.stop)
+        made = 0
+        async for result in self._ask(_inputs(choice), name):
+            if text.stopped:
+                continue  # until the engine has heard of it
+            ids = result.as_numpy("output_ids").ravel().tolist()
+            made += len(ids)
+            delta = text.push(ids)
+            if text.stopped and (task := asyncio.current_task()) is not None:
+                self._begin(self._end(name, task))
+            yield Piece(index, delta, len(ids), "stop" if text.stopped else None)
+        if not text.stopped:
+            full = made >= choice.sampling.max_tokens
+            yield Piece(index, text.flush(), 0, "length" if full else "stop")
+
+    async def _end(self, name: str, task: asyncio.Task[Any]) -> None:
+        """Have the request end that a task reads. It may not have reached the model yet; a server that is gone has
+        ended it already."""
+        while not task.done():
+            with suppress(RunError):
+                await self._ask_to_end(name)
+            await asyncio.wait({task}, timeout=_PATIENCE_SECONDS)
+
+    async def _ask_to_end(self, name: str) -> None:
+        one = _scalar(1, np.int32)
+        stop = {"stop": _scalar(True, np.bool_), "input_ids": one, "input_lengths": one, "request_output_len": one}
+        async for _ in self._ask(_tensors(stop), name):
+            pass
+
+    async def _ask(self, inputs: list[grpc.InferInput], name: str) -> AsyncGenerator[Any, None]:
+        """The responses to one request. Raises RunError at the end, where one is an error."""
+
+        async def requests() -> AsyncIterator[dict[str, Any]]:
+            yield {"model_name": _MODEL, "inputs": inputs, "request_id": name}
+
+        failed = None
+        try:
+            async for result, error in self._client.stream_infer(requests()):
+                failed = failed or error
+                if failed is None:
+                    yield result
+        except AioRpcError as error:
+            raise RunError(_silent(error.details())) from None
+        if failed is not None:
+            raise RunError(failed.message())
+
+
+def _silent(reason: str | None) -> str:
+    return f"Triton does not answer: {reason}"
+
+
+def _inputs(choice: Completion) -> list[grpc.InferInput]:
+    sampling = choice.sampling
+    arrays = {
+        "input_ids": np.array([choice.prompt], np.int32),
+        "input_lengths": _scalar(len(choice.prompt), np.int32),
+        "request_output_len": _scalar(sampling.max_tokens, np.int32),
+        "end_id": _scalar(-1 if sampling.end_id is None else sampling.end_id, np.int32),
+        "streaming": _scalar(True, np.bool_),
+        "repetition_penalty": _scalar(sampling.repetition_penalty, np.float32),
+        "presence_penalty": _scalar(sampling.presence_penalty, np.float32),
+        "frequency_penalty": _scalar(sampling.frequency_penalty, np.float32),
+        "min_tokens": _scalar(sampling.min_tokens, np.int32),
+        "seed": _scalar(sampling.seed, np.uint64),
+    }
+    if sampling.temperature > 0:
+        arrays["temperature"] = _scalar(sampling.temperature, np.float32)
+        arrays["runtime_top_k"] = _scalar(sampling.top_k, np.int32)
+        arrays["runtime_top_p"] = _scalar(sampling.top_p, np.float32)
+    if sampling.stop_words:
+        arrays["stop_words_list"] = pack([sampling.stop_words])
+    return _tensors(arrays)
+
+
+def _tensors(arrays: dict[str, Any]) -> list[grpc.InferInput]:
+    inputs = []
+    for name, array in arrays.items():
+        inputs.append(grpc.InferInput(name, list(array.shape), _TYPES[array.dtype.name]))
+        inputs[-1].set_data_from_numpy(array)
+    return inputs
+
+
+def _scalar(value: float, kind: type) -> Any:
+    return np.array([[value]], kind)

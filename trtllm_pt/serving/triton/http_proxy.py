@@ -1,0 +1,116 @@
+"""The HTTP port of `serve`: Triton's own behind it, and the right status in front.
+
+Triton 2.51 says 400 to every error of a model over `generate` (it reads the error's code after it has freed it), 500 to
+JSON that it cannot read, cuts whole numbers that are too large, and is busy for seconds with a large body. Everything
+else is passed on as it is, both ways.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+
+from trtllm_pt.serving.http_thread import BODY_BYTES, listening
+from trtllm_pt.serving.triton.http_status import is_unavailable, is_unreadable, json_object
+from trtllm_pt.serving.triton.tensors import MODELS, inputs
+
+_GENERATES = ("generate", "generate_stream")
+_RANGES: dict[str, Callable[[int], bool]] = {
+    "INT32": lambda value: -(2**31) <= value < 2**31,
+    "UINT64": lambda value: 0 <= value < 2**64,
+}
+# Headers of one connection, and what was dealt with on arrival.
+_NOT_PASSED_ON = {"connection", "keep-alive", "host", "transfer-encoding", "content-length", "expect", "date", "server"}
+
+
+class Door:
+    """In front of the Triton at `url`."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def listening(self, host: str, port: int) -> AbstractContextManager[None]:
+        """Serves from a thread of its own until the end of the block."""
+        app = web.Application(client_max_size=BODY_BYTES, middlewares=[_errors])
+        app.router.add_route("*", "/{path:.*}", self._pass_on)
+        app.cleanup_ctx.append(self._connection)
+        return listening(app, host, port, "--http-port")
+
+    async def _connection(self, _: web.Application) -> AsyncIterator[None]:
+        async with aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(total=None),
+            connector=aiohttp.TCPConnector(limit=0, force_close=True),  # told to end, Triton waits for open connections
+            auto_decompress=False,
+            skip_auto_headers=("User-Agent", "Content-Type", "Accept-Encoding"),
+        ) as self._session:
+            yield
+
+    async def _pass_on(self, request: web.Request) -> web.StreamResponse:
+        generates = request.method == "POST" and request.path.rsplit("/", 1)[-1] in _GENERATES
+        body = await request.read()
+        if generates:
+            _check_numbers(request.path, json_object(body))
+        headers = _passed_on(request.headers)
+        headers.pop("Content-Encoding", None)  # aiohttp has read it
+        async with self._session.request(
+            request.method, self._url + request.raw_path, data=body, headers=headers
+        ) as answer:
+            if generates and answer.status >= 400:
+                return await _refusal(answer)
+            return await _whole(request, answer)
+
+
+def _check_numbers(path: str, body: Mapping[str, Any]) -> None:
+    """Raises ValueError for a whole number that Triton would cut to the bits of its tensor, unsaid."""
+    model = path.removeprefix("/v2/models/").split("/")[0]
+    for tensor in inputs(model) if model in MODELS else ():
+        given = body.get(tensor.name)
+        for value in given if isinstance(given, list) else (given,):
+            if tensor.type in _RANGES and type(value) is int and not _RANGES[tensor.type](value):
+                raise ValueError(f"{tensor.name} ({value}) does not fit into {tensor.type}")
+
+
+async def _refusal(answer: aiohttp.ClientResponse) -> web.Response:
+    body = await answer.read()
+    words = body.decode(errors="replace")
+    status = 503 if is_unavailable(words) else 400 if is_unreadable(words) else answer.status
+    return web.Response(body=body, status=status, headers=_passed_on(answer.headers))
+
+
+async def _whole(request: web.Request, answer: aiohttp.ClientResponse) -> web.StreamResponse:
+    response = web.StreamResponse(status=answer.status, headers=_passed_on(answer.headers))
+    response.content_length = answer.content_length
+    await response.prepare(request)
+    try:
+        async for piece in answer.content.iter_any():
+            await response.write(piece)
+    except aiohttp.ClientError:  # Triton is gone: let the client see it
+        if request.transport is not None:
+            request.transport.abort()
+    return response
+
+
+def _passed_on(headers: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in headers.items() if name.lower() not in _NOT_PASSED_ON}
+
+
+@web.middleware
+async def _errors(request: web.Request, handler: Any) -> web.StreamResponse:
+    """As Triton puts them."""
+    try:
+        answer: web.StreamResponse = await handler(request)
+        return answer
+    except web.HTTPRequestEntityTooLarge as error:
+        status, message = error.status, f"the body has more than {BODY_BYTES} bytes"
+    except ValueError as error:
+        status, message = 400, str(error)
+    except aiohttp.ClientError as error:
+        status, message = 503, f"Triton does not answer: {error}"
+    except ConnectionError:  # the client is gone
+        raise asyncio.CancelledError from None
+    return web.json_response({"error": message}, status=status)

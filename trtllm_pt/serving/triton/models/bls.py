@@ -1,0 +1,225 @@
+"""The model `tensorrt_llm_bls`: text in, text out, whole characters at a time, whatever engine `tensorrt_llm` has.
+
+It asks preprocessing and tensorrt_llm, and makes text of the tokens itself, as postprocessing is set up to. Stop words
+end a text wherever tokens put them. A stream that its client closes ends the request behind it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import threading
+import uuid
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from trtllm_pt.errors import TrtllmPtError, UsageError
+from trtllm_pt.serving.triton import tensors
+from trtllm_pt.serving.triton.http_status import is_unavailable
+from trtllm_pt.serving.triton.models.base import (
+    CONVERSATIONS,
+    Array,
+    Arrays,
+    Config,
+    Sender,
+    arrays,
+    refusal,
+    response,
+    strings,
+    text,
+    triton,
+)
+from trtllm_pt.serving.triton.process_guard import Guard
+from trtllm_pt.text.stream import TextStream
+from trtllm_pt.text.tokenizer import load_tokenizer
+
+_CHECK_SECONDS = 0.1  # between looks for closed streams
+_FROM_ENGINE = ["output_ids", "sequence_length", *tensors.RESULTS]
+
+
+class _Refused(TrtllmPtError):
+    """What a model behind this one answered. Triton 2.51 does not say with which code."""
+
+
+class TritonPythonModel:
+    def initialize(self, args: dict[str, str]) -> None:
+        config = Config(args)
+        self._engine = config.text("tensorrt_llm_model_name") or "tensorrt_llm"
+        folder, self._skip = _postprocessing(config)  # this model's config has no place for a tokenizer
+        tokenizer = load_tokenizer(folder)
+        if tokenizer is None:
+            raise UsageError(f"there is no tokenizer.json in {folder}")
+        self._tokenizer: Tokenizer = tokenizer
+        self._pool = ThreadPoolExecutor(CONVERSATIONS)  # a thread each, asleep most of the time
+        self._free = threading.Semaphore(CONVERSATIONS)
+        self._senders: dict[str, Sender] = {}  # of requests that the engine works on
+        self._closing = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self._watcher.start()
+        self._guard = Guard(config.name)
+
+    def finalize(self) -> None:
+        self._pool.shutdown()
+        self._closing.set()
+        self._watcher.join()
+        self._guard.end()
+
+    def execute(self, requests: Sequence[Any]) -> None:
+        for request in requests:
+            sender = Sender(request)
+            if self._free.acquire(blocking=False):
+                self._pool.submit(self._answer, request, sender)
+            else:
+                sender.end(refusal(f"the queue is full: {CONVERSATIONS} requests wait or run", "UNAVAILABLE"))
+
+    def _answer(self, request: Any, sender: Sender) -> None:
+        try:
+            self._converse(request, sender)
+        finally:
+            self._free.release()
+
+    def _converse(self, request: Any, sender: Sender) -> None:
+        last = None
+        try:
+            for part in self._responses(request, sender):
+                sender.send(response(part))
+        except TrtllmPtError as error:
+            last = refusal(str(error), "UNAVAILABLE" if is_unavailable(str(error)) else "INVALID_ARG")
+        except Exception as error:  # nobody else would hear of it
+            last = refusal(f"{type(error).__name__}: {error}", "INTERNAL")
+        sender.end(last)
+
+    def _responses(self, request: Any, sender: Sender) -> Iterator[dict[str, Array]]:
+        given = arrays(request)
+        for name in given:
+            if name not in tensors.TO_PREPROCESSING and name not in tensors.PASSED_ON:
+                raise UsageError(f"{name} is not supported")
+        query = {key: given[name] for name, key in tensors.TO_PREPROCESSING.items() if name in given}
+        [ids] = self._ask("preprocessing", query, list(tensors.FROM_PREPROCESSING))
+        texts = _Texts(self._tokenizer, self._skip, given, ids)
+        engine_id, timeout, over = str(uuid.uuid4()), request.timeout(), False
+        self._senders[engine_id] = sender
+        try:
+            for part in self._ask(self._engine, _to_engine(given, ids), _FROM_ENGINE, engine_id, timeout):
+                yield from texts.take(part)
+                if texts.all_stopped:
+                    self._stop(engine_id)
+            over = True
+            yield from texts.rest()
+        finally:
+            del self._senders[engine_id]
+            if not over:
+                self._stop(engine_id)
+
+    def _ask(
+        self, model: str, given: Arrays, names: list[str], request_id: str = "", timeout: int = 0
+    ) -> Iterator[dict[str, Array]]:
+        """The answers of another model, as they come."""
+        pb = triton()
+        request = pb.InferenceRequest(
+            model_name=model,
+            inputs=[pb.Tensor(name, np.ascontiguousarray(array)) for name, array in given.items()],
+            requested_output_names=names,
+            request_id=request_id,
+            timeout=timeout,
+        )
+        for answer in request.exec(decoupled=True) if model == self._engine else [request.exec()]:
+            if answer.has_error():
+                raise _Refused(answer.error().message())
+            found = {tensor.name(): tensor.as_numpy() for tensor in answer.output_tensors()}
+            if found:  # else the end of the stream
+                yield found
+
+    def _watch(self) -> None:
+        while not self._closing.wait(_CHECK_SECONDS):
+            for engine_id, sender in self._senders.copy().items():
+                if sender.is_cancelled():
+                    self._stop(engine_id)
+
+    def _stop(self, engine_id: str) -> None:
+        """Have the engine end a request; nothing happens where it is over, or the engine down."""
+        one = np.ones((1, 1), np.int32)
+        stop = {"stop": one.astype(bool), "input_ids": one, "input_lengths": one, "request_output_len": one}
+        with contextlib.suppress(_Refused):
+            for _ in self._ask(self._engine, stop, ["output_ids"], engine_id):
+                pass
+
+
+def _to_engine(given: Arrays, ids: Arrays) -> dict[str, Array]:
+    """The tensors for tensorrt_llm. A prompt that is wanted in the text is added there."""
+    found = {name: ids[key] for key, name in tensors.FROM_PREPROCESSING.items() if key in ids}
+    found |= {name: _column(given[own]) for own, name in tensors.PASSED_ON.items() if own in given}
+    found["exclude_input_in_output"] = np.ones((len(ids["INPUT_ID"]), 1), bool)
+    return found
+
+
+def _column(array: Array) -> Array:
+    """Scalars have the shape [batch] for a model, and [batch, 1] for whoever asks it."""
+    return array.reshape(-1, 1) if array.ndim == 1 else array
+
+
+class _Texts:
+    """The texts of one request's outputs: by row of the batch, and number of the sequence."""
+
+    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool, given: Arrays, ids: Arrays) -> None:
+        self._tokenizer, self._skip = tokenizer, skip_special_tokens
+        rows = len(ids["INPUT_ID"])
+        self._streaming = _flags(given, "stream", rows, False)
+        self._exclude = _flags(given, "exclude_input_in_output", rows, True)
+        self._prompts = [row[:n] for row, n in zip(ids["INPUT_ID"], ids["REQUEST_INPUT_LEN"].ravel(), strict=True)]
+        self._outputs = rows * int(given["num_return_sequences"].ravel()[0] if "num_return_sequences" in given else 1)
+        self._stops = [
+            [text(word, "stop_words") for word in row] for row in given.get("stop_words", np.empty((rows, 0)))
+        ]
+        self._streams: dict[tuple[int, int], TextStream] = {}
+
+    @property
+    def all_stopped(self) -> bool:
+        return len(self._streams) == self._outputs and all(stream.stopped for stream in self._streams.values())
+
+    def take(self, part: dict[str, Array]) -> Iterator[dict[str, Array]]:
+        """The response that follows from one of the engine's; none after a stop word."""
+        ids, length = part.pop("output_ids"), part.pop("sequence_length")
+        row, sequence = (
+            int(part[name].ravel()[0]) if name in part else 0 for name in ("batch_index", "sequence_index")
+        )
+        stream = self._stream(row, sequence)
+        if stream.stopped:
+            return
+        new = stream.push(ids[0, 0, : int(length.ravel()[0])].tolist())
+        if not self._streaming[row]:
+            new += stream.flush()
+            if not self._exclude[row]:
+                new = self._tokenizer.decode(self._prompts[row].tolist(), skip_special_tokens=self._skip) + new
+        yield {"text_output": strings([new + (stream.stopped_by or "")]), **part}
+
+    def rest(self) -> Iterator[dict[str, Array]]:
+        """What the streams held back, at the end."""
+        for (row, sequence), stream in self._streams.items():
+            if rest := stream.flush():
+                place = {"batch_index": row, "sequence_index": sequence}
+                indices = {name: np.array([[index]], np.int32) for name, index in place.items()}
+                yield {"text_output": strings([rest]), **indices}
+
+    def _stream(self, row: int, sequence: int) -> TextStream:
+        if (row, sequence) not in self._streams:
+            stops = list(filter(None, self._stops[row]))
+            self._streams[row, sequence] = TextStream(self._tokenizer, stops, skip_special_tokens=self._skip)
+        return self._streams[row, sequence]
+
+
+def _flags(given: Arrays, name: str, rows: int, default: bool) -> list[bool]:
+    return [bool(value) for value in given[name].ravel()] if name in given else [default] * rows
+
+
+def _postprocessing(config: Config) -> tuple[Path, bool]:
+    """That model's tokenizer folder, and whether it leaves special tokens out of the text."""
+    folder = config.folder.parent / "postprocessing"
+    written = (folder / "config.pbtxt").read_text()
+    found = dict(re.findall(r'key:\s*"(\w+)"\s*value:?\s*\{\s*string_value:\s*"([^"]*)"', written))
+    return folder / found["tokenizer_dir"], found["skip_special_tokens"].lower() in ("true", "t", "yes", "y", "1")

@@ -1,0 +1,245 @@
+"""The model `tensorrt_llm` over the embedded engine: requests join the running batch and leave it between steps.
+
+Triton's thread takes requests in, one thread owns the engine and answers, one watches for streams that were closed and
+requests whose time is over. The ranks are processes of their own: the server outlives a rank that dies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from trtllm_pt.backends.limits import Limits
+from trtllm_pt.backends.manifest import EngineManifest
+from trtllm_pt.backends.versions import check_versions
+from trtllm_pt.errors import TrtllmPtError, UsageError
+from trtllm_pt.job.stalled_rank import Silence
+from trtllm_pt.requests.messages import Request, Tokens
+from trtllm_pt.runtime.remote import RemoteRuntime
+from trtllm_pt.serving.triton.models.base import Config, Sender, arrays, refusal, response, triton
+from trtllm_pt.serving.triton.models.metrics import Metrics
+from trtllm_pt.serving.triton.models.request import Output, is_stop, parse
+from trtllm_pt.serving.triton.process_guard import LAST_SECONDS, Guard, server_loads_models
+
+_BUSY_SECONDS = 0.01  # how long the engine's thread waits for tokens before it looks for new requests
+_IDLE_SECONDS = 0.5  # and for new requests, before it looks whether the ranks are still there
+_SILENT_SECONDS = 8.0  # of a rank that has work and does none
+
+
+@dataclass(slots=True, eq=False)
+class _Stream:
+    """A Triton request on its way: one output per row and sequence."""
+
+    sender: Sender
+    name: str  # the client's id for it; may be empty
+    deadline: float | None
+    outputs: dict[int, Output] = field(default_factory=dict)  # unfinished ones, by the runtime's id
+    timed_out: bool = False
+
+
+class TritonPythonModel:
+    def initialize(self, args: dict[str, str]) -> None:
+        config = Config(args)
+        folder = config.path("gpt_model_path").resolve()
+        manifest = EngineManifest.from_dir(folder)
+        check_versions(folder, manifest)
+        self._name, self._limits = config.name, Limits.of(manifest)
+        self._exclude_input = config.flag("exclude_input_in_output", False)
+        waiting: int = config.data["dynamic_batching"]["default_queue_policy"]["max_queue_size"]
+        self._most = manifest.options.max_batch_size + waiting if waiting else None
+        self._check_seconds = config.number("cancellation_check_period_ms", 100) / 1000
+        self._stats_seconds = config.number("stats_check_period_ms", 100) / 1000
+        kv_tokens = config.number("max_tokens_in_paged_kv_cache", 0) or None
+        self._runtime = RemoteRuntime(folder, manifest, kv_tokens=kv_tokens)
+        self._metrics = Metrics(config.name, config.version, manifest.options.max_batch_size)
+        self._ids = itertools.count()
+        self._streams: dict[int, _Stream] = {}  # by the runtime's id of each output
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._wake, self._closing = threading.Event(), threading.Event()
+        self._down: str | None = None  # why the engine is
+        self._silent: str | None = None  # which rank was, and so was ended
+        self._server = os.getppid()  # now: an orphan would get another one
+        self._threads = [threading.Thread(target=target, daemon=True) for target in (self._run, self._watch)]
+        for thread in self._threads:
+            thread.start()
+        self._guard = Guard(config.name)
+
+    def finalize(self) -> None:
+        self._closing.set()
+        self._wake.set()
+        for thread in self._threads:
+            thread.join()
+        del self._metrics  # Triton's stub crashes where a metric outlives this call
+        self._runtime.close()
+        self._guard.end()
+
+    # Triton's thread
+
+    def execute(self, requests: Sequence[Any]) -> None:
+        for request in requests:
+            sender = Sender(request)
+            try:
+                self._accept(request, sender)
+            except UsageError as error:
+                sender.end(refusal(str(error)))
+            except Exception as error:  # raised on, it would end what this call accepted before
+                sender.end(refusal(f"{type(error).__name__}: {error}", "INTERNAL"))
+
+    def _accept(self, request: Any, sender: Sender) -> None:
+        tensors, name = arrays(request), request.request_id()
+        if is_stop(tensors):
+            if not name:
+                raise UsageError("stop needs the id of the request to end")
+            self._tell(lambda: self._stop(name, sender))
+            return
+        prompts = parse(tensors, self._limits, exclude_input=self._exclude_input)
+        microseconds = request.timeout()
+        stream = _Stream(sender, name, time.monotonic() + microseconds / 1e6 if microseconds else None)
+        wanted = [
+            (
+                Request(id=next(self._ids), token_ids=prompt.token_ids, sampling=sampling),
+                Output(prompt, row, len(prompts), number, [], []),
+            )
+            for row, prompt in enumerate(prompts)
+            for number, sampling in enumerate(prompt.samplings())
+        ]
+        for one, _ in wanted:
+            self._limits.check(one)
+        self._tell(lambda: self._submit(stream, wanted))
+
+    def _tell(self, action: Callable[[], None]) -> None:
+        """Have the engine's thread do something."""
+        self._inbox.put(action)
+        self._wake.set()
+
+    # The engine's thread
+
+    def _run(self) -> None:
+        due = 0.0  # when the next figures are
+        while not self._closing.is_set():
+            try:
+                while not self._inbox.empty():
+                    self._inbox.get()()
+                if self._down is None:
+                    for tokens in self._runtime.poll(_BUSY_SECONDS if self._streams else 0):
+                        self._take(tokens)
+                    if (self._streams and time.monotonic() > due) or (due and not self._streams):
+                        outputs = [stream.outputs[one] for one, stream in self._streams.items()]
+                        prompts = [len(output.prompt.token_ids) for output in outputs if not output.token_ids]
+                        self._metrics.report(self._runtime.stats(), len(outputs) - len(prompts), prompts)
+                        due = time.monotonic() + self._stats_seconds if self._streams else 0.0
+            except TrtllmPtError as error:
+                self._fail(self._silent or str(error))
+            except Exception as error:  # with this thread every request would hang
+                self._fail(f"{type(error).__name__}: {error}")
+            if not self._streams:
+                self._wake.wait(_IDLE_SECONDS)
+                self._wake.clear()
+
+    def _submit(self, stream: _Stream, wanted: list[tuple[Request, Output]]) -> None:
+        if self._down is not None:
+            stream.sender.end(refusal(f"the engine is down: {self._down}", "UNAVAILABLE"))
+        elif self._most is not None and len(self._streams) + len(wanted) > self._most:
+            stream.sender.end(refusal(f"the queue is full: {len(self._streams)} outputs wait or run", "UNAVAILABLE"))
+        else:
+            for request, output in wanted:
+                stream.outputs[request.id] = output
+                self._streams[request.id] = stream
+                self._runtime.submit(request)
+                self._metrics.input_tokens.observe(len(request.token_ids))
+
+    def _take(self, tokens: Tokens) -> None:
+        stream = self._streams.get(tokens.id)
+        if stream is None:
+            return
+        output = stream.outputs[tokens.id]
+        output.token_ids += tokens.token_ids
+        output.log_probs += tokens.log_probs
+        if tokens.finish_reason is None:
+            if output.prompt.streaming:
+                stream.sender.send(response(output.response()))
+            return
+        del stream.outputs[tokens.id], self._streams[tokens.id]
+        self._metrics.output_tokens.observe(len(output.token_ids))
+        if stream.timed_out:
+            made = len(output.token_ids)
+            self._give_up(stream, f"the request's timeout was over after {made} tokens", "UNAVAILABLE")
+        elif tokens.error is not None:
+            self._give_up(stream, tokens.error, "INTERNAL")
+        elif stream.outputs:
+            stream.sender.send(response(output.response()))
+        else:
+            stream.sender.end(response(output.response()))
+
+    def _give_up(self, stream: _Stream, message: str, code: str) -> None:
+        """Answer a whole request with an error, and end what is left of it."""
+        stream.sender.end(refusal(message, code))
+        for number in stream.outputs:
+            del self._streams[number]
+            self._runtime.cancel(number)
+
+    def _stop(self, name: str, sender: Sender) -> None:
+        """End the requests of that id: their streams end with what they have."""
+        if self._down is not None:
+            sender.end(refusal(f"the engine is down: {self._down}", "UNAVAILABLE"))
+            return
+        for stream in {stream for stream in self._streams.values() if stream.name == name}:
+            self._cancel(stream)
+        sender.end(triton().InferenceResponse())
+
+    def _cancel(self, stream: _Stream, timed_out: bool = False) -> None:
+        stream.timed_out = timed_out
+        if self._down is None:
+            for number in stream.outputs:
+                self._runtime.cancel(number)
+
+    def _fail(self, message: str) -> None:
+        """The ranks are gone."""
+        self._down = message
+        triton().Logger.log_error(f"the engine is down: {message}")
+        for stream in set(self._streams.values()):
+            stream.sender.end(refusal(f"the engine is down: {message}", "UNAVAILABLE"))
+        self._streams.clear()
+        threading.Thread(target=self._withdraw, daemon=True).start()  # an unloading model waits for this thread
+
+    def _withdraw(self) -> None:
+        """Show the world that this engine is down, for Triton itself goes on calling it ready."""
+        if server_loads_models():
+            triton().unload_model(self._name)
+        elif not self._closing.wait(LAST_SECONDS):
+            os.kill(self._server, signal.SIGTERM)
+
+    # The watching thread
+
+    def _watch(self) -> None:
+        seen: set[_Stream] = set()
+        silence = Silence(self._runtime.pids, round(_SILENT_SECONDS / self._check_seconds))
+        while not self._closing.wait(self._check_seconds):
+            streams = set(self._streams.copy().values())
+            if not streams:
+                silence.reset()
+            elif self._silent is None and (rank := silence.look()) is not None:
+                self._end_silent(rank)
+            for stream in streams - seen:
+                if stream.sender.is_cancelled():
+                    seen.add(stream)
+                    self._tell(lambda stream=stream: self._cancel(stream))  # type: ignore[misc]
+                elif stream.deadline is not None and time.monotonic() > stream.deadline:
+                    seen.add(stream)
+                    self._tell(lambda stream=stream: self._cancel(stream, timed_out=True))  # type: ignore[misc]
+            seen &= streams
+
+    def _end_silent(self, rank: int) -> None:
+        """The engine's thread may wait for it, and hears of its end."""
+        pid = self._runtime.pids[rank]
+        self._silent = f"rank {rank} (process {pid}) has not answered for {_SILENT_SECONDS:.0f} s; all ranks end"
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)

@@ -1,0 +1,95 @@
+"""Figures of the running engine on Triton's metrics page, under the names of TensorRT-LLM's backend."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from trtllm_pt.backends.embedded.kv_pages import PAGE
+from trtllm_pt.requests.messages import Stats
+from trtllm_pt.serving.triton.models.base import triton
+
+_BUCKETS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000]  # tokens
+_GAUGES = {  # family: its label, what it is, its metrics
+    "nv_trt_llm_request_metrics": (
+        "request_type",
+        "Requests in the engine",
+        ("active", "max", "scheduled", "context", "waiting"),
+    ),
+    "nv_trt_llm_runtime_memory_metrics": (
+        "memory_type",
+        "Peak bytes of the fullest rank, weights included",
+        ("cpu", "gpu", "pinned"),
+    ),
+    "nv_trt_llm_kv_cache_block_metrics": (
+        "kv_cache_block_type",
+        "Pages of the KV cache",
+        ("max", "free", "used", "tokens_per", "reused", "fraction"),
+    ),
+    "nv_trt_llm_inflight_batcher_metrics": (
+        "inflight_batcher_specific_metric",
+        "The running batch",
+        ("total_context_tokens", "generation_requests", "micro_batch_id", "paused_requests"),
+    ),
+    "nv_trt_llm_general_metrics": ("general_type", "The engine's clock", ("timestamp", "iteration_counter")),
+}
+
+
+class Metrics:
+    """Of one model. max_batch_size: requests that run at a time."""
+
+    def __init__(self, model: str, version: str, max_batch_size: int) -> None:
+        pb = triton()
+        labels = {"model": model, "version": version}
+        self._max_batch_size = max_batch_size
+        self._gauges: dict[tuple[str, str], Any] = {}
+        self._families: list[Any] = []  # Triton forgets a family that nobody holds
+        for family, (label, words, kinds) in _GAUGES.items():
+            made = pb.MetricFamily(name=family, description=words, kind=pb.MetricFamily.GAUGE)
+            self._families.append(made)
+            for kind in kinds:
+                self._gauges[family, kind] = made.Metric(labels={label: kind, **labels})
+        self.input_tokens = self._histogram("nv_llm_input_token_len", "Tokens of a prompt", labels)
+        self.output_tokens = self._histogram("nv_llm_output_token_len", "Tokens of an output", labels)
+
+    def report(self, stats: Stats, begun: int, prompts: Sequence[int]) -> None:
+        """begun: outputs in the engine that have a token; those that wait for pages again are among them. prompts:
+        the lengths of all others', in order of arrival, which is that of the engine."""
+        total, used = stats.kv_pages_total, stats.kv_pages_used
+        generating = min(begun, stats.active_requests)
+        context = stats.active_requests - generating
+        values: dict[str, dict[str, float]] = {
+            "nv_trt_llm_request_metrics": {
+                "active": stats.active_requests + stats.waiting_requests,
+                "max": self._max_batch_size,
+                "scheduled": stats.active_requests,
+                "context": context,
+                "waiting": stats.waiting_requests,
+            },
+            "nv_trt_llm_runtime_memory_metrics": {"cpu": stats.peak_memory_bytes or 0, "gpu": 0, "pinned": 0},
+            "nv_trt_llm_kv_cache_block_metrics": {
+                "max": total,
+                "free": total - used,
+                "used": used,
+                "tokens_per": PAGE,
+                "reused": (stats.reused_tokens or 0) // PAGE,
+                "fraction": used / total,
+            },
+            "nv_trt_llm_inflight_batcher_metrics": {
+                "total_context_tokens": sum(prompts[:context]),
+                "generation_requests": generating,
+                "micro_batch_id": 0,  # there is one batch
+                "paused_requests": begun - generating,
+            },
+            "nv_trt_llm_general_metrics": {"timestamp": time.time(), "iteration_counter": stats.steps},
+        }
+        for family, kinds in values.items():
+            for kind, value in kinds.items():
+                self._gauges[family, kind].set(value)
+
+    def _histogram(self, name: str, words: str, labels: dict[str, str]) -> Any:
+        pb = triton()
+        family = pb.MetricFamily(name=name, description=words, kind=pb.MetricFamily.HISTOGRAM)
+        self._families.append(family)
+        return family.Metric(labels=labels, buckets=_BUCKETS)

@@ -1,0 +1,37 @@
+"""The model `postprocessing`: token ids to text. It sees one response at a time, so a character of several tokens comes
+out whole only where they come in one response; `tensorrt_llm_bls` joins them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from trtllm_pt.errors import UsageError
+from trtllm_pt.serving.triton.models.base import Config, arrays, response, strings
+from trtllm_pt.serving.triton.process_guard import Guard
+from trtllm_pt.text.tokenizer import load_tokenizer
+
+
+class TritonPythonModel:
+    def initialize(self, args: dict[str, str]) -> None:
+        config = Config(args)
+        folder = config.path("tokenizer_dir")
+        tokenizer = load_tokenizer(folder)
+        if tokenizer is None:
+            raise UsageError(f"there is no tokenizer.json in {folder}")
+        self._tokenizer = tokenizer
+        self._skip = config.flag("skip_special_tokens", True)
+        self._guard = Guard(config.name)
+
+    def finalize(self) -> None:
+        self._guard.end()
+
+    def execute(self, requests: Sequence[Any]) -> list[Any]:
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request: Any) -> Any:
+        tensors = arrays(request)
+        rows = zip(tensors["TOKENS_BATCH"], tensors["SEQUENCE_LENGTH"], strict=True)
+        ids = [beam[:length] for beams, lengths in rows for beam, length in zip(beams, lengths, strict=True)]
+        texts = [self._tokenizer.decode(beam.tolist(), skip_special_tokens=self._skip) for beam in ids]
+        return response({"OUTPUT": strings(texts)})

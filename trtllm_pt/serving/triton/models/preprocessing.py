@@ -1,0 +1,133 @@
+"""The model `preprocessing`: text to token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from trtllm_pt.errors import UsageError
+from trtllm_pt.model.config import read_json
+from trtllm_pt.serving.triton import word_lists as words
+from trtllm_pt.serving.triton.models.base import Array, Arrays, Config, arrays, refusal, response, text
+from trtllm_pt.serving.triton.process_guard import Guard
+from trtllm_pt.text.tokenizer import end_ids, load_tokenizer
+
+# What it takes; under the names that clients of the ensemble know.
+_TAKEN = {
+    "QUERY": "text_input",
+    "REQUEST_OUTPUT_LEN": "max_tokens",
+    "BAD_WORDS_DICT": "bad_words",
+    "STOP_WORDS_DICT": "stop_words",
+    "END_ID": "end_id",
+    "PAD_ID": "pad_id",
+}
+_REFUSED = {
+    "DECODER_QUERY": "decoder_text_input",
+    "EMBEDDING_BIAS_WORDS": "embedding_bias_words",
+    "EMBEDDING_BIAS_WEIGHTS": "embedding_bias_weights",
+    "PROMPT_TABLE_EXTRA_ID": "prompt_table_extra_id",
+}
+
+
+class TritonPythonModel:
+    def initialize(self, args: dict[str, str]) -> None:
+        config = Config(args)
+        build = read_json(config.path("gpt_model_path") / "config.json")["build_config"]
+        self._encoder = Encoder(
+            config.path("tokenizer_dir"), config.flag("add_special_tokens", True), build["max_input_len"]
+        )
+        self._guard = Guard(config.name)
+
+    def finalize(self) -> None:
+        self._guard.end()
+
+    def execute(self, requests: Sequence[Any]) -> list[Any]:
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request: Any) -> Any:
+        try:
+            return response(self._encoder.encode(arrays(request)))
+        except UsageError as error:
+            return refusal(str(error))
+
+
+class Encoder:
+    """One tokenizer folder. max_input_len: tokens that the engine takes, so that endless texts are refused unread."""
+
+    def __init__(self, folder: Path, add_special_tokens: bool, max_input_len: int) -> None:
+        tokenizer = load_tokenizer(folder)
+        if tokenizer is None:
+            raise UsageError(f"there is no tokenizer.json in {folder}")
+        self._tokenizer = tokenizer
+        self._special = add_special_tokens
+        self._max_input_len = max_input_len
+        self._most_bytes = most_bytes(tokenizer, max_input_len)
+        self._end_id, self._further_ends = end_ids(folder)
+        self._pad_id = _pad_id(tokenizer, folder, self._end_id)
+
+    def encode(self, tensors: Arrays) -> dict[str, Array]:
+        """The tensors of one request, its batch axis included. Raises UsageError, naming the field."""
+        for name in tensors:
+            if name not in _TAKEN:
+                raise UsageError(f"{_REFUSED.get(name, name)} is not supported")
+        prompts = [self._prompt(row[0]) for row in tensors["QUERY"]]
+        ids = np.full((len(prompts), max(map(len, prompts))), self._pad_id, np.int32)
+        for row, prompt in zip(ids, prompts, strict=True):
+            row[: len(prompt)] = prompt
+        default_end = "END_ID" not in tensors
+        return {
+            "INPUT_ID": ids,
+            "REQUEST_INPUT_LEN": np.array([[len(prompt)] for prompt in prompts], np.int32),
+            "BAD_WORDS_IDS": self._words(tensors, "BAD_WORDS_DICT", len(prompts)),
+            "STOP_WORDS_IDS": self._words(
+                tensors, "STOP_WORDS_DICT", len(prompts), self._further_ends if default_end else ()
+            ),
+            "EMBEDDING_BIAS": np.empty((len(prompts), 0), np.float32),
+            "REQUEST_OUTPUT_LEN": tensors["REQUEST_OUTPUT_LEN"].astype(np.int32),
+            "OUT_END_ID": self._id(tensors, "END_ID", self._end_id, len(prompts)),
+            "OUT_PAD_ID": self._id(tensors, "PAD_ID", self._pad_id, len(prompts)),
+        }
+
+    def _prompt(self, query: bytes) -> list[int]:
+        found = self._tokenizer.encode(self._text(query, "text_input"), add_special_tokens=self._special).ids
+        if not found:
+            raise UsageError("text_input is empty: a request needs at least one token")
+        return found
+
+    def _text(self, value: bytes, name: str) -> str:
+        check_bytes(len(value), self._most_bytes, name)
+        return text(value, name)
+
+    def _words(self, tensors: Arrays, name: str, rows: int, further: tuple[tuple[int, ...], ...] = ()) -> words.Int32s:
+        given = tensors.get(name, np.empty((rows, 0), object))
+        lists = [[self._ids_of_word(self._text(word, _TAKEN[name])) for word in row] for row in given]
+        return words.pack([[*filter(None, row), *further] for row in lists])
+
+    def _ids_of_word(self, word: str) -> list[int]:
+        return self._tokenizer.encode(word, add_special_tokens=False).ids
+
+    def _id(self, tensors: Arrays, name: str, default: int, rows: int) -> Array:
+        return tensors[name] if name in tensors else np.full((rows, 1), default, np.int32)
+
+
+def most_bytes(tokenizer: Tokenizer, max_input_len: int) -> int:
+    """Those of so many tokens' text: a longer one is refused unread, for reading takes seconds a megabyte."""
+    return 4 * max_input_len * max(map(len, tokenizer.get_vocab()))  # 4: bytes of a character
+
+
+def check_bytes(number: int, most: int, name: str) -> None:
+    """Raises UsageError naming the field."""
+    if number > most:
+        raise UsageError(f"{name} has {number} bytes, more than the tokens of max_input_len can have ({most})")
+
+
+def _pad_id(tokenizer: Tokenizer, folder: Path, end_id: int) -> int:
+    """What rows of a batch are filled up with: the model sees none of it."""
+    path = folder / "tokenizer_config.json"
+    token = read_json(path).get("pad_token") if path.exists() else None
+    found = tokenizer.token_to_id(token["content"] if isinstance(token, dict) else token) if token else None
+    return max(end_id, 0) if found is None else found

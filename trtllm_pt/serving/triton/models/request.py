@@ -1,0 +1,181 @@
+"""From the tensors of a `tensorrt_llm` request to the runtime's: what each field means, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from trtllm_pt.backends.limits import Limits
+from trtllm_pt.errors import UsageError
+from trtllm_pt.requests.messages import SamplingParams
+from trtllm_pt.serving.triton import word_lists as words
+from trtllm_pt.serving.triton.models.base import Array, Arrays
+
+MOST_OUTPUTS = 1024  # of one request
+_SEEDS = 2**64
+# Fields without a meaning here: the values that ask for nothing. All others are refused, as are other fields.
+_NEUTRAL: dict[str, tuple[float, ...]] = {
+    "beam_width": (1,),
+    "len_penalty": (0, 1),
+    "early_stopping": (0,),
+    "beam_search_diversity_rate": (0,),
+    "runtime_top_p_decay": (1,),
+    "return_context_logits": (0,),
+    "return_generation_logits": (0,),
+    "return_perf_metrics": (0,),
+    "prompt_vocab_size": (0,),
+}
+_TAKEN = """
+    input_ids input_lengths request_output_len num_return_sequences end_id pad_id stop_words_list bad_words_list
+    temperature runtime_top_k runtime_top_p repetition_penalty min_tokens presence_penalty frequency_penalty seed
+    return_log_probs return_num_input_tokens return_num_output_tokens exclude_input_in_output stop streaming
+""".split()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """One row of a request's batch."""
+
+    token_ids: tuple[int, ...]
+    sampling: SamplingParams
+    sequences: int  # outputs wanted
+    streaming: bool
+    exclude_input: bool  # the prompt is no part of an unstreamed output; of a streamed one it never is
+    count_input: bool  # tell how many tokens the prompt has, and the output
+    count_output: bool
+
+    def samplings(self) -> Iterator[SamplingParams]:
+        """One per output: seeds count on from the request's."""
+        for number in range(self.sequences):
+            yield replace(self.sampling, seed=(self.sampling.seed + number) % _SEEDS)
+
+
+def is_stop(tensors: Arrays) -> bool:
+    """Whether the request asks to end another one, that with its id."""
+    return "stop" in tensors and bool(tensors["stop"].any())
+
+
+def parse(tensors: Arrays, limits: Limits, *, exclude_input: bool) -> list[Prompt]:
+    """A request's rows. exclude_input: where it does not say. Raises UsageError, naming the field."""
+    _refuse(tensors)
+    if "input_ids" not in tensors:
+        raise UsageError("input_ids is missing")
+    ids = tensors["input_ids"]
+    if ids.ndim != 2:
+        raise UsageError(f"input_ids has shape {list(ids.shape)}, but must have [batch, tokens]")
+    return [_Row(tensors, row, len(ids)).prompt(limits, exclude_input) for row in range(len(ids))]
+
+
+def _refuse(tensors: Arrays) -> None:
+    for name, array in tensors.items():
+        if name in _TAKEN or not array.size:
+            continue
+        if name not in _NEUTRAL:
+            raise UsageError(f"{name} is not supported by the embedded engine")
+        for value in array.ravel().tolist():
+            if value not in _NEUTRAL[name]:
+                raise UsageError(f"{name} ({value}) is not supported by the embedded engine")
+
+
+class _Row:
+    """The scalars and lists of one row."""
+
+    def __init__(self, tensors: Arrays, row: int, rows: int) -> None:
+        self._tensors, self._row, self._rows = tensors, row, rows
+
+    def prompt(self, limits: Limits, exclude_input: bool) -> Prompt:
+        ids = self._tensors["input_ids"][self._row]
+        length = self._scalar("input_lengths", len(ids))
+        if not 0 <= length <= len(ids):
+            raise UsageError(f"input_lengths ({length}) must be between 0 and the {len(ids)} tokens of input_ids")
+        limits.check_prompt(length)  # before it is read
+        sequences = self._scalar("num_return_sequences", 1)
+        if not 1 <= sequences <= MOST_OUTPUTS:
+            raise UsageError(f"num_return_sequences ({sequences}) must be between 1 and {MOST_OUTPUTS}")
+        return Prompt(
+            token_ids=tuple(ids[:length].tolist()),
+            sampling=self._sampling(),
+            sequences=sequences,
+            streaming=bool(self._scalar("streaming", False)),
+            exclude_input=bool(self._scalar("exclude_input_in_output", exclude_input)),
+            count_input=bool(self._scalar("return_num_input_tokens", False)),
+            count_output=bool(self._scalar("return_num_output_tokens", False)),
+        )
+
+    def _sampling(self) -> SamplingParams:
+        top_k, top_p = self._scalar("runtime_top_k", 0), self._scalar("runtime_top_p", 0.0)
+        greedy = not top_k and not top_p  # TensorRT-LLM's rule: without either, whatever the temperature
+        return SamplingParams(
+            max_tokens=self._scalar("request_output_len", None),
+            temperature=0.0 if greedy else self._scalar("temperature", 1.0),
+            top_k=top_k,
+            top_p=top_p or 1.0,
+            repetition_penalty=self._scalar("repetition_penalty", 1.0),
+            presence_penalty=self._scalar("presence_penalty", 0.0),
+            frequency_penalty=self._scalar("frequency_penalty", 0.0),
+            seed=self._scalar("seed", 0),
+            min_tokens=self._scalar("min_tokens", 0),
+            end_id=self._scalar("end_id", -1),
+            stop_words=self._words("stop_words_list"),
+            bad_words=self._words("bad_words_list"),
+            include_stop_words=True,
+            log_probs=bool(self._scalar("return_log_probs", False)),
+        )
+
+    def _scalar(self, name: str, default: Any) -> Any:
+        array = self._tensors.get(name)
+        if array is None:
+            if default is None:
+                raise UsageError(f"{name} is missing")
+            return default
+        if array.size != self._rows:
+            raise UsageError(f"{name} has {array.size} values for a batch of {self._rows}: one each is wanted")
+        return array.reshape(-1)[self._row].item()
+
+    def _words(self, name: str) -> tuple[tuple[int, ...], ...]:
+        array = self._tensors.get(name)
+        if array is None or not array.size:
+            return ()
+        if len(array) != self._rows:
+            raise UsageError(f"{name} has {len(array)} rows for a batch of {self._rows}")
+        return words.unpack(array[self._row], name)
+
+
+@dataclass(slots=True)
+class Output:
+    """One output as it grows, and the tensors of its responses."""
+
+    prompt: Prompt
+    row: int
+    rows: int
+    sequence: int
+    token_ids: list[int]
+    log_probs: list[float]
+    sent: int = 0  # tokens that left in responses
+
+    def response(self) -> dict[str, Array]:
+        """What is new where it streams, else everything."""
+        prompt = self.prompt
+        new = self.token_ids[self.sent :]
+        log_probs = self.log_probs[self.sent :]
+        self.sent = len(self.token_ids)
+        ids = new if prompt.streaming or prompt.exclude_input else [*prompt.token_ids, *new]
+        tensors: dict[str, Array] = {
+            "output_ids": np.array([[ids]], np.int32),
+            "sequence_length": np.array([[len(ids)]], np.int32),
+        }
+        if prompt.sampling.log_probs:
+            tensors["output_log_probs"] = np.array([[log_probs]], np.float32)
+            tensors["cum_log_probs"] = np.array([[sum(self.log_probs)]], np.float32)
+        if self.rows > 1:
+            tensors["batch_index"] = np.array([[self.row]], np.int32)
+        if prompt.sequences > 1:
+            tensors["sequence_index"] = np.array([[self.sequence]], np.int32)
+        if prompt.count_input:
+            tensors["num_input_tokens"] = np.array([[len(prompt.token_ids)]], np.int32)
+        if prompt.count_output:
+            tensors["num_output_tokens"] = np.array([[len(new)]], np.int32)
+        return tensors

@@ -1,0 +1,229 @@
+"""The model repository that Triton reads: five folders, a config.pbtxt each, and the Python models' first lines."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from trtllm_pt.backends.manifest import EngineManifest
+from trtllm_pt.errors import UsageError
+from trtllm_pt.files.folders import new_folder
+from trtllm_pt.serving.triton import tensors
+from trtllm_pt.serving.triton.config_pbtxt import Value, Word, render, tensor
+
+DEFAULT_QUEUE = 1024  # requests
+# Each model's parameters and, in braces, the names under which TensorRT-LLM's tools fill them. What has no value here
+# stays in braces: the server takes its default, and fill_template.py of TensorRT-LLM can fill it.
+_PARAMETERS = {
+    "preprocessing": {
+        "tokenizer_dir": "${tokenizer_dir}",
+        "add_special_tokens": "${add_special_tokens}",
+        "multimodal_model_path": "${multimodal_model_path}",
+        "gpt_model_path": "${engine_dir}",
+        "max_num_images": "${max_num_images}",
+    },
+    "postprocessing": {
+        "tokenizer_dir": "${tokenizer_dir}",
+        "skip_special_tokens": "${skip_special_tokens}",
+    },
+    "tensorrt_llm_bls": {
+        "accumulate_tokens": "${accumulate_tokens}",
+        "tensorrt_llm_model_name": "${tensorrt_llm_model_name}",
+        "tensorrt_llm_draft_model_name": "${tensorrt_llm_draft_model_name}",
+        "multimodal_encoders_name": "${multimodal_encoders_name}",
+    },
+    "tensorrt_llm": {
+        "max_beam_width": "${max_beam_width}",
+        "FORCE_CPU_ONLY_INPUT_TENSORS": "no",
+        "gpt_model_type": "${batching_strategy}",
+        "gpt_model_path": "${engine_dir}",
+        "encoder_model_path": "${encoder_engine_dir}",
+        **{
+            name: f"${{{name}}}"
+            for name in """
+                max_tokens_in_paged_kv_cache max_attention_window_size sink_token_length batch_scheduler_policy
+                kv_cache_free_gpu_mem_fraction cross_kv_cache_fraction kv_cache_host_memory_bytes
+                kv_cache_onboard_blocks enable_trt_overlap exclude_input_in_output cancellation_check_period_ms
+                stats_check_period_ms iter_stats_max_iterations request_stats_max_iterations enable_kv_cache_reuse
+                normalize_log_probs enable_chunked_context gpu_device_ids participant_ids num_nodes
+                lora_cache_optimal_adapter_size lora_cache_max_adapter_size lora_cache_gpu_memory_fraction
+                lora_cache_host_memory_bytes lora_prefetch_dir decoding_mode lookahead_window_size
+                lookahead_ngram_size lookahead_verification_set_size medusa_choices eagle_choices
+                gpu_weights_percent enable_context_fmha_fp32_acc multi_block_mode cuda_graph_mode
+                cuda_graph_cache_size speculative_decoding_fast_logits tokenizer_dir guided_decoding_backend
+                xgrammar_tokenizer_info_path
+            """.split()
+        },
+        "executor_worker_path": "/opt/tritonserver/backends/tensorrtllm/trtllmExecutorWorker",
+    },
+}
+_CODE = '''"""Made by `trtllm-pt repo`."""
+
+from trtllm_pt.serving.{module} import TritonPythonModel
+
+__all__ = ["TritonPythonModel"]
+'''
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """What a repository says of an engine directory."""
+
+    manifest: EngineManifest
+    engine_path: str  # of the engine directory, seen from a model's folder
+    max_queue_size: int
+
+    @property
+    def embedded(self) -> bool:
+        return self.manifest.kind == "embedded"
+
+    @property
+    def max_batch_size(self) -> int:
+        return self.manifest.options.max_batch_size
+
+
+def write_repository(
+    engines: Path, output: Path, *, engine_path: str | None = None, max_queue_size: int = DEFAULT_QUEUE
+) -> Served:
+    """Write the model repository of an engine directory.
+
+    engine_path: where the engines lie on the machine that serves them; a relative one starts at a model's folder. None:
+    where they lie now, relative for embedded engines, so that repository and engines can move together.
+    max_queue_size: requests that wait for a place in the running batch before further ones are refused.
+    Raises UsageError where `engines` are none, or `output` is taken.
+    """
+    manifest = EngineManifest.from_dir(engines)
+    if engine_path is None:
+        engine_path = str(engines.resolve())
+        if manifest.kind == "embedded":
+            engine_path = os.path.relpath(engine_path, output.resolve() / "tensorrt_llm")
+    elif manifest.kind == "tensorrt_llm" and not Path(engine_path).is_absolute():
+        raise UsageError(f"engine_path ({engine_path!r}) must be absolute for TensorRT engines")
+    served = Served(manifest=manifest, engine_path=engine_path, max_queue_size=max_queue_size)
+    with new_folder(output) as folder:
+        for model in tensors.MODELS:
+            _write_model(folder / model, model, served)
+    return served
+
+
+def _write_model(folder: Path, model: str, served: Served) -> None:
+    (folder / "1").mkdir(parents=True)
+    (folder / "config.pbtxt").write_text(config_text(model, served))
+    module = _module(model, served)
+    if module is None:
+        (folder / "1" / ".gitkeep").touch()  # Triton wants the folder, and git keeps no empty one
+    else:
+        (folder / "1" / "model.py").write_text(_CODE.format(module=module))
+
+
+def _module(model: str, served: Served) -> str | None:
+    """The file in this package that holds a Python model; None: Triton or a backend runs it."""
+    if model == "tensorrt_llm":
+        return "embedded" if served.embedded else None
+    return None if model == "ensemble" else model.removeprefix("tensorrt_llm_")
+
+
+def config_text(model: str, served: Served) -> str:
+    """The config.pbtxt of one model."""
+    config: dict[str, Value] = {"name": model}
+    if model == "ensemble":
+        config["platform"] = "ensemble"
+    else:
+        config["backend"] = "tensorrtllm" if model == "tensorrt_llm" and not served.embedded else "python"
+    config["max_batch_size"] = served.max_batch_size
+    config |= _scheduling(model, served)
+    config["input"] = [tensor(t) for t in tensors.inputs(model)]
+    config["output"] = [tensor(t) for t in tensors.outputs(model)]
+    if model == "ensemble":
+        config["ensemble_scheduling"] = {"step": _steps()}
+        return render(config)
+    config["instance_group"] = [{"count": 1, "kind": Word("KIND_CPU")}]
+    return render(config) + "".join(_parameters(model, served))
+
+
+def _scheduling(model: str, served: Served) -> Mapping[str, Value]:
+    decoupled: Mapping[str, Value] = {"model_transaction_policy": {"decoupled": True}}
+    queue: Mapping[str, Value] = {
+        "dynamic_batching": {
+            "preferred_batch_size": [served.max_batch_size],
+            "max_queue_delay_microseconds": 0,
+            "default_queue_policy": {"max_queue_size": served.max_queue_size},
+        }
+    }
+    each: dict[str, Mapping[str, Value]] = {
+        "preprocessing": queue,
+        "tensorrt_llm": {**queue, **decoupled},
+        "postprocessing": {"dynamic_batching": {}},
+        "ensemble": {},
+        "tensorrt_llm_bls": decoupled,
+    }
+    return each[model]
+
+
+def _steps() -> list[Value]:
+    """The ensemble: text to ids, ids to ids, ids to text. A name with `_` is its own; all others are tensors of it."""
+    to_engine = {name: f"_{key}" for key, name in tensors.FROM_PREPROCESSING.items()}
+    to_engine |= {"end_id": "_PREPROCESSOR_END_ID", "pad_id": "_PREPROCESSOR_PAD_ID"}
+    outputs = {"output_ids": "_TOKENS_BATCH", "sequence_length": "_SEQUENCE_LENGTH"}
+    return [
+        _step(
+            "preprocessing",
+            {name: own for own, name in tensors.TO_PREPROCESSING.items()},
+            {key: to_engine[name] for key, name in tensors.FROM_PREPROCESSING.items()},
+        ),
+        _step(
+            "tensorrt_llm",
+            {**to_engine, **{name: own for own, name in tensors.PASSED_ON.items()}},
+            {**outputs, **{name: name for name in tensors.RESULTS}},
+        ),
+        _step(
+            "postprocessing",
+            {"TOKENS_BATCH": "_TOKENS_BATCH", "SEQUENCE_LENGTH": "_SEQUENCE_LENGTH"},
+            {"OUTPUT": "text_output"},
+        ),
+    ]
+
+
+def _step(model: str, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> Value:
+    return {
+        "model_name": model,
+        "model_version": -1,
+        "input_map": [{"key": key, "value": value} for key, value in inputs.items()],
+        "output_map": [{"key": key, "value": value} for key, value in outputs.items()],
+    }
+
+
+def _parameters(model: str, served: Served) -> Iterable[str]:
+    filled = _values(served)
+    for key, value in _PARAMETERS[model].items():
+        value = filled.get(value.removeprefix("${").removesuffix("}"), value)
+        yield render({"parameters": {"key": key, "value": {"string_value": value}}})
+
+
+def _values(served: Served) -> Mapping[str, str]:
+    """What is filled in."""
+    manifest = served.manifest
+    return {
+        "engine_dir": served.engine_path,
+        "tokenizer_dir": f"{served.engine_path}/tokenizer",
+        "add_special_tokens": "true",
+        "skip_special_tokens": "true",
+        "accumulate_tokens": "true",
+        "tensorrt_llm_model_name": "tensorrt_llm",
+        "max_beam_width": "1",
+        "batching_strategy": "inflight_fused_batching",
+        "batch_scheduler_policy": "guaranteed_no_evict",
+        "exclude_input_in_output": "true",
+        # TensorRT-LLM 1.2.1 with both: a prompt that is cancelled between two chunks leaves blocks for reuse that were
+        # never computed (NVIDIA/TensorRT-LLM#12673), and its backend cancels whenever a client goes away. Chunks stay:
+        # without them no prompt may exceed max_num_tokens, and a long one holds up all others.
+        "enable_kv_cache_reuse": _bool(manifest.reuses_pages and (served.embedded or not manifest.chunks_prompts)),
+        "enable_chunked_context": _bool(manifest.chunks_prompts),
+        **({"max_attention_window_size": ",".join(map(str, manifest.windows))} if manifest.windows else {}),
+    }
+
+
+def _bool(value: bool) -> str:
+    return "true" if value else "false"

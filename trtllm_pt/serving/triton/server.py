@@ -1,0 +1,265 @@
+"""A tritonserver over a model repository: started with all its ranks, watched, and ended."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import re
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from trtllm_pt.backends.manifest import EngineManifest
+from trtllm_pt.errors import RunError, UsageError
+from trtllm_pt.job.mpirun import find_mpirun
+from trtllm_pt.serving.triton.find import Triton, find_triton
+from trtllm_pt.serving.triton.health import fault
+from trtllm_pt.serving.triton.models.base import CONVERSATIONS
+
+_START_SECONDS = 900.0  # large engines take minutes to load
+_EXIT_SECONDS = 15  # for requests that are running when the server is told to end
+_POLL_SECONDS = 0.2
+_GRACE_SECONDS = 5.0  # what tritonserver itself takes to end
+_UNLOAD_SECONDS = 10.0  # for models to unload when no request is left
+_UNLOADING = b"All models are stopped, unloading models"  # what tritonserver says then
+_PR_SET_PDEATHSIG = 1
+_STACK_BYTES = 1 << 30  # tritonserver 2.51 puts a request's JSON on a thread's stack: with 8 MB, 16 MB of it crash it
+_SHARED_MEMORY = Path("/dev/shm")
+# A Python model that asks another one waits for its first answer on a thread of Triton's, of which the same few (32 by
+# default) pass on all answers: with too few, requests that wait for a slot would hold up the streams of those that run.
+_MODEL_THREADS = CONVERSATIONS + 32
+_AS_ROOT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}  # containers are
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Address:
+    """Where the server listens. http_host: where another one than host is meant for HTTP."""
+
+    host: str = "127.0.0.1"
+    http: int = 8000
+    grpc: int = 8001
+    metrics: int = 8002
+    http_host: str | None = None
+
+    @classmethod
+    def free(cls) -> Address:
+        """On loopback and ports that nobody uses now."""
+        http, grpc, metrics = free_ports(3)
+        return cls(http=http, grpc=grpc, metrics=metrics)
+
+    def behind_a_door(self) -> Address:
+        """The same, but HTTP on a free port of loopback."""
+        return replace(self, http=free_ports(1)[0], http_host="127.0.0.1")
+
+    @property
+    def reachable(self) -> str:
+        """The host for a client on this machine."""
+        return "127.0.0.1" if self.host == "0.0.0.0" else self.host
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.http_host or self.reachable}:{self.http}"
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of loopback that nobody uses now."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+class Server:
+    """A server that runs. A context manager: `close` ends it and all that it started.
+
+    Its words go to the file `log`. Raises UsageError for a folder that is no model repository, or where something that
+    it needs is missing.
+    """
+
+    def __init__(self, repository: Path, address: Address, log: Path) -> None:
+        check_port(address.http_host or address.host, address.http, "--http-port")
+        check_port(address.host, address.grpc, "--grpc-port")
+        check_port(address.host, address.metrics, "--metrics-port")
+        self.address, self.log = address, log
+        self._embedded = _is_embedded(repository)
+        self._ranks = _servers(repository)
+        self._scratch = Path(tempfile.mkdtemp(prefix="trtllm_pt-serve-"))
+        self._prefix = self._scratch.name  # of what it puts into shared memory
+        try:
+            triton = find_triton(self._scratch)
+            command = server_command(triton, repository.resolve(), address, self._ranks, self._prefix)
+            with log.open("wb") as words:
+                self._process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=words,
+                    stderr=subprocess.STDOUT,
+                    # What is left in its TMPDIR goes with us.
+                    env={**triton.environment, **_AS_ROOT, "TMPDIR": str(self._scratch)},
+                    start_new_session=True,  # Ctrl-C is for us, who then end it
+                    preexec_fn=_prepare,
+                )
+        except BaseException:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+            raise
+
+    def wait_until_ready(self, tell: Callable[[float], None] = lambda seconds: None) -> None:
+        """Returns when every model is ready; `tell` hears now and then how long it has taken.
+
+        Raises RunError with the server's own reason where it ends instead.
+        """
+        began = time.monotonic()
+        while not self.ready():
+            if self._process.poll() is not None:
+                raise RunError(self.reason())
+            seconds = time.monotonic() - began
+            if seconds > _START_SECONDS:
+                raise RunError(f"the server was not ready after {seconds:.0f} s; its words are in {self.log}")
+            tell(seconds)
+            time.sleep(_POLL_SECONDS)
+
+    def ready(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.address.url}/v2/health/ready", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def wait(self, seconds: float) -> int | None:
+        """The server's exit status; None: it goes on after that time."""
+        try:
+            return self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def fault(self) -> str | None:
+        """What is wrong with a model; None: nothing."""
+        return fault(self.address.url, embedded=self._embedded)
+
+    def reason(self) -> str:
+        """Why the server ended: the first error in its log, in its own words."""
+        words = self.log.read_text(errors="replace")
+        if failed := re.search(r"failed to load '(\w+)' version 1: \w+: (?:\w*Error: )?(.*?)(?:\\n|\"|$)", words):
+            return f"{failed[1]}: {failed[2]}"
+        if other := re.search(r"^error: (.*)", words, re.MULTILINE):
+            return f"tritonserver: {other[1]}"
+        return f"tritonserver ended with status {self._process.poll()}; its words are in {self.log}"
+
+    def close(self) -> int:
+        """End it now: requests that run have some seconds to finish. Returns its exit status, -9 where it was killed:
+        Triton 2.51 keeps a gRPC request for ever that its client cancelled just as it ended, and so never unloads its
+        model."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+            self._wait_for_requests_and_models()
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        shutil.rmtree(self._scratch, ignore_errors=True)
+        for left in _SHARED_MEMORY.glob(f"{self._prefix}*"):
+            left.unlink(missing_ok=True)
+        return self._process.wait()
+
+    def _wait_for_requests_and_models(self) -> None:
+        end = time.monotonic() + _EXIT_SECONDS + _GRACE_SECONDS
+        while time.monotonic() < end and self.wait(_POLL_SECONDS) is None:
+            if self._ranks == 1 and _UNLOADING in self.log.read_bytes():
+                self.wait(_UNLOAD_SECONDS)
+                return
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def check_port(host: str, port: int, option: str) -> None:
+    """Raises UsageError naming the option where somebody listens already: Triton itself shares its HTTP port."""
+    with socket.socket() as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            one.bind((host, port))
+        except OSError as error:
+            why = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be used: {error.strerror}"
+            raise UsageError(f"{option} ({port}) {why}; choose another") from None
+
+
+def is_repository(folder: Path) -> bool:
+    return (folder / "tensorrt_llm" / "config.pbtxt").exists()
+
+
+def _is_embedded(repository: Path) -> bool:
+    if not is_repository(repository):
+        raise UsageError(f"{repository} is no model repository: it has no tensorrt_llm/config.pbtxt")
+    written = (repository / "tensorrt_llm" / "config.pbtxt").read_text()
+    return bool(re.search(r'^backend: "python"', written, re.MULTILINE))
+
+
+def _servers(repository: Path) -> int:
+    """One for each rank of TensorRT engines; the embedded engine starts its ranks by itself."""
+    if _is_embedded(repository):
+        return 1
+    return EngineManifest.from_dir(engine_folder(repository)).ranks
+
+
+def engine_folder(repository: Path) -> Path:
+    """The engines that a repository serves. Raises UsageError where it does not say."""
+    written = (repository / "tensorrt_llm" / "config.pbtxt").read_text()
+    found = re.search(r'"gpt_model_path".*?string_value: "(.*?)"', written, re.DOTALL)
+    if found is None:
+        raise UsageError(f"{repository}: tensorrt_llm/config.pbtxt has no gpt_model_path")
+    return (repository / "tensorrt_llm" / found[1]).resolve()
+
+
+def server_command(triton: Triton, repository: Path, address: Address, ranks: int, prefix: str) -> list[str]:
+    """The command line. TensorRT engines: TensorRT-LLM's leader mode, where rank 0 alone has ports and all models."""
+    common = [
+        str(triton.binary),
+        *triton.options,
+        f"--model-repository={repository}",
+        "--disable-auto-complete-config",
+        f"--backend-config=python,thread-pool-size={_MODEL_THREADS}",
+        f"--exit-timeout-secs={_EXIT_SECONDS}",
+    ]
+    leader = [
+        f"--http-address={address.http_host or address.host}",
+        f"--http-port={address.http}",
+        f"--grpc-address={address.host}",
+        f"--grpc-port={address.grpc}",
+        f"--metrics-address={address.host}",
+        f"--metrics-port={address.metrics}",
+    ]
+    follower = ["--allow-http=false", "--allow-grpc=false", "--allow-metrics=false"]
+    follower += ["--model-control-mode=explicit", "--load-model=tensorrt_llm"]
+    shares = [
+        [*common, *(follower if rank else leader), f"--backend-config=python,shm-region-prefix-name={prefix}-{rank}-"]
+        for rank in range(ranks)
+    ]
+    if ranks == 1:
+        return shares[0]
+    command = [find_mpirun("tensorrt_llm")]
+    for rank, share in enumerate(shares):
+        command += [*([":"] if rank else []), "-n", "1", *share]
+    return command
+
+
+def _prepare() -> None:
+    """In the new process: it ends when this one is gone, however that came, and its threads get large stacks."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    _, most = resource.getrlimit(resource.RLIMIT_STACK)
+    wanted = _STACK_BYTES if most == resource.RLIM_INFINITY else min(_STACK_BYTES, most)
+    resource.setrlimit(resource.RLIMIT_STACK, (wanted, most))

@@ -1,0 +1,33 @@
+"""A tokenizer folder, as engines carry it: the tokenizer itself, and the tokens that end an output."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from trtllm_pt.errors import UsageError
+from trtllm_pt.model.config import read_json
+
+
+def load_tokenizer(folder: Path) -> Tokenizer | None:
+    """None: the folder has none. Raises UsageError for a file that is not a tokenizer."""
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        return None
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises plain Exception
+        raise UsageError(f"{path} is not a tokenizer file: {error}") from None
+    tokenizer.no_truncation()  # a file may carry what its maker last set
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def end_ids(folder: Path) -> tuple[int, tuple[tuple[int, ...], ...]]:
+    """The end token of the generation config, and further ones as stop words; -1: none."""
+    path = folder / "generation_config.json"
+    ids: Any = read_json(path).get("eos_token_id") if path.exists() else None
+    listed = ids if isinstance(ids, list) else [] if ids is None else [ids]
+    return (listed[0] if listed else -1), tuple((token,) for token in listed[1:])
