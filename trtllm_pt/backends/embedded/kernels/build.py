@@ -100,7 +100,7 @@ def _compile(compiler: str, headers: Path, target: Path) -> None:
         renames = [f"-ffile-prefix-map={old}={new}" for old, new in ((torch_home, "torch"), (_HERE, "kernels"))]
         common = [compiler, *_FLAGS, *renames, f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"]
         common += [f"-isystem{folder}" for folder in includes]
-        jobs = {scratch / f"{name}.o": [str(_HERE / f"{name}.cpp")] for name in ("ops", "collective", "watchdog")}
+        jobs = {scratch / f"{name}.o": [str(_HERE / f"{name}.cpp")] for name in ("ops", "collective", "heartbeat")}
         for path, flags in _PATHS.items():
             jobs[scratch / f"{path}.o"] = [*flags, f"-DTRTLLM_PT_PATH={path}", str(_HERE / "path.cpp")]
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
