@@ -61,7 +61,7 @@ _PARAMETERS = {
 }
 _CODE = '''"""Made by `trtllm-pt repo`."""
 
-from trtllm_pt.serving.{module} import TritonPythonModel
+from trtllm_pt.serving.triton.models.{module} import TritonPythonModel
 
 __all__ = ["TritonPythonModel"]
 '''
@@ -121,7 +121,7 @@ def _write_model(folder: Path, model: str, served: Served) -> None:
 def _module(model: str, served: Served) -> str | None:
     """The file in this package that holds a Python model; None: Triton or a backend runs it."""
     if model == "tensorrt_llm":
-        return "embedded" if served.embedded else None
+        return "engine" if served.embedded else None
     return None if model == "ensemble" else model.removeprefix("tensorrt_llm_")
 
 
