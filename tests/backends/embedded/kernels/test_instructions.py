@@ -34,7 +34,7 @@ def compiled(tmp_path_factory):
     def compile_path(path: str) -> Path:
         if path not in made:
             made[path] = folder / f"{path}.o"
-            flags = [*build._FLAGS, *build._PATHS[path], f"-DTRTLLM_PT_PATH={path}"]
+            flags = [*build._FLAGS, *build._INSTRUCTION_SETS[path], f"-DTRTLLM_PT_PATH={path}"]
             subprocess.run([build.compiler(), *flags, "-c", str(source), "-o", str(made[path])], check=True)
         return made[path]
 
@@ -56,7 +56,7 @@ ABOVE = {  # encodings and texts that a processor of the path need not know
 }
 
 
-@pytest.mark.parametrize("path", build._PATHS)
+@pytest.mark.parametrize("path", build._INSTRUCTION_SETS)
 def test_nothing_above_the_set(compiled, path):
     encodings, texts = ABOVE[path]
     code = instructions(compiled(path))
@@ -78,7 +78,7 @@ def test_uses_what_it_is_for(compiled, path, own):
     assert any(own in i.text for i in instructions(compiled(path)))
 
 
-@pytest.mark.parametrize("path", build._PATHS)
+@pytest.mark.parametrize("path", build._INSTRUCTION_SETS)
 def test_nothing_for_the_linker_to_merge(compiled, path):
     """Of a function that two paths define, the linker keeps one: it could be the newest set's."""
     printed = subprocess.run(["nm", compiled(path)], capture_output=True, text=True, check=True).stdout

@@ -19,8 +19,8 @@ from trtllm_pt.errors import INSTALL_EMBEDDED, RunError, UsageError
 LIBRARY = "libtrtllm_pt_ops.so"
 
 _HERE = Path(__file__).parent
-_HEADERS = ("amx.h", "paths.h", "parallel.h", "window.h")
-_PATHS = {  # path.cpp is compiled once for each
+_PER_INSTRUCTION_SET = _HERE / "path.cpp"
+_INSTRUCTION_SETS = {  # path.cpp is compiled once for each; every other source file is compiled once
     "portable": ("-march=x86-64-v2",),
     "avx2": ("-march=x86-64-v3",),
     "avx512": ("-march=x86-64-v4",),
@@ -86,23 +86,24 @@ def cache_dir() -> Path:
 
 def _key(compiler: str, headers: Path) -> str:
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
-    parts = [version, torch.__version__, repr(_FLAGS), repr(_PATHS), (headers / "mpi.h").read_text()]
-    parts += [path.read_text() for path in sorted(_HERE.glob("*.cpp")) + [_HERE / name for name in _HEADERS]]
+    parts = [version, torch.__version__, repr(_FLAGS), repr(_INSTRUCTION_SETS), (headers / "mpi.h").read_text()]
+    parts += [path.read_text() for path in sorted([*_HERE.glob("*.cpp"), *_HERE.glob("*.h")])]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
 def _compile(compiler: str, headers: Path, target: Path) -> None:
     torch_home = Path(torch.__path__[0])
     includes = [torch_home / "include", torch_home / "include/torch/csrc/api/include", headers]
-    with tempfile.TemporaryDirectory(dir=target.parent) as name:
-        scratch = Path(name)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        scratch = Path(folder)
         # Names without folders: error messages of the ops carry the source file's name as the compiler was given it.
         renames = [f"-ffile-prefix-map={old}={new}" for old, new in ((torch_home, "torch"), (_HERE, "kernels"))]
         common = [compiler, *_FLAGS, *renames, f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"]
-        common += [f"-isystem{folder}" for folder in includes]
-        jobs = {scratch / f"{name}.o": [str(_HERE / f"{name}.cpp")] for name in ("ops", "collective", "heartbeat")}
-        for path, flags in _PATHS.items():
-            jobs[scratch / f"{path}.o"] = [*flags, f"-DTRTLLM_PT_PATH={path}", str(_HERE / "path.cpp")]
+        common += [f"-isystem{include}" for include in includes]
+        once = sorted(set(_HERE.glob("*.cpp")) - {_PER_INSTRUCTION_SET})
+        jobs = {scratch / f"{source.stem}.o": [str(source)] for source in once}
+        for name, flags in _INSTRUCTION_SETS.items():
+            jobs[scratch / f"path_{name}.o"] = [*flags, f"-DTRTLLM_PT_PATH={name}", str(_PER_INSTRUCTION_SET)]
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
             list(pool.map(_run, [[*common, *job, "-c", "-o", str(obj)] for obj, job in jobs.items()]))
         library = scratch / LIBRARY
