@@ -35,7 +35,7 @@ def sources(*, ops: bool = True) -> str:
                 *(package / "backends/embedded/kernels").glob("*.h"),
             ]
         )
-    return hashlib.sha256("\0".join(path.read_text() for path in paths).encode()).hexdigest()[:16]
+    return hashlib.sha256(b"\0".join(path.read_bytes() for path in paths)).hexdigest()[:16]
 
 
 def versions() -> dict[str, str]:
