@@ -31,12 +31,13 @@ import torch
 
 from trtllm_pt.backends.versions import sources
 from trtllm_pt.bench import limits
-from trtllm_pt.bench.files import as_json_text, write
+from trtllm_pt.bench.files import as_json_text
 from trtllm_pt.bench.peers import DTYPE, Case, Gauges, all_cases, markdown, sample, summary
 from trtllm_pt.bench.progress import bar
 from trtllm_pt.bench.report import machine
 from trtllm_pt.bench.side import Side, last_line
 from trtllm_pt.errors import RunError, UsageError
+from trtllm_pt.files.atomic import write_text
 from trtllm_pt.model.config import ModelConfig, read_json
 from trtllm_pt.model.presets import preset
 
@@ -152,7 +153,7 @@ class Samples:
 
     def add(self, model: str, peer: str, case: Case, taken: dict[str, Any]) -> None:
         self._all.append(self._settings | {"model": model, "peer": peer, "case": case.name} | taken)
-        write(self._path, as_json_text({"machine": machine(), "samples": self._all}))
+        write_text(self._path, as_json_text({"machine": machine(), "samples": self._all}))
 
     @property
     def others(self) -> int:

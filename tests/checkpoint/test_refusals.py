@@ -189,3 +189,4 @@ def test_a_killed_conversion_leaves_nothing_at_its_output(tmp_path: Path) -> Non
     assert not (tmp_path / "ckpt").exists()
     assert not list(tmp_path.rglob("rank*.safetensors"))
     convert(tmp_path / "model", tmp_path / "ckpt", 2)  # and the way is free
+    assert not list(tmp_path.glob(".ckpt.*.partial"))  # nor is anything left of the first

@@ -280,7 +280,10 @@ def command_of(pid: int) -> str:
 
 
 def environment_of(pid: int) -> dict[str, str]:
-    entries = Path(f"/proc/{pid}/environ").read_text().split("\0")
+    try:
+        entries = Path(f"/proc/{pid}/environ").read_text().split("\0")
+    except OSError:  # it has ended since it was listed
+        return {}
     return dict(entry.split("=", 1) for entry in entries if "=" in entry)
 
 

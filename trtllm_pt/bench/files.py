@@ -6,13 +6,13 @@ import csv
 import io
 import json
 import os
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
-from trtllm_pt.errors import RunError, UsageError
+from trtllm_pt.errors import UsageError
+from trtllm_pt.files.atomic import write_text
 
 Row = Mapping[str, object]
 _SECONDS = 1.0  # between two states on disk
@@ -43,17 +43,6 @@ def check_target(path: Path | None, option: str) -> None:
         raise UsageError(f"{option} ({path}) cannot be written")
 
 
-def write(path: Path, text: str) -> None:
-    """All of it or nothing. Raises RunError where the disk refuses."""
-    try:
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            file.write(text)
-        os.chmod(file.name, 0o644)
-        os.replace(file.name, path)
-    except OSError as error:
-        raise RunError(f"writing {path} failed: {error.strerror or error}") from error
-
-
 class Results:
     """Files that follow what was measured: `texts` makes the whole of each anew. None: a file nobody wants.
 
@@ -80,5 +69,5 @@ class Results:
         if not self._measured or not (now or self.due):
             return
         for path, text in self._texts.items():
-            write(path, text())
+            write_text(path, text())
         self._written = time.monotonic()

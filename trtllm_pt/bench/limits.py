@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -14,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from trtllm_pt.backends.embedded.kernels.build import build_library, compiler
+from trtllm_pt.backends.embedded.kernels.build import build_library
 from trtllm_pt.backends.embedded.kernels.library import load
 from trtllm_pt.errors import RunError
+from trtllm_pt.files.compiler import compile_cpp
 
 _SOURCE = Path(__file__).parent / "read_stream.cpp"
 _READ_BYTES = 640 << 20  # more than caches hold
@@ -50,10 +50,7 @@ class ReadStream:
 def _compiled() -> ctypes.CDLL:
     with tempfile.TemporaryDirectory(prefix="trtllm_pt-") as folder:
         library = Path(folder) / "read_stream.so"
-        command = [compiler(), "-O3", "-std=c++20", "-shared", "-fPIC", "-o", str(library), str(_SOURCE)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RunError(f"`{' '.join(command)}` failed: {done.stderr.strip().splitlines()[0]}")
+        compile_cpp(["-O3", "-std=c++20", "-shared", "-fPIC", "-o", str(library), str(_SOURCE)])
         return ctypes.CDLL(str(library))
 
 

@@ -10,8 +10,9 @@ from trtllm_pt.checkpoint.encoded import Encoded, StoredWeights
 from trtllm_pt.checkpoint.formats import open_source
 from trtllm_pt.checkpoint.manifest import CheckpointManifest
 from trtllm_pt.checkpoint.ranks import CheckpointDir, write_ranks
+from trtllm_pt.checkpoint.tokenizer_files import copy_tokenizer
 from trtllm_pt.errors import UsageError
-from trtllm_pt.files.folders import copy_tokenizer, new_folder, refuse_existing, write_json
+from trtllm_pt.files.atomic import new_folder, refuse_existing, write_json
 from trtllm_pt.model.quantization import KV_CACHE_QUANT_ALGOS, QUANT_ALGOS
 
 

@@ -22,7 +22,7 @@ from trtllm_pt.checkpoint.encoded import Encoded, Ranges
 from trtllm_pt.checkpoint.manifest import CheckpointManifest, rank_file
 from trtllm_pt.checkpoint.ranks import write_ranks
 from trtllm_pt.errors import RunError, UsageError
-from trtllm_pt.files.folders import new_folder, refuse_existing, write_json
+from trtllm_pt.files.atomic import new_folder, refuse_existing, write_json
 from trtllm_pt.files.safetensors import SafetensorsFile
 from trtllm_pt.model.config import ModelConfig
 from trtllm_pt.model.layout import rank_layout

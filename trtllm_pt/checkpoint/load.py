@@ -10,7 +10,7 @@ from trtllm_pt.checkpoint.dtypes import TORCH_DTYPES
 from trtllm_pt.checkpoint.formats import open_source
 from trtllm_pt.checkpoint.source import Source
 from trtllm_pt.errors import UsageError
-from trtllm_pt.files.folders import write_json
+from trtllm_pt.files.atomic import write_json
 from trtllm_pt.files.safetensors import SafetensorsWriter, TensorInfo
 from trtllm_pt.model.config import ModelConfig
 from trtllm_pt.model.quantization import stored

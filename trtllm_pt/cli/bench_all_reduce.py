@@ -180,12 +180,13 @@ def _load_ops(comm: MPI.Intracomm, threads: int | None) -> None:
 
 
 def _write_machine(comm: MPI.Intracomm, curves: list[dict[str, Any]], path: Path) -> None:
-    from trtllm_pt.bench.files import as_json_text, write
+    from trtllm_pt.bench.files import as_json_text
     from trtllm_pt.bench.this_machine import measure_machine
+    from trtllm_pt.files.atomic import write_text
 
     measured = measure_machine(comm, curves)
     if comm.rank == 0:
-        write(path, as_json_text(measured.to_json()))
+        write_text(path, as_json_text(measured.to_json()))
         click.echo(f"{path}: written, for `trtllm-pt plan --machine {path}`", err=True)
 
 

@@ -14,12 +14,13 @@ def command(request: Path) -> None:
     from trtllm_pt.bench.batch import Case
     from trtllm_pt.bench.contenders import Contender
     from trtllm_pt.bench.facts import Facts
-    from trtllm_pt.bench.files import as_json_text, write
+    from trtllm_pt.bench.files import as_json_text
     from trtllm_pt.bench.netlab.on_ranks import visit
+    from trtllm_pt.files.atomic import write_text
     from trtllm_pt.model.config import read_json
 
     asked = read_json(request)
     contenders = [Contender(name, Facts.of(Path(folder))) for name, folder in asked["engines"].items()]
     found = visit(contenders, Case(**asked["case"]), asked["rounds"], asked["threads"], asked["seed"])
     if found is not None:
-        write(Path(asked["answer"]), as_json_text(found))
+        write_text(Path(asked["answer"]), as_json_text(found))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
-import os
 import platform
 import re
 import shutil
@@ -21,6 +20,7 @@ import click
 from trtllm_pt.cli.options import json_option
 from trtllm_pt.cli.text import table
 from trtllm_pt.errors import INSTALL_EMBEDDED, INSTALL_TENSORRT_LLM, TENSORRT_LLM_VERSION, UsageError
+from trtllm_pt.files import compiler as files_compiler
 from trtllm_pt.job.mpirun import find_mpirun
 
 _TENSORRT = "--engine tensorrt_llm"
@@ -127,10 +127,11 @@ def mpirun_on_path() -> Finding:
 
 
 def compiler() -> Finding:
-    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++"]
-    path = next(filter(None, map(shutil.which, names)), None)
-    version = path and _output([path, "--version"])
-    found = version.splitlines()[0] if version else f"none ({' or '.join(names)})"
+    try:
+        version, found = _output([files_compiler.compiler(), "--version"]), "none that runs"
+    except UsageError as error:
+        version, found = None, str(error).partition(";")[0]
+    found = version.splitlines()[0] if version else found
     return Finding("C++ compiler", bool(version), found, "apt-get install g++", "building embedded engines")
 
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from trtllm_pt.errors import UsageError
+from trtllm_pt.files.atomic import PartialFile
 
 ALIGNMENT = 64
 _MAX_HEADER = 100 << 20  # the format's own limit, in bytes
@@ -69,8 +70,8 @@ class SafetensorsWriter:
         self._written = dict.fromkeys(self.tensors, 0)
         header = _header(self.tensors, self._offsets, metadata)
         self._start = len(header)
-        self._partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        self._file = open(self._partial, "wb")  # noqa: SIM115  closed by close or drop
+        self._partial = PartialFile(path)
+        self._file = open(self._partial.path, "wb")  # noqa: SIM115  closed by close or drop
         self._file.write(header)
 
     def append(self, name: str, tensor: Tensor) -> None:
@@ -89,14 +90,14 @@ class SafetensorsWriter:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        self._partial.rename(self.path)
+        self._partial.keep()
 
     def drop(self) -> None:
         """Leaves nothing behind."""
         try:
             self._file.close()
         finally:  # on a full disk closing fails too
-            self._partial.unlink(missing_ok=True)
+            self._partial.drop()
 
     def __enter__(self) -> SafetensorsWriter:
         return self

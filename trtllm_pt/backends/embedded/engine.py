@@ -21,7 +21,7 @@ from trtllm_pt.backends.manifest import MODEL_FILE, BuildOptions, EngineManifest
 from trtllm_pt.backends.versions import versions
 from trtllm_pt.checkpoint.manifest import CheckpointManifest
 from trtllm_pt.errors import RunError, UsageError
-from trtllm_pt.files.folders import new_folder, write_json
+from trtllm_pt.files.atomic import new_folder, write_json
 from trtllm_pt.files.safetensors import SafetensorsFile
 
 DTYPES = ("bfloat16", "float32")

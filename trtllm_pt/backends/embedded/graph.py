@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 import warnings
 import zipfile
@@ -17,11 +18,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trtllm_pt.backends.embedded.kernels.build import cache_dir, compiler
 from trtllm_pt.backends.embedded.network import PAGE, EmbeddedModel
 from trtllm_pt.backends.manifest import MAX_BATCH, MAX_TOKENS
 from trtllm_pt.backends.versions import sources
 from trtllm_pt.errors import RunError
+from trtllm_pt.files.atomic import new_file
+from trtllm_pt.files.cache import cache_dir
+from trtllm_pt.files.compiler import compiler
 from trtllm_pt.model.config import ModelConfig
 from trtllm_pt.model.layout import rank_layout
 
@@ -43,9 +46,8 @@ def compiled_graph(config: ModelConfig, ranks: int, dtype: torch.dtype) -> Graph
         return Graph(path, cache_hit=True)
     os.environ["CXX"] = compiler()  # inductor's choice, too
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-        package = _compile(config, ranks, dtype, Path(scratch) / "model.pt2")
-        os.replace(package, path)
+    with tempfile.TemporaryDirectory(prefix="trtllm_pt-") as scratch, new_file(path) as partial:
+        shutil.copyfile(_compile(config, ranks, dtype, Path(scratch) / "model.pt2"), partial)
     return Graph(path, cache_hit=False)
 
 

@@ -26,7 +26,7 @@ from trtllm_pt.backends.tensorrt_llm.build_rank import BuiltRank, Job, build_ran
 from trtllm_pt.backends.tensorrt_llm.options import check, workers_of
 from trtllm_pt.checkpoint.manifest import CheckpointManifest
 from trtllm_pt.errors import INSTALL_TENSORRT_LLM, TENSORRT_LLM_VERSION, RunError, TrtllmPtError, UsageError
-from trtllm_pt.files.folders import new_folder, refuse_existing, write_json
+from trtllm_pt.files.atomic import new_folder, refuse_existing, write_json
 from trtllm_pt.job.launchers import LAUNCHERS, launched_ranks
 from trtllm_pt.model.config import read_json
 from trtllm_pt.model.quantization import WEIGHT_ONLY

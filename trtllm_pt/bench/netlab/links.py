@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from trtllm_pt.errors import RunError, UsageError
+from trtllm_pt.files.compiler import compile_cpp
 from trtllm_pt.job.mpirun import find_mpirun
 
 _PREFIX = "trtllm-pt-"
@@ -181,10 +182,8 @@ def _has_netem(name: str) -> bool:
 
 
 def _compiled(folder: Path) -> Path:
-    from trtllm_pt.backends.embedded.kernels.build import compiler
-
     program = folder / "wire"
-    _run(compiler(), "-O2", "-std=c++20", "-o", str(program), str(_WIRE))
+    compile_cpp(["-O2", "-std=c++20", "-o", str(program), str(_WIRE)])
     return program
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from trtllm_pt.backends.manifest import EngineManifest
 from trtllm_pt.errors import UsageError
-from trtllm_pt.files.folders import new_folder
+from trtllm_pt.files.atomic import new_folder
 from trtllm_pt.serving.triton import tensors
 from trtllm_pt.serving.triton.config_pbtxt import Value, Word, render, tensor
 

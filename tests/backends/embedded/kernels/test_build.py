@@ -27,14 +27,6 @@ def test_no_mpi_header_says_what_to_install(monkeypatch, tmp_path):
         build.build_library(tmp_path / "out")
 
 
-def test_cache_is_where_the_environment_says(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    monkeypatch.delenv("TRTLLM_PT_CACHE", raising=False)
-    assert build.cache_dir() == tmp_path / "xdg" / "trtllm_pt"
-    monkeypatch.setenv("TRTLLM_PT_CACHE", str(tmp_path / "own"))
-    assert build.cache_dir() == tmp_path / "own"
-
-
 def test_a_compile_error_is_one_line_and_leaves_nothing(monkeypatch, tmp_path):
     monkeypatch.setenv("TRTLLM_PT_CACHE", str(tmp_path))
     monkeypatch.setattr(build, "_FLAGS", ("-no-such-flag",))

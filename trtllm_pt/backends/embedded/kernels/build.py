@@ -14,7 +14,10 @@ from pathlib import Path
 
 import torch
 
-from trtllm_pt.errors import INSTALL_EMBEDDED, RunError, UsageError
+from trtllm_pt.errors import INSTALL_EMBEDDED, UsageError
+from trtllm_pt.files.atomic import new_file
+from trtllm_pt.files.cache import cache_dir
+from trtllm_pt.files.compiler import compile_cpp, compiler
 
 LIBRARY = "libtrtllm_pt_ops.so"
 
@@ -46,25 +49,13 @@ def build_library(out: Path) -> Path:
     cached = cache_dir() / _key(program, headers) / LIBRARY
     if not cached.exists():
         cached.parent.mkdir(parents=True, exist_ok=True)
-        _compile(program, headers, cached)
+        with new_file(cached) as partial:
+            _compile(program, headers, partial)
     out.mkdir(parents=True, exist_ok=True)
     target = out / LIBRARY
-    with tempfile.NamedTemporaryFile(dir=out, prefix=f".{LIBRARY}.", delete=False) as copy:
-        copy.write(cached.read_bytes())
-    os.chmod(copy.name, 0o755)
-    os.replace(copy.name, target)
+    with new_file(target) as partial:
+        shutil.copyfile(cached, partial)
     return target
-
-
-def compiler() -> str:
-    """$CXX, else g++ or clang++. Raises UsageError where there is none."""
-    wish = os.environ.get("CXX")
-    for name in [wish] if wish else ["g++", "clang++"]:
-        found = shutil.which(name)
-        if found:
-            return found
-    missing = f"CXX={wish} is not a program" if wish else "no C++ compiler (g++ or clang++) on PATH"
-    raise UsageError(f"{missing}; the embedded engine's build needs one: apt-get install g++, or set CXX")
 
 
 def _mpi_header() -> Path:
@@ -74,14 +65,6 @@ def _mpi_header() -> Path:
             return folder / "mpi.h"
     looked = " or ".join(map(str, folders))
     raise UsageError(f"no mpi.h in {looked}; the embedded engine's build needs it: {INSTALL_EMBEDDED}")
-
-
-def cache_dir() -> Path:
-    """Where compiled things are kept: $TRTLLM_PT_CACHE, else $XDG_CACHE_HOME/trtllm_pt, else ~/.cache/trtllm_pt."""
-    own = os.environ.get("TRTLLM_PT_CACHE")
-    if own:
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trtllm_pt"
 
 
 def _key(compiler: str, headers: Path) -> str:
@@ -94,26 +77,18 @@ def _key(compiler: str, headers: Path) -> str:
 def _compile(compiler: str, headers: Path, target: Path) -> None:
     torch_home = Path(torch.__path__[0])
     includes = [torch_home / "include", torch_home / "include/torch/csrc/api/include", headers]
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+    with tempfile.TemporaryDirectory(prefix="trtllm_pt-") as folder:
         scratch = Path(folder)
         # Names without folders: error messages of the ops carry the source file's name as the compiler was given it.
         renames = [f"-ffile-prefix-map={old}={new}" for old, new in ((torch_home, "torch"), (_HERE, "kernels"))]
-        common = [compiler, *_FLAGS, *renames, f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"]
+        common = [*_FLAGS, *renames, f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"]
         common += [f"-isystem{include}" for include in includes]
         once = sorted(set(_HERE.glob("*.cpp")) - {_PER_INSTRUCTION_SET})
         jobs = {scratch / f"{source.stem}.o": [str(source)] for source in once}
         for name, flags in _INSTRUCTION_SETS.items():
             jobs[scratch / f"path_{name}.o"] = [*flags, f"-DTRTLLM_PT_PATH={name}", str(_PER_INSTRUCTION_SET)]
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-            list(pool.map(_run, [[*common, *job, "-c", "-o", str(obj)] for obj, job in jobs.items()]))
-        library = scratch / LIBRARY
+            commands = [[*common, *job, "-c", "-o", str(obj)] for obj, job in jobs.items()]
+            list(pool.map(lambda command: compile_cpp(command, compiler), commands))
         link = ["-shared", "-fopenmp", *map(str, jobs), f"-L{torch_home / 'lib'}", "-ltorch_cpu", "-lc10", "-ldl"]
-        _run([compiler, *link, "-Wl,--no-undefined", f"-Wl,-soname,{LIBRARY}", "-s", "-o", str(library)])
-        os.replace(library, target)
-
-
-def _run(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        errors = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
-        raise RunError(f"{command[0]} failed (exit status {done.returncode}): {errors[0] if errors else 'no message'}")
+        compile_cpp([*link, "-Wl,--no-undefined", f"-Wl,-soname,{LIBRARY}", "-s", "-o", str(target)], compiler)

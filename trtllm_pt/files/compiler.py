@@ -1,0 +1,30 @@
+"""The C++ compiler of this machine."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+
+from trtllm_pt.errors import RunError, UsageError
+
+
+def compiler() -> str:
+    """The path of $CXX, else of g++ or clang++. Raises UsageError where there is none."""
+    chosen = os.environ.get("CXX")
+    for name in [chosen] if chosen else ["g++", "clang++"]:
+        found = shutil.which(name)
+        if found:
+            return found
+    missing = f"CXX={chosen} is not a program" if chosen else "no C++ compiler (g++ or clang++) on PATH"
+    raise UsageError(f"{missing}; what is compiled here needs one: apt-get install g++, or set CXX")
+
+
+def compile_cpp(arguments: Sequence[str], program: str | None = None) -> None:
+    """Run the compiler, or `program` in its place. Raises RunError with the first error where it fails."""
+    command = [program or compiler(), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        errors = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
+        raise RunError(f"{command[0]} failed (exit status {done.returncode}): {errors[0] if errors else 'no message'}")
