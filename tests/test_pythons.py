@@ -21,7 +21,7 @@ def interpreter(version: str) -> str | None:
     return found
 
 
-@pytest.mark.parametrize("version", ["3.10", "3.11", "3.12"])
+@pytest.mark.parametrize("version", ["3.10", "3.11", "3.12", "3.13"])
 def test_imports(version: str) -> None:
     python = interpreter(version)
     if python is None:

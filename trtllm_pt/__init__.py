@@ -13,9 +13,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
-
 if TYPE_CHECKING:
+    from trtllm_pt._version import __version__
     from trtllm_pt.backends.build import build
     from trtllm_pt.backends.inspect import inspect
     from trtllm_pt.backends.manifest import BuildOptions
@@ -24,9 +23,20 @@ if TYPE_CHECKING:
     from trtllm_pt.requests.messages import SamplingParams
     from trtllm_pt.runtime.llm import LLM, RunResult
 
-__all__ = ["LLM", "BuildOptions", "RunResult", "SamplingParams", "build", "convert", "init", "inspect"]
+__all__ = [
+    "LLM",
+    "BuildOptions",
+    "RunResult",
+    "SamplingParams",
+    "__version__",
+    "build",
+    "convert",
+    "init",
+    "inspect",
+]
 
 _HOMES = {
+    "__version__": "_version",
     "convert": "checkpoint.convert",
     "init": "checkpoint.init",
     "BuildOptions": "backends",

@@ -6,12 +6,11 @@ import hashlib
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import trtllm_pt
 from trtllm_pt.backends.manifest import EngineManifest
 from trtllm_pt.errors import INSTALL_TENSORRT_LLM, UsageError
 from trtllm_pt.model.config import read_json
 
-# Everything that decides which ops a graph has, with which shapes, and what they compute.
+# Everything that decides which ops a graph has, with which shapes, what they compute, and how the weights are stored.
 _GRAPH = (
     "model/config.py",
     "model/layout.py",
@@ -20,13 +19,14 @@ _GRAPH = (
     "network/walk.py",
     "backends/embedded/network.py",
     "backends/embedded/graph.py",
+    "backends/embedded/pack.py",
     "backends/embedded/kernels/fakes.py",
 )
 
 
 def sources(*, ops: bool = True) -> str:
     """A digest of the sources of the graph and, with `ops`, of the C++ ops."""
-    package = Path(trtllm_pt.__file__).parent
+    package = Path(__file__).parents[1]
     paths = [package / name for name in _GRAPH]
     if ops:
         paths += sorted(
@@ -39,7 +39,11 @@ def sources(*, ops: bool = True) -> str:
 
 
 def versions() -> dict[str, str]:
-    return {"trtllm_pt": trtllm_pt.__version__, "trtllm_pt sources": sources(), "torch": version("torch")}
+    """What an embedded engine needs to be the same where it runs.
+
+    The digest of the sources stands for the version of trtllm_pt, which also changes where nothing an engine holds did.
+    """
+    return {"trtllm_pt sources": sources(), "torch": version("torch")}
 
 
 def check_versions(folder: Path, manifest: EngineManifest) -> None:

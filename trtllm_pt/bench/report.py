@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import trtllm_pt
+from trtllm_pt._version import __version__
 from trtllm_pt.bench.facts import Facts
 from trtllm_pt.bench.files import Row
 from trtllm_pt.bench.percentiles import percentiles
@@ -81,7 +81,7 @@ def _engine(facts: Facts) -> dict[str, Any]:
         "model_path": None,
         "engine_dir": str(facts.folder),
         "revision": None,
-        "version": trtllm_pt.__version__,
+        "version": __version__,
         "backend": _BACKENDS[facts.manifest.kind],
         "dtype": checkpoint.dtype,
         "kv_cache_dtype": checkpoint.kv_cache_quant_algo,

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import click
 
-from trtllm_pt import __version__
+from trtllm_pt._version import __version__
 from trtllm_pt.errors import TrtllmPtError
 from trtllm_pt.job.launchers import SECONDS_TO_BE_HEARD, first_on_machine, launched_rank
 

@@ -71,8 +71,8 @@ def report(findings: list[Finding]) -> str:
 
 
 def python() -> Finding:
-    good = (3, 10) <= sys.version_info[:2] <= (3, 12)
-    return Finding("Python", good, platform.python_version(), None if good else "Python 3.10, 3.11 or 3.12")
+    good = (3, 10) <= sys.version_info[:2] <= (3, 13)
+    return Finding("Python", good, platform.python_version(), None if good else "Python 3.10 to 3.13")
 
 
 def torch() -> Finding:

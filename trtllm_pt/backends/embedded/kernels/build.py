@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from trtllm_pt.backends.embedded.kernels import shipped
 from trtllm_pt.errors import INSTALL_EMBEDDED, UsageError
 from trtllm_pt.files.atomic import new_file
 from trtllm_pt.files.cache import cache_dir
@@ -38,12 +39,23 @@ _FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fopenmp", "-ffp-contract=off", "-fno-m
 def build_library(out: Path) -> Path:
     """Put the ops library into the folder `out` and return its path there.
 
-    Compiles only what the cache lacks: `$TRTLLM_PT_CACHE`, else `$XDG_CACHE_HOME/trtllm_pt`, else `~/.cache/trtllm_pt`.
+    A wheel may bring the library compiled. Otherwise compiles what the cache lacks: `$TRTLLM_PT_CACHE`, else
+    `$XDG_CACHE_HOME/trtllm_pt`, else `~/.cache/trtllm_pt`.
     The library names no path of this machine and holds all instruction paths, so it runs beside the same torch version
     on any x86-64 processor.
 
     Raises UsageError where the compiler or MPI's header is missing, RunError where compiling fails.
     """
+    ready = shipped.find(LIBRARY) or _compiled()
+    out.mkdir(parents=True, exist_ok=True)
+    target = out / LIBRARY
+    with new_file(target) as partial:
+        shutil.copyfile(ready, partial)
+    return target
+
+
+def _compiled() -> Path:
+    """The library in the cache, compiled where the cache lacks it."""
     program = compiler()
     headers = _mpi_header().parent
     cached = cache_dir() / _key(program, headers) / LIBRARY
@@ -51,11 +63,7 @@ def build_library(out: Path) -> Path:
         cached.parent.mkdir(parents=True, exist_ok=True)
         with new_file(cached) as partial:
             _compile(program, headers, partial)
-    out.mkdir(parents=True, exist_ok=True)
-    target = out / LIBRARY
-    with new_file(target) as partial:
-        shutil.copyfile(cached, partial)
-    return target
+    return cached
 
 
 def _mpi_header() -> Path:
