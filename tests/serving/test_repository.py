@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from trtllm_pt.checkpoint.manifest import CheckpointManifest
 from trtllm_pt.errors import UsageError
 from trtllm_pt.model.config import ModelConfig, read_json
 from trtllm_pt.serving.triton.repository import write_repository
+from trtllm_pt.serving.triton.server import engine_folder
 from trtllm_pt.serving.triton.tensors import MODELS
 
+pytest.importorskip("tritonclient", reason="no Triton client here: pip install -e '.[embedded,dev,serve]'")
 # The five models of TensorRT-LLM 1.3.0rc3's inflight batcher repository, without their text: [name, type, dims, flags].
 WANTED = json.loads((Path(__file__).parent / "inflight_batcher.json").read_text())
 FILES = {"embedded": "model.pt2", "tensorrt_llm": "rank0.engine"}
@@ -53,7 +56,6 @@ def repository(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 def parse(path: Path) -> Any:
     """A config.pbtxt, by the protobuf schema of Triton's own client."""
-    pytest.importorskip("tritonclient", reason="no Triton client here: pip install -e '.[embedded,dev,serve]'")
     from google.protobuf import text_format
     from tritonclient.grpc.model_config_pb2 import ModelConfig as TritonConfig
 
@@ -191,6 +193,29 @@ def test_refusals(tmp_path: Path) -> None:
     (tmp_path / "r" / "file").touch()
     with pytest.raises(UsageError, match="already exists"):
         write_repository(folder, tmp_path / "r")
+
+
+def test_repo_without_tritonclient_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = engines(tmp_path / "e", "embedded")
+    monkeypatch.setitem(sys.modules, "tritonclient.grpc.model_config_pb2", None)
+    with pytest.raises(UsageError, match=r"needs tritonclient.*pip install 'tritonclient\[grpc\]") as caught:
+        write_repository(folder, tmp_path / "r")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "r").exists()
+
+
+def test_where_the_engines_are_is_read_in_any_form_of_protobuf_text(tmp_path: Path) -> None:
+    (tmp_path / "r" / "tensorrt_llm").mkdir(parents=True)
+    path = tmp_path / "r" / "tensorrt_llm" / "config.pbtxt"
+    written = "parameters: < # a comment\n value < string_value: '../../e' > key: 'gpt_model_path' > not_known_here: 1"
+    path.write_text(written)
+    assert engine_folder(tmp_path / "r") == tmp_path / "e"
+    path.write_text('name: "tensorrt_llm"')
+    with pytest.raises(UsageError, match="has no gpt_model_path"):
+        engine_folder(tmp_path / "r")
+    path.write_text("max_batch_size: ${triton_max_batch_size}")
+    with pytest.raises(UsageError, match=r"config\.pbtxt is not a Triton model configuration: 1:17"):
+        engine_folder(tmp_path / "r")
 
 
 @pytest.mark.skipif("TRTLLM_CHECKOUT" not in os.environ, reason="TRTLLM_CHECKOUT names no sources of TensorRT-LLM")

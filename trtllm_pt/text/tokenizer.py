@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 from tokenizers import Tokenizer
 
@@ -11,10 +11,19 @@ from trtllm_pt.errors import UsageError
 from trtllm_pt.model.config import read_json
 
 
-def load_tokenizer(folder: Path) -> Tokenizer | None:
-    """None: the folder has none. Raises UsageError for a file that is not a tokenizer."""
+@overload
+def load_tokenizer(folder: Path, *, required: Literal[True]) -> Tokenizer: ...
+@overload
+def load_tokenizer(folder: Path) -> Tokenizer | None: ...
+def load_tokenizer(folder: Path, *, required: bool = False) -> Tokenizer | None:
+    """Load the tokenizer of a folder, or return None where the folder has none.
+
+    Raises UsageError for a file that is not a tokenizer, and for a folder without one if it is `required`.
+    """
     path = folder / "tokenizer.json"
     if not path.exists():
+        if required:
+            raise UsageError(f"there is no tokenizer.json in {folder}")
         return None
     try:
         tokenizer = Tokenizer.from_file(str(path))

@@ -35,9 +35,7 @@ class Front:
     def __init__(self, engines: Path, name: str, grpc_url: str) -> None:
         manifest = EngineManifest.from_dir(engines)
         folder = engines / "tokenizer"
-        tokenizer = load_tokenizer(folder)
-        if tokenizer is None:
-            raise UsageError(f"there is no tokenizer.json in {folder}")
+        tokenizer = load_tokenizer(folder, required=True)
         end_id, further = end_ids(folder)
         self._limits = Limits.of(manifest)
         self._texts = Texts(

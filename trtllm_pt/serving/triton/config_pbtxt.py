@@ -1,83 +1,51 @@
-"""Protobuf text: Triton's config.pbtxt files, as people would write them."""
+"""Reads and writes Triton's config.pbtxt files by the protobuf schema that Triton's own client brings.
+
+`repo` and `serve` use it, and the model `tensorrt_llm_bls` inside Triton.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Union
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
-from trtllm_pt.serving.triton.tensors import Tensor
-
-_WIDTH = 120
-
-Value = Union["Word", str, int, bool, Mapping[str, "Value"], Sequence["Value"]]
+from trtllm_pt.errors import UsageError
 
 
-@dataclass(frozen=True, slots=True)
-class Word:
-    """The name of an enum's value: it stands without quotes."""
+def config_text(fields: Mapping[str, Any]) -> str:
+    """Return a model configuration as protobuf text. Raises UsageError where tritonclient is not installed."""
+    config_type = _config_type()  # first, for it says what is missing
+    from google.protobuf import json_format, text_format
 
-    text: str
-
-
-def render(message: Mapping[str, Value]) -> str:
-    """A message's fields, one a line; a list repeats its field where it holds messages."""
-    return "".join(f"{line}\n" for name, value in message.items() for line in _field(name, value))
+    config = json_format.ParseDict(fields, config_type())
+    return str(text_format.MessageToString(config, use_short_repeated_primitives=True))
 
 
-def tensor(t: Tensor) -> Mapping[str, Value]:
-    """The message of an input or output."""
-    fields: dict[str, Value] = {"name": t.name, "data_type": Word(f"TYPE_{t.type}"), "dims": t.dims}
-    if t.scalar:
-        fields["reshape"] = {"shape": ()}
-    if t.optional:
-        fields["optional"] = True
-    if t.ragged:
-        fields["allow_ragged_batch"] = True
-    return fields
+def read_config(path: Path) -> Any:
+    """Return the ModelConfig message in a file. Fields of other Triton versions are ignored.
+
+    Raises UsageError where tritonclient is not installed or the file is not a model configuration.
+    """
+    config_type = _config_type()
+    from google.protobuf import text_format
+
+    try:
+        return text_format.Parse(path.read_text(), config_type(), allow_unknown_field=True)
+    except text_format.ParseError as error:
+        raise UsageError(f"{path} is not a Triton model configuration: {error}") from None
 
 
-def _field(name: str, value: Value, width: int = _WIDTH) -> Iterator[str]:
-    """On one line where it fits."""
-    head = name if isinstance(value, Mapping) or _has_messages(value) else f"{name}:"
-    yield from _lines(f"{head} ", value, "", width)
+def parameter(config: Any, key: str) -> str | None:
+    """Return the string of one parameter, or None where the configuration does not have it."""
+    return str(config.parameters[key].string_value) if key in config.parameters else None
 
 
-def _lines(head: str, value: Value, tail: str, width: int) -> Iterator[str]:
-    line = f"{head}{_inline(value)}{tail}"
-    if isinstance(value, Mapping) and len(line) > width:
-        yield f"{head}{{"
-        for name, inner in value.items():
-            yield from (f"  {line}" for line in _field(name, inner, width - 2))
-        yield f"}}{tail}"
-    elif _has_messages(value):
-        assert not isinstance(value, Word | str | int | Mapping)
-        yield f"{head}["
-        for number, item in enumerate(value, 1):
-            comma = "," if number < len(value) else ""
-            yield from (f"  {line}" for line in _lines("", item, comma, width - 2))
-        yield f"]{tail}"
-    else:
-        yield line
-
-
-def _has_messages(value: Value) -> bool:
-    return isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value)
-
-
-def _inline(value: Value) -> str:
-    if isinstance(value, Word):
-        return value.text
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int):
-        return str(value)
-    if isinstance(value, str):
-        return json.dumps(value)
-    if isinstance(value, Mapping):
-        fields = (
-            f"{name}{'' if isinstance(inner, Mapping) else ':'} {_inline(inner)}" for name, inner in value.items()
-        )
-        return f"{{ {' '.join(fields)} }}" if value else "{}"
-    return f"[{', '.join(map(_inline, value))}]"
+def _config_type() -> Any:
+    try:
+        from tritonclient.grpc.model_config_pb2 import ModelConfig
+    except (ImportError, RuntimeError):  # RuntimeError: tritonclient without its extra `grpc`
+        raise UsageError(
+            "a model repository needs tritonclient, which has the schema of config.pbtxt: "
+            "pip install 'tritonclient[grpc]'"
+        ) from None
+    return ModelConfig

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from trtllm_pt.backends.manifest import EngineManifest
 from trtllm_pt.errors import UsageError
 from trtllm_pt.files.atomic import new_folder
 from trtllm_pt.serving.triton import tensors
-from trtllm_pt.serving.triton.config_pbtxt import Value, Word, render, tensor
+from trtllm_pt.serving.triton.config_pbtxt import config_text
 
 DEFAULT_QUEUE = 1024  # requests
 # Each model's parameters and, in braces, the names under which TensorRT-LLM's tools fill them. What has no value here
@@ -110,7 +111,7 @@ def write_repository(
 
 def _write_model(folder: Path, model: str, served: Served) -> None:
     (folder / "1").mkdir(parents=True)
-    (folder / "config.pbtxt").write_text(config_text(model, served))
+    (folder / "config.pbtxt").write_text(config_text(_config(model, served)))
     module = _module(model, served)
     if module is None:
         (folder / "1" / ".gitkeep").touch()  # Triton wants the folder, and git keeps no empty one
@@ -125,34 +126,43 @@ def _module(model: str, served: Served) -> str | None:
     return None if model == "ensemble" else model.removeprefix("tensorrt_llm_")
 
 
-def config_text(model: str, served: Served) -> str:
-    """The config.pbtxt of one model."""
-    config: dict[str, Value] = {"name": model}
+def _config(model: str, served: Served) -> Mapping[str, Any]:
+    """Return the fields of one model's config.pbtxt."""
+    config: dict[str, Any] = {
+        "name": model,
+        "max_batch_size": served.max_batch_size,
+        "input": [_tensor(t) for t in tensors.inputs(model)],
+        "output": [_tensor(t) for t in tensors.outputs(model)],
+        **_scheduling(model, served),
+    }
     if model == "ensemble":
-        config["platform"] = "ensemble"
-    else:
-        config["backend"] = "tensorrtllm" if model == "tensorrt_llm" and not served.embedded else "python"
-    config["max_batch_size"] = served.max_batch_size
-    config |= _scheduling(model, served)
-    config["input"] = [tensor(t) for t in tensors.inputs(model)]
-    config["output"] = [tensor(t) for t in tensors.outputs(model)]
-    if model == "ensemble":
-        config["ensemble_scheduling"] = {"step": _steps()}
-        return render(config)
-    config["instance_group"] = [{"count": 1, "kind": Word("KIND_CPU")}]
-    return render(config) + "".join(_parameters(model, served))
+        return {**config, "platform": "ensemble", "ensemble_scheduling": {"step": _steps()}}
+    backend = "tensorrtllm" if model == "tensorrt_llm" and not served.embedded else "python"
+    instances = [{"count": 1, "kind": "KIND_CPU"}]
+    return {**config, "backend": backend, "instance_group": instances, "parameters": _parameters(model, served)}
 
 
-def _scheduling(model: str, served: Served) -> Mapping[str, Value]:
-    decoupled: Mapping[str, Value] = {"model_transaction_policy": {"decoupled": True}}
-    queue: Mapping[str, Value] = {
+def _tensor(t: tensors.Tensor) -> Mapping[str, Any]:
+    fields: dict[str, Any] = {"name": t.name, "data_type": f"TYPE_{t.type}", "dims": list(t.dims)}
+    if t.scalar:
+        fields["reshape"] = {"shape": []}
+    if t.optional:
+        fields["optional"] = True
+    if t.ragged:
+        fields["allow_ragged_batch"] = True
+    return fields
+
+
+def _scheduling(model: str, served: Served) -> Mapping[str, Any]:
+    decoupled: Mapping[str, Any] = {"model_transaction_policy": {"decoupled": True}}
+    queue: Mapping[str, Any] = {
         "dynamic_batching": {
             "preferred_batch_size": [served.max_batch_size],
             "max_queue_delay_microseconds": 0,
             "default_queue_policy": {"max_queue_size": served.max_queue_size},
         }
     }
-    each: dict[str, Mapping[str, Value]] = {
+    each: dict[str, Mapping[str, Any]] = {
         "preprocessing": queue,
         "tensorrt_llm": {**queue, **decoupled},
         "postprocessing": {"dynamic_batching": {}},
@@ -162,7 +172,7 @@ def _scheduling(model: str, served: Served) -> Mapping[str, Value]:
     return each[model]
 
 
-def _steps() -> list[Value]:
+def _steps() -> Sequence[Mapping[str, Any]]:
     """The ensemble: text to ids, ids to ids, ids to text. A name with `_` is its own; all others are tensors of it."""
     to_engine = {name: f"_{key}" for key, name in tensors.FROM_PREPROCESSING.items()}
     to_engine |= {"end_id": "_PREPROCESSOR_END_ID", "pad_id": "_PREPROCESSOR_PAD_ID"}
@@ -186,20 +196,16 @@ def _steps() -> list[Value]:
     ]
 
 
-def _step(model: str, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> Value:
-    return {
-        "model_name": model,
-        "model_version": -1,
-        "input_map": [{"key": key, "value": value} for key, value in inputs.items()],
-        "output_map": [{"key": key, "value": value} for key, value in outputs.items()],
-    }
+def _step(model: str, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> Mapping[str, Any]:
+    return {"model_name": model, "model_version": -1, "input_map": inputs, "output_map": outputs}
 
 
-def _parameters(model: str, served: Served) -> Iterable[str]:
+def _parameters(model: str, served: Served) -> Mapping[str, Any]:
     filled = _values(served)
-    for key, value in _PARAMETERS[model].items():
-        value = filled.get(value.removeprefix("${").removesuffix("}"), value)
-        yield render({"parameters": {"key": key, "value": {"string_value": value}}})
+    return {
+        key: {"string_value": filled.get(value.removeprefix("${").removesuffix("}"), value)}
+        for key, value in _PARAMETERS[model].items()
+    }
 
 
 def _values(served: Served) -> Mapping[str, str]:

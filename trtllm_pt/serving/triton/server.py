@@ -20,10 +20,12 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from trtllm_pt.backends.manifest import EngineManifest
 from trtllm_pt.errors import RunError, UsageError
 from trtllm_pt.job.mpirun import find_mpirun
+from trtllm_pt.serving.triton.config_pbtxt import parameter, read_config
 from trtllm_pt.serving.triton.find import Triton, find_triton
 from trtllm_pt.serving.triton.health import fault
 from trtllm_pt.serving.triton.models.base import CONVERSATIONS
@@ -202,10 +204,13 @@ def is_repository(folder: Path) -> bool:
 
 
 def _is_embedded(repository: Path) -> bool:
+    return bool(_engine_config(repository).backend == "python")
+
+
+def _engine_config(repository: Path) -> Any:
     if not is_repository(repository):
-        raise UsageError(f"{repository} is no model repository: it has no tensorrt_llm/config.pbtxt")
-    written = (repository / "tensorrt_llm" / "config.pbtxt").read_text()
-    return bool(re.search(r'^backend: "python"', written, re.MULTILINE))
+        raise UsageError(f"{repository} is not a model repository: it has no tensorrt_llm/config.pbtxt")
+    return read_config(repository / "tensorrt_llm" / "config.pbtxt")
 
 
 def _servers(repository: Path) -> int:
@@ -217,11 +222,10 @@ def _servers(repository: Path) -> int:
 
 def engine_folder(repository: Path) -> Path:
     """The engines that a repository serves. Raises UsageError where it does not say."""
-    written = (repository / "tensorrt_llm" / "config.pbtxt").read_text()
-    found = re.search(r'"gpt_model_path".*?string_value: "(.*?)"', written, re.DOTALL)
-    if found is None:
+    path = parameter(_engine_config(repository), "gpt_model_path")
+    if path is None:
         raise UsageError(f"{repository}: tensorrt_llm/config.pbtxt has no gpt_model_path")
-    return (repository / "tensorrt_llm" / found[1]).resolve()
+    return (repository / "tensorrt_llm" / path).resolve()
 
 
 def server_command(triton: Triton, repository: Path, address: Address, ranks: int, prefix: str) -> list[str]:

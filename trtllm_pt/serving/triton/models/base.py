@@ -44,7 +44,7 @@ class Config:
 
     def flag(self, key: str, default: bool) -> bool:
         value = self.text(key)
-        return default if value is None else value.lower() in ("true", "t", "yes", "y", "1")
+        return default if value is None else is_true(value)
 
     def number(self, key: str, default: int) -> int:
         value = self.text(key)
@@ -91,6 +91,11 @@ class Sender:
         """Whether the client closed its stream."""
         with self._lock:
             return not self._ended and bool(self._sender.is_cancelled())
+
+
+def is_true(value: str) -> bool:
+    """Whether a parameter's text means true, in the forms that TensorRT-LLM's own models accept."""
+    return value.lower() in ("true", "t", "yes", "y", "1")
 
 
 def arrays(request: Any) -> dict[str, Array]:

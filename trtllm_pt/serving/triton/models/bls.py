@@ -7,7 +7,6 @@ end a text wherever tokens put them. A stream that its client closes ends the re
 from __future__ import annotations
 
 import contextlib
-import re
 import threading
 import uuid
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,7 @@ from tokenizers import Tokenizer
 
 from trtllm_pt.errors import TrtllmPtError, UsageError
 from trtllm_pt.serving.triton import tensors
+from trtllm_pt.serving.triton.config_pbtxt import parameter, read_config
 from trtllm_pt.serving.triton.http_status import is_unavailable
 from trtllm_pt.serving.triton.models.base import (
     CONVERSATIONS,
@@ -28,6 +28,7 @@ from trtllm_pt.serving.triton.models.base import (
     Config,
     Sender,
     arrays,
+    is_true,
     refusal,
     response,
     strings,
@@ -51,10 +52,7 @@ class TritonPythonModel:
         config = Config(args)
         self._engine = config.text("tensorrt_llm_model_name") or "tensorrt_llm"
         folder, self._skip = _postprocessing(config)  # this model's config has no place for a tokenizer
-        tokenizer = load_tokenizer(folder)
-        if tokenizer is None:
-            raise UsageError(f"there is no tokenizer.json in {folder}")
-        self._tokenizer: Tokenizer = tokenizer
+        self._tokenizer = load_tokenizer(folder, required=True)
         self._pool = ThreadPoolExecutor(CONVERSATIONS)  # a thread each, asleep most of the time
         self._free = threading.Semaphore(CONVERSATIONS)
         self._senders: dict[str, Sender] = {}  # of requests that the engine works on
@@ -220,6 +218,8 @@ def _flags(given: Arrays, name: str, rows: int, default: bool) -> list[bool]:
 def _postprocessing(config: Config) -> tuple[Path, bool]:
     """That model's tokenizer folder, and whether it leaves special tokens out of the text."""
     folder = config.folder.parent / "postprocessing"
-    written = (folder / "config.pbtxt").read_text()
-    found = dict(re.findall(r'key:\s*"(\w+)"\s*value:?\s*\{\s*string_value:\s*"([^"]*)"', written))
-    return folder / found["tokenizer_dir"], found["skip_special_tokens"].lower() in ("true", "t", "yes", "y", "1")
+    written = read_config(folder / "config.pbtxt")
+    tokenizer, skip = (parameter(written, key) for key in ("tokenizer_dir", "skip_special_tokens"))
+    if not tokenizer:
+        raise UsageError("postprocessing: parameter tokenizer_dir is missing")
+    return folder / tokenizer, is_true(skip or "true")

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from trtllm_pt.errors import UsageError
 from trtllm_pt.serving.triton.models.base import Config, arrays, response, strings
 from trtllm_pt.serving.triton.process_guard import Guard
 from trtllm_pt.text.tokenizer import load_tokenizer
@@ -15,11 +14,7 @@ from trtllm_pt.text.tokenizer import load_tokenizer
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         config = Config(args)
-        folder = config.path("tokenizer_dir")
-        tokenizer = load_tokenizer(folder)
-        if tokenizer is None:
-            raise UsageError(f"there is no tokenizer.json in {folder}")
-        self._tokenizer = tokenizer
+        self._tokenizer = load_tokenizer(config.path("tokenizer_dir"), required=True)
         self._skip = config.flag("skip_special_tokens", True)
         self._guard = Guard(config.name)
 

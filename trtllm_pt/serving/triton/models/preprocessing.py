@@ -59,15 +59,12 @@ class Encoder:
     """One tokenizer folder. max_input_len: tokens that the engine takes, so that endless texts are refused unread."""
 
     def __init__(self, folder: Path, add_special_tokens: bool, max_input_len: int) -> None:
-        tokenizer = load_tokenizer(folder)
-        if tokenizer is None:
-            raise UsageError(f"there is no tokenizer.json in {folder}")
-        self._tokenizer = tokenizer
+        self._tokenizer = load_tokenizer(folder, required=True)
         self._special = add_special_tokens
         self._max_input_len = max_input_len
-        self._most_bytes = most_bytes(tokenizer, max_input_len)
+        self._most_bytes = most_bytes(self._tokenizer, max_input_len)
         self._end_id, self._further_ends = end_ids(folder)
-        self._pad_id = _pad_id(tokenizer, folder, self._end_id)
+        self._pad_id = _pad_id(self._tokenizer, folder, self._end_id)
 
     def encode(self, tensors: Arrays) -> dict[str, Array]:
         """The tensors of one request, its batch axis included. Raises UsageError, naming the field."""
