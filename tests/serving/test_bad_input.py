@@ -165,7 +165,7 @@ NO_REQUESTS: list[tuple[bytes, str]] = [
     (b"{", "the body is not JSON"),
     (b"[" * 100_000, "the body is not JSON"),
     (b"[]", "the body must be a JSON object"),
-    (b'{"text_input": "x", "max_tokens": 4, "temperature": NaN}', "the body is not JSON: NaN is no number"),
+    (b'{"text_input": "x", "max_tokens": 4, "temperature": NaN}', "the body is not JSON: NaN is not a number"),
     (b'{"text_input": "x", "max_tokens": "many"}', "Unable to parse 'data'"),
     (b'{"text_input": "x", "max_tokens": 1e99}', "Unable to parse 'data'"),
     (b'{"text_input": "x", "max_tokens": 4294967300}', r"max_tokens \(4294967300\) does not fit into INT32"),

@@ -134,7 +134,7 @@ def test_a_client_that_goes_away_frees_its_slot(client: Any, served: Served) -> 
         ("completions", {"prompt": "x", "max_tokens": -1}, 400, "max_tokens (-1) must be a whole number at least 1"),
         ("completions", {"prompt": "x", "max_tokens": "many"}, 400, "max_tokens ('many') must be a whole number"),
         ("completions", {"prompt": "x", "temperature": -1}, 400, "temperature (-1.0) must be a number at least 0"),
-        ("completions", {"prompt": "x", "temperature": float("nan")}, 400, "the body is not JSON: NaN is no number"),
+        ("completions", {"prompt": "x", "temperature": float("nan")}, 400, "the body is not JSON: NaN is not a number"),
         ("completions", {"prompt": "x", "top_p": 1.5}, 400, "top_p (1.5) must be a number above 0 and at most 1"),
         ("completions", {"prompt": "x", "top_p": 0}, 400, "top_p (0.0) must be a number above 0 and at most 1"),
         ("completions", {"prompt": "x", "top_k": -1}, 400, "top_k (-1) must be a whole number at least 0"),

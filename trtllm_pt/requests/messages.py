@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
-FinishReason = Literal["length", "end_id", "stop_words", "cancelled", "timed_out", "error"]
+FinishReason = Literal["length", "end_id", "stop_words", "cancelled", "timed_out", "invalid", "error"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

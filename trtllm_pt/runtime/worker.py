@@ -81,7 +81,7 @@ def _answer(runtime: RankRuntime, connection: Connection, message: dict[str, obj
             try:
                 runtime.submit(request)
             except UsageError as error:
-                refusal = Tokens(id=request.id, finish_reason="error", error=str(error))
+                refusal = Tokens(id=request.id, finish_reason="invalid", error=str(error))
                 connection.send({"tokens": refusal.to_json()})
         case {"cancel": int(request_id)}:
             runtime.cancel(request_id)

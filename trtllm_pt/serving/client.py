@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trtllm_pt.errors import RunError, UsageError
+from trtllm_pt.serving.error_codes import ServedError, split_code
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 _MODEL = "tensorrt_llm_bls"
@@ -47,7 +48,7 @@ def stream(url: str, fields: Mapping[str, Any]) -> Iterator[Piece]:
 
 def _piece(event: Mapping[str, Any]) -> Piece:
     if "error" in event:
-        raise RunError(event["error"])
+        raise ServedError.parse(str(event["error"]))
     return Piece(str(event["text_output"]), event.get("num_output_tokens", 0))
 
 
@@ -55,6 +56,6 @@ def _reason(error: urllib.error.HTTPError) -> str:
     """What Triton says, in a plain body or in an event."""
     said = error.read().decode(errors="replace").strip().removeprefix("data: ")
     try:
-        return str(json.loads(said)["error"])
+        return split_code(str(json.loads(said)["error"]))[0]
     except (ValueError, LookupError, TypeError):
         return f"{error.code} {error.reason}: is that a Triton server with the model {_MODEL}?"

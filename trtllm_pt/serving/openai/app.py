@@ -18,10 +18,11 @@ from trtllm_pt.backends import EngineManifest, inspect
 from trtllm_pt.backends.limits import Limits
 from trtllm_pt.errors import RunError, UsageError
 from trtllm_pt.requests.messages import Request
+from trtllm_pt.serving.error_codes import HTTP_STATUS, ErrorCode, ServedError
 from trtllm_pt.serving.http_thread import BODY_BYTES, listening
+from trtllm_pt.serving.json_body import json_object
 from trtllm_pt.serving.openai.engine_client import Piece, Streams
 from trtllm_pt.serving.openai.requests import Texts, Wanted
-from trtllm_pt.serving.triton.http_status import is_unavailable, json_object
 from trtllm_pt.serving.triton.models.preprocessing import most_bytes
 from trtllm_pt.text.tokenizer import end_ids, load_tokenizer
 
@@ -77,7 +78,7 @@ class Front:
         try:
             await asyncio.wait_for(self._check(), _HEALTH_SECONDS)
         except (asyncio.TimeoutError, RunError) as error:
-            raise _Failed(503, f"tensorrt_llm does not answer: {error}") from None
+            raise ServedError("unavailable", f"tensorrt_llm does not answer: {error}") from None
         return web.json_response({"status": "ok"})
 
     async def _check(self) -> None:
@@ -92,10 +93,10 @@ class Front:
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         kind = request.path.removeprefix("/v1/")
-        body = _json(await request.read())
+        body = json_object(await request.read())
         model = body.get("model", self._name)
         if model != self._name:
-            raise _Failed(404, f"model ({model!r}) is not served here: it is {self._name!r}")
+            raise ServedError("not_found", f"model ({model!r}) is not served here: it is {self._name!r}")
         wanted = await asyncio.to_thread(self._texts.wanted, kind, body)  # long prompts take their time
         for number, choice in enumerate(wanted.choices):
             self._limits.check(Request(id=number, token_ids=choice.prompt, sampling=choice.sampling))
@@ -165,7 +166,8 @@ async def _stream(request: web.Request, answer: _Answer, pieces: AsyncIterator[P
     except RunError as error:
         if not response.prepared:
             raise
-        await response.write(f"data: {json.dumps(_body(_status(error), str(error)))}\n\n".encode())
+        _, body = _error(error)
+        await response.write(f"data: {json.dumps(body)}\n\n".encode())
     return response
 
 
@@ -183,12 +185,6 @@ async def _events(answer: _Answer, pieces: AsyncIterator[Piece]) -> AsyncIterato
     yield "[DONE]"
 
 
-class _Failed(RunError):
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-
-
 @web.middleware
 async def _errors(request: web.Request, handler: Any) -> web.StreamResponse:
     """Every error as OpenAI's clients know it."""
@@ -196,29 +192,22 @@ async def _errors(request: web.Request, handler: Any) -> web.StreamResponse:
         answer: web.StreamResponse = await handler(request)
         return answer
     except web.HTTPException as error:
-        status, message = error.status, error.reason
+        status, body = error.status, _body(error.status, error.reason, None)
     except (RunError, UsageError) as error:
-        status, message = _status(error), str(error)
+        status, body = _error(error)
     except ConnectionError:  # the client is gone
         raise asyncio.CancelledError from None
-    return web.json_response(_body(status, message), status=status)
+    return web.json_response(body, status=status)
 
 
-def _status(error: Exception) -> int:
-    if isinstance(error, _Failed):
-        return error.status
-    if isinstance(error, UsageError):
-        return 400
-    return 503 if is_unavailable(str(error)) else 500
+def _error(error: RunError | UsageError) -> tuple[int, dict[str, Any]]:
+    """Return the HTTP status and the body for an error."""
+    code: ErrorCode = "invalid" if isinstance(error, UsageError) else "internal"
+    if isinstance(error, ServedError):
+        code = error.code
+    return HTTP_STATUS[code], _body(HTTP_STATUS[code], str(error), code)
 
 
-def _body(status: int, message: str) -> dict[str, Any]:
+def _body(status: int, message: str, code: ErrorCode | None) -> dict[str, Any]:
     kind = "invalid_request_error" if status < 500 else "server_error"
-    return {"error": {"message": message, "type": kind, "param": None, "code": None}}
-
-
-def _json(body: bytes) -> dict[str, Any]:
-    try:
-        return json_object(body)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+    return {"error": {"message": message, "type": kind, "param": None, "code": code}}

@@ -19,7 +19,7 @@ from grpc.aio import AioRpcError
 from tokenizers import Tokenizer
 from tritonclient.utils import InferenceServerException
 
-from trtllm_pt.errors import RunError
+from trtllm_pt.serving.error_codes import ServedError
 from trtllm_pt.serving.openai.requests import Completion, Wanted
 from trtllm_pt.serving.triton.word_lists import pack
 from trtllm_pt.text.stream import TextStream
@@ -54,20 +54,23 @@ class Streams:
         await self._client.close()
 
     async def check(self) -> None:
-        """Asks the model to end a request that nobody made. Raises RunError where it cannot."""
+        """Asks the model to end a request that nobody made. Raises ServedError where it cannot."""
         await self._ask_to_end("health")
 
     async def check_ready(self) -> None:
-        """Asks Triton for the model's state. Raises RunError where it is not ready."""
+        """Asks Triton for the model's state. Raises ServedError where it is not ready."""
         try:
             ready = await self._client.is_model_ready(_MODEL)
         except InferenceServerException as error:
-            raise RunError(_silent(error.message())) from None
+            raise _no_answer(error.message()) from None
         if not ready:
-            raise RunError("it is not ready")
+            raise ServedError("unavailable", "it is not ready")
 
     async def pieces(self, wanted: Wanted) -> AsyncGenerator[Piece, None]:
-        """Those of all choices, as they come. Raises RunError with the model's reason. Closed early, it ends them."""
+        """Yield the pieces of all choices as they come; a generator that is closed early ends their requests.
+
+        Raises ServedError with the model's message and code.
+        """
         ready: asyncio.Queue[Piece | Exception] = asyncio.Queue()
 
         async def one(index: int, choice: Completion, name: str) -> None:
@@ -121,7 +124,7 @@ class Streams:
         """Have the request end that a task reads. It may not have reached the model yet; a server that is gone has
         ended it already."""
         while not task.done():
-            with suppress(RunError):
+            with suppress(ServedError):
                 await self._ask_to_end(name)
             await asyncio.wait({task}, timeout=_PATIENCE_SECONDS)
 
@@ -132,7 +135,7 @@ class Streams:
             pass
 
     async def _ask(self, inputs: list[grpc.InferInput], name: str) -> AsyncGenerator[Any, None]:
-        """The responses to one request. Raises RunError at the end, where one is an error."""
+        """The responses to one request. Raises ServedError at the end, where one is an error."""
 
         async def requests() -> AsyncIterator[dict[str, Any]]:
             yield {"model_name": _MODEL, "inputs": inputs, "request_id": name}
@@ -144,13 +147,13 @@ class Streams:
                 if failed is None:
                     yield result
         except AioRpcError as error:
-            raise RunError(_silent(error.details())) from None
+            raise _no_answer(error.details()) from None
         if failed is not None:
-            raise RunError(failed.message())
+            raise ServedError.parse(failed.message())
 
 
-def _silent(reason: str | None) -> str:
-    return f"Triton does not answer: {reason}"
+def _no_answer(reason: str | None) -> ServedError:
+    return ServedError("unavailable", f"Triton does not answer: {reason}")
 
 
 def _inputs(choice: Completion) -> list[grpc.InferInput]:

@@ -1,41 +1,45 @@
-"""Asks a server's Python models whether they live: Triton 2.51 calls a model ready even when its process is dead."""
+"""Sends Triton's Python models requests that show whether they work. `serve` runs it.
+
+Triton 2.51 calls a model ready even when the model's process is dead.
+"""
 
 from __future__ import annotations
 
 import json
-import re
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-_SECONDS = 10.0  # in which a model must answer
+from trtllm_pt.serving.error_codes import ErrorCode, ServedError
+
+_TIMEOUT_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Question:
+class _Probe:
     """A request that costs a model nothing."""
 
     model: str
     verb: str
     body: Mapping[str, Any]
-    refusals: tuple[str, ...] = ()  # that show it alive
+    working: tuple[ErrorCode, ...] = ()  # errors that only a working model answers with
 
 
-_ENGINE = _Question(  # to end a request that nobody made
+_ENGINE = _Probe(  # a stop for an id that no request has
     "tensorrt_llm",
     "generate_stream",
-    {"id": "watchdog", "stop": True, "input_ids": [0], "input_lengths": 1, "request_output_len": 1},
+    {"id": "health", "stop": True, "input_ids": [0], "input_lengths": 1, "request_output_len": 1},
 )
-_TEXTS = (
-    _Question(  # the answer is that of preprocessing, which it asks
+_TEXT_MODELS = (
+    _Probe(  # the model asks preprocessing, which refuses the empty prompt
         "tensorrt_llm_bls",
         "generate",
         {"text_input": "", "max_tokens": 1},
-        ("text_input is empty", "the queue is full"),
+        ("invalid", "queue_full"),
     ),
-    _Question(
+    _Probe(
         "postprocessing",
         "infer",
         {
@@ -49,24 +53,34 @@ _TEXTS = (
 
 
 def fault(url: str, *, embedded: bool) -> str | None:
-    """What is wrong with one of the models at Triton's `url`; None: nothing.
+    """Return what is wrong with a model of the Triton at `url`, or None if all models work.
 
-    embedded: whether `tensorrt_llm` is a Python model, too. Of a TensorRT engine all servers end with one rank's.
+    embedded: whether `tensorrt_llm` is a Python model, too. With TensorRT engines all servers exit with one rank's.
     """
-    questions = (_ENGINE, *_TEXTS) if embedded else _TEXTS
-    return next((said for question in questions if (said := _complaint(url, question)) is not None), None)
+    probes = (_ENGINE, *_TEXT_MODELS) if embedded else _TEXT_MODELS
+    return next((found for probe in probes if (found := _fault(url, probe)) is not None), None)
 
 
-def _complaint(url: str, question: _Question) -> str | None:
-    request = urllib.request.Request(
-        f"{url}/v2/models/{question.model}/{question.verb}", json.dumps(question.body).encode()
-    )
+def _fault(url: str, probe: _Probe) -> str | None:
+    request = urllib.request.Request(f"{url}/v2/models/{probe.model}/{probe.verb}", json.dumps(probe.body).encode())
     try:
-        with urllib.request.urlopen(request, timeout=_SECONDS) as answer:
-            said = answer.read().decode()
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as answer:
+            body = answer.read()
     except urllib.error.HTTPError as error:
-        said = error.read().decode(errors="replace")
+        body = error.read()
     except (urllib.error.URLError, OSError) as error:
-        return f"{question.model} does not answer: {error}"
-    found = re.search(r'"error":"(.*)"}', said)
-    return None if found is None or found[1].startswith(question.refusals) else found[1]
+        return f"{probe.model} does not answer: {error}"
+    text = error_text(body)
+    if text is None:
+        return None
+    failure = ServedError.parse(text)
+    return None if failure.code in probe.working else str(failure)
+
+
+def error_text(body: bytes) -> str | None:
+    """Return the error in the body of one of Triton's answers, JSON or a server-sent event; None if there is none."""
+    try:
+        answer = json.loads(body.strip().removeprefix(b"data: ") or b"{}")
+        return str(answer["error"]) if "error" in answer else None
+    except (ValueError, TypeError):
+        return None

@@ -15,8 +15,11 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
+from trtllm_pt.errors import UsageError
+from trtllm_pt.serving.error_codes import HTTP_STATUS, split_code
 from trtllm_pt.serving.http_thread import BODY_BYTES, listening
-from trtllm_pt.serving.triton.http_status import is_unavailable, is_unreadable, json_object
+from trtllm_pt.serving.json_body import json_object
+from trtllm_pt.serving.triton.health import error_text
 from trtllm_pt.serving.triton.tensors import MODELS, inputs
 
 _GENERATES = ("generate", "generate_stream")
@@ -61,24 +64,24 @@ class Door:
             request.method, self._url + request.raw_path, data=body, headers=headers
         ) as answer:
             if generates and answer.status >= 400:
-                return await _refusal(answer)
+                return await _error(answer)
             return await _whole(request, answer)
 
 
 def _check_numbers(path: str, body: Mapping[str, Any]) -> None:
-    """Raises ValueError for a whole number that Triton would cut to the bits of its tensor, unsaid."""
+    """Raises UsageError for a whole number that Triton would cut to the bits of its tensor, unsaid."""
     model = path.removeprefix("/v2/models/").split("/")[0]
     for tensor in inputs(model) if model in MODELS else ():
         given = body.get(tensor.name)
         for value in given if isinstance(given, list) else (given,):
             if tensor.type in _RANGES and type(value) is int and not _RANGES[tensor.type](value):
-                raise ValueError(f"{tensor.name} ({value}) does not fit into {tensor.type}")
+                raise UsageError(f"{tensor.name} ({value}) does not fit into {tensor.type}")
 
 
-async def _refusal(answer: aiohttp.ClientResponse) -> web.Response:
+async def _error(answer: aiohttp.ClientResponse) -> web.Response:
     body = await answer.read()
-    words = body.decode(errors="replace")
-    status = 503 if is_unavailable(words) else 400 if is_unreadable(words) else answer.status
+    _, code = split_code(error_text(body) or "")
+    status = answer.status if code is None else HTTP_STATUS[code]
     return web.Response(body=body, status=status, headers=_passed_on(answer.headers))
 
 
@@ -107,10 +110,10 @@ async def _errors(request: web.Request, handler: Any) -> web.StreamResponse:
         return answer
     except web.HTTPRequestEntityTooLarge as error:
         status, message = error.status, f"the body has more than {BODY_BYTES} bytes"
-    except ValueError as error:
-        status, message = 400, str(error)
+    except UsageError as error:
+        status, message = HTTP_STATUS["invalid"], str(error)
     except aiohttp.ClientError as error:
-        status, message = 503, f"Triton does not answer: {error}"
+        status, message = HTTP_STATUS["unavailable"], f"Triton does not answer: {error}"
     except ConnectionError:  # the client is gone
         raise asyncio.CancelledError from None
     return web.json_response({"error": message}, status=status)

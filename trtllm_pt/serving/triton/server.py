@@ -28,7 +28,7 @@ from trtllm_pt.job.mpirun import find_mpirun
 from trtllm_pt.serving.triton.config_pbtxt import parameter, read_config
 from trtllm_pt.serving.triton.find import Triton, find_triton
 from trtllm_pt.serving.triton.health import fault
-from trtllm_pt.serving.triton.models.base import CONVERSATIONS
+from trtllm_pt.serving.triton.models.base import MAX_BLS_REQUESTS
 
 _START_SECONDS = 900.0  # large engines take minutes to load
 _EXIT_SECONDS = 15  # for requests that are running when the server is told to end
@@ -41,7 +41,7 @@ _STACK_BYTES = 1 << 30  # tritonserver 2.51 puts a request's JSON on a thread's 
 _SHARED_MEMORY = Path("/dev/shm")
 # A Python model that asks another one waits for its first answer on a thread of Triton's, of which the same few (32 by
 # default) pass on all answers: with too few, requests that wait for a slot would hold up the streams of those that run.
-_MODEL_THREADS = CONVERSATIONS + 32
+_MODEL_THREADS = MAX_BLS_REQUESTS + 32
 _AS_ROOT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}  # containers are
 
 

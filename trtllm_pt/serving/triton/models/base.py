@@ -17,8 +17,18 @@ import numpy as np
 import numpy.typing as npt
 
 from trtllm_pt.errors import UsageError
+from trtllm_pt.serving.error_codes import ErrorCode, with_code
 
-CONVERSATIONS = 256  # that tensorrt_llm_bls has at a time
+MAX_BLS_REQUESTS = 256  # that the model tensorrt_llm_bls works on at a time
+# The names of Triton's codes, which gRPC calls without a stream and `infer` over HTTP show.
+_TRITON_CODES: Mapping[ErrorCode, str] = {
+    "invalid": "INVALID_ARG",
+    "not_found": "NOT_FOUND",
+    "queue_full": "UNAVAILABLE",
+    "timed_out": "UNAVAILABLE",
+    "unavailable": "UNAVAILABLE",
+    "internal": "INTERNAL",
+}
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
 
@@ -107,10 +117,12 @@ def response(outputs: Arrays) -> Any:
     return pb.InferenceResponse([pb.Tensor(name, array) for name, array in outputs.items()])
 
 
-def refusal(message: str, code: str = "INVALID_ARG") -> Any:
-    """A response that is an error; code: the name of one of Triton's."""
+def error_response(message: str, code: ErrorCode = "invalid") -> Any:
+    """Return a response that is an error, with the code both as Triton's and in its text."""
     pb = triton()
-    return pb.InferenceResponse(error=pb.TritonError(message, getattr(pb.TritonError, code)))
+    return pb.InferenceResponse(
+        error=pb.TritonError(with_code(message, code), getattr(pb.TritonError, _TRITON_CODES[code]))
+    )
 
 
 def text(value: bytes, name: str) -> str:

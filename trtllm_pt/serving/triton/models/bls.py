@@ -17,19 +17,19 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from trtllm_pt.errors import TrtllmPtError, UsageError
+from trtllm_pt.errors import UsageError
+from trtllm_pt.serving.error_codes import ServedError
 from trtllm_pt.serving.triton import tensors
 from trtllm_pt.serving.triton.config_pbtxt import parameter, read_config
-from trtllm_pt.serving.triton.http_status import is_unavailable
 from trtllm_pt.serving.triton.models.base import (
-    CONVERSATIONS,
+    MAX_BLS_REQUESTS,
     Array,
     Arrays,
     Config,
     Sender,
     arrays,
+    error_response,
     is_true,
-    refusal,
     response,
     strings,
     text,
@@ -43,18 +43,14 @@ _CHECK_SECONDS = 0.1  # between looks for closed streams
 _FROM_ENGINE = ["output_ids", "sequence_length", *tensors.RESULTS]
 
 
-class _Refused(TrtllmPtError):
-    """What a model behind this one answered. Triton 2.51 does not say with which code."""
-
-
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         config = Config(args)
         self._engine = config.text("tensorrt_llm_model_name") or "tensorrt_llm"
         folder, self._skip = _postprocessing(config)  # this model's config has no place for a tokenizer
         self._tokenizer = load_tokenizer(folder, required=True)
-        self._pool = ThreadPoolExecutor(CONVERSATIONS)  # a thread each, asleep most of the time
-        self._free = threading.Semaphore(CONVERSATIONS)
+        self._pool = ThreadPoolExecutor(MAX_BLS_REQUESTS)  # a thread each, asleep most of the time
+        self._free = threading.Semaphore(MAX_BLS_REQUESTS)
         self._senders: dict[str, Sender] = {}  # of requests that the engine works on
         self._closing = threading.Event()
         self._watcher = threading.Thread(target=self._watch, daemon=True)
@@ -73,7 +69,7 @@ class TritonPythonModel:
             if self._free.acquire(blocking=False):
                 self._pool.submit(self._answer, request, sender)
             else:
-                sender.end(refusal(f"the queue is full: {CONVERSATIONS} requests wait or run", "UNAVAILABLE"))
+                sender.end(error_response(f"the queue is full: {MAX_BLS_REQUESTS} requests wait or run", "queue_full"))
 
     def _answer(self, request: Any, sender: Sender) -> None:
         try:
@@ -86,10 +82,12 @@ class TritonPythonModel:
         try:
             for part in self._responses(request, sender):
                 sender.send(response(part))
-        except TrtllmPtError as error:
-            last = refusal(str(error), "UNAVAILABLE" if is_unavailable(str(error)) else "INVALID_ARG")
+        except UsageError as error:
+            last = error_response(str(error), "invalid")
+        except ServedError as error:
+            last = error_response(str(error), error.code)
         except Exception as error:  # nobody else would hear of it
-            last = refusal(f"{type(error).__name__}: {error}", "INTERNAL")
+            last = error_response(f"{type(error).__name__}: {error}", "internal")
         sender.end(last)
 
     def _responses(self, request: Any, sender: Sender) -> Iterator[dict[str, Array]]:
@@ -128,7 +126,7 @@ class TritonPythonModel:
         )
         for answer in request.exec(decoupled=True) if model == self._engine else [request.exec()]:
             if answer.has_error():
-                raise _Refused(answer.error().message())
+                raise ServedError.parse(answer.error().message())
             found = {tensor.name(): tensor.as_numpy() for tensor in answer.output_tensors()}
             if found:  # else the end of the stream
                 yield found
@@ -143,7 +141,7 @@ class TritonPythonModel:
         """Have the engine end a request; nothing happens where it is over, or the engine down."""
         one = np.ones((1, 1), np.int32)
         stop = {"stop": one.astype(bool), "input_ids": one, "input_lengths": one, "request_output_len": one}
-        with contextlib.suppress(_Refused):
+        with contextlib.suppress(ServedError):
             for _ in self._ask(self._engine, stop, ["output_ids"], engine_id):
                 pass
 

@@ -24,7 +24,8 @@ from trtllm_pt.errors import TrtllmPtError, UsageError
 from trtllm_pt.job.stalled_rank import Silence
 from trtllm_pt.requests.messages import Request, Tokens
 from trtllm_pt.runtime.remote import RemoteRuntime
-from trtllm_pt.serving.triton.models.base import Config, Sender, arrays, refusal, response, triton
+from trtllm_pt.serving.error_codes import ErrorCode
+from trtllm_pt.serving.triton.models.base import Config, Sender, arrays, error_response, response, triton
 from trtllm_pt.serving.triton.models.metrics import Metrics
 from trtllm_pt.serving.triton.models.request import Output, is_stop, parse
 from trtllm_pt.serving.triton.process_guard import LAST_SECONDS, Guard, server_loads_models
@@ -89,9 +90,9 @@ class TritonPythonModel:
             try:
                 self._accept(request, sender)
             except UsageError as error:
-                sender.end(refusal(str(error)))
+                sender.end(error_response(str(error)))
             except Exception as error:  # raised on, it would end what this call accepted before
-                sender.end(refusal(f"{type(error).__name__}: {error}", "INTERNAL"))
+                sender.end(error_response(f"{type(error).__name__}: {error}", "internal"))
 
     def _accept(self, request: Any, sender: Sender) -> None:
         tensors, name = arrays(request), request.request_id()
@@ -146,9 +147,11 @@ class TritonPythonModel:
 
     def _submit(self, stream: _Stream, wanted: list[tuple[Request, Output]]) -> None:
         if self._down is not None:
-            stream.sender.end(refusal(f"the engine is down: {self._down}", "UNAVAILABLE"))
+            stream.sender.end(error_response(f"the engine is down: {self._down}", "unavailable"))
         elif self._most is not None and len(self._streams) + len(wanted) > self._most:
-            stream.sender.end(refusal(f"the queue is full: {len(self._streams)} outputs wait or run", "UNAVAILABLE"))
+            stream.sender.end(
+                error_response(f"the queue is full: {len(self._streams)} outputs wait or run", "queue_full")
+            )
         else:
             for request, output in wanted:
                 stream.outputs[request.id] = output
@@ -171,17 +174,17 @@ class TritonPythonModel:
         self._metrics.output_tokens.observe(len(output.token_ids))
         if stream.timed_out:
             made = len(output.token_ids)
-            self._give_up(stream, f"the request's timeout was over after {made} tokens", "UNAVAILABLE")
+            self._give_up(stream, f"the request timed out after {made} tokens", "timed_out")
         elif tokens.error is not None:
-            self._give_up(stream, tokens.error, "INTERNAL")
+            self._give_up(stream, tokens.error, "invalid" if tokens.finish_reason == "invalid" else "internal")
         elif stream.outputs:
             stream.sender.send(response(output.response()))
         else:
             stream.sender.end(response(output.response()))
 
-    def _give_up(self, stream: _Stream, message: str, code: str) -> None:
+    def _give_up(self, stream: _Stream, message: str, code: ErrorCode) -> None:
         """Answer a whole request with an error, and end what is left of it."""
-        stream.sender.end(refusal(message, code))
+        stream.sender.end(error_response(message, code))
         for number in stream.outputs:
             del self._streams[number]
             self._runtime.cancel(number)
@@ -189,7 +192,7 @@ class TritonPythonModel:
     def _stop(self, name: str, sender: Sender) -> None:
         """End the requests of that id: their streams end with what they have."""
         if self._down is not None:
-            sender.end(refusal(f"the engine is down: {self._down}", "UNAVAILABLE"))
+            sender.end(error_response(f"the engine is down: {self._down}", "unavailable"))
             return
         for stream in {stream for stream in self._streams.values() if stream.name == name}:
             self._cancel(stream)
@@ -206,7 +209,7 @@ class TritonPythonModel:
         self._down = message
         triton().Logger.log_error(f"the engine is down: {message}")
         for stream in set(self._streams.values()):
-            stream.sender.end(refusal(f"the engine is down: {message}", "UNAVAILABLE"))
+            stream.sender.end(error_response(f"the engine is down: {message}", "unavailable"))
         self._streams.clear()
         threading.Thread(target=self._withdraw, daemon=True).start()  # an unloading model waits for this thread
 

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from trtllm_pt.errors import UsageError
 from trtllm_pt.model.config import read_json
 from trtllm_pt.serving.triton import word_lists as words
-from trtllm_pt.serving.triton.models.base import Array, Arrays, Config, arrays, refusal, response, text
+from trtllm_pt.serving.triton.models.base import Array, Arrays, Config, arrays, error_response, response, text
 from trtllm_pt.serving.triton.process_guard import Guard
 from trtllm_pt.text.tokenizer import end_ids, load_tokenizer
 
@@ -52,7 +52,7 @@ class TritonPythonModel:
         try:
             return response(self._encoder.encode(arrays(request)))
         except UsageError as error:
-            return refusal(str(error))
+            return error_response(str(error))
 
 
 class Encoder:

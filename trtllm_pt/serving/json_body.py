@@ -1,0 +1,23 @@
+"""Parses the JSON body of an HTTP request. Both HTTP ports of `serve` use it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from trtllm_pt.errors import UsageError
+
+
+def json_object(body: bytes) -> dict[str, Any]:
+    """Return the object in a body. Raises UsageError for anything else; NaN and infinities are not JSON."""
+    try:
+        found = json.loads(body, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"the body is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise UsageError("the body must be a JSON object")
+    return found
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number")
