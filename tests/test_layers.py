@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "trtllm_pt"
 LAYERS = [
     line.split()
     for line in """
-        errors
+        errors logs
         model
         files text job requests
         network
@@ -27,7 +27,7 @@ LAYERS = [
 ONLY = {  # parts that may import less than all below them
     "planner": {"errors", "model"},
 }
-NO_TORCH = {"errors", "model", "requests", "planner", "cli"}
+NO_TORCH = {"errors", "logs", "model", "requests", "planner", "cli"}
 FREE = {"__init__", "__main__", "_version"}  # _version: no imports from the package, so every part may use it
 
 

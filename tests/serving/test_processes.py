@@ -45,13 +45,16 @@ PYTHON_MODELS = ("preprocessing", "tensorrt_llm", "postprocessing", "tensorrt_ll
 
 @contextmanager
 def serve(
-    folder: Path, listening: list[int] | None = None
+    folder: Path, listening: list[int] | None = None, options: Iterable[str] = ()
 ) -> Iterator[tuple[subprocess.Popen[str], Served, list[str]]]:
-    """`trtllm-pt serve`: the process, where it listens, and what it printed until it was ready."""
+    """`trtllm-pt serve`: the process, where it listens, and what it printed until it was ready.
+
+    options: of the group `trtllm-pt`.
+    """
     http, grpc, metrics, openai = listening or free_ports(4)
     ports = ["--http-port", str(http), "--grpc-port", str(grpc), "--metrics-port", str(metrics)]
     ports += ["--openai-port", str(openai)]
-    command = [sys.executable, "-m", "trtllm_pt", "serve", str(folder), *ports]
+    command = [sys.executable, "-m", "trtllm_pt", *options, "serve", str(folder), *ports]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None

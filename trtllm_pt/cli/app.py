@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import click
 
+from trtllm_pt import logs
 from trtllm_pt._version import __version__
 from trtllm_pt.errors import TrtllmPtError
 from trtllm_pt.job.launchers import SECONDS_TO_BE_HEARD, first_on_machine, launched_rank
@@ -53,8 +54,17 @@ class _Commands(click.Group):
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__, prog_name="trtllm-pt")
+@click.option(
+    "--log-level",
+    type=click.Choice(logs.LEVELS, case_sensitive=False),
+    envvar=logs.LEVEL,
+    default=logs.DEFAULT_LEVEL,
+    show_default=True,
+    help="Log to standard error from this level on; info has a line for each request.",
+)
+@click.option("--log-json", is_flag=True, envvar=logs.JSON, help="Log in lines of JSON.")
 @click.pass_context
-def cli(ctx: click.Context) -> None:
+def cli(ctx: click.Context, log_level: str, log_json: bool) -> None:
     """Build and run Parallel Track Transformers: one engine per rank, all-reduces only at track block boundaries.
 
     \b
@@ -68,6 +78,7 @@ def cli(ctx: click.Context) -> None:
     Exit status: 0 done, 2 a mistake in the call or something missing here,
     1 a failure while running, 130 interrupted.
     """
+    logs.set_up(log_level, log_json)
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
 

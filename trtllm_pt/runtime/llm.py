@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import logging
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -16,9 +17,11 @@ from trtllm_pt.backends.versions import check_versions
 from trtllm_pt.errors import RunError, UsageError
 from trtllm_pt.job.launchers import launched_ranks
 from trtllm_pt.requests.messages import FinishReason, Request, Runtime, SamplingParams, Tokens
+from trtllm_pt.requests.request_log import RequestLog
 from trtllm_pt.text.stream import TextStream
 from trtllm_pt.text.tokenizer import end_ids, load_tokenizer
 
+log = logging.getLogger(__name__)
 Prompt = str | Sequence[int]
 _POLL_SECONDS = 0.1
 
@@ -142,7 +145,9 @@ class LLM:
             raise UsageError("stop strings need a tokenizer, which this engine does not have: use stop_words")
         text = None if self.tokenizer is None else TextStream(self.tokenizer, stop)
         self._runtime.submit(request)
-        output = self._outputs[request.id] = _Output(request.id, text, time.perf_counter())
+        now = time.perf_counter()
+        line = RequestLog(request_id=str(request.id), prompt_tokens=len(request.token_ids), submitted=now)
+        output = self._outputs[request.id] = _Output(request.id, text, now, line)
         return output
 
     @contextlib.contextmanager
@@ -155,6 +160,8 @@ class LLM:
                 del self._outputs[output.id]
                 if output.finish_reason is None:
                     self._runtime.cancel(output.id)
+                    output.log.output_ended(len(output.token_ids), "cancelled")
+                    output.log.write(log)
 
     def _poll(self) -> bool:
         """Takes what has come, each message to its output: several may be read by turns. Whether one has ended."""
@@ -168,6 +175,7 @@ class LLM:
             output.take(message, now)
             if output.finish_reason is not None:
                 ended = True
+                output.log.write(log)
                 if message.finish_reason is None:
                     self._runtime.cancel(output.id)
         return ended
@@ -184,6 +192,7 @@ class _Output:
     id: int
     text: TextStream | None
     submitted: float
+    log: RequestLog
     pieces: list[str] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
@@ -197,6 +206,7 @@ class _Output:
         self.token_ids += message.token_ids
         self.log_probs += message.log_probs
         self.finish_reason, self.error = message.finish_reason, message.error
+        self.log.tokens_came(now)
         if self.text is not None:
             delta = self.text.push(message.token_ids)
             if message.finish_reason is not None:
@@ -205,6 +215,8 @@ class _Output:
                 self.pieces.append(delta)
             if self.text.stopped and message.finish_reason is None:
                 self.finish_reason = "stop_words"
+        if self.finish_reason is not None:
+            self.log.output_ended(len(self.token_ids), self.finish_reason)
 
     def check(self) -> None:
         """Raises RunError where the request failed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import os
 import socket
 import time
@@ -11,6 +12,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
+from trtllm_pt import logs
 from trtllm_pt.backends.manifest import EngineManifest
 from trtllm_pt.backends.open_rank import RankRuntime, open_rank
 from trtllm_pt.errors import RunError, TrtllmPtError, UsageError
@@ -18,6 +20,7 @@ from trtllm_pt.job.launchers import launched_rank
 from trtllm_pt.requests.messages import Request, Tokens
 from trtllm_pt.runtime.remote import Connection
 
+log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.001  # how long a message of the owner may wait for an engine that is at work
 _MPIRUN_SECONDS = 3.0  # in which mpirun sees that a rank is dead, and ends the others
 
@@ -29,10 +32,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--kv-tokens", type=int)
     arguments = parser.parse_args()
+    logs.set_up_from_environment()
     with last_words():
         manifest = EngineManifest.from_dir(arguments.engine)
         runtime = open_rank(arguments.engine, manifest, threads=arguments.threads, kv_tokens=arguments.kv_tokens)
         if runtime is not None:
+            log.info("ranks ready", extra=logs.fields(engine=arguments.engine, processes=runtime.pids))
             serve(runtime, arguments.socket)
             runtime.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import tempfile
@@ -14,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from trtllm_pt import logs
 from trtllm_pt.backends.embedded.all_reduce_counts import Reduces, settle
 from trtllm_pt.backends.embedded.engine import EmbeddedEngine
 from trtllm_pt.backends.embedded.graph import caches_shape
@@ -27,6 +29,7 @@ from trtllm_pt.backends.versions import check_versions
 from trtllm_pt.errors import RunError, UsageError
 from trtllm_pt.job.world import World, first_to_speak
 
+log = logging.getLogger(__name__)
 _SILENCE_SECONDS = 8.0  # of a rank that is stopped, after which the others end; it beats even while it computes
 _MEMORY_SHARE = 0.5  # of what is available now, for the KV caches of all ranks on this machine
 
@@ -152,7 +155,10 @@ def open_sessions(
 
 def _load(folder: Path, manifest: EngineManifest, world: World, kv_tokens: int | None) -> Session:
     pages = world.broadcast(_pages(manifest, kv_tokens) if world.rank == 0 else 0)
-    return Session(EmbeddedEngine(folder, manifest, world.rank, pages), world)
+    session = Session(EmbeddedEngine(folder, manifest, world.rank, pages), world)
+    loaded = logs.fields(engine=folder, rank=world.rank, threads=torch.get_num_threads(), kv_tokens=pages * PAGE)
+    log.info("engine loaded", extra=loaded)
+    return session
 
 
 def _check_processor() -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractContextManager, aclosing
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,14 @@ from trtllm_pt.backends.limits import Limits
 from trtllm_pt.errors import RunError, UsageError
 from trtllm_pt.requests.messages import Request
 from trtllm_pt.serving.error_codes import HTTP_STATUS, ErrorCode, ServedError
-from trtllm_pt.serving.http_thread import BODY_BYTES, listening
+from trtllm_pt.serving.http_thread import BODY_BYTES, REQUEST_ID, listening
 from trtllm_pt.serving.json_body import json_object
 from trtllm_pt.serving.openai.engine_client import Piece, Streams
 from trtllm_pt.serving.openai.requests import Texts, Wanted
 from trtllm_pt.serving.triton.models.preprocessing import most_bytes
 from trtllm_pt.text.tokenizer import end_ids, load_tokenizer
 
+log = logging.getLogger(__name__)
 _PAGE = Path(__file__).parent / "page.html"
 _HEALTH_SECONDS = 10.0  # in which a model must answer a request that asks for nothing
 
@@ -62,7 +64,7 @@ class Front:
         app.router.add_get("/v1/models", self._models)
         for kind in ("completions", "chat/completions"):
             app.router.add_post(f"/v1/{kind}", self._complete)
-        return listening(app, host, port, "--openai-port")
+        return listening(app, host, port, "--openai-port", access_log=log)
 
     async def _connection(self, _: web.Application) -> AsyncIterator[None]:
         self._streams = Streams(self._url, self._texts.tokenizer)
@@ -93,6 +95,13 @@ class Front:
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         kind = request.path.removeprefix("/v1/")
+        request_id = f"{'chatcmpl' if kind == 'chat/completions' else 'cmpl'}-{uuid.uuid4().hex}"
+        try:
+            return await self._answer(request, kind, request_id)
+        except (RunError, UsageError) as error:
+            return _error_response(error, {REQUEST_ID: request_id})
+
+    async def _answer(self, request: web.Request, kind: str, request_id: str) -> web.StreamResponse:
         body = json_object(await request.read())
         model = body.get("model", self._name)
         if model != self._name:
@@ -100,8 +109,8 @@ class Front:
         wanted = await asyncio.to_thread(self._texts.wanted, kind, body)  # long prompts take their time
         for number, choice in enumerate(wanted.choices):
             self._limits.check(Request(id=number, token_ids=choice.prompt, sampling=choice.sampling))
-        answer = _Answer(kind, self._name, wanted)
-        async with aclosing(self._streams.pieces(wanted)) as pieces:
+        answer = _Answer(kind, request_id, self._name, wanted)
+        async with aclosing(self._streams.pieces(request_id, wanted)) as pieces:
             return await (_stream(request, answer, pieces) if wanted.stream else _whole(answer, pieces))
 
 
@@ -112,10 +121,10 @@ async def _page(_: web.Request) -> web.Response:
 class _Answer:
     """The bodies of one request's answer."""
 
-    def __init__(self, kind: str, model: str, wanted: Wanted) -> None:
+    def __init__(self, kind: str, request_id: str, model: str, wanted: Wanted) -> None:
         self._chat = kind == "chat/completions"
         self.wanted = wanted
-        self._id = f"{'chatcmpl' if self._chat else 'cmpl'}-{uuid.uuid4().hex}"
+        self.id = request_id
         self._model, self._created = model, int(time.time())
         self.tokens = 0
 
@@ -138,7 +147,7 @@ class _Answer:
 
     def _head(self, chat_object: str) -> dict[str, Any]:
         kind = chat_object if self._chat else "text_completion"
-        return {"id": self._id, "object": kind, "created": self._created, "model": self._model}
+        return {"id": self.id, "object": kind, "created": self._created, "model": self._model}
 
     def _usage(self) -> dict[str, int]:
         prompt = sum({id(c.prompt): len(c.prompt) for c in self.wanted.choices}.values())
@@ -152,12 +161,13 @@ async def _whole(answer: _Answer, pieces: AsyncIterator[Piece]) -> web.Response:
         texts[piece.index] += piece.text
         answer.tokens += piece.tokens
         reasons[piece.index] = piece.finish_reason or ""
-    return web.json_response(answer.whole(texts, reasons))
+    return web.json_response(answer.whole(texts, reasons), headers={REQUEST_ID: answer.id})
 
 
 async def _stream(request: web.Request, answer: _Answer, pieces: AsyncIterator[Piece]) -> web.StreamResponse:
     """Server-sent events. An error before the first is an HTTP error, a later one an event."""
-    response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
+    headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache", REQUEST_ID: answer.id}
+    response = web.StreamResponse(headers=headers)
     try:
         async for data in _events(answer, pieces):
             if not response.prepared:
@@ -166,7 +176,8 @@ async def _stream(request: web.Request, answer: _Answer, pieces: AsyncIterator[P
     except RunError as error:
         if not response.prepared:
             raise
-        _, body = _error(error)
+        code = _code(error)
+        body = _body(HTTP_STATUS[code], str(error), code)
         await response.write(f"data: {json.dumps(body)}\n\n".encode())
     return response
 
@@ -192,20 +203,22 @@ async def _errors(request: web.Request, handler: Any) -> web.StreamResponse:
         answer: web.StreamResponse = await handler(request)
         return answer
     except web.HTTPException as error:
-        status, body = error.status, _body(error.status, error.reason, None)
+        return web.json_response(_body(error.status, error.reason, None), status=error.status)
     except (RunError, UsageError) as error:
-        status, body = _error(error)
+        return _error_response(error)
     except ConnectionError:  # the client is gone
         raise asyncio.CancelledError from None
-    return web.json_response(body, status=status)
 
 
-def _error(error: RunError | UsageError) -> tuple[int, dict[str, Any]]:
-    """Return the HTTP status and the body for an error."""
-    code: ErrorCode = "invalid" if isinstance(error, UsageError) else "internal"
+def _error_response(error: RunError | UsageError, headers: Mapping[str, str] | None = None) -> web.Response:
+    code = _code(error)
+    return web.json_response(_body(HTTP_STATUS[code], str(error), code), status=HTTP_STATUS[code], headers=headers)
+
+
+def _code(error: RunError | UsageError) -> ErrorCode:
     if isinstance(error, ServedError):
-        code = error.code
-    return HTTP_STATUS[code], _body(HTTP_STATUS[code], str(error), code)
+        return error.code
+    return "invalid" if isinstance(error, UsageError) else "internal"
 
 
 def _body(status: int, message: str, code: ErrorCode | None) -> dict[str, Any]:

@@ -7,7 +7,6 @@ Triton 2.51: where it meets the last response, Triton keeps the request and its 
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
@@ -66,7 +65,7 @@ class Streams:
         if not ready:
             raise ServedError("unavailable", "it is not ready")
 
-    async def pieces(self, wanted: Wanted) -> AsyncGenerator[Piece, None]:
+    async def pieces(self, request_id: str, wanted: Wanted) -> AsyncGenerator[Piece, None]:
         """Yield the pieces of all choices as they come; a generator that is closed early ends their requests.
 
         Raises ServedError with the model's message and code.
@@ -80,7 +79,7 @@ class Streams:
             except Exception as error:
                 ready.put_nowait(error)
 
-        names = [str(uuid.uuid4()) for _ in wanted.choices]
+        names = [request_id] if len(wanted.choices) == 1 else [f"{request_id}-{i}" for i in range(len(wanted.choices))]
         tasks = [
             self._begin(one(index, choice, name))
             for index, (choice, name) in enumerate(zip(wanted.choices, names, strict=True))

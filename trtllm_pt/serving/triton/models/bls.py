@@ -7,6 +7,7 @@ end a text wherever tokens put them. A stream that its client closes ends the re
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import uuid
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
+from trtllm_pt import logs
 from trtllm_pt.errors import UsageError
 from trtllm_pt.serving.error_codes import ServedError
 from trtllm_pt.serving.triton import tensors
@@ -39,12 +41,14 @@ from trtllm_pt.serving.triton.process_guard import Guard
 from trtllm_pt.text.stream import TextStream
 from trtllm_pt.text.tokenizer import load_tokenizer
 
+log = logging.getLogger(__name__)
 _CHECK_SECONDS = 0.1  # between looks for closed streams
 _FROM_ENGINE = ["output_ids", "sequence_length", *tensors.RESULTS]
 
 
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
+        logs.set_up_from_environment()
         config = Config(args)
         self._engine = config.text("tensorrt_llm_model_name") or "tensorrt_llm"
         folder, self._skip = _postprocessing(config)  # this model's config has no place for a tokenizer
@@ -86,7 +90,8 @@ class TritonPythonModel:
             last = error_response(str(error), "invalid")
         except ServedError as error:
             last = error_response(str(error), error.code)
-        except Exception as error:  # nobody else would hear of it
+        except Exception as error:  # the pool would drop it
+            log.exception("a request failed unexpectedly")
             last = error_response(f"{type(error).__name__}: {error}", "internal")
         sender.end(last)
 
@@ -98,7 +103,7 @@ class TritonPythonModel:
         query = {key: given[name] for name, key in tensors.TO_PREPROCESSING.items() if name in given}
         [ids] = self._ask("preprocessing", query, list(tensors.FROM_PREPROCESSING))
         texts = _Texts(self._tokenizer, self._skip, given, ids)
-        engine_id, timeout, over = str(uuid.uuid4()), request.timeout(), False
+        engine_id, timeout, over = _engine_id(request.request_id()), request.timeout(), False
         self._senders[engine_id] = sender
         try:
             for part in self._ask(self._engine, _to_engine(given, ids), _FROM_ENGINE, engine_id, timeout):
@@ -144,6 +149,12 @@ class TritonPythonModel:
         with contextlib.suppress(ServedError):
             for _ in self._ask(self._engine, stop, ["output_ids"], engine_id):
                 pass
+
+
+def _engine_id(request_id: str) -> str:
+    """Return an id for the request to the engine. It is unique, for a `stop` ends all requests of an id."""
+    unique = uuid.uuid4().hex
+    return f"{request_id}-{unique}" if request_id else unique
 
 
 def _to_engine(given: Arrays, ids: Arrays) -> dict[str, Array]:

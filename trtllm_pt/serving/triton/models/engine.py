@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import os
 import queue
 import signal
@@ -17,12 +18,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from trtllm_pt import logs
 from trtllm_pt.backends.limits import Limits
 from trtllm_pt.backends.manifest import EngineManifest
 from trtllm_pt.backends.versions import check_versions
 from trtllm_pt.errors import TrtllmPtError, UsageError
 from trtllm_pt.job.stalled_rank import Silence
 from trtllm_pt.requests.messages import Request, Tokens
+from trtllm_pt.requests.request_log import RequestLog
 from trtllm_pt.runtime.remote import RemoteRuntime
 from trtllm_pt.serving.error_codes import ErrorCode
 from trtllm_pt.serving.triton.models.base import Config, Sender, arrays, error_response, response, triton
@@ -30,24 +33,27 @@ from trtllm_pt.serving.triton.models.metrics import Metrics
 from trtllm_pt.serving.triton.models.request import Output, is_stop, parse
 from trtllm_pt.serving.triton.process_guard import LAST_SECONDS, Guard, server_loads_models
 
+log = logging.getLogger(__name__)
 _BUSY_SECONDS = 0.01  # how long the engine's thread waits for tokens before it looks for new requests
 _IDLE_SECONDS = 0.5  # and for new requests, before it looks whether the ranks are still there
 _SILENT_SECONDS = 8.0  # of a rank that has work and does none
 
 
 @dataclass(slots=True, eq=False)
-class _Stream:
-    """A Triton request on its way: one output per row and sequence."""
+class _ServedRequest:
+    """A request of Triton that waits or runs: one output per row of its batch and sequence."""
 
     sender: Sender
     name: str  # the client's id for it; may be empty
     deadline: float | None
+    log: RequestLog
     outputs: dict[int, Output] = field(default_factory=dict)  # unfinished ones, by the runtime's id
     timed_out: bool = False
 
 
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
+        logs.set_up_from_environment()
         config = Config(args)
         folder = config.path("gpt_model_path").resolve()
         manifest = EngineManifest.from_dir(folder)
@@ -62,7 +68,7 @@ class TritonPythonModel:
         self._runtime = RemoteRuntime(folder, manifest, kv_tokens=kv_tokens)
         self._metrics = Metrics(config.name, config.version, manifest.options.max_batch_size)
         self._ids = itertools.count()
-        self._streams: dict[int, _Stream] = {}  # by the runtime's id of each output
+        self._requests: dict[int, _ServedRequest] = {}  # by the runtime's id of each output
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._wake, self._closing = threading.Event(), threading.Event()
         self._down: str | None = None  # why the engine is
@@ -91,8 +97,10 @@ class TritonPythonModel:
                 self._accept(request, sender)
             except UsageError as error:
                 sender.end(error_response(str(error)))
+                _log_refusal(request, "invalid")
             except Exception as error:  # raised on, it would end what this call accepted before
                 sender.end(error_response(f"{type(error).__name__}: {error}", "internal"))
+                log.exception("a request failed unexpectedly")
 
     def _accept(self, request: Any, sender: Sender) -> None:
         tensors, name = arrays(request), request.request_id()
@@ -102,8 +110,6 @@ class TritonPythonModel:
             self._tell(lambda: self._stop(name, sender))
             return
         prompts = parse(tensors, self._limits, exclude_input=self._exclude_input)
-        microseconds = request.timeout()
-        stream = _Stream(sender, name, time.monotonic() + microseconds / 1e6 if microseconds else None)
         wanted = [
             (
                 Request(id=next(self._ids), token_ids=prompt.token_ids, sampling=sampling),
@@ -112,9 +118,17 @@ class TritonPythonModel:
             for row, prompt in enumerate(prompts)
             for number, sampling in enumerate(prompt.samplings())
         ]
+        microseconds, now = request.timeout(), time.monotonic()
+        prompt_tokens = sum(len(prompt.token_ids) for prompt in prompts)
+        served = _ServedRequest(
+            sender,
+            name,
+            now + microseconds / 1e6 if microseconds else None,
+            RequestLog(request_id=name or str(wanted[0][0].id), prompt_tokens=prompt_tokens, submitted=now),
+        )
         for one, _ in wanted:
             self._limits.check(one)
-        self._tell(lambda: self._submit(stream, wanted))
+        self._tell(lambda: self._submit(served, wanted))
 
     def _tell(self, action: Callable[[], None]) -> None:
         """Have the engine's thread do something."""
@@ -130,87 +144,98 @@ class TritonPythonModel:
                 while not self._inbox.empty():
                     self._inbox.get()()
                 if self._down is None:
-                    for tokens in self._runtime.poll(_BUSY_SECONDS if self._streams else 0):
+                    for tokens in self._runtime.poll(_BUSY_SECONDS if self._requests else 0):
                         self._take(tokens)
-                    if (self._streams and time.monotonic() > due) or (due and not self._streams):
-                        outputs = [stream.outputs[one] for one, stream in self._streams.items()]
+                    if (self._requests and time.monotonic() > due) or (due and not self._requests):
+                        outputs = [served.outputs[one] for one, served in self._requests.items()]
                         prompts = [len(output.prompt.token_ids) for output in outputs if not output.token_ids]
                         self._metrics.report(self._runtime.stats(), len(outputs) - len(prompts), prompts)
-                        due = time.monotonic() + self._stats_seconds if self._streams else 0.0
+                        due = time.monotonic() + self._stats_seconds if self._requests else 0.0
             except TrtllmPtError as error:
                 self._fail(self._silent or str(error))
             except Exception as error:  # with this thread every request would hang
+                log.exception("the engine's thread failed")
                 self._fail(f"{type(error).__name__}: {error}")
-            if not self._streams:
+            if not self._requests:
                 self._wake.wait(_IDLE_SECONDS)
                 self._wake.clear()
 
-    def _submit(self, stream: _Stream, wanted: list[tuple[Request, Output]]) -> None:
+    def _submit(self, served: _ServedRequest, wanted: list[tuple[Request, Output]]) -> None:
         if self._down is not None:
-            stream.sender.end(error_response(f"the engine is down: {self._down}", "unavailable"))
-        elif self._most is not None and len(self._streams) + len(wanted) > self._most:
-            stream.sender.end(
-                error_response(f"the queue is full: {len(self._streams)} outputs wait or run", "queue_full")
-            )
+            self._end_with_error(served, f"the engine is down: {self._down}", "unavailable")
+        elif self._most is not None and len(self._requests) + len(wanted) > self._most:
+            message = f"the queue is full: {len(self._requests)} outputs wait or run"
+            self._end_with_error(served, message, "queue_full")
         else:
             for request, output in wanted:
-                stream.outputs[request.id] = output
-                self._streams[request.id] = stream
+                served.outputs[request.id] = output
+                self._requests[request.id] = served
                 self._runtime.submit(request)
                 self._metrics.input_tokens.observe(len(request.token_ids))
 
     def _take(self, tokens: Tokens) -> None:
-        stream = self._streams.get(tokens.id)
-        if stream is None:
+        served = self._requests.get(tokens.id)
+        if served is None:
             return
-        output = stream.outputs[tokens.id]
+        output = served.outputs[tokens.id]
         output.token_ids += tokens.token_ids
         output.log_probs += tokens.log_probs
+        if tokens.token_ids:
+            served.log.tokens_came(time.monotonic())
         if tokens.finish_reason is None:
             if output.prompt.streaming:
-                stream.sender.send(response(output.response()))
+                served.sender.send(response(output.response()))
             return
-        del stream.outputs[tokens.id], self._streams[tokens.id]
+        del served.outputs[tokens.id], self._requests[tokens.id]
         self._metrics.output_tokens.observe(len(output.token_ids))
-        if stream.timed_out:
-            made = len(output.token_ids)
-            self._give_up(stream, f"the request timed out after {made} tokens", "timed_out")
+        made = len(output.token_ids)
+        if served.timed_out:
+            served.log.output_ended(made, "timed_out")
+            self._end_with_error(served, f"the request timed out after {made} tokens", "timed_out")
         elif tokens.error is not None:
-            self._give_up(stream, tokens.error, "invalid" if tokens.finish_reason == "invalid" else "internal")
-        elif stream.outputs:
-            stream.sender.send(response(output.response()))
+            served.log.output_ended(made, tokens.finish_reason)
+            code: ErrorCode = "invalid" if tokens.finish_reason == "invalid" else "internal"
+            self._end_with_error(served, tokens.error, code)
         else:
-            stream.sender.end(response(output.response()))
+            served.log.output_ended(made, tokens.finish_reason)
+            if served.outputs:
+                served.sender.send(response(output.response()))
+            else:
+                served.sender.end(response(output.response()))
+                served.log.write(log)
 
-    def _give_up(self, stream: _Stream, message: str, code: ErrorCode) -> None:
-        """Answer a whole request with an error, and end what is left of it."""
-        stream.sender.end(error_response(message, code))
-        for number in stream.outputs:
-            del self._streams[number]
-            self._runtime.cancel(number)
+    def _end_with_error(self, served: _ServedRequest, message: str, code: ErrorCode) -> None:
+        """Answer a whole request with an error, and cancel those of its outputs that are unfinished."""
+        served.sender.end(error_response(message, code))
+        for number, output in served.outputs.items():
+            served.log.output_ended(len(output.token_ids), code)
+            del self._requests[number]
+            if self._down is None:
+                self._runtime.cancel(number)
+        served.log.reasons = {code}
+        served.log.write(log)
 
     def _stop(self, name: str, sender: Sender) -> None:
         """End the requests of that id: their streams end with what they have."""
         if self._down is not None:
             sender.end(error_response(f"the engine is down: {self._down}", "unavailable"))
             return
-        for stream in {stream for stream in self._streams.values() if stream.name == name}:
-            self._cancel(stream)
+        for served in {served for served in self._requests.values() if served.name == name}:
+            self._cancel(served)
         sender.end(triton().InferenceResponse())
 
-    def _cancel(self, stream: _Stream, timed_out: bool = False) -> None:
-        stream.timed_out = timed_out
+    def _cancel(self, served: _ServedRequest, timed_out: bool = False) -> None:
+        served.timed_out = timed_out
         if self._down is None:
-            for number in stream.outputs:
+            for number in served.outputs:
                 self._runtime.cancel(number)
 
     def _fail(self, message: str) -> None:
         """The ranks are gone."""
         self._down = message
         triton().Logger.log_error(f"the engine is down: {message}")
-        for stream in set(self._streams.values()):
-            stream.sender.end(error_response(f"the engine is down: {message}", "unavailable"))
-        self._streams.clear()
+        for served in set(self._requests.values()):
+            self._end_with_error(served, f"the engine is down: {message}", "unavailable")
         threading.Thread(target=self._withdraw, daemon=True).start()  # an unloading model waits for this thread
 
     def _withdraw(self) -> None:
@@ -223,22 +248,22 @@ class TritonPythonModel:
     # The watching thread
 
     def _watch(self) -> None:
-        seen: set[_Stream] = set()
+        seen: set[_ServedRequest] = set()
         silence = Silence(self._runtime.pids, round(_SILENT_SECONDS / self._check_seconds))
         while not self._closing.wait(self._check_seconds):
-            streams = set(self._streams.copy().values())
-            if not streams:
+            requests = set(self._requests.copy().values())
+            if not requests:
                 silence.reset()
             elif self._silent is None and (rank := silence.look()) is not None:
                 self._end_silent(rank)
-            for stream in streams - seen:
-                if stream.sender.is_cancelled():
-                    seen.add(stream)
-                    self._tell(lambda stream=stream: self._cancel(stream))  # type: ignore[misc]
-                elif stream.deadline is not None and time.monotonic() > stream.deadline:
-                    seen.add(stream)
-                    self._tell(lambda stream=stream: self._cancel(stream, timed_out=True))  # type: ignore[misc]
-            seen &= streams
+            for served in requests - seen:
+                if served.sender.is_cancelled():
+                    seen.add(served)
+                    self._tell(lambda served=served: self._cancel(served))  # type: ignore[misc]
+                elif served.deadline is not None and time.monotonic() > served.deadline:
+                    seen.add(served)
+                    self._tell(lambda served=served: self._cancel(served, timed_out=True))  # type: ignore[misc]
+            seen &= requests
 
     def _end_silent(self, rank: int) -> None:
         """The engine's thread may wait for it, and hears of its end."""
@@ -246,3 +271,7 @@ class TritonPythonModel:
         self._silent = f"rank {rank} (process {pid}) has not answered for {_SILENT_SECONDS:.0f} s; all ranks end"
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+
+
+def _log_refusal(request: Any, code: ErrorCode) -> None:
+    log.info("request", extra=logs.fields(request_id=request.request_id(), finish_reason=code))

@@ -1,0 +1,52 @@
+"""The line that the log has for each request: counts, times and the finish reason, never text."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+
+from trtllm_pt.logs import fields
+
+
+@dataclass(slots=True, kw_only=True)
+class RequestLog:
+    """What is counted and timed of one request, which may have several outputs. Times are in seconds of one clock."""
+
+    request_id: str
+    prompt_tokens: int
+    submitted: float
+    output_tokens: int = 0  # of all outputs that ended
+    longest: int = 0  # tokens of the longest output
+    first: float | None = None  # when the first token came, and the last
+    last: float = 0.0
+    reasons: set[str] = field(default_factory=set)  # why its outputs ended
+
+    def tokens_came(self, now: float) -> None:
+        """Note that tokens of any of the outputs came."""
+        if self.first is None:
+            self.first = now
+        self.last = now
+
+    def output_ended(self, tokens: int, reason: str) -> None:
+        """Count an output of so many tokens."""
+        self.output_tokens += tokens
+        self.longest = max(self.longest, tokens)
+        self.reasons.add(reason)
+
+    def write(self, logger: logging.Logger) -> None:
+        """Log the request at level INFO.
+
+        TTFT runs from submission to the first token. TPOT is the time from the first to the last token, divided by the
+        number of tokens after the first one in the longest output.
+        """
+        ttft = None if self.first is None else self.first - self.submitted
+        tpot = None if self.first is None or self.longest < 2 else (self.last - self.first) / (self.longest - 1)
+        values = fields(
+            request_id=self.request_id,
+            prompt_tokens=self.prompt_tokens,
+            output_tokens=self.output_tokens,
+            ttft_ms=None if ttft is None else round(ttft * 1e3, 2),
+            tpot_ms=None if tpot is None else round(tpot * 1e3, 3),
+            finish_reason=",".join(sorted(self.reasons)),
+        )
+        logger.info("request", extra=values)
