@@ -51,12 +51,12 @@ def served(engines: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 @pytest.fixture(scope="session")
-def door(served: Served) -> Iterator[Served]:
+def proxy(served: Served) -> Iterator[Served]:
     """The same server through the HTTP port of `serve`."""
-    from trtllm_pt.serving.triton.http_proxy import Door
+    from trtllm_pt.serving.triton.http_proxy import HttpProxy
 
     [port] = free_ports(1)
-    with Door(f"http://127.0.0.1:{served.http}").listening("127.0.0.1", port):
+    with HttpProxy(f"http://127.0.0.1:{served.http}").listening("127.0.0.1", port):
         yield replace(served, http=port)
 
 

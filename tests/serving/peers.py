@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from trtllm_pt.cli.text import table
-from trtllm_pt.serving.openai.app import Front
+from trtllm_pt.serving.openai.app import OpenAIServer
 from trtllm_pt.serving.triton.repository import write_repository
 from trtllm_pt.serving.triton.server import Address, Server
 
@@ -39,28 +39,28 @@ def main() -> None:
         environment = perf_analyzer(scratch)
         with Server(scratch / "repository", address, scratch / "log") as server:
             server.wait_until_ready()
-            with Front(arguments.engines, "demo", f"127.0.0.1:{address.grpc}").listening("127.0.0.1", openai):
+            with OpenAIServer(arguments.engines, "demo", f"127.0.0.1:{address.grpc}").listening("127.0.0.1", openai):
                 rows = []
-                doors = [
-                    *genai_perf_doors(arguments.genai_perf, address, openai),
-                    *aiperf_doors(arguments.aiperf, address, openai, scratch / "body.jinja"),
+                endpoints = [
+                    *genai_perf_endpoints(arguments.genai_perf, address, openai),
+                    *aiperf_endpoints(arguments.aiperf, address, openai, scratch / "body.jinja"),
                 ]
-                for number, (tool, door, words) in enumerate(doors):
-                    print(f"{tool}: {door} …", file=sys.stderr)
-                    artifacts = scratch / f"door{number}"
+                for number, (tool, endpoint, words) in enumerate(endpoints):
+                    print(f"{tool}: {endpoint} …", file=sys.stderr)
+                    artifacts = scratch / f"endpoint{number}"
                     command = [*words, *tokenizer, "--artifact-dir", str(artifacts)]
                     command += ["--concurrency", str(AT_A_TIME), "--request-count", str(REQUESTS)]
-                    rows.append([tool, door, *profile(command, artifacts, environment)])
+                    rows.append([tool, endpoint, *profile(command, artifacts, environment)])
             status = server.close()
-    print(table(rows, ["tool", "door", "requests", "TTFT ms", "between tokens ms", "tokens/s"]))
+    print(table(rows, ["tool", "endpoint", "requests", "TTFT ms", "between tokens ms", "tokens/s"]))
     print(f"the server ended with status {status}")
     sys.exit(1 if status else 0)
 
 
-def genai_perf_doors(program: Path, address: Address, openai: int) -> Iterator[tuple[str, str, list[str]]]:
+def genai_perf_endpoints(program: Path, address: Address, openai: int) -> Iterator[tuple[str, str, list[str]]]:
     lengths = ["--synthetic-input-tokens-mean", str(PROMPT_TOKENS), "--output-tokens-mean", str(NEW_TOKENS)]
     grpc, http = f"127.0.0.1:{address.grpc}", f"127.0.0.1:{address.http}"
-    doors = {
+    endpoints = {
         "tensorrt_llm_bls, gRPC": ["-m", "tensorrt_llm_bls", *TRITON, "-u", grpc],
         "ensemble, gRPC": ["-m", "ensemble", *TRITON, "-u", grpc],
         "tensorrt_llm_bls, generate_stream": [
@@ -68,22 +68,22 @@ def genai_perf_doors(program: Path, address: Address, openai: int) -> Iterator[t
         ],
         "OpenAI's completions": ["-m", "demo", "--endpoint-type", "completions", "-u", f"127.0.0.1:{openai}"],
     }
-    for door, words in doors.items():
-        yield "genai-perf", door, [str(program), "profile", *words, *lengths]
+    for endpoint, words in endpoints.items():
+        yield "genai-perf", endpoint, [str(program), "profile", *words, *lengths]
 
 
-def aiperf_doors(program: Path, address: Address, openai: int, body: Path) -> Iterator[tuple[str, str, list[str]]]:
+def aiperf_endpoints(program: Path, address: Address, openai: int, body: Path) -> Iterator[tuple[str, str, list[str]]]:
     lengths = ["--isl", str(PROMPT_TOKENS), "--osl", str(NEW_TOKENS), "--ui", "none"]
     template = ["--extra-inputs", f"payload_template:{body}", "--extra-inputs", "response_field:text_output"]
-    doors = {
+    endpoints = {
         "tensorrt_llm_bls, generate_stream": [
             *["-m", "tensorrt_llm_bls", "--endpoint-type", "template", "--endpoint", f"/{STREAM}"],
             *["-u", address.url, *template],
         ],
         "OpenAI's completions": ["-m", "demo", "--endpoint-type", "completions", "-u", f"http://127.0.0.1:{openai}"],
     }
-    for door, words in doors.items():
-        yield "aiperf", door, [str(program), "profile", *words, *lengths]
+    for endpoint, words in endpoints.items():
+        yield "aiperf", endpoint, [str(program), "profile", *words, *lengths]
 
 
 def perf_analyzer(scratch: Path) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What is wrong with a request is named, by every door: Triton's gRPC and HTTP, `serve`'s HTTP, OpenAI's endpoints (in
+"""What is wrong with a request is named, by Triton's gRPC and HTTP ports and by `serve`'s HTTP port (OpenAI's port:
 test_openai.py). And the server goes on serving."""
 
 from __future__ import annotations
@@ -69,13 +69,13 @@ IDS: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("changes", "message"), IDS, ids=names(IDS))
-def test_token_requests(served: Served, door: Served, changes: dict[str, Any], message: str) -> None:
+def test_token_requests(served: Served, proxy: Served, changes: dict[str, Any], message: str) -> None:
     given = {"input_ids": [5, 6], "input_lengths": 2, "request_output_len": 4, **changes}
     lists = {name: tensor(value, np.int32) for name, value in given.items() if isinstance(value, list)}
     rest = scalars(**{name: value for name, value in given.items() if name not in lists})
     refused_over_grpc(served, "tensorrt_llm", {**lists, **rest}, message)
     is_json = all(np.isfinite(value).all() for value in given.values())
-    for where in (served, door) if is_json else ():
+    for where in (served, proxy) if is_json else ():
         refused_over_http(where, "tensorrt_llm", given, message)
 
 
@@ -96,21 +96,21 @@ TEXTS: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize("model", TEXT_MODELS)
 @pytest.mark.parametrize(("changes", "message"), TEXTS, ids=names(TEXTS))
-def test_text_requests(served: Served, door: Served, model: str, changes: dict[str, Any], message: str) -> None:
+def test_text_requests(served: Served, proxy: Served, model: str, changes: dict[str, Any], message: str) -> None:
     given = {"text_input": "def", "max_tokens": 4, **changes}
     as_tensors = {name: value.encode() if isinstance(value, str) else value for name, value in given.items()}
     refused_over_grpc(served, model, scalars(**as_tensors), message)
     is_json = all(isinstance(value, str) or np.isfinite(value) for value in given.values())
-    for where in (served, door) if is_json else ():
+    for where in (served, proxy) if is_json else ():
         refused_over_http(where, model, given, message)
 
 
-def test_huge_max_tokens_are_cut_to_what_the_engine_holds(served: Served, door: Served) -> None:
+def test_huge_max_tokens_are_cut_to_what_the_engine_holds(served: Served, proxy: Served) -> None:
     [answer] = ask(served, "tensorrt_llm", tokens([5] * 1000, 2**31 - 1, end_id=-1))
     assert answer["sequence_length"] == [[24]]
     body = {"text_input": "x" * 4000, "max_tokens": 2**31 - 1, "end_id": -1, "return_num_output_tokens": True}
     for model in TEXT_MODELS:
-        status, answer = post(door, model, body)
+        status, answer = post(proxy, model, body)
         assert status == 200 and answer["num_output_tokens"] == 24
 
 
@@ -179,13 +179,13 @@ NO_REQUESTS: list[tuple[bytes, str]] = [
 
 
 @pytest.mark.parametrize(("body", "message"), NO_REQUESTS, ids=range(len(NO_REQUESTS)))
-def test_bodies_that_are_no_requests(door: Served, body: bytes, message: str) -> None:
-    refused_over_http(door, "tensorrt_llm_bls", body, message)
+def test_bodies_that_are_no_requests(proxy: Served, body: bytes, message: str) -> None:
+    refused_over_http(proxy, "tensorrt_llm_bls", body, message)
 
 
-def test_bodies_of_100_mb(served: Served, door: Served) -> None:
+def test_bodies_of_100_mb(served: Served, proxy: Served) -> None:
     body = json.dumps({"text_input": "x" * 100_000_000, "max_tokens": 4}).encode()
-    refused_over_http(door, "tensorrt_llm_bls", body, "the body has more than 8388608 bytes", 413)
+    refused_over_http(proxy, "tensorrt_llm_bls", body, "the body has more than 8388608 bytes", 413)
     assert post(served, "tensorrt_llm_bls", body)[0] == 400
     given = scalars(text_input=b"x" * 100_000_000, max_tokens=4)
     refused_over_grpc(served, "tensorrt_llm_bls", given, "text_input has 100000000 bytes, more than")
@@ -205,6 +205,6 @@ def test_grpcs_own_status(served: Served) -> None:
     assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
 
 
-def test_what_is_not_there(door: Served) -> None:
-    status, answer = post(door, "nothing", {"text_input": "x", "max_tokens": 4})
+def test_what_is_not_there(proxy: Served) -> None:
+    status, answer = post(proxy, "nothing", {"text_input": "x", "max_tokens": 4})
     assert status == 404 and "nothing" in answer["error"], (status, answer)

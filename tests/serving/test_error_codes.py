@@ -47,8 +47,8 @@ def test_tritons_own_errors_have_codes() -> None:
 def urls(engines: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, str]]:
     """A server whose engine has other words for every error, behind both ports of `serve`."""
     from tests.serving.conftest import Served
-    from trtllm_pt.serving.openai.app import Front
-    from trtllm_pt.serving.triton.http_proxy import Door
+    from trtllm_pt.serving.openai.app import OpenAIServer
+    from trtllm_pt.serving.triton.http_proxy import HttpProxy
     from trtllm_pt.serving.triton.repository import write_repository
     from trtllm_pt.serving.triton.server import Address, Server
 
@@ -60,8 +60,8 @@ def urls(engines: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tu
     with Server(root / "repository", address, root / "log") as server:
         server.wait_until_ready()
         with (
-            Door(address.url).listening("127.0.0.1", http),
-            Front(engines, "demo", f"127.0.0.1:{address.grpc}").listening("127.0.0.1", openai),
+            HttpProxy(address.url).listening("127.0.0.1", http),
+            OpenAIServer(engines, "demo", f"127.0.0.1:{address.grpc}").listening("127.0.0.1", openai),
         ):
             yield Served(engines, http, address.grpc, address.metrics), f"http://127.0.0.1:{openai}/v1/completions"
 

@@ -27,7 +27,7 @@ TEMPLATE = "{% for m in messages %}# {{ m.role }}: {{ m.content }}\n{% endfor %}
 
 @pytest.fixture(scope="module")
 def url(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    from trtllm_pt.serving.openai.app import Front
+    from trtllm_pt.serving.openai.app import OpenAIServer
 
     chatty = (
         tmp_path_factory.mktemp("chatty") / "demo"
@@ -38,7 +38,7 @@ def url(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
         shutil.copy(served.engines / name, chatty / name)
     (chatty / "tokenizer" / "chat_template.jinja").write_text(TEMPLATE)
     [port] = free_ports(1)
-    with Front(chatty, "demo", f"127.0.0.1:{served.grpc}").listening("127.0.0.1", port):
+    with OpenAIServer(chatty, "demo", f"127.0.0.1:{served.grpc}").listening("127.0.0.1", port):
         yield f"http://127.0.0.1:{port}/v1"
 
 
@@ -141,7 +141,7 @@ def test_a_client_that_goes_away_frees_its_slot(client: Any, served: Served) -> 
         ("completions", b'{"prompt": "x", "presence_penalty": 1e400}', 400, "presence_penalty (inf) must be a finite"),
         ("completions", {"prompt": [[[1]]]}, 400, "prompt ([[1]]) must be a string or a list of token ids"),
         ("completions", {"prompt": 5}, 400, "prompt (5) must be a string or a list"),
-        ("completions", {"prompt": "\ud800"}, 400, "prompt has half a surrogate pair"),
+        ("completions", {"prompt": "\ud800"}, 400, "prompt contains an unpaired surrogate"),
         ("completions", {"prompt": "x" * 5_000_000}, 400, "prompt has 5000000 bytes, more than the tokens of"),
         ("completions", {"prompt": "x", "n": 0}, 400, "n (0) must be at least 1"),
         ("completions", {"prompt": "x", "n": 10**12}, 400, "n (1000000000000) and 1 prompts are more than 1024"),

@@ -28,10 +28,10 @@ PROMPT = "def binary_search("
 
 @pytest.fixture(scope="module")
 def page(served: Served, engines: Path) -> Iterator[str]:
-    from trtllm_pt.serving.openai.app import Front
+    from trtllm_pt.serving.openai.app import OpenAIServer
 
     [port] = free_ports(1)
-    with Front(engines, "demo", f"127.0.0.1:{served.grpc}").listening("127.0.0.1", port):
+    with OpenAIServer(engines, "demo", f"127.0.0.1:{served.grpc}").listening("127.0.0.1", port):
         yield f"http://127.0.0.1:{port}/"
 
 

@@ -193,7 +193,7 @@ def test_serve_ends_naming_the_rank_that_died_or_hangs(engines: Path) -> None:
             break_under_a_stream(process.pid, served, fault, rank, how)
             _, err = process.communicate(timeout=60)
             assert process.returncode == 1
-            assert re.search(rf"Error: the engine is down: rank {rank} .*{how}.*; the server was ended", err), err
+            assert re.search(rf"Error: the engine is down: rank {rank} .*{how}.*; the server was stopped", err), err
             assert gone(started)
             assert not ready(served)
         if fault is kill:
@@ -235,7 +235,7 @@ def test_a_tritonserver_that_is_killed_leaves_nothing(engines: Path) -> None:
         [server] = [pid for pid in started if "bin/tritonserver" in command_of(pid)]
         os.kill(server, signal.SIGKILL)
         _, err = process.communicate(timeout=60)
-        assert process.returncode == 1 and "the server ended by itself, with status -9" in err, err
+        assert process.returncode == 1 and "the server exited by itself with status -9" in err, err
         assert gone(started, 20)
 
 
@@ -342,7 +342,7 @@ def test_the_repository_in_git_moves_and_plain_tritonserver_loads_it_again_after
 
 def test_a_plain_tritonserver_that_cannot_load_the_model_again_ends(engines: Path, tmp_path: Path) -> None:
     write_repository(engines, tmp_path / "repository")
-    with plain(tmp_path, engines) as (process, served), front(engines, served) as health:
+    with plain(tmp_path, engines) as (process, served), openai_health(engines, served) as health:
         started = below(process.pid)
         assert health() == (200, "")
         break_under_a_stream(process.pid, served, *FAULTS[3])
@@ -377,7 +377,7 @@ def test_a_plain_tritonserver_withdraws_a_model_whose_process_died_and_loads_it_
         plain(tmp_path, engines, "--model-control-mode=explicit", "--load-model=*") as (process, served),
         http_client.InferenceServerClient(f"127.0.0.1:{served.http}") as client,
     ):
-        first = [post(served, front_door, asked) for front_door in ("ensemble", "tensorrt_llm_bls")]
+        first = [post(served, model, asked) for model in ("ensemble", "tensorrt_llm_bls")]
         for model in PYTHON_MODELS:
             stub = stubs(below(process.pid))[model]
             kill(stub)
@@ -385,13 +385,13 @@ def test_a_plain_tritonserver_withdraws_a_model_whose_process_died_and_loads_it_
             client.load_model(model)
             assert client.is_model_ready(model) and stubs(below(process.pid))[model] != stub
         until(lambda: client.is_model_ready("ensemble"))
-        assert [post(served, front_door, asked) for front_door in ("ensemble", "tensorrt_llm_bls")] == first
+        assert [post(served, model, asked) for model in ("ensemble", "tensorrt_llm_bls")] == first
 
 
 @contextmanager
-def front(engines: Path, served: Served) -> Iterator[Callable[[], tuple[int, str]]]:
+def openai_health(engines: Path, served: Served) -> Iterator[Callable[[], tuple[int, str]]]:
     """OpenAI's endpoints: status and words of their health."""
-    from trtllm_pt.serving.openai.app import Front
+    from trtllm_pt.serving.openai.app import OpenAIServer
 
     [port] = free_ports(1)
 
@@ -402,7 +402,7 @@ def front(engines: Path, served: Served) -> Iterator[Callable[[], tuple[int, str
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
 
-    with Front(engines, "demo", f"127.0.0.1:{served.grpc}").listening("127.0.0.1", port):
+    with OpenAIServer(engines, "demo", f"127.0.0.1:{served.grpc}").listening("127.0.0.1", port):
         yield health
 
 

@@ -301,15 +301,15 @@ def full(served: Served) -> Iterator[str]:
     until(lambda: not figures(served)[ACTIVE])
 
 
-def test_a_full_queue_says_unavailable(served: Served, door: Served, ids: list[list[int]]) -> None:
-    """OpenAI's endpoints: test_openai.py. `generate` of Triton itself can say no more than 400 (door.py)."""
+def test_a_full_queue_says_unavailable(served: Served, proxy: Served, ids: list[list[int]]) -> None:
+    """OpenAI's endpoints: test_openai.py. `generate` of Triton itself can say no more than 400 (http_proxy.py)."""
     with full(served) as words:
         with pytest.raises(Exception, match=words):
             ask(served, "tensorrt_llm", tokens(ids[0], 4))
         for model in ("ensemble", "tensorrt_llm_bls"):
             for verb in ("generate", "generate_stream"):
                 body = {"text_input": "def", "max_tokens": 4}
-                status, answer = post(door, model, body, verb)
+                status, answer = post(proxy, model, body, verb)
                 assert status == 503 and words in answer["error"], answer
                 assert post(served, model, body, verb)[1] == answer
     assert len(ids_of(ask(served, "tensorrt_llm", tokens(ids[0], 4, end_id=END)))) == 4
@@ -417,13 +417,13 @@ def test_clients_that_come_and_go_leave_the_others_tokens_alone(
         assert server.close() in (0, -signal.SIGKILL)
 
 
-def test_http_clients_that_come_and_go(served: Served, door: Served) -> None:
+def test_http_clients_that_come_and_go(served: Served, proxy: Served) -> None:
     """Here Triton forgets them: `served` ends with status 0."""
 
     def one(number: int) -> None:
         draw = random.Random(number)
         for _ in range(6):
-            url = f"http://127.0.0.1:{draw.choice((served, door)).http}/v2/models/tensorrt_llm_bls/generate_stream"
+            url = f"http://127.0.0.1:{draw.choice((served, proxy)).http}/v2/models/tensorrt_llm_bls/generate_stream"
             most = draw.choice((2, 8, LENGTH))
             body = {"text_input": PROMPTS[0], "max_tokens": most, "end_id": END, "stream": True}
             with urllib.request.urlopen(urllib.request.Request(url, json.dumps(body).encode()), timeout=120) as answer:

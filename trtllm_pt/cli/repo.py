@@ -1,4 +1,4 @@
-"""`trtllm-pt repo`: a model repository for Triton."""
+"""`trtllm-pt repo`: writes a model repository for Triton."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from trtllm_pt.cli.options import output_option
 @click.option(
     "--engine-path",
     metavar="PATH",
-    help="Where the engines lie on the machine that serves them.  [default: where they lie now]",
+    help="Path of the engines on the machine that serves them.  [default: the present path]",
 )
 @click.option(
     "--max-queue-size",
     type=click.IntRange(min=0),
     default=1024,
     show_default=True,
-    help="Requests that may wait; further ones are refused. 0: no limit.",
+    help="Maximum number of waiting requests; further ones are refused. 0: no limit.",
 )
 def command(engines: Path, output: Path, engine_path: str | None, max_queue_size: int) -> None:
     """Write a model repository for Triton.
 
-    Its tensors and parameters are those of TensorRT-LLM's inflight batcher repository, for either engine.
+    The tensors and parameters are those of TensorRT-LLM's inflight batcher repository, for any engine.
 
     \b
     Examples:

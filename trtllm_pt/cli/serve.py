@@ -1,4 +1,4 @@
-"""`trtllm-pt serve`: engines behind Triton."""
+"""`trtllm-pt serve`: serves engines through Triton and the ports before it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from trtllm_pt.serving.triton.server import Address, Server
 
 _PORT = click.IntRange(1, 65535)
-_CHECK_SECONDS = 2.0  # between requests that show whether the engine is alive
+_CHECK_SECONDS = 2.0  # between checks whether the models work
 _REQUEST = '{"text_input": "def main(", "max_tokens": 32, "stream": true}'
 
 
@@ -38,13 +38,13 @@ _REQUEST = '{"text_input": "def main(", "max_tokens": 32, "stream": true}'
     show_default=True,
     help="OpenAI's endpoints and the page; 0: none.",
 )
-@click.option("--log", type=click.Path(path_type=Path), help="File for the server's words.  [default: a temporary one]")
+@click.option("--log", type=click.Path(path_type=Path), help="File for Triton's log.  [default: a temporary one]")
 def command(
     folder: Path, host: str, http_port: int, grpc_port: int, metrics_port: int, openai_port: int, log: Path | None
 ) -> None:
     """Serve engines through NVIDIA Triton, all ranks included.
 
-    A folder of engines gets a model repository of its own for as long as it is served. Ctrl-C or SIGTERM ends all.
+    A folder of engines gets a temporary model repository. Ctrl-C or SIGTERM ends the server and all ranks.
 
     \b
     Examples:
@@ -54,26 +54,26 @@ def command(
     from trtllm_pt.serving.triton.server import Address, Server, check_port
 
     address = Address(host=host, http=http_port, grpc=grpc_port, metrics=metrics_port)
-    inside = address.behind_a_door()
+    inside = address.behind_proxy()
     check_port(host, http_port, "--http-port")
     with tempfile.TemporaryDirectory(prefix="trtllm_pt-") as scratch, _signals():
         repository = _repository(folder, Path(scratch))
-        doors = _doors(repository, folder, address, inside, openai_port)  # what they lack is told before anything loads
+        endpoints = _endpoints(repository, folder, address, inside, openai_port)  # before anything loads: it may fail
         with contextlib.suppress(_Ended), Server(repository, inside, log or Path(scratch) / "server.log") as server:
             _wait_until_ready(server, folder)
             with contextlib.ExitStack() as listening:
-                for door in doors:
-                    listening.enter_context(door)
+                for endpoint in endpoints:
+                    listening.enter_context(endpoint)
                 _announce(address, openai_port)
                 try:
                     _watch(server)
                 finally:
-                    server.close()  # before the doors: they pass on what still runs
+                    server.close()  # before the endpoints, which pass on the answers of requests that still run
 
 
 @contextlib.contextmanager
 def short_lived(folder: Path) -> Iterator[tuple[Address, Path]]:
-    """A server for as long as the block lasts, on ports that nobody uses: where it listens, and its engines' folder."""
+    """Serve on free ports until the block ends. Yields the address and the folder of the engines."""
     from trtllm_pt.serving.triton.server import Address, Server, engine_folder
 
     with tempfile.TemporaryDirectory(prefix="trtllm_pt-") as scratch:
@@ -82,11 +82,11 @@ def short_lived(folder: Path) -> Iterator[tuple[Address, Path]]:
             _wait_until_ready(server, folder)
             yield server.address, engine_folder(repository)
             if status := server.close():
-                raise RunError(f"the server did not end in good order, but with status {status}")
+                raise RunError(f"the server exited with status {status}")
 
 
 class _Ended(BaseException):
-    """Somebody asked us to end."""
+    """A signal asked this process to end."""
 
 
 @contextlib.contextmanager
@@ -124,23 +124,24 @@ def _progress(folder: Path, seconds: float) -> None:
     click.echo(f"\rloading {folder} … {seconds:.0f} s", nl=False, err=True)
 
 
-def _doors(
+def _endpoints(
     repository: Path, folder: Path, address: Address, inside: Address, openai_port: int
 ) -> list[AbstractContextManager[None]]:
-    """What listens in front of Triton, while the server runs. inside: where Triton does."""
+    """Return the ports of our own before Triton, not listening yet. inside: where Triton itself listens."""
     from trtllm_pt.serving.triton.server import check_port, engine_folder
 
     try:
-        from trtllm_pt.serving.openai.app import Front
-        from trtllm_pt.serving.triton.http_proxy import Door
+        from trtllm_pt.serving.openai.app import OpenAIServer
+        from trtllm_pt.serving.triton.http_proxy import HttpProxy
     except ImportError as error:
         raise UsageError(f"serve needs {error.name}: {INSTALL_SERVE}") from None
-    doors = [Door(inside.url).listening(address.host, address.http)]
+    endpoints = [HttpProxy(inside.url).listening(address.host, address.http)]
     if openai_port:
         check_port(address.host, openai_port, "--openai-port")
-        front = Front(engine_folder(repository), folder.resolve().name, f"{address.reachable}:{address.grpc}")
-        doors.append(front.listening(address.host, openai_port))
-    return doors
+        name, grpc_url = folder.resolve().name, f"{address.reachable}:{address.grpc}"
+        openai = OpenAIServer(engine_folder(repository), name, grpc_url)
+        endpoints.append(openai.listening(address.host, openai_port))
+    return endpoints
 
 
 def _announce(address: Address, openai_port: int) -> None:
@@ -159,5 +160,5 @@ def _announce(address: Address, openai_port: int) -> None:
 def _watch(server: Server) -> None:
     while (status := server.wait(_CHECK_SECONDS)) is None:
         if (fault := server.fault()) is not None and server.fault() is not None:  # once may be a busy moment
-            raise RunError(f"{fault}; the server was ended")
-    raise RunError(f"the server ended by itself, with status {status}: {server.reason()}")
+            raise RunError(f"{fault}; the server was stopped")
+    raise RunError(f"the server exited by itself with status {status}: {server.reason()}")

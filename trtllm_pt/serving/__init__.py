@@ -1,1 +1,1 @@
-"""Triton: the model repository, the Python models in it, and the server around them."""
+"""Serving: Triton with its model repository and our Python models, and the ports of `serve` before it."""

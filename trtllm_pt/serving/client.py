@@ -1,4 +1,4 @@
-"""A client of a served engine: a prompt to text, piece by piece. Any machine with Python can run it."""
+"""A client of Triton's HTTP port, for one streamed prompt. It needs no packages but this one."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _MODEL = "tensorrt_llm_bls"
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What is new of a text: whole characters, so that some tokens bring none and wait for the next."""
+    """New text of a stream. It consists of whole characters, so that it may be empty although tokens came."""
 
     text: str
     tokens: int
 
 
 def stream(url: str, fields: Mapping[str, Any]) -> Iterator[Piece]:
-    """The text of one request to Triton at `url`, as it comes; fields: the model's inputs by name.
+    """Yield the text of one request to Triton at `url` as it comes. fields: the model's inputs by name.
 
-    Raises UsageError where there is no such server, or it refuses the request, RunError where it fails later.
+    Raises UsageError if there is no such server or it refuses the request, and RunError if it fails later.
     """
     body = json.dumps({**fields, "stream": True, "return_num_output_tokens": True}).encode()
     try:
@@ -53,7 +53,7 @@ def _piece(event: Mapping[str, Any]) -> Piece:
 
 
 def _reason(error: urllib.error.HTTPError) -> str:
-    """What Triton says, in a plain body or in an event."""
+    """Return Triton's error message, from a plain body or an event."""
     said = error.read().decode(errors="replace").strip().removeprefix("data: ")
     try:
         return split_code(str(json.loads(said)["error"]))[0]

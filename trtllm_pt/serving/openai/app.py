@@ -1,5 +1,7 @@
-"""The front door beside Triton's: OpenAI's endpoints, and a page for people. It asks `tensorrt_llm` itself, so that a
-client that goes away frees its slot."""
+"""The OpenAI port: OpenAI's endpoints and a page for people. It runs in the process of `serve`.
+
+It sends its requests to `tensorrt_llm`, so that a client that goes away frees its slot.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,8 @@ from trtllm_pt.requests.messages import Request
 from trtllm_pt.serving.error_codes import HTTP_STATUS, ErrorCode, ServedError
 from trtllm_pt.serving.http_thread import BODY_BYTES, REQUEST_ID, listening
 from trtllm_pt.serving.json_body import json_object
-from trtllm_pt.serving.openai.engine_client import Piece, Streams
-from trtllm_pt.serving.openai.requests import Texts, Wanted
+from trtllm_pt.serving.openai.engine_client import EngineClient, Piece
+from trtllm_pt.serving.openai.requests import CompletionRequest, RequestParser
 from trtllm_pt.serving.triton.models.preprocessing import most_bytes
 from trtllm_pt.text.tokenizer import end_ids, load_tokenizer
 
@@ -32,8 +34,11 @@ _PAGE = Path(__file__).parent / "page.html"
 _HEALTH_SECONDS = 10.0  # in which a model must answer a request that asks for nothing
 
 
-class Front:
-    """OpenAI's endpoints over a running Triton. engines: the directory that it serves; name: the model's."""
+class OpenAIServer:
+    """OpenAI's endpoints before a running Triton.
+
+    engines: the engine directory that Triton serves. name: the model's name for clients. grpc_url: Triton's gRPC port.
+    """
 
     def __init__(self, engines: Path, name: str, grpc_url: str) -> None:
         manifest = EngineManifest.from_dir(engines)
@@ -41,7 +46,7 @@ class Front:
         tokenizer = load_tokenizer(folder, required=True)
         end_id, further = end_ids(folder)
         self._limits = Limits.of(manifest)
-        self._texts = Texts(
+        self._parser = RequestParser(
             tokenizer=tokenizer,
             end_id=end_id,
             further_ends=further,
@@ -55,7 +60,7 @@ class Front:
         self._name, self._url, self._began = name, grpc_url, int(time.time())
 
     def listening(self, host: str, port: int) -> AbstractContextManager[None]:
-        """Serves from a thread of its own until the end of the block."""
+        """Serve from a thread of its own until the block ends."""
         app = web.Application(client_max_size=BODY_BYTES, middlewares=[_errors])
         app.cleanup_ctx.append(self._connection)
         app.router.add_get("/", _page)
@@ -67,16 +72,16 @@ class Front:
         return listening(app, host, port, "--openai-port", access_log=log)
 
     async def _connection(self, _: web.Application) -> AsyncIterator[None]:
-        self._streams = Streams(self._url, self._texts.tokenizer)
+        self._client = EngineClient(self._url, self._parser.tokenizer)
         yield
-        await self._streams.close()
+        await self._client.close()
 
     async def _engine(self, _: web.Request) -> web.Response:
-        """What the page shows of it."""
+        """Answer with the facts about the engine that the page shows."""
         return web.json_response({"model": self._name, **self._facts})
 
     async def _health(self, _: web.Request) -> web.Response:
-        """Whether the engine answers. Triton calls a model ready whose process or ranks are dead."""
+        """Answer whether the engine works. Triton calls a model ready even when its process or ranks are dead."""
         try:
             await asyncio.wait_for(self._check(), _HEALTH_SECONDS)
         except (asyncio.TimeoutError, RunError) as error:
@@ -85,9 +90,9 @@ class Front:
 
     async def _check(self) -> None:
         if self._embedded:
-            await self._streams.check()
+            await self._client.check_alive()
         else:
-            await self._streams.check_ready()
+            await self._client.check_ready()
 
     async def _models(self, _: web.Request) -> web.Response:
         model = {"id": self._name, "object": "model", "created": self._began, "owned_by": "trtllm_pt"}
@@ -106,11 +111,11 @@ class Front:
         model = body.get("model", self._name)
         if model != self._name:
             raise ServedError("not_found", f"model ({model!r}) is not served here: it is {self._name!r}")
-        wanted = await asyncio.to_thread(self._texts.wanted, kind, body)  # long prompts take their time
+        wanted = await asyncio.to_thread(self._parser.parse, kind, body)  # long prompts take their time
         for number, choice in enumerate(wanted.choices):
             self._limits.check(Request(id=number, token_ids=choice.prompt, sampling=choice.sampling))
         answer = _Answer(kind, request_id, self._name, wanted)
-        async with aclosing(self._streams.pieces(request_id, wanted)) as pieces:
+        async with aclosing(self._client.pieces(request_id, wanted)) as pieces:
             return await (_stream(request, answer, pieces) if wanted.stream else _whole(answer, pieces))
 
 
@@ -119,9 +124,9 @@ async def _page(_: web.Request) -> web.Response:
 
 
 class _Answer:
-    """The bodies of one request's answer."""
+    """Makes the JSON bodies of one request's answer."""
 
-    def __init__(self, kind: str, request_id: str, model: str, wanted: Wanted) -> None:
+    def __init__(self, kind: str, request_id: str, model: str, wanted: CompletionRequest) -> None:
         self._chat = kind == "chat/completions"
         self.wanted = wanted
         self.id = request_id
@@ -165,7 +170,7 @@ async def _whole(answer: _Answer, pieces: AsyncIterator[Piece]) -> web.Response:
 
 
 async def _stream(request: web.Request, answer: _Answer, pieces: AsyncIterator[Piece]) -> web.StreamResponse:
-    """Server-sent events. An error before the first is an HTTP error, a later one an event."""
+    """Answer with server-sent events. An error before the first one is an HTTP error, a later one an event."""
     headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache", REQUEST_ID: answer.id}
     response = web.StreamResponse(headers=headers)
     try:
@@ -198,7 +203,7 @@ async def _events(answer: _Answer, pieces: AsyncIterator[Piece]) -> AsyncIterato
 
 @web.middleware
 async def _errors(request: web.Request, handler: Any) -> web.StreamResponse:
-    """Every error as OpenAI's clients know it."""
+    """Answer every error in the form that OpenAI's clients know."""
     try:
         answer: web.StreamResponse = await handler(request)
         return answer

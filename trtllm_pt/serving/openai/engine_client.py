@@ -1,7 +1,8 @@
-"""Requests to the model `tensorrt_llm` by gRPC, as the front door makes them.
+"""The OpenAI port's gRPC client of the model `tensorrt_llm`.
 
-A stream is always read to its end; who no longer wants it has the engine end it. A cancelled one would do, but not in
-Triton 2.51: where it meets the last response, Triton keeps the request and its model for ever, and sometimes crashes.
+A stream is always read to its end; to end it early, the client sends the engine a `stop`. Cancelling would be simpler,
+but when a cancellation meets the last response, Triton 2.51 keeps the request and its model for ever, and sometimes
+crashes.
 """
 
 from __future__ import annotations
@@ -19,19 +20,19 @@ from tokenizers import Tokenizer
 from tritonclient.utils import InferenceServerException
 
 from trtllm_pt.serving.error_codes import ServedError
-from trtllm_pt.serving.openai.requests import Completion, Wanted
+from trtllm_pt.serving.openai.requests import Choice, CompletionRequest
 from trtllm_pt.serving.triton.word_lists import pack
 from trtllm_pt.text.stream import TextStream
 
 _MODEL = "tensorrt_llm"
 _TYPES = {"int32": "INT32", "float32": "FP32", "bool": "BOOL", "uint64": "UINT64"}
 _PATIENCE_SECONDS = 0.1  # between calls to end a request
-_LAST_SECONDS = 2.0  # for streams that nobody wants any more
+_LAST_SECONDS = 2.0  # for the streams of clients that are gone
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Something new of one choice."""
+    """New text of one choice."""
 
     index: int
     text: str
@@ -39,25 +40,25 @@ class Piece:
     finish_reason: str | None = None
 
 
-class Streams:
-    """Those to one Triton, of one event loop. url: its gRPC address."""
+class EngineClient:
+    """A client of the Triton at the gRPC address `url`, for one event loop."""
 
     def __init__(self, url: str, tokenizer: Tokenizer) -> None:
         self._client = grpc.InferenceServerClient(url)
         self._tokenizer = tokenizer
-        self._tasks: set[asyncio.Task[None]] = set()  # that outlive what they were begun for
+        self._tasks: set[asyncio.Task[None]] = set()  # that go on after the request whose work they do
 
     async def close(self) -> None:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=_LAST_SECONDS)
         await self._client.close()
 
-    async def check(self) -> None:
-        """Asks the model to end a request that nobody made. Raises ServedError where it cannot."""
+    async def check_alive(self) -> None:
+        """Send the model a `stop` for an id that no request has. Raises ServedError if the model does not work."""
         await self._ask_to_end("health")
 
     async def check_ready(self) -> None:
-        """Asks Triton for the model's state. Raises ServedError where it is not ready."""
+        """Ask Triton whether the model is ready. Raises ServedError if it is not."""
         try:
             ready = await self._client.is_model_ready(_MODEL)
         except InferenceServerException as error:
@@ -65,14 +66,14 @@ class Streams:
         if not ready:
             raise ServedError("unavailable", "it is not ready")
 
-    async def pieces(self, request_id: str, wanted: Wanted) -> AsyncGenerator[Piece, None]:
+    async def pieces(self, request_id: str, wanted: CompletionRequest) -> AsyncGenerator[Piece, None]:
         """Yield the pieces of all choices as they come; a generator that is closed early ends their requests.
 
         Raises ServedError with the model's message and code.
         """
         ready: asyncio.Queue[Piece | Exception] = asyncio.Queue()
 
-        async def one(index: int, choice: Completion, name: str) -> None:
+        async def one(index: int, choice: Choice, name: str) -> None:
             try:
                 async for piece in self._choice(index, choice, name):
                     ready.put_nowait(piece)
@@ -103,7 +104,7 @@ class Streams:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _choice(self, index: int, choice: Completion, name: str) -> AsyncGenerator[Piece, None]:
+    async def _choice(self, index: int, choice: Choice, name: str) -> AsyncGenerator[Piece, None]:
         text = TextStream(self._tokenizer, choice.stop)
         made = 0
         async for result in self._ask(_inputs(choice), name):
@@ -120,8 +121,10 @@ class Streams:
             yield Piece(index, text.flush(), 0, "length" if full else "stop")
 
     async def _end(self, name: str, task: asyncio.Task[Any]) -> None:
-        """Have the request end that a task reads. It may not have reached the model yet; a server that is gone has
-        ended it already."""
+        """Have the engine stop the request that a task reads, until the task is done.
+
+        The request may not have reached the model yet, so one `stop` may not be enough.
+        """
         while not task.done():
             with suppress(ServedError):
                 await self._ask_to_end(name)
@@ -134,7 +137,7 @@ class Streams:
             pass
 
     async def _ask(self, inputs: list[grpc.InferInput], name: str) -> AsyncGenerator[Any, None]:
-        """The responses to one request. Raises ServedError at the end, where one is an error."""
+        """Yield the responses to one request. Raises ServedError at the end if one of them is an error."""
 
         async def requests() -> AsyncIterator[dict[str, Any]]:
             yield {"model_name": _MODEL, "inputs": inputs, "request_id": name}
@@ -155,7 +158,7 @@ def _no_answer(reason: str | None) -> ServedError:
     return ServedError("unavailable", f"Triton does not answer: {reason}")
 
 
-def _inputs(choice: Completion) -> list[grpc.InferInput]:
+def _inputs(choice: Choice) -> list[grpc.InferInput]:
     sampling = choice.sampling
     arrays = {
         "input_ids": np.array([choice.prompt], np.int32),

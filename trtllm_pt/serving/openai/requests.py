@@ -1,4 +1,4 @@
-"""OpenAI's requests in our terms: what each field means, and what is refused. Bodies are those of its API reference."""
+"""Parses the bodies of OpenAI's completions and chat completions into prompts and sampling parameters."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Completion:
-    """One choice that was asked for."""
+class Choice:
+    """One choice of the answer: its prompt, and how its text is made."""
 
     prompt: tuple[int, ...]
     sampling: SamplingParams
@@ -64,17 +64,17 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
-    """A request's choices, in order, and how they are to come."""
+class CompletionRequest:
+    """A parsed request: its choices in order, and the form of the answer."""
 
-    choices: tuple[Completion, ...]
+    choices: tuple[Choice, ...]
     stream: bool
     usage: bool  # at the end of a stream
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Texts:
-    """How an engine's text becomes tokens. end_id -1: none."""
+class RequestParser:
+    """Parses the requests to one engine. `end_id` is -1 if the tokenizer has no end token."""
 
     tokenizer: Tokenizer
     end_id: int
@@ -83,8 +83,8 @@ class Texts:
     most_bytes: int  # of a prompt
     folder: Path  # of the tokenizer
 
-    def wanted(self, kind: str, body: Mapping[str, Any]) -> Wanted:
-        """kind: `completions` or `chat/completions`. Raises UsageError, naming the field."""
+    def parse(self, kind: str, body: Mapping[str, Any]) -> CompletionRequest:
+        """Parse a body. kind: `completions` or `chat/completions`. Raises UsageError, naming the field."""
         given = _checked(kind, body)
         prompts = self._chat(given) if kind == "chat/completions" else self._prompts(given)
         number = given.get("n", 1)
@@ -102,11 +102,9 @@ class Texts:
             for i in range(number):
                 seed = (sampling.seed + i) % 2**64
                 echo = text if given.get("echo", False) else ""
-                choices.append(
-                    Completion(prompt=ids, sampling=replace(sampling, seed=seed), stop=tuple(stop), echo=echo)
-                )
+                choices.append(Choice(prompt=ids, sampling=replace(sampling, seed=seed), stop=tuple(stop), echo=echo))
         usage = bool(given.get("stream_options", {}).get("include_usage", False))
-        return Wanted(choices=tuple(choices), stream=given.get("stream", False), usage=usage)
+        return CompletionRequest(choices=tuple(choices), stream=given.get("stream", False), usage=usage)
 
     def _sampling(self, given: Mapping[str, Any], prompt: int, kind: str) -> SamplingParams:
         rest = max(self.max_seq_len - prompt, 1)
@@ -161,11 +159,11 @@ class Texts:
         try:
             check_bytes(len(text.encode()), self.most_bytes, name)
         except UnicodeEncodeError:
-            raise UsageError(f"{name} has half a surrogate pair, which is no text") from None
+            raise UsageError(f"{name} contains an unpaired surrogate") from None
         return tuple(self.tokenizer.encode(text, add_special_tokens=special).ids)
 
     def _render(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The chat template that came with the tokenizer."""
+        """Apply the chat template that came with the tokenizer."""
         config_path, template_path = self.folder / "tokenizer_config.json", self.folder / "chat_template.jinja"
         config = read_json(config_path) if config_path.exists() else {}
         template = template_path.read_text() if template_path.exists() else config.get("chat_template")
@@ -181,7 +179,7 @@ class Texts:
 
 
 def _checked(kind: str, body: Mapping[str, Any]) -> dict[str, Any]:
-    """Known fields of the right type; null counts as left out."""
+    """Return the fields of a body, after a check of names and types; a null counts as left out."""
     given = {}
     for name, value in body.items():
         if value is None or value in _NEUTRAL.get(name, ()):

@@ -1,6 +1,6 @@
-"""The tritonserver that is here, of the wheel nvidia-pytriton or of NVIDIA's container, and how it is started.
+"""Finds tritonserver, in the wheel nvidia-pytriton or in NVIDIA's container, and the options that it needs.
 
-Of the wheel only files are used, none of its Python code.
+Only files of the wheel are used, none of its Python code.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ class Triton:
 
 
 def find_triton(scratch: Path) -> Triton:
-    """scratch: a folder to keep while the server runs. Raises UsageError where there is no server."""
+    """Return the server to start. Raises UsageError where there is none.
+
+    scratch: a folder that must exist while the server runs.
+    """
     if (wheel := _wheel()) is not None:
         return _of_wheel(wheel, scratch)
     found = shutil.which("tritonserver") or (str(CONTAINER) if CONTAINER.exists() else None)
@@ -50,7 +53,7 @@ def _of_wheel(wheel: Path, scratch: Path) -> Triton:
 
 
 def _backends(wheel: Path, scratch: Path) -> Path:
-    """A backends folder as tritonserver wants it: the wheel keeps the stub of each Python version elsewhere."""
+    """Make a backends folder as tritonserver wants it: the wheel keeps the stub of each Python version elsewhere."""
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     stub = wheel / "python_backend_stubs" / version / "triton_python_backend_stub"
     if not stub.exists():
@@ -64,7 +67,7 @@ def _backends(wheel: Path, scratch: Path) -> Path:
 
 
 def _environment() -> dict[str, str]:
-    """Triton's stubs run the python3 of PATH, and load libpython."""
+    """Return an environment in which Triton's stubs find this Python: the python3 on PATH, and libpython."""
     environment = {**os.environ, "PATH": os.pathsep.join((str(Path(sys.prefix) / "bin"), os.environ.get("PATH", "")))}
     if sysconfig.get_config_var("Py_ENABLE_SHARED"):
         libraries = [str(sysconfig.get_config_var("LIBDIR")), os.environ.get("LD_LIBRARY_PATH", "")]

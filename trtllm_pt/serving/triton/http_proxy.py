@@ -1,8 +1,8 @@
-"""The HTTP port of `serve`: Triton's own behind it, and the right status in front.
+"""The HTTP port of `serve`: a proxy before Triton's own port that corrects statuses. It runs in the process of `serve`.
 
-Triton 2.51 says 400 to every error of a model over `generate` (it reads the error's code after it has freed it), 500 to
-JSON that it cannot read, cuts whole numbers that are too large, and is busy for seconds with a large body. Everything
-else is passed on as it is, both ways.
+Triton 2.51 answers 400 to every error of a model over `generate` (it reads the error's code after it has freed it) and
+500 to JSON that it cannot read, truncates integers that are too large, and is busy for seconds with a large body. The
+proxy passes on everything else unchanged, both ways.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ _RANGES: dict[str, Callable[[int], bool]] = {
     "INT32": lambda value: -(2**31) <= value < 2**31,
     "UINT64": lambda value: 0 <= value < 2**64,
 }
-# Headers of one connection, and what was dealt with on arrival.
+# Headers that belong to one connection, and those that aiohttp has dealt with.
 _NOT_PASSED_ON = {"connection", "keep-alive", "host", "transfer-encoding", "content-length", "expect", "date", "server"}
 
 
-class Door:
-    """In front of the Triton at `url`."""
+class HttpProxy:
+    """A reverse proxy before the Triton at `url`."""
 
     def __init__(self, url: str) -> None:
         self._url = url
 
     def listening(self, host: str, port: int) -> AbstractContextManager[None]:
-        """Serves from a thread of its own until the end of the block."""
+        """Serve from a thread of its own until the block ends."""
         app = web.Application(client_max_size=BODY_BYTES, middlewares=[_errors])
         app.router.add_route("*", "/{path:.*}", self._pass_on)
         app.cleanup_ctx.append(self._connection)
@@ -47,7 +47,9 @@ class Door:
     async def _connection(self, _: web.Application) -> AsyncIterator[None]:
         async with aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=None),
-            connector=aiohttp.TCPConnector(limit=0, force_close=True),  # told to end, Triton waits for open connections
+            connector=aiohttp.TCPConnector(
+                limit=0, force_close=True
+            ),  # when Triton is told to exit, it waits for open connections
             auto_decompress=False,
             skip_auto_headers=("User-Agent", "Content-Type", "Accept-Encoding"),
         ) as self._session:
@@ -69,7 +71,7 @@ class Door:
 
 
 def _check_numbers(path: str, body: Mapping[str, Any]) -> None:
-    """Raises UsageError for a whole number that Triton would cut to the bits of its tensor, unsaid."""
+    """Raises UsageError for an integer that Triton would silently truncate to the width of its tensor."""
     model = path.removeprefix("/v2/models/").split("/")[0]
     for tensor in inputs(model) if model in MODELS else ():
         given = body.get(tensor.name)
@@ -104,7 +106,7 @@ def _passed_on(headers: Mapping[str, str]) -> dict[str, str]:
 
 @web.middleware
 async def _errors(request: web.Request, handler: Any) -> web.StreamResponse:
-    """As Triton puts them."""
+    """Answer an error of our own in the form of Triton's."""
     try:
         answer: web.StreamResponse = await handler(request)
         return answer

@@ -1,8 +1,9 @@
-"""A shell beside each of our Python models: Triton and a model's process do not outlive each other unnoticed.
+"""Starts a shell beside each of our Python models, which acts when either the model's process or the server is killed.
 
-A process whose server was killed may hang in Triton's code, with the GIL, and keep what it started: the shell ends it.
-A process that was killed leaves a model that Triton 2.51 goes on calling ready: the shell has the model unloaded, where
-the server loads models when asked, so that `load` brings it back. Elsewhere only a new server helps: this one ends.
+A model whose server was killed may hang in Triton's code while it holds the GIL, and keep what it started: the shell
+kills it. When a model's process was killed, Triton 2.51 goes on calling the model ready: if the server loads models on
+request, the shell has it unload the model, so that `load` brings it back. Otherwise only a new server helps, and the
+shell ends this one.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 
-LAST_SECONDS = 10  # in which a server that cannot go on still answers with the reason
+LAST_SECONDS = 10  # for which a server that cannot go on still answers with the reason
 _CHECK_SECONDS = 1
 _UNLOAD_SECONDS = 60.0
 
 
-class Guard:
-    """Watches this process, the model `name`, and its server, until `end`."""
+class ProcessGuard:
+    """Watches this process, which runs the model `name`, and its server, until `end` is called."""
 
     def __init__(self, name: str) -> None:
         server, own = os.getppid(), os.getpid()
@@ -46,7 +47,7 @@ class Guard:
 
 
 def server_loads_models() -> bool:
-    """Whether the server of this process loads and unloads models when asked. If not, asking crashes Triton 2.51."""
+    """Whether the server of this process loads and unloads models on request. If not, a request crashes Triton 2.51."""
     return can_load(_options(os.getppid()))
 
 
@@ -55,7 +56,7 @@ def can_load(options: Mapping[str, str]) -> bool:
 
 
 def _options(pid: int) -> Mapping[str, str]:
-    """The options of a process, in either form: `--name value` and `--name=value`."""
+    """Return the options of a process, in either form: `--name value` and `--name=value`."""
     words = Path(f"/proc/{pid}/cmdline").read_text().replace("=", "\0").split("\0")
     return dict(itertools.pairwise(words))
 

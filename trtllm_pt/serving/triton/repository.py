@@ -1,4 +1,4 @@
-"""The model repository that Triton reads: five folders, a config.pbtxt each, and the Python models' first lines."""
+"""Writes the model repository that Triton reads: a folder per model with its config.pbtxt and, for ours, a model.py."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def _write_model(folder: Path, model: str, served: Served) -> None:
 
 
 def _module(model: str, served: Served) -> str | None:
-    """The file in this package that holds a Python model; None: Triton or a backend runs it."""
+    """Return the module of a Python model, or None if Triton or another backend runs it."""
     if model == "tensorrt_llm":
         return "engine" if served.embedded else None
     return None if model == "ensemble" else model.removeprefix("tensorrt_llm_")
@@ -173,7 +173,7 @@ def _scheduling(model: str, served: Served) -> Mapping[str, Any]:
 
 
 def _steps() -> Sequence[Mapping[str, Any]]:
-    """The ensemble: text to ids, ids to ids, ids to text. A name with `_` is its own; all others are tensors of it."""
+    """Return the steps of the ensemble. Names with `_` are of tensors between steps, all others of its own tensors."""
     to_engine = {name: f"_{key}" for key, name in tensors.FROM_PREPROCESSING.items()}
     to_engine |= {"end_id": "_PREPROCESSOR_END_ID", "pad_id": "_PREPROCESSOR_PAD_ID"}
     outputs = {"output_ids": "_TOKENS_BATCH", "sequence_length": "_SEQUENCE_LENGTH"}
@@ -209,7 +209,7 @@ def _parameters(model: str, served: Served) -> Mapping[str, Any]:
 
 
 def _values(served: Served) -> Mapping[str, str]:
-    """What is filled in."""
+    """Return the values of the parameters that `repo` fills in, by their names in braces."""
     manifest = served.manifest
     return {
         "engine_dir": served.engine_path,

@@ -1,4 +1,7 @@
-"""A tritonserver over a model repository: started with all its ranks, watched, and ended."""
+"""Starts tritonserver over a model repository with all its ranks, watches it, and ends it.
+
+Used in the process of `serve`.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,7 @@ _AS_ROOT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Address:
-    """Where the server listens. http_host: where another one than host is meant for HTTP."""
+    """The ports on which the server listens. `http_host` is the host for HTTP if it is not `host`."""
 
     host: str = "127.0.0.1"
     http: int = 8000
@@ -57,12 +60,12 @@ class Address:
 
     @classmethod
     def free(cls) -> Address:
-        """On loopback and ports that nobody uses now."""
+        """Return an address on loopback with free ports."""
         http, grpc, metrics = free_ports(3)
         return cls(http=http, grpc=grpc, metrics=metrics)
 
-    def behind_a_door(self) -> Address:
-        """The same, but HTTP on a free port of loopback."""
+    def behind_proxy(self) -> Address:
+        """Return this address with HTTP on a free port of loopback, for a proxy on the real one."""
         return replace(self, http=free_ports(1)[0], http_host="127.0.0.1")
 
     @property
@@ -76,7 +79,7 @@ class Address:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of loopback that nobody uses now."""
+    """Return free ports of loopback."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:
@@ -85,10 +88,10 @@ def free_ports(count: int) -> list[int]:
 
 
 class Server:
-    """A server that runs. A context manager: `close` ends it and all that it started.
+    """A running server. It is a context manager, and `close` ends the server and all that it started.
 
-    Its words go to the file `log`. Raises UsageError for a folder that is no model repository, or where something that
-    it needs is missing.
+    Triton's log goes to the file `log`. Raises UsageError for a folder that is not a model repository, and where
+    something that the server needs is missing.
     """
 
     def __init__(self, repository: Path, address: Address, log: Path) -> None:
@@ -118,10 +121,10 @@ class Server:
             shutil.rmtree(self._scratch, ignore_errors=True)
             raise
 
-    def wait_until_ready(self, tell: Callable[[float], None] = lambda seconds: None) -> None:
-        """Returns when every model is ready; `tell` hears now and then how long it has taken.
+    def wait_until_ready(self, report: Callable[[float], None] = lambda seconds: None) -> None:
+        """Return when every model is ready. `report` is called now and then with the seconds since the start.
 
-        Raises RunError with the server's own reason where it ends instead.
+        Raises RunError with the server's own reason if it exits instead.
         """
         began = time.monotonic()
         while not self.ready():
@@ -129,8 +132,8 @@ class Server:
                 raise RunError(self.reason())
             seconds = time.monotonic() - began
             if seconds > _START_SECONDS:
-                raise RunError(f"the server was not ready after {seconds:.0f} s; its words are in {self.log}")
-            tell(seconds)
+                raise RunError(f"the server was not ready after {seconds:.0f} s; see {self.log}")
+            report(seconds)
             time.sleep(_POLL_SECONDS)
 
     def ready(self) -> bool:
@@ -141,24 +144,24 @@ class Server:
             return False
 
     def wait(self, seconds: float) -> int | None:
-        """The server's exit status; None: it goes on after that time."""
+        """Wait for the server to exit. Returns its exit status, or None if it still runs after that time."""
         try:
             return self._process.wait(seconds)
         except subprocess.TimeoutExpired:
             return None
 
     def fault(self) -> str | None:
-        """What is wrong with a model; None: nothing."""
+        """Return what is wrong with a model, or None."""
         return fault(self.address.url, embedded=self._embedded)
 
     def reason(self) -> str:
-        """Why the server ended: the first error in its log, in its own words."""
+        """Return why the server exited: the first error in its log."""
         words = self.log.read_text(errors="replace")
         if failed := re.search(r"failed to load '(\w+)' version 1: \w+: (?:\w*Error: )?(.*?)(?:\\n|\"|$)", words):
             return f"{failed[1]}: {failed[2]}"
         if other := re.search(r"^error: (.*)", words, re.MULTILINE):
             return f"tritonserver: {other[1]}"
-        return f"tritonserver ended with status {self._process.poll()}; its words are in {self.log}"
+        return f"tritonserver exited with status {self._process.poll()}; see {self.log}"
 
     def close(self) -> int:
         """End it now: requests that run have some seconds to finish. Returns its exit status, -9 where it was killed:
@@ -189,7 +192,7 @@ class Server:
 
 
 def check_port(host: str, port: int, option: str) -> None:
-    """Raises UsageError naming the option where somebody listens already: Triton itself shares its HTTP port."""
+    """Raises UsageError, naming the option, for a port in use. Triton itself would share its HTTP port."""
     with socket.socket() as one:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -221,7 +224,7 @@ def _servers(repository: Path) -> int:
 
 
 def engine_folder(repository: Path) -> Path:
-    """The engines that a repository serves. Raises UsageError where it does not say."""
+    """Return the engine directory that a repository serves. Raises UsageError where the repository names none."""
     path = parameter(_engine_config(repository), "gpt_model_path")
     if path is None:
         raise UsageError(f"{repository}: tensorrt_llm/config.pbtxt has no gpt_model_path")
@@ -229,7 +232,7 @@ def engine_folder(repository: Path) -> Path:
 
 
 def server_command(triton: Triton, repository: Path, address: Address, ranks: int, prefix: str) -> list[str]:
-    """The command line. TensorRT engines: TensorRT-LLM's leader mode, where rank 0 alone has ports and all models."""
+    """Return the command line. TensorRT engines run in leader mode: only rank 0 has ports and all models."""
     common = [
         str(triton.binary),
         *triton.options,

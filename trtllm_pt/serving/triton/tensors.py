@@ -1,4 +1,4 @@
-"""The tensors of the five Triton models, as clients of TensorRT-LLM know them: data only.
+"""The tensors of the five Triton models, with the names and shapes that clients of TensorRT-LLM use. Only data.
 
 An entry is `name TYPE[dims]` without the batch axis, then `r`: the model sees a scalar (reshape to []), `?`: optional,
 `~`: requests of different lengths share a batch (ragged). `$logits`, `$table` and `$features` are types that depend on

@@ -1,4 +1,4 @@
-"""Lists of token sequences as TensorRT-LLM's clients send them: [2, N] int32, all ids, and where each sequence ends."""
+"""Packs and unpacks stop and bad words as TensorRT-LLM's clients send them: [2, N] int32, token ids and word ends."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Int32s = npt.NDArray[np.int32]
 
 
 def pack(lists: Sequence[Sequence[Sequence[int]]]) -> Int32s:
-    """One list per row of a batch -> [B, 2, N], the rest of the ids 0, of the ends -1."""
+    """Pack one list of words per row of a batch into [B, 2, N]. Unused ids are 0, unused ends -1."""
     flat = [[token for word in words for token in word] for words in lists]
     packed = np.zeros((len(lists), 2, max((1, *map(len, flat))) if any(flat) else 0), np.int32)
     packed[:, 1] = -1
@@ -26,9 +26,9 @@ def pack(lists: Sequence[Sequence[Sequence[int]]]) -> Int32s:
 
 
 def unpack(packed: npt.NDArray[Any], name: str) -> tuple[tuple[int, ...], ...]:
-    """The sequences of one row [2, N]. Raises UsageError naming the tensor for another form."""
+    """Return the words of one row [2, N]. Raises UsageError, naming the tensor, for any other form."""
     if packed.ndim != 2 or packed.shape[0] != 2:
-        raise UsageError(f"{name} has shape {list(packed.shape)}, but must have [2, N]: token ids, and ends of words")
+        raise UsageError(f"{name} has shape {list(packed.shape)}, but must have [2, N]: token ids, and word ends")
     if packed.shape[1] > _MOST:
         raise UsageError(f"{name} has {packed.shape[1]} token ids, more than {_MOST}")
     ids, ends = packed.tolist()
@@ -37,7 +37,7 @@ def unpack(packed: npt.NDArray[Any], name: str) -> tuple[tuple[int, ...], ...]:
         if end == -1:
             continue
         if not start < end <= len(ids):
-            raise UsageError(f"{name}: the ends of words {ends} must grow and be at most {len(ids)}")
+            raise UsageError(f"{name}: the word ends {ends} must increase and be at most {len(ids)}")
         words.append(tuple(ids[start:end]))
         start = end
     return tuple(words)

@@ -1,6 +1,6 @@
-"""What our Python models share: parameters, tensors and errors, between Triton's utilities and ours.
+"""Parameters, tensors and errors for our Python models, each of which runs in a process of Triton's.
 
-Triton's `triton_python_backend_utils` exists only where Triton runs a model.
+Triton's `triton_python_backend_utils` exists only in those processes.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ Arrays = Mapping[str, Array]
 
 @functools.cache
 def triton() -> Any:
-    """Triton's utilities."""
+    """Return the module `triton_python_backend_utils`."""
     return importlib.import_module("triton_python_backend_utils")
 
 
 class Config:
-    """A model's config.pbtxt, as Triton hands it over."""
+    """The configuration that Triton passes to a model when it loads it."""
 
     def __init__(self, args: Mapping[str, str]) -> None:
         self.name, self.version = args["model_name"], args["model_version"]
@@ -48,7 +48,7 @@ class Config:
         self.data = json.loads(args["model_config"])
 
     def text(self, key: str) -> str | None:
-        """A parameter; None where it is left out, empty, or still `${…}`."""
+        """Return a parameter, or None where it is missing, empty, or an unfilled `${…}`."""
         value: str = self.data["parameters"].get(key, {}).get("string_value", "")
         return None if not value or value.startswith("${") else value
 
@@ -63,7 +63,7 @@ class Config:
         return default if value is None else int(value)
 
     def path(self, key: str) -> Path:
-        """A relative one starts at the model's folder."""
+        """Return a parameter that is a path; a relative one starts at the model's folder."""
         value = self.text(key)
         if value is None:
             raise UsageError(f"{self.name}: parameter {key} is missing")
@@ -71,8 +71,10 @@ class Config:
 
 
 class Sender:
-    """A request's way back: any number of responses, and one end. Triton 2.51 crashes where a stream is asked whether
-    it is cancelled after its end, so both are told by one lock."""
+    """Sends the responses of one request: any number of them, and then one end.
+
+    Triton 2.51 crashes if a stream is asked after its end whether it is cancelled, so one lock guards both calls.
+    """
 
     def __init__(self, request: Any) -> None:
         self._sender = request.get_response_sender()
@@ -83,7 +85,7 @@ class Sender:
         self._sender.send(answer)
 
     def end(self, answer: Any = None) -> None:
-        """The last response; None: there is none any more. Triton keeps a request, and so its model, until this."""
+        """End the request, with a last response if there is one. Triton keeps the request and its model until then."""
         pb = triton()
         with self._lock:
             self._ended = True
@@ -92,7 +94,7 @@ class Sender:
                     self._sender.send(flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
                 else:
                     self._sender.send(answer, flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-            except Exception as error:  # others wait for their end, too
+            except Exception as error:  # the other requests must be ended, too
                 pb.Logger.log_error(f"a last response was lost: {error}")
             finally:
                 del self._sender  # Triton does not unload a model while one lives
@@ -126,7 +128,7 @@ def error_response(message: str, code: ErrorCode = "invalid") -> Any:
 
 
 def text(value: bytes, name: str) -> str:
-    """Raises UsageError naming the field where it is not UTF-8."""
+    """Decode a text. Raises UsageError, naming the field, where it is not UTF-8."""
     try:
         return value.decode()
     except UnicodeDecodeError:
@@ -134,5 +136,5 @@ def text(value: bytes, name: str) -> str:
 
 
 def strings(values: list[str]) -> Array:
-    """As Triton wants them: bytes in an object array."""
+    """Return texts as Triton wants them: an object array of bytes."""
     return np.array([value.encode() for value in values], dtype=object)

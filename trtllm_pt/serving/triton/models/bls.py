@@ -1,7 +1,7 @@
-"""The model `tensorrt_llm_bls`: text in, text out, whole characters at a time, whatever engine `tensorrt_llm` has.
+"""The model `tensorrt_llm_bls`: text to text, in whole characters, for any engine. It runs in a process of Triton's.
 
-It asks preprocessing and tensorrt_llm, and makes text of the tokens itself, as postprocessing is set up to. Stop words
-end a text wherever tokens put them. A stream that its client closes ends the request behind it.
+It calls `preprocessing` and `tensorrt_llm`, and decodes the tokens itself with the settings of `postprocessing`. A stop
+word ends a text however the tokens split it. If a client closes its stream, the engine's request is stopped.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from trtllm_pt.serving.triton.models.base import (
     text,
     triton,
 )
-from trtllm_pt.serving.triton.process_guard import Guard
+from trtllm_pt.serving.triton.process_guard import ProcessGuard
 from trtllm_pt.text.stream import TextStream
 from trtllm_pt.text.tokenizer import load_tokenizer
 
@@ -59,7 +59,7 @@ class TritonPythonModel:
         self._closing = threading.Event()
         self._watcher = threading.Thread(target=self._watch, daemon=True)
         self._watcher.start()
-        self._guard = Guard(config.name)
+        self._guard = ProcessGuard(config.name)
 
     def finalize(self) -> None:
         self._pool.shutdown()
@@ -77,11 +77,11 @@ class TritonPythonModel:
 
     def _answer(self, request: Any, sender: Sender) -> None:
         try:
-            self._converse(request, sender)
+            self._respond(request, sender)
         finally:
             self._free.release()
 
-    def _converse(self, request: Any, sender: Sender) -> None:
+    def _respond(self, request: Any, sender: Sender) -> None:
         last = None
         try:
             for part in self._responses(request, sender):
@@ -102,7 +102,7 @@ class TritonPythonModel:
                 raise UsageError(f"{name} is not supported")
         query = {key: given[name] for name, key in tensors.TO_PREPROCESSING.items() if name in given}
         [ids] = self._ask("preprocessing", query, list(tensors.FROM_PREPROCESSING))
-        texts = _Texts(self._tokenizer, self._skip, given, ids)
+        texts = _OutputTexts(self._tokenizer, self._skip, given, ids)
         engine_id, timeout, over = _engine_id(request.request_id()), request.timeout(), False
         self._senders[engine_id] = sender
         try:
@@ -120,7 +120,7 @@ class TritonPythonModel:
     def _ask(
         self, model: str, given: Arrays, names: list[str], request_id: str = "", timeout: int = 0
     ) -> Iterator[dict[str, Array]]:
-        """The answers of another model, as they come."""
+        """Call another model and yield its responses. Raises ServedError for a response that is an error."""
         pb = triton()
         request = pb.InferenceRequest(
             model_name=model,
@@ -143,7 +143,7 @@ class TritonPythonModel:
                     self._stop(engine_id)
 
     def _stop(self, engine_id: str) -> None:
-        """Have the engine end a request; nothing happens where it is over, or the engine down."""
+        """Have the engine stop a request. Nothing happens if it has ended or the engine is down."""
         one = np.ones((1, 1), np.int32)
         stop = {"stop": one.astype(bool), "input_ids": one, "input_lengths": one, "request_output_len": one}
         with contextlib.suppress(ServedError):
@@ -158,7 +158,7 @@ def _engine_id(request_id: str) -> str:
 
 
 def _to_engine(given: Arrays, ids: Arrays) -> dict[str, Array]:
-    """The tensors for tensorrt_llm. A prompt that is wanted in the text is added there."""
+    """Return the tensors for `tensorrt_llm`. If the text is to include the prompt, this model adds it."""
     found = {name: ids[key] for key, name in tensors.FROM_PREPROCESSING.items() if key in ids}
     found |= {name: _column(given[own]) for own, name in tensors.PASSED_ON.items() if own in given}
     found["exclude_input_in_output"] = np.ones((len(ids["INPUT_ID"]), 1), bool)
@@ -166,12 +166,12 @@ def _to_engine(given: Arrays, ids: Arrays) -> dict[str, Array]:
 
 
 def _column(array: Array) -> Array:
-    """Scalars have the shape [batch] for a model, and [batch, 1] for whoever asks it."""
+    """Return a scalar as a caller sends it, [batch, 1], where the called model sees [batch]."""
     return array.reshape(-1, 1) if array.ndim == 1 else array
 
 
-class _Texts:
-    """The texts of one request's outputs: by row of the batch, and number of the sequence."""
+class _OutputTexts:
+    """The texts of one request's outputs, by the row of the batch and the number of the sequence."""
 
     def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool, given: Arrays, ids: Arrays) -> None:
         self._tokenizer, self._skip = tokenizer, skip_special_tokens
@@ -190,7 +190,7 @@ class _Texts:
         return len(self._streams) == self._outputs and all(stream.stopped for stream in self._streams.values())
 
     def take(self, part: dict[str, Array]) -> Iterator[dict[str, Array]]:
-        """The response that follows from one of the engine's; none after a stop word."""
+        """Yield the response that one of the engine's responses leads to; none after a stop word."""
         ids, length = part.pop("output_ids"), part.pop("sequence_length")
         row, sequence = (
             int(part[name].ravel()[0]) if name in part else 0 for name in ("batch_index", "sequence_index")
@@ -206,7 +206,7 @@ class _Texts:
         yield {"text_output": strings([new + (stream.stopped_by or "")]), **part}
 
     def rest(self) -> Iterator[dict[str, Array]]:
-        """What the streams held back, at the end."""
+        """Yield the texts that are still held back when the engine has finished."""
         for (row, sequence), stream in self._streams.items():
             if rest := stream.flush():
                 place = {"batch_index": row, "sequence_index": sequence}
@@ -225,7 +225,7 @@ def _flags(given: Arrays, name: str, rows: int, default: bool) -> list[bool]:
 
 
 def _postprocessing(config: Config) -> tuple[Path, bool]:
-    """That model's tokenizer folder, and whether it leaves special tokens out of the text."""
+    """Return the tokenizer folder of `postprocessing`, and whether it leaves special tokens out of the text."""
     folder = config.folder.parent / "postprocessing"
     written = read_config(folder / "config.pbtxt")
     tokenizer, skip = (parameter(written, key) for key in ("tokenizer_dir", "skip_special_tokens"))

@@ -1,7 +1,8 @@
-"""The model `tensorrt_llm` over the embedded engine: requests join the running batch and leave it between steps.
+"""The model `tensorrt_llm` with the embedded engine: requests join the running batch and leave it between steps.
 
-Triton's thread takes requests in, one thread owns the engine and answers, one watches for streams that were closed and
-requests whose time is over. The ranks are processes of their own: the server outlives a rank that dies.
+It runs in a Python process of Triton's, in three threads: Triton's accepts requests, the engine's submits them and
+sends the responses, and the watching thread looks for closed streams, requests past their timeout, and stalled ranks.
+The ranks are processes of their own, so that the server outlives a rank that dies.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from trtllm_pt.serving.error_codes import ErrorCode
 from trtllm_pt.serving.triton.models.base import Config, Sender, arrays, error_response, response, triton
 from trtllm_pt.serving.triton.models.metrics import Metrics
 from trtllm_pt.serving.triton.models.request import Output, is_stop, parse
-from trtllm_pt.serving.triton.process_guard import LAST_SECONDS, Guard, server_loads_models
+from trtllm_pt.serving.triton.process_guard import LAST_SECONDS, ProcessGuard, server_loads_models
 
 log = logging.getLogger(__name__)
 _BUSY_SECONDS = 0.01  # how long the engine's thread waits for tokens before it looks for new requests
@@ -71,13 +72,13 @@ class TritonPythonModel:
         self._requests: dict[int, _ServedRequest] = {}  # by the runtime's id of each output
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._wake, self._closing = threading.Event(), threading.Event()
-        self._down: str | None = None  # why the engine is
+        self._down: str | None = None  # the reason, once the engine is down
         self._silent: str | None = None  # which rank was, and so was ended
         self._server = os.getppid()  # now: an orphan would get another one
         self._threads = [threading.Thread(target=target, daemon=True) for target in (self._run, self._watch)]
         for thread in self._threads:
             thread.start()
-        self._guard = Guard(config.name)
+        self._guard = ProcessGuard(config.name)
 
     def finalize(self) -> None:
         self._closing.set()
@@ -131,7 +132,7 @@ class TritonPythonModel:
         self._tell(lambda: self._submit(served, wanted))
 
     def _tell(self, action: Callable[[], None]) -> None:
-        """Have the engine's thread do something."""
+        """Queue an action for the engine's thread."""
         self._inbox.put(action)
         self._wake.set()
 
@@ -216,7 +217,7 @@ class TritonPythonModel:
         served.log.write(log)
 
     def _stop(self, name: str, sender: Sender) -> None:
-        """End the requests of that id: their streams end with what they have."""
+        """Cancel the requests with that id; their streams end with the tokens that they have."""
         if self._down is not None:
             sender.end(error_response(f"the engine is down: {self._down}", "unavailable"))
             return
@@ -231,7 +232,7 @@ class TritonPythonModel:
                 self._runtime.cancel(number)
 
     def _fail(self, message: str) -> None:
-        """The ranks are gone."""
+        """End all requests: the ranks are gone."""
         self._down = message
         triton().Logger.log_error(f"the engine is down: {message}")
         for served in set(self._requests.values()):
@@ -239,7 +240,7 @@ class TritonPythonModel:
         threading.Thread(target=self._withdraw, daemon=True).start()  # an unloading model waits for this thread
 
     def _withdraw(self) -> None:
-        """Show the world that this engine is down, for Triton itself goes on calling it ready."""
+        """Unload this model or end the server, for Triton itself goes on calling the model ready."""
         if server_loads_models():
             triton().unload_model(self._name)
         elif not self._closing.wait(LAST_SECONDS):
@@ -266,7 +267,7 @@ class TritonPythonModel:
             seen &= requests
 
     def _end_silent(self, rank: int) -> None:
-        """The engine's thread may wait for it, and hears of its end."""
+        """Kill a stalled rank. The engine's thread, which may be waiting for it, then sees that the job has ended."""
         pid = self._runtime.pids[rank]
         self._silent = f"rank {rank} (process {pid}) has not answered for {_SILENT_SECONDS:.0f} s; all ranks end"
         with contextlib.suppress(ProcessLookupError):

@@ -1,4 +1,7 @@
-"""Figures of the running engine on Triton's metrics page, under the names of TensorRT-LLM's backend."""
+"""The engine's metrics on Triton's metrics port, under the names of TensorRT-LLM's backend.
+
+Used by the model `tensorrt_llm`, in its process.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ _GAUGES = {  # family: its label, what it is, its metrics
 
 
 class Metrics:
-    """Of one model. max_batch_size: requests that run at a time."""
+    """The metrics of one model. `max_batch_size` is the number of requests that can run at a time."""
 
     def __init__(self, model: str, version: str, max_batch_size: int) -> None:
         pb = triton()
@@ -45,8 +48,8 @@ class Metrics:
         self._max_batch_size = max_batch_size
         self._gauges: dict[tuple[str, str], Any] = {}
         self._families: list[Any] = []  # Triton forgets a family that nobody holds
-        for family, (label, words, kinds) in _GAUGES.items():
-            made = pb.MetricFamily(name=family, description=words, kind=pb.MetricFamily.GAUGE)
+        for family, (label, description, kinds) in _GAUGES.items():
+            made = pb.MetricFamily(name=family, description=description, kind=pb.MetricFamily.GAUGE)
             self._families.append(made)
             for kind in kinds:
                 self._gauges[family, kind] = made.Metric(labels={label: kind, **labels})
@@ -54,8 +57,11 @@ class Metrics:
         self.output_tokens = self._histogram("nv_llm_output_token_len", "Tokens of an output", labels)
 
     def report(self, stats: Stats, begun: int, prompts: Sequence[int]) -> None:
-        """begun: outputs in the engine that have a token; those that wait for pages again are among them. prompts:
-        the lengths of all others', in order of arrival, which is that of the engine."""
+        """Set the gauges.
+
+        begun: how many outputs in the engine have a token, including those that wait for pages again. prompts: the
+        prompt lengths of all other outputs, in order of arrival.
+        """
         total, used = stats.kv_pages_total, stats.kv_pages_used
         generating = min(begun, stats.active_requests)
         context = stats.active_requests - generating
@@ -88,8 +94,8 @@ class Metrics:
             for kind, value in kinds.items():
                 self._gauges[family, kind].set(value)
 
-    def _histogram(self, name: str, words: str, labels: dict[str, str]) -> Any:
+    def _histogram(self, name: str, description: str, labels: dict[str, str]) -> Any:
         pb = triton()
-        family = pb.MetricFamily(name=name, description=words, kind=pb.MetricFamily.HISTOGRAM)
+        family = pb.MetricFamily(name=name, description=description, kind=pb.MetricFamily.HISTOGRAM)
         self._families.append(family)
         return family.Metric(labels=labels, buckets=_BUCKETS)

@@ -1,5 +1,8 @@
-"""The model `postprocessing`: token ids to text. It sees one response at a time, so a character of several tokens comes
-out whole only where they come in one response; `tensorrt_llm_bls` joins them."""
+"""The model `postprocessing`: token ids to text. It runs in a Python process of Triton's.
+
+It decodes each response by itself, so a character of several tokens is whole only if one response has all of them. The
+model `tensorrt_llm_bls` joins tokens across responses.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from trtllm_pt.serving.triton.models.base import Config, arrays, response, strings
-from trtllm_pt.serving.triton.process_guard import Guard
+from trtllm_pt.serving.triton.process_guard import ProcessGuard
 from trtllm_pt.text.tokenizer import load_tokenizer
 
 
@@ -16,7 +19,7 @@ class TritonPythonModel:
         config = Config(args)
         self._tokenizer = load_tokenizer(config.path("tokenizer_dir"), required=True)
         self._skip = config.flag("skip_special_tokens", True)
-        self._guard = Guard(config.name)
+        self._guard = ProcessGuard(config.name)
 
     def finalize(self) -> None:
         self._guard.end()

@@ -1,4 +1,4 @@
-"""The model `preprocessing`: text to token ids."""
+"""The model `preprocessing`: text to token ids. It runs in a Python process of Triton's."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from tokenizers import Tokenizer
 
 from trtllm_pt.errors import UsageError
 from trtllm_pt.model.config import read_json
-from trtllm_pt.serving.triton import word_lists as words
+from trtllm_pt.serving.triton import word_lists
 from trtllm_pt.serving.triton.models.base import Array, Arrays, Config, arrays, error_response, response, text
-from trtllm_pt.serving.triton.process_guard import Guard
+from trtllm_pt.serving.triton.process_guard import ProcessGuard
 from trtllm_pt.text.tokenizer import end_ids, load_tokenizer
 
 # What it takes; under the names that clients of the ensemble know.
@@ -40,7 +40,7 @@ class TritonPythonModel:
         self._encoder = Encoder(
             config.path("tokenizer_dir"), config.flag("add_special_tokens", True), build["max_input_len"]
         )
-        self._guard = Guard(config.name)
+        self._guard = ProcessGuard(config.name)
 
     def finalize(self) -> None:
         self._guard.end()
@@ -56,7 +56,10 @@ class TritonPythonModel:
 
 
 class Encoder:
-    """One tokenizer folder. max_input_len: tokens that the engine takes, so that endless texts are refused unread."""
+    """Turns texts into token ids with the tokenizer of a folder.
+
+    A text that is longer than `max_input_len` tokens can be is refused before it is tokenized.
+    """
 
     def __init__(self, folder: Path, add_special_tokens: bool, max_input_len: int) -> None:
         self._tokenizer = load_tokenizer(folder, required=True)
@@ -67,7 +70,7 @@ class Encoder:
         self._pad_id = _pad_id(self._tokenizer, folder, self._end_id)
 
     def encode(self, tensors: Arrays) -> dict[str, Array]:
-        """The tensors of one request, its batch axis included. Raises UsageError, naming the field."""
+        """Return the output tensors for one request, with the batch axis. Raises UsageError, naming the field."""
         for name in tensors:
             if name not in _TAKEN:
                 raise UsageError(f"{_REFUSED.get(name, name)} is not supported")
@@ -99,10 +102,12 @@ class Encoder:
         check_bytes(len(value), self._most_bytes, name)
         return text(value, name)
 
-    def _words(self, tensors: Arrays, name: str, rows: int, further: tuple[tuple[int, ...], ...] = ()) -> words.Int32s:
+    def _words(
+        self, tensors: Arrays, name: str, rows: int, further: tuple[tuple[int, ...], ...] = ()
+    ) -> word_lists.Int32s:
         given = tensors.get(name, np.empty((rows, 0), object))
         lists = [[self._ids_of_word(self._text(word, _TAKEN[name])) for word in row] for row in given]
-        return words.pack([[*filter(None, row), *further] for row in lists])
+        return word_lists.pack([[*filter(None, row), *further] for row in lists])
 
     def _ids_of_word(self, word: str) -> list[int]:
         return self._tokenizer.encode(word, add_special_tokens=False).ids
@@ -112,18 +117,18 @@ class Encoder:
 
 
 def most_bytes(tokenizer: Tokenizer, max_input_len: int) -> int:
-    """Those of so many tokens' text: a longer one is refused unread, for reading takes seconds a megabyte."""
+    """Return how many bytes `max_input_len` tokens can have at most. Tokenizing takes seconds per megabyte."""
     return 4 * max_input_len * max(map(len, tokenizer.get_vocab()))  # 4: bytes of a character
 
 
 def check_bytes(number: int, most: int, name: str) -> None:
-    """Raises UsageError naming the field."""
+    """Raises UsageError, naming the field, where `number` of bytes is above `most`."""
     if number > most:
         raise UsageError(f"{name} has {number} bytes, more than the tokens of max_input_len can have ({most})")
 
 
 def _pad_id(tokenizer: Tokenizer, folder: Path, end_id: int) -> int:
-    """What rows of a batch are filled up with: the model sees none of it."""
+    """Return the token that fills up the shorter rows of a batch; the model does not see it."""
     path = folder / "tokenizer_config.json"
     token = read_json(path).get("pad_token") if path.exists() else None
     found = tokenizer.token_to_id(token["content"] if isinstance(token, dict) else token) if token else None

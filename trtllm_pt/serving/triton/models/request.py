@@ -1,4 +1,4 @@
-"""From the tensors of a `tensorrt_llm` request to the runtime's: what each field means, and what is refused."""
+"""Parses the tensors of a request to `tensorrt_llm` into the runtime's requests, and makes the tensors of responses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from trtllm_pt.backends.limits import Limits
 from trtllm_pt.errors import UsageError
 from trtllm_pt.requests.messages import SamplingParams
-from trtllm_pt.serving.triton import word_lists as words
+from trtllm_pt.serving.triton import word_lists
 from trtllm_pt.serving.triton.models.base import Array, Arrays
 
 MOST_OUTPUTS = 1024  # of one request
@@ -37,7 +37,7 @@ _TAKEN = """
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """One row of a request's batch."""
+    """One row of a request's batch, parsed."""
 
     token_ids: tuple[int, ...]
     sampling: SamplingParams
@@ -48,18 +48,21 @@ class Prompt:
     count_output: bool
 
     def samplings(self) -> Iterator[SamplingParams]:
-        """One per output: seeds count on from the request's."""
+        """Yield the parameters of each output; their seeds count up from the request's seed."""
         for number in range(self.sequences):
             yield replace(self.sampling, seed=(self.sampling.seed + number) % _SEEDS)
 
 
 def is_stop(tensors: Arrays) -> bool:
-    """Whether the request asks to end another one, that with its id."""
+    """Whether the request asks to stop the request with the same id."""
     return "stop" in tensors and bool(tensors["stop"].any())
 
 
 def parse(tensors: Arrays, limits: Limits, *, exclude_input: bool) -> list[Prompt]:
-    """A request's rows. exclude_input: where it does not say. Raises UsageError, naming the field."""
+    """Return the rows of a request. Raises UsageError, naming the field.
+
+    exclude_input: whether outputs leave out the prompt if the request does not say so itself.
+    """
     _refuse(tensors)
     if "input_ids" not in tensors:
         raise UsageError("input_ids is missing")
@@ -141,12 +144,12 @@ class _Row:
             return ()
         if len(array) != self._rows:
             raise UsageError(f"{name} has {len(array)} rows for a batch of {self._rows}")
-        return words.unpack(array[self._row], name)
+        return word_lists.unpack(array[self._row], name)
 
 
 @dataclass(slots=True)
 class Output:
-    """One output as it grows, and the tensors of its responses."""
+    """One output of a request while it grows."""
 
     prompt: Prompt
     row: int
@@ -157,7 +160,7 @@ class Output:
     sent: int = 0  # tokens that left in responses
 
     def response(self) -> dict[str, Array]:
-        """What is new where it streams, else everything."""
+        """Return the tensors of the next response: the new tokens of a stream, else the whole output."""
         prompt = self.prompt
         new = self.token_ids[self.sent :]
         log_probs = self.log_probs[self.sent :]
