@@ -1,8 +1,8 @@
-"""Finds a rank that is alive and does not work, by its processor time.
+"""Finds a rank that is alive but does not work, by its processor time.
 
-A rank that dies is seen by mpirun, and one that is stopped by the others. One whose main thread waits for ever, for a
-lock or a disk, goes on telling them that it is there, and they wait for it in an all-reduce. MPI keeps a processor busy
-there: whoever works, or waits for others, uses some of its time.
+mpirun sees a rank that dies, and the other ranks see one that is stopped. A rank whose main thread waits for ever, for
+a lock or a disk, still sends its heartbeat, and the others wait for it in an all-reduce. MPI polls while it waits, so a
+rank that works or waits for others always uses processor time, and a stalled one uses none.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ from pathlib import Path
 _RANK = b"trtllm_pt.runtime.worker"  # in its command line
 
 
-class Silence:
-    """Of the processes `pids`, by rank, looked at now and then while there is work. checks: how many looks in a row may
-    see no change. (Not seconds: the whole machine may have been asleep.)"""
+class StallDetector:
+    """Detects a stalled rank among the processes `pids`, in the order of ranks, while there is work.
+
+    checks: after how many calls of `stalled` without a change in its processor time a rank counts as stalled. (It is
+    not a number of seconds, for the whole machine may have been asleep.)
+    """
 
     def __init__(self, pids: Sequence[int], checks: int) -> None:
         self._pids = {rank: pid for rank, pid in enumerate(pids) if _is_rank(pid)}
@@ -23,12 +26,12 @@ class Silence:
         self.reset()
 
     def reset(self) -> None:
-        """There is no work: all are silent."""
+        """Start anew. To be called while there is no work, when no rank uses processor time."""
         self._last: dict[int, str | None] = {}
         self._unchanged = dict.fromkeys(self._pids, 0)
 
-    def look(self) -> int | None:
-        """The first rank that is silent; None: all work."""
+    def stalled(self) -> int | None:
+        """Check all ranks. Returns the first that is stalled, or None."""
         for rank, pid in self._pids.items():
             now = _main_threads_time(pid)
             same = now is not None and now == self._last.get(rank)
@@ -38,13 +41,13 @@ class Silence:
 
 
 def _is_rank(pid: int) -> bool:
-    """Whether it is one of ours, on this machine."""
+    """Whether the process is one of our ranks on this machine."""
     path = Path(f"/proc/{pid}/cmdline")
     return path.exists() and _RANK in path.read_bytes()
 
 
 def _main_threads_time(pid: int) -> str | None:
-    """Nanoseconds on a processor; None: it is gone, or this kernel does not say."""
+    """Return the nanoseconds of processor time, or None if the process is gone or the kernel does not count them."""
     try:
         used, *_ = Path(f"/proc/{pid}/task/{pid}/schedstat").read_text().split()
     except (OSError, ValueError):

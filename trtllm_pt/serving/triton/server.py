@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import logging
 import os
 import re
 import resource
@@ -28,11 +29,13 @@ from typing import Any
 from trtllm_pt.backends.manifest import EngineManifest
 from trtllm_pt.errors import RunError, UsageError
 from trtllm_pt.job.mpirun import find_mpirun
+from trtllm_pt.logs import fields
 from trtllm_pt.serving.triton.config_pbtxt import parameter, read_config
 from trtllm_pt.serving.triton.find import Triton, find_triton
 from trtllm_pt.serving.triton.health import fault
 from trtllm_pt.serving.triton.models.base import MAX_BLS_REQUESTS
 
+logger = logging.getLogger(__name__)
 _START_SECONDS = 900.0  # large engines take minutes to load
 _EXIT_SECONDS = 15  # for requests that are running when the server is told to end
 _POLL_SECONDS = 0.2
@@ -120,6 +123,8 @@ class Server:
         except BaseException:
             shutil.rmtree(self._scratch, ignore_errors=True)
             raise
+        started = fields(processes=self._ranks, first=self._process.pid, repository=repository, triton_log=log)
+        logger.info("tritonserver started", extra=started)
 
     def wait_until_ready(self, report: Callable[[float], None] = lambda seconds: None) -> None:
         """Return when every model is ready. `report` is called now and then with the seconds since the start.
@@ -167,7 +172,8 @@ class Server:
         """End it now: requests that run have some seconds to finish. Returns its exit status, -9 where it was killed:
         Triton 2.51 keeps a gRPC request for ever that its client cancelled just as it ended, and so never unloads its
         model."""
-        if self._process.poll() is None:
+        was_running = self._process.poll() is None
+        if was_running:
             self._process.send_signal(signal.SIGTERM)
             self._wait_for_requests_and_models()
         if self._process.poll() is None:
@@ -175,7 +181,10 @@ class Server:
         shutil.rmtree(self._scratch, ignore_errors=True)
         for left in _SHARED_MEMORY.glob(f"{self._prefix}*"):
             left.unlink(missing_ok=True)
-        return self._process.wait()
+        status = self._process.wait()
+        if was_running:
+            logger.info("tritonserver exited", extra=fields(status=status))
+        return status
 
     def _wait_for_requests_and_models(self) -> None:
         end = time.monotonic() + _EXIT_SECONDS + _GRACE_SECONDS

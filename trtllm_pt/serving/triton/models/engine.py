@@ -24,7 +24,7 @@ from trtllm_pt.backends.limits import Limits
 from trtllm_pt.backends.manifest import EngineManifest
 from trtllm_pt.backends.versions import check_versions
 from trtllm_pt.errors import TrtllmPtError, UsageError
-from trtllm_pt.job.stalled_rank import Silence
+from trtllm_pt.job.stalled_rank import StallDetector
 from trtllm_pt.requests.messages import Request, Tokens
 from trtllm_pt.requests.request_log import RequestLog
 from trtllm_pt.runtime.remote import RemoteRuntime
@@ -37,7 +37,7 @@ from trtllm_pt.serving.triton.process_guard import LAST_SECONDS, ProcessGuard, s
 log = logging.getLogger(__name__)
 _BUSY_SECONDS = 0.01  # how long the engine's thread waits for tokens before it looks for new requests
 _IDLE_SECONDS = 0.5  # and for new requests, before it looks whether the ranks are still there
-_SILENT_SECONDS = 8.0  # of a rank that has work and does none
+_STALL_SECONDS = 8.0  # without processor time, after which a rank that has work is ended
 
 
 @dataclass(slots=True, eq=False)
@@ -73,7 +73,7 @@ class TritonPythonModel:
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._wake, self._closing = threading.Event(), threading.Event()
         self._down: str | None = None  # the reason, once the engine is down
-        self._silent: str | None = None  # which rank was, and so was ended
+        self._stalled: str | None = None  # which rank was, and so was ended
         self._server = os.getppid()  # now: an orphan would get another one
         self._threads = [threading.Thread(target=target, daemon=True) for target in (self._run, self._watch)]
         for thread in self._threads:
@@ -153,7 +153,7 @@ class TritonPythonModel:
                         self._metrics.report(self._runtime.stats(), len(outputs) - len(prompts), prompts)
                         due = time.monotonic() + self._stats_seconds if self._requests else 0.0
             except TrtllmPtError as error:
-                self._fail(self._silent or str(error))
+                self._fail(self._stalled or str(error))
             except Exception as error:  # with this thread every request would hang
                 log.exception("the engine's thread failed")
                 self._fail(f"{type(error).__name__}: {error}")
@@ -250,13 +250,13 @@ class TritonPythonModel:
 
     def _watch(self) -> None:
         seen: set[_ServedRequest] = set()
-        silence = Silence(self._runtime.pids, round(_SILENT_SECONDS / self._check_seconds))
+        detector = StallDetector(self._runtime.pids, round(_STALL_SECONDS / self._check_seconds))
         while not self._closing.wait(self._check_seconds):
             requests = set(self._requests.copy().values())
             if not requests:
-                silence.reset()
-            elif self._silent is None and (rank := silence.look()) is not None:
-                self._end_silent(rank)
+                detector.reset()
+            elif self._stalled is None and (rank := detector.stalled()) is not None:
+                self._end_stalled(rank)
             for served in requests - seen:
                 if served.sender.is_cancelled():
                     seen.add(served)
@@ -266,10 +266,10 @@ class TritonPythonModel:
                     self._tell(lambda served=served: self._cancel(served, timed_out=True))  # type: ignore[misc]
             seen &= requests
 
-    def _end_silent(self, rank: int) -> None:
+    def _end_stalled(self, rank: int) -> None:
         """Kill a stalled rank. The engine's thread, which may be waiting for it, then sees that the job has ended."""
         pid = self._runtime.pids[rank]
-        self._silent = f"rank {rank} (process {pid}) has not answered for {_SILENT_SECONDS:.0f} s; all ranks end"
+        self._stalled = f"rank {rank} (process {pid}) has not answered for {_STALL_SECONDS:.0f} s; all ranks end"
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
