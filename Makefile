@@ -15,7 +15,7 @@ engines := engines/demo-$(RANKS)
 builders := $(shell find trtllm_pt/model trtllm_pt/network trtllm_pt/checkpoint trtllm_pt/backends \( -name '*.py' -o -name '*.cpp' -o -name '*.h' \))
 
 .DELETE_ON_ERROR:
-.PHONY: help demo serve test soak serving-peers peers peers-test checkout-test gpu-check lint format types docs site wheel clean
+.PHONY: help demo serve test test-all soak serving-peers peers peers-test checkout-test gpu-check lint format types docs site wheel clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -30,6 +30,9 @@ serve: $(engines)/config.json  ## Serve those engines through Triton
 
 test: $(installed)-dev lint types  ## Lint, types and all tests
 	$(bin)/python -m pytest
+
+test-all: test $(installed)-release  ## And the tests that take minutes: the wheel, the examples
+	$(bin)/python -m pytest -m slow
 
 soak: $(engines)/config.json $(installed)-dev  ## 64 clients on one server for two minutes: tokens, errors, memory
 	$(bin)/python -m tests.serving.soak $(engines)
