@@ -35,7 +35,7 @@ from trtllm_pt.bench.files import as_json_text
 from trtllm_pt.bench.peers import DTYPE, Case, Gauges, all_cases, markdown, sample, summary
 from trtllm_pt.bench.progress import bar
 from trtllm_pt.bench.report import machine
-from trtllm_pt.bench.side import Side, last_line
+from trtllm_pt.bench.side import Side, last_words
 from trtllm_pt.errors import RunError, UsageError
 from trtllm_pt.files.atomic import write_text
 from trtllm_pt.model.config import ModelConfig, read_json
@@ -137,7 +137,7 @@ class Bench:
             environment = os.environ | {"HF_HUB_OFFLINE": "1"}
             done = subprocess.run(command, stdout=printed, stderr=printed, env=environment, check=False)
         if done.returncode:
-            raise RunError(f"making {target} failed: {last_line(log)}")
+            raise RunError(f"making {target} failed: {last_words(log)}")
 
 
 class Samples:

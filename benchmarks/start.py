@@ -20,6 +20,7 @@ from trtllm_pt.backends.embedded.runtime import EmbeddedRuntime
 from trtllm_pt.backends.embedded.session import Session, open_session
 from trtllm_pt.cli import run_script
 from trtllm_pt.cli.text import table
+from trtllm_pt.errors import MPI_OF_EMBEDDED
 from trtllm_pt.job.launchers import launched_ranks
 from trtllm_pt.job.world import import_mpi
 from trtllm_pt.requests.messages import Request, SamplingParams
@@ -34,7 +35,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     if launched_ranks():
-        import_mpi()
+        import_mpi(MPI_OF_EMBEDDED)
     own = memory("Anonymous")
     began = time.perf_counter()
     session = open_session(args.engines)

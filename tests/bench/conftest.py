@@ -14,6 +14,7 @@ import pytest
 
 from trtllm_pt.bench.contenders import schedules_of
 from trtllm_pt.checkpoint.init import init
+from trtllm_pt.errors import MPI_OF_EMBEDDED
 from trtllm_pt.job.mpirun import find_mpirun
 from trtllm_pt.model.config import ModelConfig
 
@@ -39,7 +40,7 @@ Done = subprocess.CompletedProcess[str]
 
 def run(*command: str | Path, ranks: int = 0, cwd: Path | None = None) -> Done:
     """A script of `benchmarks/` or a `trtllm-pt` command, under mpirun where there are ranks."""
-    launcher = [find_mpirun(), "-n", str(ranks)] if ranks else []
+    launcher = [find_mpirun(MPI_OF_EMBEDDED), "-n", str(ranks)] if ranks else []
     name, *rest = map(str, command)
     program = ["-m", "trtllm_pt", name] if not name.endswith(".py") else [str(ROOT / "benchmarks" / name)]
     return subprocess.run(

@@ -18,7 +18,7 @@ import pytest
 
 from tests.bench.conftest import PT, ROOT, Done, Engines
 from trtllm_pt.cli.app import cli
-from trtllm_pt.errors import UsageError
+from trtllm_pt.errors import MPI_OF_EMBEDDED, UsageError
 from trtllm_pt.job.mpirun import find_mpirun
 from trtllm_pt.planner.machine import load_machine
 
@@ -116,7 +116,7 @@ def test_compare(bench: Bench, tmp_path: Path) -> None:
 
 
 def test_an_interruption_keeps_the_rows(engines: Engines, tmp_path: Path) -> None:
-    launcher = [find_mpirun(), "-n", "2"]
+    launcher = [find_mpirun(MPI_OF_EMBEDDED), "-n", "2"]
     script = [sys.executable, str(ROOT / "benchmarks" / "latency.py"), str(engines.pt)]
     options = ["--input_output_len", "8,2;8,3", "--num_runs", "2", "--duration", "200", "--output_csv", "kept.csv"]
     with subprocess.Popen(

@@ -16,6 +16,7 @@ from tests.backends.tensorrt_llm.executor.engine import FAILS, NOT_A_NUMBER
 from tests.backends.tensorrt_llm.executor.folders import MODEL, engine_folder
 from tests.backends.tensorrt_llm.executor.site import install
 from trtllm_pt.bench.batch import Prompts
+from trtllm_pt.errors import MPI_OF_TENSORRT_LLM
 from trtllm_pt.job.mpirun import find_mpirun
 
 TOKENS = 40  # drawn by the longest of these runs
@@ -24,7 +25,7 @@ SEED = str(next(n for n in range(9999) if not {FAILS, NOT_A_NUMBER} & {*Prompts(
 
 
 def bench(folder: Path, *arguments: str | Path, ranks: int = 0) -> subprocess.CompletedProcess[str]:
-    launcher = [find_mpirun(), "-n", str(ranks)] if ranks else []
+    launcher = [find_mpirun(MPI_OF_TENSORRT_LLM), "-n", str(ranks)] if ranks else []
     command = [*launcher, sys.executable, "-m", "trtllm_pt", "bench", *map(str, arguments), "--seed", SEED]
     env = {**os.environ, **install(folder / "site")}
     return subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, timeout=240, check=False)

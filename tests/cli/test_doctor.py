@@ -125,7 +125,7 @@ def test_another_mpirun_on_path(run: Run, tmp_path: Path) -> None:
 
 def test_only_another_mpirun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = other_mpirun(tmp_path)
-    monkeypatch.setattr(doctor, "find_mpirun", lambda: str(path))
+    monkeypatch.setattr(doctor, "find_mpirun", lambda hint: str(path))
     finding = doctor.mpirun()
     assert not finding.ok
     assert finding.needed_for is None

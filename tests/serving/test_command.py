@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from trtllm_pt.errors import MPI_OF_TENSORRT_LLM
 from trtllm_pt.job.mpirun import find_mpirun
 from trtllm_pt.serving.triton.find import Triton
 from trtllm_pt.serving.triton.server import Address, server_command
@@ -23,12 +24,12 @@ def prefix(rank: int) -> str:
 
 
 def test_one_server_has_the_ports() -> None:
-    assert server_command(TRITON, Path("/r"), ADDRESS, 1, "p") == [*COMMON, *PORTS, prefix(0)]
+    assert server_command(TRITON, Path("/r"), ADDRESS, 1, "p").command == [*COMMON, *PORTS, prefix(0)]
 
 
 def test_tensorrt_engines_get_a_server_per_rank_and_the_first_leads() -> None:
-    assert server_command(TRITON, Path("/r"), ADDRESS, 3, "p") == [
-        find_mpirun(),
+    assert server_command(TRITON, Path("/r"), ADDRESS, 3, "p").command == [
+        find_mpirun(MPI_OF_TENSORRT_LLM),
         *["-n", "1", *COMMON, *PORTS, prefix(0)],
         *[":", "-n", "1", *COMMON, *SILENT, prefix(1)],
         *[":", "-n", "1", *COMMON, *SILENT, prefix(2)],

@@ -7,7 +7,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from trtllm_pt.errors import UsageError
+from trtllm_pt.errors import MPI_OF_EMBEDDED, UsageError
 from trtllm_pt.job.launchers import launched_ranks
 
 if TYPE_CHECKING:
@@ -21,19 +21,16 @@ def join_ranks(ranks: int | None) -> MPI.Intracomm:
 
     Raises UsageError where mpirun started another number than `ranks`, or neither says how many.
     """
-    from trtllm_pt.job.mpirun import find_mpirun
-    from trtllm_pt.job.world import import_mpi
+    from trtllm_pt.job.mpirun import find_mpirun, launch
+    from trtllm_pt.job.world import World, import_mpi
 
-    launched = launched_ranks()
-    if launched is None:
+    if launched_ranks() is None:
         if ranks is None:
             raise UsageError("--ranks is missing: how many to start, where mpirun did not")
-        mpirun = find_mpirun()
-        os.execv(mpirun, [mpirun, "-n", str(ranks), sys.executable, *sys.orig_argv[1:]])
-    if ranks is not None and launched != ranks:
-        raise UsageError(f"{ranks} ranks are wanted, but {launched} were started: use `mpirun -n {ranks}`")
-    comm: MPI.Intracomm = import_mpi().COMM_WORLD
-    return comm
+        mpirun = find_mpirun(MPI_OF_EMBEDDED)
+        os.execve(mpirun, *launch(mpirun, (ranks, [sys.executable, *sys.orig_argv[1:]])))
+    world = World.join(ranks, MPI_OF_EMBEDDED)
+    return world.comm or import_mpi(MPI_OF_EMBEDDED).COMM_WORLD
 
 
 def wait_for_rank_0(comm: MPI.Intracomm, value: Any = None) -> Any:

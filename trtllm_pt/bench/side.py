@@ -13,6 +13,7 @@ from typing import Any
 
 from trtllm_pt.bench.percentiles import median
 from trtllm_pt.errors import RunError
+from trtllm_pt.job.process import end, last_line
 
 _PATIENCE = 20.0  # seconds for a side to end after it was told to
 
@@ -71,8 +72,7 @@ class Side:
         try:
             self._process.communicate(timeout=_PATIENCE)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            end(self._process, _PATIENCE, polite=())
 
     def __enter__(self) -> Side:
         return self
@@ -84,14 +84,13 @@ class Side:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise RunError(f"{self._name} ended with status {self._process.wait()}: {last_line(self._log)}")
+            raise RunError(f"{self._name} ended with status {self._process.wait()}: {last_words(self._log)}")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise RunError(f"{self._name}: {' '.join(answer['error'].split())}")
         return answer
 
 
-def last_line(log: Path) -> str:
-    """Of what a process printed, with where the rest is."""
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return f"{lines[-1].strip() if lines else 'it said nothing'} ({log})"
+def last_words(log: Path) -> str:
+    """The last line that a process printed, and the file that has the rest."""
+    return f"{last_line(log.read_text(errors='replace')) or 'it said nothing'} ({log})"

@@ -10,7 +10,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import click
 
@@ -18,6 +18,7 @@ from trtllm_pt import logs
 from trtllm_pt._version import __version__
 from trtllm_pt.errors import TrtllmPtError
 from trtllm_pt.job.launchers import SECONDS_TO_BE_HEARD, first_on_machine, launched_rank
+from trtllm_pt.job.world import World
 
 # In the order of the data's way. A command's module has its name and holds `command`.
 COMMANDS = tuple("presets init convert build inspect run repo serve client plan bench doctor".split())
@@ -98,7 +99,8 @@ def run_script(work: Callable[[], object]) -> NoReturn:
         status = work()
     except Exception as error:
         status = _report(error)
-        _abort_world(status)
+        if (world := World.joined()) is not None:
+            world.abort(status)
     # Subcommands return nothing; --help and --version give click's own status.
     sys.exit(status if isinstance(status, int) else 0)
 
@@ -126,7 +128,7 @@ def _is_said_elsewhere() -> bool:
 
     Later it may be this rank's alone. Who finds that out waits for rank 0: had that the same to say, it ends this one.
     """
-    if _world() is None:
+    if World.joined() is None:
         return not first_on_machine()
     time.sleep(3 * SECONDS_TO_BE_HEARD)
     return False
@@ -145,20 +147,3 @@ def _status_and_line(error: Exception) -> tuple[int, str]:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
-
-
-def _abort_world(status: int) -> None:
-    """The other ranks may wait for this one in a collective: end them too."""
-    if (world := _world()) is not None:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        time.sleep(SECONDS_TO_BE_HEARD)
-        world.Abort(status)
-
-
-def _world() -> Any:
-    """The ranks that this process has joined; None: it is alone."""
-    mpi: Any = sys.modules.get("mpi4py.MPI")
-    if mpi is None or not mpi.Is_initialized() or mpi.Is_finalized() or mpi.COMM_WORLD.size == 1:
-        return None
-    return mpi.COMM_WORLD

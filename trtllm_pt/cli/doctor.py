@@ -19,9 +19,9 @@ import click
 
 from trtllm_pt.cli.options import json_option
 from trtllm_pt.cli.text import table
-from trtllm_pt.errors import INSTALL_EMBEDDED, INSTALL_TENSORRT_LLM, TENSORRT_LLM_VERSION, UsageError
+from trtllm_pt.errors import INSTALL_EMBEDDED, INSTALL_TENSORRT_LLM, MPI_OF_EMBEDDED, TENSORRT_LLM_VERSION, UsageError
 from trtllm_pt.files import compiler as files_compiler
-from trtllm_pt.job.mpirun import find_mpirun
+from trtllm_pt.job.mpirun import find_mpirun, launch
 
 _TENSORRT = "--engine tensorrt_llm"
 _CONTAINER = f"nvcr.io/nvidia/tensorrt-llm/release:{TENSORRT_LLM_VERSION}"
@@ -98,7 +98,7 @@ def mpi4py() -> Finding:
 def mpirun() -> Finding:
     """Two ranks say how many they are: another MPI's mpirun starts two worlds of one."""
     try:
-        path: str | None = find_mpirun()
+        path: str | None = find_mpirun(MPI_OF_EMBEDDED)
     except UsageError:
         path = None
     if path is None:
@@ -225,10 +225,12 @@ def _pinned(package: str) -> str | None:
     return None
 
 
-def _output(command: list[str]) -> str | None:
+def _output(command: list[str], environment: dict[str, str] | None = None) -> str | None:
     """What a command prints; None where it fails."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_HELLO_SECONDS, stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_HELLO_SECONDS, stdin=subprocess.DEVNULL, env=environment
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout if done.returncode == 0 else None
@@ -236,7 +238,7 @@ def _output(command: list[str]) -> str | None:
 
 def _hello(mpirun: str) -> list[int] | None:
     """What each of two ranks takes for the number of ranks."""
-    said = _output([mpirun, "-n", "2", sys.executable, "-c", _HELLO])
+    said = _output(*launch(mpirun, (2, [sys.executable, "-c", _HELLO])))
     return None if said is None else [int(size) for size in re.findall(r"ranks=(\d+);", said)]
 
 

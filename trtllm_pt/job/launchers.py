@@ -1,19 +1,19 @@
-"""Who started this process, told by its environment, without importing MPI."""
+"""Which launcher started this process, as one of how many ranks. Its environment tells; MPI is not imported."""
 
 from __future__ import annotations
 
 import os
 
-# A launcher says so in the environment: its name, and the variable that has the number of ranks.
+# The name of each launcher, and the environment variable in which it tells the number of ranks.
 LAUNCHERS = {"MPICH's mpirun": "PMI_SIZE", "Open MPI's mpirun": "OMPI_COMM_WORLD_SIZE"}
-# An aborted job's mpirun drops what it has not passed on yet: so a rank that has said why waits before it aborts.
+# mpirun drops what an aborted job has printed and it has not passed on yet: a rank waits so long before it aborts.
 SECONDS_TO_BE_HEARD = 0.5
 _RANKS = ("PMI_RANK", "OMPI_COMM_WORLD_RANK")
 _RANKS_ON_MACHINE = ("MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK")
 
 
 def launched_ranks() -> int | None:
-    """How many ranks the launcher that started this process says it started; None: no launcher."""
+    """The number of ranks that the launcher of this process says it started; None: no launcher started it."""
     for variable in LAUNCHERS.values():
         if os.environ.get(variable, "").isdigit():
             return int(os.environ[variable])
@@ -21,12 +21,12 @@ def launched_ranks() -> int | None:
 
 
 def launched_rank() -> int:
-    """This process's number among them; 0 without a launcher."""
+    """The number of this rank, from 0; 0 without a launcher."""
     return _number(_RANKS)
 
 
 def first_on_machine() -> bool:
-    """Whether this process is the first of those that a launcher started on this machine."""
+    """Whether this process is the first rank that a launcher started on this machine; true without a launcher."""
     return _number(_RANKS_ON_MACHINE) == 0
 
 

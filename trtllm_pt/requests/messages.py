@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
 FinishReason = Literal["length", "end_id", "stop_words", "cancelled", "timed_out", "invalid", "error"]
+CLOSED = "this engine is closed"  # what a runtime says to a request after `close`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

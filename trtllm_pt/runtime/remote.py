@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import selectors
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -23,20 +21,17 @@ from typing import Any
 
 from trtllm_pt.backends.limits import Limits
 from trtllm_pt.backends.manifest import EngineManifest, Kind
-from trtllm_pt.errors import RunError, TrtllmPtError, UsageError
-from trtllm_pt.job.first_exit import FirstEnded
-from trtllm_pt.job.mpirun import CLOSED, NO_MPI, find_mpirun
-from trtllm_pt.requests.messages import Request, Stats, Tokens
+from trtllm_pt.errors import MPI_OF_EMBEDDED, MPI_OF_TENSORRT_LLM, RunError, TrtllmPtError, UsageError
+from trtllm_pt.job.first_exit import FirstExit, first_exit
+from trtllm_pt.job.last_words import read_last_words
+from trtllm_pt.job.mpirun import find_mpirun, launch, no_mpi
+from trtllm_pt.job.process import end, last_line
+from trtllm_pt.requests.messages import CLOSED, Request, Stats, Tokens
 
 # Seconds to start and to stop. A GPU takes in and gives back many gigabytes.
 _PATIENCE: dict[Kind, tuple[float, float]] = {"embedded": (120.0, 5.0), "tensorrt_llm": (900.0, 60.0)}
-# Open MPI must be told that root is meant, and not to tie a rank with all its threads to one core. MPICH does not mind.
-_OPEN_MPI = {
-    "OMPI_ALLOW_RUN_AS_ROOT": "1",
-    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-    "OMPI_MCA_hwloc_base_binding_policy": "none",  # Open MPI 4
-    "PRTE_MCA_hwloc_default_binding_policy": "none",  # 5
-}
+_MPI: dict[Kind, str] = {"embedded": MPI_OF_EMBEDDED, "tensorrt_llm": MPI_OF_TENSORRT_LLM}
+_MISSING_MPI = "no libmpi|cannot load MPI|No module named '?mpi4py"  # what a rank prints that finds none
 _LONGEST_FOLDER = 95  # characters: a socket's path has at most 107
 
 
@@ -94,7 +89,7 @@ class RemoteRuntime:
         self, folder: Path, manifest: EngineManifest, *, threads: int | None = None, kv_tokens: int | None = None
     ) -> None:
         self._closed = False
-        self._kind = manifest.kind
+        self._mpi_hint = _MPI[manifest.kind]
         self._start_seconds, self._stop_seconds = _PATIENCE[manifest.kind]
         self._limits = Limits.of(manifest)
         self.leftovers: set[Path] = set()
@@ -114,7 +109,7 @@ class RemoteRuntime:
                 self._job = self._start(manifest.ranks, [str(folder), str(self._folder / "socket"), *given])
                 self._connection = self._accept(listener)
             self.pids = self._wait_until_ready()
-            self._first_ended = FirstEnded(self.pids)
+            self._first_exit = FirstExit(self.pids)
             self.leftovers = _shared_memory_of(self.pids[0])
         except BaseException:
             self.close()
@@ -122,16 +117,15 @@ class RemoteRuntime:
 
     def _start(self, ranks: int, arguments: list[str]) -> subprocess.Popen[bytes]:
         worker = [sys.executable, "-m", "mpi4py", "-m", "trtllm_pt.runtime.worker"]
-        command = [find_mpirun(self._kind), "-n", str(ranks), *worker, *arguments]
-        # What MPI and the compiled graph unpack there goes with us, even if a rank cannot clean up.
-        outer = {name: value for name, value in os.environ.items() if not name.startswith(("PMI_", "PMIX_"))}
+        command, environment = launch(find_mpirun(self._mpi_hint), (ranks, [*worker, *arguments]))
         with self._log.open("wb") as log:
             return subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**_OPEN_MPI, **outer, "TMPDIR": str(self._folder)},
+                # MPI and the compiled graph unpack files into TMPDIR, which `close` removes even if a rank cannot.
+                env={**environment, "TMPDIR": str(self._folder)},
                 start_new_session=True,  # Ctrl-C is for the owner, who then closes
             )
 
@@ -143,7 +137,7 @@ class RemoteRuntime:
                 return Connection(listener.accept()[0])
             if self._job.poll() is not None:
                 raise self._why_the_job_ended()
-        raise RunError(f"the ranks did not start within {self._start_seconds:.0f} s: {self._last_log_line()}")
+        raise RunError(f"the ranks did not start within {self._start_seconds:.0f} s: {self._last_line()}")
 
     def _wait_until_ready(self) -> list[int]:
         deadline = time.monotonic() + self._start_seconds
@@ -199,12 +193,10 @@ class RemoteRuntime:
             path.unlink(missing_ok=True)
 
     def _end_job(self) -> None:
-        for end in (None, signal.SIGTERM, signal.SIGKILL):
-            if end is not None:
-                os.killpg(self._job.pid, end)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._job.wait(self._stop_seconds if self.pids else 1.0)
-                return
+        patience = self._stop_seconds if self.pids else 1.0
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._job.wait(patience)
+        end(self._job, patience)
 
     def _send(self, message: dict[str, Any]) -> None:
         if self._closed:
@@ -223,40 +215,21 @@ class RemoteRuntime:
             raise self._why_the_job_ended() from None
 
     def _why_the_job_ended(self) -> TrtllmPtError:
-        """Which rank ended the job, and how, from its own last words or from mpirun's."""
+        """Which rank ended the job, and how, by what it reported itself or by what mpirun printed."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._job.wait(self._stop_seconds)
         log = self._log.read_text(errors="replace")
-        if said := re.findall(r"^trtllm-pt: (usage|error): (.*)$", log, re.MULTILINE):
-            kind, text = said[0]
-            return UsageError(text) if kind == "usage" else RunError(text)
-        if re.search("no libmpi|cannot load MPI|No module named '?mpi4py", log):
-            return UsageError(NO_MPI[self._kind])
-        if ended := who_ended(log, self.pids, self._first_ended.pid if self.pids else None):
-            return RunError(f"{ended}; all ranks have ended")
-        return RunError(f"the ranks have ended: {self._last_log_line()}")
+        if reported := read_last_words(log):
+            return reported
+        if re.search(_MISSING_MPI, log):
+            return UsageError(no_mpi(self._mpi_hint))
+        if exited := first_exit(log, self.pids, self._first_exit.pid if self.pids else None):
+            return RunError(f"{exited}; all ranks have ended")
+        return RunError(f"the ranks have ended: {self._last_line()}")
 
-    def _last_log_line(self) -> str:
-        lines = [line for line in self._log.read_text(errors="replace").splitlines() if line.strip(" -=")]
-        return lines[-1] if lines else f"mpirun ended with status {self._job.poll()} and said nothing"
-
-
-def who_ended(log: str, pids: list[int], first: int | None = None) -> str | None:
-    """Which rank ended first, and how, by the last words of MPICH's mpirun or Open MPI's; None: they do not say.
-
-    first: the process that was seen to end first; mpirun may name another, which it ended itself.
-    """
-    if (found := re.search(r"PID (\d+) RUNNING AT", log)) and int(found[1]) in pids:
-        if first is not None and first != int(found[1]):
-            return f"rank {pids.index(first)} (process {first}) has ended"
-        rank, code = pids.index(int(found[1])), re.search(r"EXIT CODE: (\d+)", log)
-        how = f"was ended by signal {code[1]}" if "(signal" in log and code else f"ended with status {code and code[1]}"
-        return f"rank {rank} (process {found[1]}) {how}"
-    if found := re.search(r"process rank (\d+) with PID (\d+) on node \S+ exited on\s+signal (\d+)", log):
-        return f"rank {found[1]} (process {found[2]}) was ended by signal {found[3]}"
-    if found := re.search(r"Process name: \[.*,(\d+)\]\s+Exit code:\s+(\d+)", log):
-        return f"rank {found[1]} ended with status {found[2]}"
-    return None
+    def _last_line(self) -> str:
+        found = last_line(self._log.read_text(errors="replace"))
+        return found or f"mpirun has printed nothing (status {self._job.poll()})"
 
 
 def _shared_memory_of(pid: int) -> set[Path]:

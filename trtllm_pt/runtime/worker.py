@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import logging
-import os
 import socket
-import time
-import traceback
-from collections.abc import Iterator
 from pathlib import Path
 
 from trtllm_pt import logs
 from trtllm_pt.backends.manifest import EngineManifest
 from trtllm_pt.backends.open_rank import RankRuntime, open_rank
-from trtllm_pt.errors import RunError, TrtllmPtError, UsageError
-from trtllm_pt.job.launchers import launched_rank
+from trtllm_pt.errors import UsageError
+from trtllm_pt.job.last_words import last_words
 from trtllm_pt.requests.messages import Request, Tokens
 from trtllm_pt.runtime.remote import Connection
 
 log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.001  # how long a message of the owner may wait for an engine that is at work
-_MPIRUN_SECONDS = 3.0  # in which mpirun sees that a rank is dead, and ends the others
 
 
 def main() -> None:
@@ -40,27 +34,6 @@ def main() -> None:
             log.info("ranks ready", extra=logs.fields(engine=arguments.engine, processes=runtime.pids))
             serve(runtime, arguments.socket)
             runtime.close()
-
-
-@contextlib.contextmanager
-def last_words() -> Iterator[None]:
-    """Ends this rank, and so the job, on an error, which the owner then reads."""
-    try:
-        yield
-    except TrtllmPtError as error:
-        # All ranks may find the same fault: each says it, the owner reads the first, and the job ends.
-        _end("usage" if isinstance(error, UsageError) else "error", str(error), error.exit_status)
-    except Exception as error:
-        # A rank whose partner is dead may hear of it from MPI before mpirun does, which alone knows who died, and how.
-        time.sleep(_MPIRUN_SECONDS)
-        traceback.print_exc()
-        who = f"rank {launched_rank()} (process {os.getpid()})"
-        _end("error", f"{who} failed: {' '.join(str(error).split())}", RunError.exit_status)
-
-
-def _end(kind: str, text: str, status: int) -> None:
-    os.write(2, f"trtllm-pt: {kind}: {text}\n".encode())  # in one piece, or those of several ranks come mixed
-    os._exit(status)
 
 
 def serve(runtime: RankRuntime, path: str) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.backends.embedded.conftest import Engines
-from trtllm_pt.errors import RunError, UsageError
+from trtllm_pt.errors import MPI_OF_EMBEDDED, RunError, UsageError
 from trtllm_pt.job.mpirun import find_mpirun
 from trtllm_pt.requests.messages import SamplingParams
 from trtllm_pt.runtime.llm import LLM, RunResult
@@ -140,7 +140,7 @@ def test_an_engine_outlives_the_thread_that_started_it(engines: Engines) -> None
 def test_scripts_under_mpirun_end(engines: Engines, body: str, status: int) -> None:
     [folder] = engines("pretrained-2")
     script = f"from trtllm_pt import LLM\nfolder = {str(folder)!r}\n{body}"
-    command = [find_mpirun(), "-n", "2", sys.executable, "-c", script]
+    command = [find_mpirun(MPI_OF_EMBEDDED), "-n", "2", sys.executable, "-c", script]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode != 0) == bool(status), done.stderr
     assert ("of the script" in done.stderr) == ("of the script" in body)

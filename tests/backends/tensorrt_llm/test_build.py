@@ -29,7 +29,7 @@ from trtllm_pt.backends.tensorrt_llm.options import KNOWN, build_fields, check, 
 from trtllm_pt.checkpoint.init import init
 from trtllm_pt.checkpoint.manifest import CheckpointManifest
 from trtllm_pt.cli.trtllm_build import OPTIONS
-from trtllm_pt.errors import INSTALL_TENSORRT_LLM, RunError, UsageError
+from trtllm_pt.errors import INSTALL_TENSORRT_LLM, MPI_OF_TENSORRT_LLM, RunError, UsageError
 from trtllm_pt.job.launchers import LAUNCHERS
 from trtllm_pt.job.mpirun import find_mpirun
 from trtllm_pt.model.presets import preset
@@ -260,7 +260,7 @@ def four_ranks(tmp_path: Path) -> Path:
 
 
 def together(processes: int, *arguments: object) -> list[str]:
-    launcher = [find_mpirun(), "-n", str(processes)] if processes > 1 else []
+    launcher = [find_mpirun(MPI_OF_TENSORRT_LLM), "-n", str(processes)] if processes > 1 else []
     command = [*launcher, sys.executable, "-c", TOGETHER, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
@@ -294,7 +294,7 @@ def test_a_folder_that_cannot_be_made_is_known_to_all(four_ranks: Path, tmp_path
 def test_another_mpis_launcher(four_ranks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(LAUNCHERS["Open MPI's mpirun"], "2")
     (said,) = together(1, four_ranks, tmp_path / "engines", -1)
-    assert said.startswith("refused: Open MPI's mpirun started 2 processes, but mpi4py here belongs to another MPI")
+    assert said.startswith("refused: Open MPI's mpirun started 2 ranks, but mpi4py here uses MPICH")
 
 
 # --- what is read of an engine folder

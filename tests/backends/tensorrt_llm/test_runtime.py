@@ -26,7 +26,7 @@ from trtllm_pt.backends.embedded.sampling import log_prob, sample
 from trtllm_pt.backends.manifest import EngineManifest
 from trtllm_pt.backends.tensorrt_llm.runtime import TensorRTRuntime, check_gpus
 from trtllm_pt.backends.tensorrt_llm.terms import executor_config
-from trtllm_pt.errors import INSTALL_TENSORRT_LLM, RunError, UsageError
+from trtllm_pt.errors import INSTALL_TENSORRT_LLM, MPI_OF_TENSORRT_LLM, RunError, UsageError
 from trtllm_pt.job.mpirun import find_mpirun
 from trtllm_pt.job.world import World
 from trtllm_pt.requests.messages import FinishReason, Request, SamplingParams, Tokens
@@ -406,7 +406,7 @@ def environment(tmp_path: Path, **options: Any) -> dict[str, str]:
 
 def run(folder: Path, env: dict[str, str], *arguments: str, ranks: int | None = None) -> Done:
     command = [sys.executable, "-m", "trtllm_pt", "run", str(folder), "3 11 4 3", "--max-tokens", "6", *arguments]
-    launcher = [find_mpirun(), "-n", str(ranks)] if ranks else []
+    launcher = [find_mpirun(MPI_OF_TENSORRT_LLM), "-n", str(ranks)] if ranks else []
     return subprocess.run(
         [*launcher, *command], env={**os.environ, **env}, capture_output=True, text=True, timeout=LIMIT, check=False
     )
@@ -434,7 +434,7 @@ def test_run_streams_and_says_what_the_schedule_says(tmp_path: Path) -> None:
     ("gpus", "ranks", "message"),
     [
         (1, None, rf"this machine has 1 NVIDIA GPUs for 2 ranks of the engine: {INSTALL}"),
-        (8, 3, r"this engine has 2 ranks, but 3 were started: use `mpirun -n 2`"),
+        (8, 3, r"2 ranks are needed, but 3 were started: use `mpirun -n 2`"),
     ],
 )
 def test_ranks_that_do_not_fit(tmp_path: Path, gpus: int, ranks: int | None, message: str) -> None:

@@ -10,8 +10,7 @@ from trtllm_pt.backends.embedded.scheduler import Scheduler
 from trtllm_pt.backends.embedded.session import Session, open_session
 from trtllm_pt.backends.limits import Limits
 from trtllm_pt.errors import UsageError
-from trtllm_pt.job.mpirun import CLOSED
-from trtllm_pt.requests.messages import Request, Stats, Tokens
+from trtllm_pt.requests.messages import CLOSED, Request, Stats, Tokens
 
 _PREFILL_CHUNK = 256  # prompt tokens of a step in which others decode: their next token must not wait long
 

@@ -23,11 +23,11 @@ from trtllm_pt.backends.embedded.kernels.build import LIBRARY
 from trtllm_pt.backends.embedded.kernels.library import load
 from trtllm_pt.backends.embedded.kv_pages import PAGE, pages_for
 from trtllm_pt.backends.embedded.logits_view import Views
+from trtllm_pt.backends.embedded.rank_messages import RankMessages, first_to_speak
 from trtllm_pt.backends.embedded.step_plan import StepMessage, StepPlan
 from trtllm_pt.backends.manifest import EngineManifest
 from trtllm_pt.backends.versions import check_versions
-from trtllm_pt.errors import RunError, UsageError
-from trtllm_pt.job.world import World, first_to_speak
+from trtllm_pt.errors import MPI_OF_EMBEDDED, RunError, UsageError
 
 log = logging.getLogger(__name__)
 _SILENCE_SECONDS = 8.0  # of a rank that is stopped, after which the others end; it beats even while it computes
@@ -37,7 +37,7 @@ _MEMORY_SHARE = 0.5  # of what is available now, for the KV caches of all ranks 
 class Session:
     """One rank of a running engine."""
 
-    def __init__(self, engine: EmbeddedEngine, world: World) -> None:
+    def __init__(self, engine: EmbeddedEngine, world: RankMessages) -> None:
         self.engine, self.world = engine, world
         self.pids = world.gather_all(os.getpid())
         options = engine.manifest.options
@@ -107,7 +107,7 @@ class Session:
 class Follower(Protocol):
     """What ranks but 0 follow: a session, or another that takes orders of rank 0."""
 
-    world: World
+    world: RankMessages
 
     def run_next(self) -> bool:
         """The next order, which is under way; False: rank 0 has stopped."""
@@ -143,7 +143,8 @@ def open_sessions(
         check_versions(folder, manifest)
         if manifest.ranks != first.ranks:
             raise UsageError(f"{folder} has {manifest.ranks} ranks, {folders[0]} has {first.ranks}: build them alike")
-    world = World.join(first.ranks)  # first: a rank that ends before MPI is up would hang the others
+    # Before all else: a rank that exits before MPI is up would leave the others waiting.
+    world = RankMessages.join(first.ranks, MPI_OF_EMBEDDED)
     torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // first.ranks))
     torch.set_grad_enabled(False)
     load(folders[0] / LIBRARY)
@@ -153,7 +154,7 @@ def open_sessions(
     return [_load(*pair, world.twin(), kv_tokens) for pair in zip(folders, manifests, strict=True)]
 
 
-def _load(folder: Path, manifest: EngineManifest, world: World, kv_tokens: int | None) -> Session:
+def _load(folder: Path, manifest: EngineManifest, world: RankMessages, kv_tokens: int | None) -> Session:
     pages = world.broadcast(_pages(manifest, kv_tokens) if world.rank == 0 else 0)
     session = Session(EmbeddedEngine(folder, manifest, world.rank, pages), world)
     loaded = logs.fields(engine=folder, rank=world.rank, threads=torch.get_num_threads(), kv_tokens=pages * PAGE)
@@ -171,7 +172,7 @@ def _check_processor() -> None:
         raise UsageError(str(error).splitlines()[0]) from None
 
 
-def _watch_ranks(world: World) -> None:
+def _watch_ranks(world: RankMessages) -> None:
     """From here on a rank that hangs ends the others. Only where all ranks are on one machine: they share a page."""
     if world.size == 1 or len(set(world.gather_all(socket.gethostname()))) > 1:
         return

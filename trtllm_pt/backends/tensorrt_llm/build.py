@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -15,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar
 
 import torch
 from tqdm import tqdm
@@ -25,14 +23,22 @@ from trtllm_pt.backends.manifest import RECORDED, BuildOptions
 from trtllm_pt.backends.tensorrt_llm.build_rank import BuiltRank, Job, build_ranks
 from trtllm_pt.backends.tensorrt_llm.options import check, workers_of
 from trtllm_pt.checkpoint.manifest import CheckpointManifest
-from trtllm_pt.errors import INSTALL_TENSORRT_LLM, TENSORRT_LLM_VERSION, RunError, TrtllmPtError, UsageError
+from trtllm_pt.errors import (
+    INSTALL_TENSORRT_LLM,
+    MPI_OF_TENSORRT_LLM,
+    TENSORRT_LLM_VERSION,
+    RunError,
+    TrtllmPtError,
+    UsageError,
+)
 from trtllm_pt.files.atomic import new_folder, refuse_existing, write_json
-from trtllm_pt.job.launchers import LAUNCHERS, launched_ranks
+from trtllm_pt.job.process import end
+from trtllm_pt.job.world import World
 from trtllm_pt.model.config import read_json
 from trtllm_pt.model.quantization import WEIGHT_ONLY
 
 Report = Callable[[BuiltRank], None]
-T = TypeVar("T")
+_PATIENCE = 60.0  # seconds for a killed worker to give back its GPU's memory
 
 
 def build(checkpoint: Path, output: Path, options: BuildOptions, progress: bool | None = None) -> BuildReport:
@@ -48,7 +54,7 @@ def build(checkpoint: Path, output: Path, options: BuildOptions, progress: bool 
     check_files(checkpoint, manifest)
     refuse_existing(output)
     found = _check_machine(manifest)
-    world = _World()
+    world = World.join(None, MPI_OF_TENSORRT_LLM)
     if found != TENSORRT_LLM_VERSION and world.rank == 0:
         _say(f"TensorRT-LLM {found} is here; trtllm_pt is made for {TENSORRT_LLM_VERSION}")
     bars = progress if world.size == 1 else False
@@ -85,45 +91,8 @@ def _check_machine(manifest: CheckpointManifest) -> str:
     return found
 
 
-class _World:
-    """The processes that build together: those of mpirun, or this one."""
-
-    def __init__(self) -> None:
-        launched = launched_ranks() or 1
-        self._comm: Any = None
-        self.rank, self.size = 0, 1
-        if launched > 1 or "mpi4py.MPI" in sys.modules:  # TensorRT-LLM has imported it
-            from mpi4py import MPI
-
-            self.rank, self.size = MPI.COMM_WORLD.Get_rank(), MPI.COMM_WORLD.Get_size()
-            self._comm = MPI.COMM_WORLD if self.size > 1 else None
-        if launched > self.size == 1:
-            launcher = next(name for name, variable in LAUNCHERS.items() if variable in os.environ)
-            raise UsageError(
-                f"{launcher} started {launched} processes, but mpi4py here belongs to another MPI, so each is alone: "
-                "start them with that MPI's mpirun, or build with --workers"
-            )
-
-    def broadcast(self, value: Any) -> Any:
-        """Rank 0's."""
-        return value if self._comm is None else self._comm.bcast(value)
-
-    def together(self, work: Callable[[], T]) -> T:
-        """`work` on all; a failure of any is raised on all, so that none waits for one that has gone."""
-        try:
-            result, failure = work(), None
-        except TrtllmPtError as error:
-            failure = error
-        except Exception as error:
-            failure = RunError(f"{type(error).__name__}: {' '.join(str(error).split())}; nothing was kept")
-        for found in [failure] if self._comm is None else self._comm.allgather(failure):
-            if found is not None:
-                raise found
-        return result
-
-
 @contextmanager
-def _folder(output: Path, world: _World, dry_run: bool) -> Iterator[Path]:
+def _folder(output: Path, world: World, dry_run: bool) -> Iterator[Path]:
     """Where all processes put their ranks; it becomes `output` when rank 0 leaves it. A dry run's is thrown away."""
     if dry_run:
         with tempfile.TemporaryDirectory() as scratch:
@@ -131,10 +100,12 @@ def _folder(output: Path, world: _World, dry_run: bool) -> Iterator[Path]:
         return
     with ExitStack() as stack:
         folder = world.together(lambda: None if world.rank else stack.enter_context(new_folder(output)))
-        yield world.broadcast(folder)
+        folder = world.broadcast(folder)
+        assert folder is not None
+        yield folder
 
 
-def _build(checkpoint: Path, folder: Path, options: BuildOptions, ranks: int, world: _World, report: Report) -> None:
+def _build(checkpoint: Path, folder: Path, options: BuildOptions, ranks: int, world: World, report: Report) -> None:
     """This process's share of the ranks."""
     devices = torch.cuda.device_count()
     workers = 1 if world.size > 1 else min(workers_of(options), ranks, devices)
@@ -171,8 +142,7 @@ def _in_workers(jobs: Sequence[Job], report: Report) -> None:
                 done.result()
         finally:
             for worker in workers:
-                worker.kill()
-                worker.wait()
+                end(worker, _PATIENCE, polite=())
 
 
 def _follow(worker: subprocess.Popen[str], job: Job, report: Report) -> None:

@@ -22,10 +22,9 @@ from typing import Any
 from trtllm_pt.backends.limits import Limits
 from trtllm_pt.backends.manifest import EngineManifest
 from trtllm_pt.backends.tensorrt_llm.terms import executor_config, executor_request, finish_reasons
-from trtllm_pt.errors import INSTALL_TENSORRT_LLM, RunError, UsageError
-from trtllm_pt.job.mpirun import CLOSED
+from trtllm_pt.errors import INSTALL_TENSORRT_LLM, MPI_OF_TENSORRT_LLM, RunError, UsageError
 from trtllm_pt.job.world import World
-from trtllm_pt.requests.messages import FinishReason, Request, Stats, Tokens
+from trtllm_pt.requests.messages import CLOSED, FinishReason, Request, Stats, Tokens
 from trtllm_pt.requests.sequence import Sequence
 
 
@@ -179,7 +178,7 @@ def open_rank(
         raise UsageError(f"threads ({threads}) is for the embedded engine: a TensorRT engine computes on a GPU")
     check_gpus(World(None))
     bindings = _import_bindings()  # before MPI: it sets what Open MPI reads when it starts
-    world = World.join(manifest.ranks)
+    world = World.join(manifest.ranks, MPI_OF_TENSORRT_LLM)
     check_gpus(world)
     if not (folder / f"rank{world.rank}.engine").exists():
         raise UsageError(f"{folder} is incomplete: it has no rank{world.rank}.engine; build it again")

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from trtllm_pt.errors import RunError, UsageError
+from trtllm_pt.errors import MPI_OF_EMBEDDED, RunError, UsageError
 from trtllm_pt.files.compiler import compile_cpp
-from trtllm_pt.job.mpirun import find_mpirun
+from trtllm_pt.job.mpirun import Launch, find_mpirun, launch
 
 _PREFIX = "trtllm-pt-"
 _SUBNET, _DEVICE = "10.77.0", "link0"
@@ -46,7 +46,7 @@ def check_here(ranks: int) -> None:
         raise UsageError("`ip` is not here: apt-get install iproute2")
     if not Path("/dev/net/tun").exists() and shutil.which("tc") is None:
         raise UsageError("neither /dev/net/tun nor `tc` is here: load the kernel's tun module, or install iproute2")
-    find_mpirun()
+    find_mpirun(MPI_OF_EMBEDDED)
 
 
 class Links:
@@ -98,7 +98,7 @@ class Links:
     def in_rank(self, rank: int, *command: str) -> list[str]:
         return ["ip", "netns", "exec", self._names[rank], *command]
 
-    def mpirun(self, *command: str) -> list[str]:
+    def mpirun(self, *command: str) -> Launch:
         """A Python command on all ranks, one in each namespace, which MPI is told to take for machines of their own."""
         settings = {
             "MPIR_CVAR_NOLOCAL": "1",
@@ -109,8 +109,9 @@ class Links:
         launcher = ["-launcher", "ssh", "-launcher-exec", str(self._launcher)]
         hosts = ",".join(self.address(rank) for rank in range(self.ranks))
         given = [word for name, value in settings.items() for word in ("-genv", name, value)]
-        placed = ["-hosts", hosts, "-ppn", "1", *given, "-n", str(self.ranks)]
-        return self.in_rank_0(find_mpirun(), *launcher, *placed, sys.executable, *command)
+        options = [*launcher, "-hosts", hosts, "-ppn", "1", *given]
+        made = launch(find_mpirun(MPI_OF_EMBEDDED), (self.ranks, [sys.executable, *command]), options=options)
+        return made._replace(command=self.in_rank_0(*made.command))
 
     @staticmethod
     def address(rank: int) -> str:

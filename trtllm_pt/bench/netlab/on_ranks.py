@@ -16,6 +16,7 @@ import torch
 from trtllm_pt.backends.embedded.all_reduce_counts import Reduces
 from trtllm_pt.backends.embedded.kernels.build import LIBRARY
 from trtllm_pt.backends.embedded.kernels.library import load
+from trtllm_pt.backends.embedded.rank_messages import RankMessages
 from trtllm_pt.bench import all_reduce, compare
 from trtllm_pt.bench.batch import Case
 from trtllm_pt.bench.collectives import EngineOp
@@ -23,7 +24,6 @@ from trtllm_pt.bench.contenders import Contender
 from trtllm_pt.bench.launching import join_ranks
 from trtllm_pt.bench.running import sharing_ranks
 from trtllm_pt.bench.this_machine import Weights, measure_machine
-from trtllm_pt.job.world import World
 from trtllm_pt.planner.machine import Machine, all_reduces_from_json
 
 _SIZES = all_reduce.sizes_in_range(64, 1 << 18, 4)
@@ -33,7 +33,7 @@ _SAMPLES = 2  # of the memory, in every round
 class Probe:
     """Measures this machine between the engines' batches: on rank 0 by `ask`, and on the others as sessions follow."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: RankMessages) -> None:
         assert world.comm is not None
         self.world, self._comm = world, world.comm
         self._op, self._weights = EngineOp(self._comm), Weights(self._comm)
@@ -80,7 +80,7 @@ def visit(contenders: Sequence[Contender], case: Case, rounds: int, threads: int
     torch.set_num_threads(threads)
     torch.set_grad_enabled(False)
     load(contenders[0].facts.folder / LIBRARY)
-    probe = Probe(World(comm.Dup()))
+    probe = Probe(RankMessages(comm.Dup()))
     machines: list[dict[str, Any]] = []
     samples: compare.Samples = {case: []}
     with sharing_ranks([each.facts for each in contenders], threads, case.batch_size, [probe]) as runtimes:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -25,6 +23,7 @@ from trtllm_pt.bench.percentiles import ratios
 from trtllm_pt.bench.progress import bar
 from trtllm_pt.bench.report import machine
 from trtllm_pt.errors import RunError
+from trtllm_pt.job.process import end, last_line
 
 VISIT = "visit"  # the hidden command that ranks run
 _PATIENCE = 10.0  # seconds for mpirun to end after it was told to
@@ -128,29 +127,24 @@ def _visit(plan: Plan, link: Link, scratch: Path) -> dict[str, Any]:
 
 def _run(lab: Links, *arguments: str) -> None:
     """Python on all ranks of the lab. Raises RunError with its first error."""
-    command = lab.mpirun(*arguments)
+    command, environment = lab.mpirun(*arguments)
     with subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,  # Ctrl-C is for this process, which then ends the job
     ) as job:
         try:
             _, said = job.communicate()
         except BaseException:
-            _end(job)
+            end(job, _PATIENCE)
             raise
     if job.returncode:
-        lines = said.strip().splitlines() or [f"mpirun ended with status {job.returncode}"]
-        errors = [line.partition(": ")[2] for line in lines if re.match(r"Error( on rank \d+)?: ", line)]
-        raise RunError(f"over a link of {lab.link.delay_us:g} microseconds: {(errors or lines[-1:])[0]}")
-
-
-def _end(job: subprocess.Popen[str]) -> None:
-    for sign in (signal.SIGTERM, signal.SIGKILL):
-        os.killpg(job.pid, sign)
-        try:
-            job.wait(_PATIENCE)
-        except subprocess.TimeoutExpired:
-            continue
-        return
+        errors = re.findall(r"^Error(?: on rank \d+)?: (.*)$", said, re.MULTILINE)
+        why = errors[0] if errors else last_line(said) or f"mpirun exited with status {job.returncode}"
+        raise RunError(f"over a link of {lab.link.delay_us:g} microseconds: {why}")
 
 
 def _round_trip(lab: Links) -> float:
@@ -162,7 +156,7 @@ def _round_trip(lab: Links) -> float:
             server.stdout.readline()
             asked = subprocess.run(lab.in_rank(0, *script, "ask", address), capture_output=True, text=True, check=False)
             if asked.returncode:
-                raise RunError(f"no TCP connection over the link: {asked.stderr.strip().splitlines()[-1]}")
+                raise RunError(f"no TCP connection over the link: {last_line(asked.stderr)}")
             return float(asked.stdout)
         finally:
             server.terminate()

@@ -9,7 +9,6 @@ import contextlib
 import ctypes
 import errno
 import logging
-import os
 import re
 import resource
 import shutil
@@ -27,8 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from trtllm_pt.backends.manifest import EngineManifest
-from trtllm_pt.errors import RunError, UsageError
-from trtllm_pt.job.mpirun import find_mpirun
+from trtllm_pt.errors import MPI_OF_TENSORRT_LLM, RunError, UsageError
+from trtllm_pt.job.mpirun import Launch, find_mpirun, launch
+from trtllm_pt.job.process import end
 from trtllm_pt.logs import fields
 from trtllm_pt.serving.triton.config_pbtxt import parameter, read_config
 from trtllm_pt.serving.triton.find import Triton, find_triton
@@ -48,7 +48,6 @@ _SHARED_MEMORY = Path("/dev/shm")
 # A Python model that asks another one waits for its first answer on a thread of Triton's, of which the same few (32 by
 # default) pass on all answers: with too few, requests that wait for a slot would hold up the streams of those that run.
 _MODEL_THREADS = MAX_BLS_REQUESTS + 32
-_AS_ROOT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}  # containers are
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +107,7 @@ class Server:
         self._prefix = self._scratch.name  # of what it puts into shared memory
         try:
             triton = find_triton(self._scratch)
-            command = server_command(triton, repository.resolve(), address, self._ranks, self._prefix)
+            command, environment = server_command(triton, repository.resolve(), address, self._ranks, self._prefix)
             with log.open("wb") as words:
                 self._process = subprocess.Popen(
                     command,
@@ -116,7 +115,7 @@ class Server:
                     stdout=words,
                     stderr=subprocess.STDOUT,
                     # What is left in its TMPDIR goes with us.
-                    env={**triton.environment, **_AS_ROOT, "TMPDIR": str(self._scratch)},
+                    env={**environment, "TMPDIR": str(self._scratch)},
                     start_new_session=True,  # Ctrl-C is for us, who then end it
                     preexec_fn=_prepare,
                 )
@@ -177,7 +176,7 @@ class Server:
             self._process.send_signal(signal.SIGTERM)
             self._wait_for_requests_and_models()
         if self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGKILL)
+            end(self._process, _UNLOAD_SECONDS, polite=())
         shutil.rmtree(self._scratch, ignore_errors=True)
         for left in _SHARED_MEMORY.glob(f"{self._prefix}*"):
             left.unlink(missing_ok=True)
@@ -240,8 +239,9 @@ def engine_folder(repository: Path) -> Path:
     return (repository / "tensorrt_llm" / path).resolve()
 
 
-def server_command(triton: Triton, repository: Path, address: Address, ranks: int, prefix: str) -> list[str]:
-    """Return the command line. TensorRT engines run in leader mode: only rank 0 has ports and all models."""
+def server_command(triton: Triton, repository: Path, address: Address, ranks: int, prefix: str) -> Launch:
+    """The command line and its environment. TensorRT engines have a server per rank, in TensorRT-LLM's leader mode:
+    rank 0 alone has ports and all models."""
     common = [
         str(triton.binary),
         *triton.options,
@@ -265,11 +265,9 @@ def server_command(triton: Triton, repository: Path, address: Address, ranks: in
         for rank in range(ranks)
     ]
     if ranks == 1:
-        return shares[0]
-    command = [find_mpirun("tensorrt_llm")]
-    for rank, share in enumerate(shares):
-        command += [*([":"] if rank else []), "-n", "1", *share]
-    return command
+        return Launch(shares[0], dict(triton.environment))
+    programs = ((1, share) for share in shares)
+    return launch(find_mpirun(MPI_OF_TENSORRT_LLM), *programs, environment=triton.environment)
 
 
 def _prepare() -> None:

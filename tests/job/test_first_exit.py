@@ -1,4 +1,4 @@
-"""Who ended a job, as its mpirun tells it."""
+"""Which rank exited first, as its mpirun or the kernel tells."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import time
 
 import pytest
 
-from trtllm_pt.job.first_exit import FirstEnded
+from trtllm_pt.errors import MPI_OF_EMBEDDED
+from trtllm_pt.job.first_exit import FirstExit, first_exit
+from trtllm_pt.job.last_words import read_last_words
 from trtllm_pt.job.mpirun import find_mpirun
-from trtllm_pt.runtime.remote import who_ended
 
 RULE = "-" * 74
 MPICH = """
@@ -50,20 +51,20 @@ thus causing the job to be terminated. The first process to do so was:
         ("a rank's own words", None),
     ],
 )
-def test_who_ended(log: str, said: str | None) -> None:
-    assert who_ended(log, [1200, 1201]) == said
+def test_what_mpirun_prints(log: str, said: str | None) -> None:
+    assert first_exit(log, [1200, 1201]) == said
 
 
 def test_mpirun_may_name_a_rank_that_it_ended_itself() -> None:
     log = "=   PID 1200 RUNNING AT here\n=   EXIT CODE: 9\nTERMINATED WITH THE EXIT STRING: Killed (signal 9)\n"
-    assert who_ended(log, [1200, 1201], 1200) == "rank 0 (process 1200) was ended by signal 9"
-    assert who_ended(log, [1200, 1201], 1201) == "rank 1 (process 1201) has ended"
+    assert first_exit(log, [1200, 1201], 1200) == "rank 0 (process 1200) was ended by signal 9"
+    assert first_exit(log, [1200, 1201], 1201) == "rank 1 (process 1201) has ended"
 
 
 def test_the_first_to_end() -> None:
     first, second = (subprocess.Popen(["sleep", "60"]) for _ in range(2))
     with first, second:
-        seen = FirstEnded([first.pid, second.pid])
+        seen = FirstExit([first.pid, second.pid])
         second.kill()
         deadline = time.monotonic() + 10
         while seen.pid is None and time.monotonic() < deadline:
@@ -75,7 +76,7 @@ def test_the_first_to_end() -> None:
 RANK = """
 import os, signal, time
 from mpi4py import MPI
-from trtllm_pt.runtime.worker import last_words
+from trtllm_pt.job.last_words import last_words
 
 pids = MPI.COMM_WORLD.allgather(os.getpid())
 if MPI.COMM_WORLD.rank == 0:
@@ -98,10 +99,20 @@ with last_words():
 )
 def test_a_rank_that_fails_lets_mpirun_speak_first(rank_1: str, said: str) -> None:
     """Rank 0 fails before mpirun knows that rank 1 is dead."""
-    command = [find_mpirun(), "-n", "2", sys.executable, "-m", "mpi4py", "-c", RANK.format(rank_1=rank_1)]
+    command = [
+        find_mpirun(MPI_OF_EMBEDDED),
+        "-n",
+        "2",
+        sys.executable,
+        "-m",
+        "mpi4py",
+        "-c",
+        RANK.format(rank_1=rank_1),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     log = done.stdout + done.stderr
     [numbers] = re.findall(r"^pids (\d+) (\d+)$", log, re.MULTILINE)
-    own = re.findall(r"^trtllm-pt: error: (.*)$", log, re.MULTILINE)
-    assert (own or [who_ended(log, [int(pid) for pid in numbers])])[0] == said.format(*numbers)
+    reported = read_last_words(log)
+    found = str(reported) if reported else first_exit(log, [int(pid) for pid in numbers])
+    assert found == said.format(*numbers)
     assert done.returncode != 0
