@@ -14,6 +14,8 @@ engines := engines/demo-$(RANKS)
 # What an engine is made by: it is built again when one of these changes.
 builders := $(shell find trtllm_pt/model trtllm_pt/network trtllm_pt/checkpoint trtllm_pt/backends \( -name '*.py' -o -name '*.cpp' -o -name '*.h' \))
 
+cpp := $(shell find trtllm_pt tests -name '*.cpp' -o -name '*.h')
+
 .DELETE_ON_ERROR:
 .PHONY: help demo serve test test-all soak serving-peers peers peers-test checkout-test gpu-check lint format types docs site wheel clean
 
@@ -54,10 +56,12 @@ checkout-test: $(installed)-checkout  ## The TensorRT network on TensorRT-LLM's 
 lint: $(installed)-dev  ## Style and import order
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
+	$(bin)/clang-format --dry-run -Werror $(cpp)
 
 format: $(installed)-dev  ## Bring the sources into shape
 	$(bin)/ruff check --fix .
 	$(bin)/ruff format .
+	$(bin)/clang-format -i $(cpp)
 
 types: $(installed)-dev  ## mypy --strict on the package
 	$(bin)/mypy

@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trtllm_pt.backends.embedded.constants import PAGE
 from trtllm_pt.backends.embedded.engine import EmbeddedEngine
-from trtllm_pt.backends.embedded.kv_pages import PAGE, pages_for
+from trtllm_pt.backends.embedded.kv_pages import pages_for
 from trtllm_pt.backends.embedded.session import open_session
 from trtllm_pt.cli import run_script
 from trtllm_pt.cli.text import table

@@ -17,6 +17,7 @@ _GRAPH = (
     "model/schedule.py",
     "network/module.py",
     "network/walk.py",
+    "backends/embedded/constants.py",
     "backends/embedded/network.py",
     "backends/embedded/graph.py",
     "backends/embedded/pack.py",

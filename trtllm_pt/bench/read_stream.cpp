@@ -13,7 +13,7 @@ constexpr size_t kAhead = 1536;  // bytes
 
 // The sum of `bytes`, a multiple of 512, from `data`, which lies at a multiple of 64.
 extern "C" __attribute__((target_clones("default", "avx2", "avx512f"))) uint64_t read_stream(const char* data,
-                                                                                           size_t bytes) {
+                                                                                             size_t bytes) {
   Line sums[kLines] = {};
   for (const char* end = data + bytes; data != end; data += sizeof sums) {
     const Line* lines = reinterpret_cast<const Line*>(data);

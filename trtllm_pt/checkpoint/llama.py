@@ -12,7 +12,7 @@ from trtllm_pt.checkpoint.source import check_tensors, dtype_of
 from trtllm_pt.errors import UsageError
 from trtllm_pt.files.safetensors import ModelFiles
 from trtllm_pt.model.config import ModelConfig, read_json
-from trtllm_pt.model.tensors import TensorSpec, tensors
+from trtllm_pt.model.tensors import DOWN, GATE, UP, TensorSpec, tensors
 
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
@@ -36,9 +36,9 @@ _LAYER: dict[str, str | None] = {
     "self_attn.o_proj.bias": "attention.dense.bias",
     "self_attn.rotary_emb.inv_freq": None,
     "post_attention_layernorm.weight": "post_layernorm.weight",
-    "mlp.gate_proj.weight": "mlp.fc.weight",
-    "mlp.up_proj.weight": "mlp.gate.weight",
-    "mlp.down_proj.weight": "mlp.proj.weight",
+    "mlp.gate_proj.weight": GATE,
+    "mlp.up_proj.weight": UP,
+    "mlp.down_proj.weight": DOWN,
 }
 
 

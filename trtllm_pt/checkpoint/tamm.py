@@ -8,7 +8,7 @@ A directory holds `config.json`, as `tamm.utils.json.dump` writes the model's co
   The same order for q and k leaves scores alone, so it is done in layers without positions too;
 - its QK norms follow RoPE: `qk_norm_after_rope`;
 - `local_attention_window_size` does not count the current token, our window does;
-- of an expert's two inputs `linear_0` goes through the activation; our experts hold up rows, then gate rows.
+- an expert's gate is `linear_0` and its up is `linear_1`; ours are one matrix, the rows of up before those of the gate.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from trtllm_pt.checkpoint.source import check_tensors, dtype_of
 from trtllm_pt.errors import UsageError
 from trtllm_pt.files.safetensors import ModelFiles
 from trtllm_pt.model.config import ModelConfig, read_json
-from trtllm_pt.model.tensors import TensorSpec, tensors
+from trtllm_pt.model.tensors import DOWN, GATE, UP, UP_GATE, TensorSpec, tensors
 
 TYPE_KEY = "__tamm_type__"
 _TYPE = "module_configs:AFMParallelTrackMoEConfig"
@@ -106,15 +106,15 @@ _LAYER = {
     "feed_forward.residual_connection.pre_residual_norm.weight": "mlp_residual_layernorm.weight",
 }
 _DENSE = {
-    "feed_forward.hidden_transform.linear_0.weight": "mlp.fc.weight",  # through the activation
-    "feed_forward.hidden_transform.linear_1.weight": "mlp.gate.weight",
-    "feed_forward.output_transform.weight": "mlp.proj.weight",
+    "feed_forward.hidden_transform.linear_0.weight": GATE,
+    "feed_forward.hidden_transform.linear_1.weight": UP,
+    "feed_forward.output_transform.weight": DOWN,
 }
 _SPARSE = {
     "feed_forward.router.input_transform.weight": "mlp.router.weight",
-    "feed_forward.experts.hidden_transform.linear_1.weight": "mlp.fc.weight",
-    "feed_forward.experts.hidden_transform.linear_0.weight": "mlp.fc.weight",  # through the activation
-    "feed_forward.experts.output_transform.weight": "mlp.proj.weight",
+    "feed_forward.experts.hidden_transform.linear_1.weight": UP_GATE,  # up, stacked before
+    "feed_forward.experts.hidden_transform.linear_0.weight": UP_GATE,  # the gate
+    "feed_forward.experts.output_transform.weight": DOWN,
 }
 
 

@@ -86,6 +86,19 @@ class ModelConfig:
         return self.ffn_pattern[layer % len(self.ffn_pattern)] == "moe"
 
     @property
+    def block_layers(self) -> int:
+        """The number of layers in a block, at whose end the tracks' streams merge; all layers without blocks."""
+        return self.block_depth or self.sync_every or self.num_layers
+
+    def starts_block(self, layer: int) -> bool:
+        """Whether the layer is the first of a block."""
+        return layer % self.block_layers == 0
+
+    def ends_block(self, layer: int) -> bool:
+        """Whether the layer is the last of a block. The model's last block may be shorter than the others."""
+        return (layer + 1) % self.block_layers == 0 or layer + 1 == self.num_layers
+
+    @property
     def has_moe(self) -> bool:
         return any(self.is_moe(layer) for layer in range(self.num_layers))
 

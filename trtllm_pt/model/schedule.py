@@ -104,11 +104,10 @@ def parallel(config: ModelConfig) -> Iterable[Step]:
 
 def desync(config: ModelConfig) -> Iterable[Step]:
     """Desync residual (arXiv:2501.06589's code): streams drift apart for `sync_every` layers, ceil(L/every)."""
-    assert config.sync_every is not None
     for layer in range(config.num_layers):
         yield Run(layer, "attention")
         yield Run(layer, "ffn")
-        if _ends_block(config, layer, config.sync_every):
+        if config.ends_block(layer):
             yield from _sync((layer, "ffn"), "partial+mean")
 
 
@@ -127,16 +126,11 @@ def ladder(config: ModelConfig) -> Iterable[Step]:
 
 def pt(config: ModelConfig) -> Iterable[Step]:
     """Parallel Track (arXiv:2602.07306, Algorithm 1): whole streams merge every `block_depth` layers, ceil(L/D)."""
-    assert config.block_depth is not None
     for layer in range(config.num_layers):
         yield Run(layer, "attention")
         yield Run(layer, "ffn")
-        if _ends_block(config, layer, config.block_depth):
+        if config.ends_block(layer):
             yield from _sync((layer, "ffn"), "stream", "mean" if config.combine == "mean" else "sum")
-
-
-def _ends_block(config: ModelConfig, layer: int, depth: int) -> bool:
-    return (layer + 1) % depth == 0 or layer + 1 == config.num_layers
 
 
 _SCHEDULES: dict[str, Callable[[ModelConfig], Iterable[Step]]] = {

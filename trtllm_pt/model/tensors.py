@@ -15,6 +15,11 @@ from typing import Literal
 from trtllm_pt.model.config import ModelConfig
 from trtllm_pt.model.layout import RankLayout, Span
 
+# A gated FFN computes down(silu(gate(x)) * up(x)). Files have TensorRT-LLM's names, which call the gate `fc` and the
+# matrix beside it `gate`; everywhere else the gate is what passes through the activation. Only this place translates.
+GATE, UP, DOWN = "mlp.fc.weight", "mlp.gate.weight", "mlp.proj.weight"
+UP_GATE = "mlp.fc.weight"  # of experts: one matrix with the rows of up and then those of the gate
+
 # How the first axis after the track axis (or the axis named) is divided: by heads, FFN rows, vocabulary, or not at all.
 Split = Literal["none", "qkv", "heads_in", "ffn", "ffn_pair", "ffn_in", "vocab", "first_rank"]
 
@@ -58,7 +63,7 @@ class TensorSpec:
                 return 2, [layout.experts_ffn]
             case "ffn_in":
                 return 1, [layout.ffn]
-            case "ffn_pair":  # experts: up rows, then gate rows
+            case "ffn_pair":  # UP_GATE
                 up = layout.experts_ffn
                 return 1, [up, Span(up.start + config.moe_intermediate_size, up.stop + config.moe_intermediate_size)]
             case "vocab":
@@ -84,12 +89,11 @@ def tensors(config: ModelConfig) -> Iterator[TensorSpec]:
 def _layer(config: ModelConfig, layer: int) -> Iterator[TensorSpec]:
     width, size = config.hidden_size, config.head_size
     prefix = f"transformer.layers.{layer}."
-    depth = config.block_depth or config.num_layers
 
     def norm(name: str, features: int = width) -> TensorSpec:
         return TensorSpec(f"{prefix}{name}.weight", (features,), True, kind="norm")
 
-    if config.dispatch_norm and layer % depth == 0:
+    if config.dispatch_norm and config.starts_block(layer):
         yield norm("dispatch_layernorm")
     yield norm("input_layernorm")
     yield TensorSpec(f"{prefix}attention.qkv.weight", (config.qkv_size, width), True, "qkv", fan_in=width)
@@ -109,19 +113,19 @@ def _layer(config: ModelConfig, layer: int) -> Iterator[TensorSpec]:
     yield from _experts(config, prefix) if config.is_moe(layer) else _dense_ffn(config, prefix)
     if config.residual_norm:
         yield norm("mlp_residual_layernorm")
-    if config.combine_norm and ((layer + 1) % depth == 0 or layer + 1 == config.num_layers):
+    if config.combine_norm and config.ends_block(layer):
         yield norm("combine_layernorm")
 
 
 def _dense_ffn(config: ModelConfig, prefix: str) -> Iterator[TensorSpec]:
     width, rows = config.hidden_size, config.intermediate_size
-    yield TensorSpec(f"{prefix}mlp.fc.weight", (rows, width), True, "ffn", fan_in=width)  # through the activation
-    yield TensorSpec(f"{prefix}mlp.gate.weight", (rows, width), True, "ffn", fan_in=width)
-    yield TensorSpec(f"{prefix}mlp.proj.weight", (width, rows), True, "ffn_in", "output", fan_in=rows)
+    yield TensorSpec(f"{prefix}{GATE}", (rows, width), True, "ffn", fan_in=width)
+    yield TensorSpec(f"{prefix}{UP}", (rows, width), True, "ffn", fan_in=width)
+    yield TensorSpec(f"{prefix}{DOWN}", (width, rows), True, "ffn_in", "output", fan_in=rows)
 
 
 def _experts(config: ModelConfig, prefix: str) -> Iterator[TensorSpec]:
     width, rows, experts = config.hidden_size, config.moe_intermediate_size, config.num_experts
     yield TensorSpec(f"{prefix}mlp.router.weight", (experts, width), True, "none", "router", fan_in=width)
-    yield TensorSpec(f"{prefix}mlp.fc.weight", (experts, 2 * rows, width), True, "ffn_pair", fan_in=width)
-    yield TensorSpec(f"{prefix}mlp.proj.weight", (experts, width, rows), True, "ffn_in", "output", fan_in=rows)
+    yield TensorSpec(f"{prefix}{UP_GATE}", (experts, 2 * rows, width), True, "ffn_pair", fan_in=width)
+    yield TensorSpec(f"{prefix}{DOWN}", (experts, width, rows), True, "ffn_in", "output", fan_in=rows)

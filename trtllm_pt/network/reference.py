@@ -182,7 +182,7 @@ class Attention(Module):
 
 
 class GatedMLP(Module):
-    """SwiGLU (arXiv:2002.05202): proj(silu(fc x) * gate x)."""
+    """SwiGLU (arXiv:2002.05202): down(silu(gate(x)) * up(x)). The attributes have the files' names."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -192,7 +192,8 @@ class GatedMLP(Module):
         self.proj = Linear(n, width, rows)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj(F.silu(self.fc(x)) * self.gate(x))
+        gate, up, down = self.fc, self.gate, self.proj
+        return down(F.silu(gate(x)) * up(x))
 
 
 class Experts(Module):
@@ -203,7 +204,7 @@ class Experts(Module):
         n, width, rows, experts = config.tracks, config.hidden_size, config.moe_intermediate_size, config.num_experts
         self.config = config
         self.router = Weight(n, experts, width)
-        self.fc = ExpertLinear(n, experts, 2 * rows, width)  # up rows, then gate rows
+        self.fc = ExpertLinear(n, experts, 2 * rows, width)  # the rows of up, then those of the gate
         self.proj = ExpertLinear(n, experts, width, rows)
 
     def forward(self, x: Tensor) -> Tensor:

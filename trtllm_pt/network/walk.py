@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import reduce
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
+from trtllm_pt.model.config import ModelConfig
 from trtllm_pt.model.schedule import Finish, ReduceOp, Run, Schedule, Start
 
 V = TypeVar("V")  # one value per track: an engine's tensor
@@ -34,6 +36,27 @@ class Ops(Protocol[V]):
     def scale_mean(self, x: V) -> V:
         """x times 1/n, for n tracks."""
         ...
+
+
+class TrackOps(Generic[V]):
+    """The operations that are the same in every engine: the norms at a block's ends, and the addition.
+
+    `layers` are the engine's own; those that begin or end a block have the norms that the model asks for.
+    """
+
+    def __init__(self, model: ModelConfig, layers: Sequence[Any]) -> None:
+        self.model, self.layers = model, layers
+
+    def dispatch(self, layer: int, shared: V) -> V:
+        stream: V = self.layers[layer].dispatch_layernorm(shared) if self.model.dispatch_norm else shared
+        return stream
+
+    def combine(self, layer: int, stream: V) -> V:
+        combined: V = self.layers[layer].combine_layernorm(stream) if self.model.combine_norm else stream
+        return combined
+
+    def add(self, a: V, b: V) -> V:
+        return a + b  # type: ignore[operator, no-any-return]  # an engine's tensors add; V alone does not say so
 
 
 def walk(schedule: Schedule, ops: Ops[V], shared: V) -> V:

@@ -15,7 +15,7 @@ from trtllm_pt.model.config import ModelConfig
 from trtllm_pt.model.cost import DTYPE_BYTES, is_expert
 from trtllm_pt.model.layout import RankLayout, padded_vocab_size, rank_layout
 from trtllm_pt.model.schedule import Place
-from trtllm_pt.model.tensors import TensorSpec, tensors
+from trtllm_pt.model.tensors import GATE, UP, TensorSpec, tensors
 
 Kind = Literal["matrix", "attention", "memory"]
 
@@ -126,16 +126,16 @@ class Kernels:
         return Kernel("memory", elements, elements * self._size)
 
     def _products(self, specs: list[TensorSpec], work: Work) -> Iterator[Kernel]:
-        """fc and gate of a dense FFN are one product."""
-        gate = next((spec for spec in specs if spec.name.endswith("mlp.gate.weight")), None)
+        """The sub-layer's products with weights. Gate and up of a dense FFN are one product."""
+        up = next((spec for spec in specs if spec.name.endswith(UP)), None)
         for spec in specs:
-            if spec.kind not in ("matrix", "output", "router") or spec is gate:
+            if spec.kind not in ("matrix", "output", "router") or spec is up:
                 continue
             shape = spec.rank_shape(self.config, self.layout)
             if is_expert(spec):
                 yield self._expert_product(shape[-2], shape[-1], work)
                 continue
-            rows = shape[-2] * (2 if gate and spec.name.endswith("mlp.fc.weight") else 1)
+            rows = shape[-2] * (2 if up and spec.name.endswith(GATE) else 1)
             yield self._product(self.tracks, rows, shape[-1], work.tokens)
 
     def _product(self, tracks: int, rows: int, columns: int, tokens: float) -> Kernel:
@@ -164,7 +164,7 @@ class Kernels:
         return Kernel("attention", 4 * inner * work.keys(window), moved * self._size, work.sequences * kv_heads)
 
     def _activation(self, layer: int, work: Work) -> Iterator[Kernel]:
-        """silu(fc) * gate; with experts also what sorts tokens to them and adds them up again."""
+        """silu(gate) * up; with experts also the sorting of tokens by expert and the sum of the experts' outputs."""
         if not self.config.is_moe(layer):
             elements = 3 * self.tracks * work.tokens * len(self.layout.ffn)
             yield Kernel("memory", elements, elements * self._size)

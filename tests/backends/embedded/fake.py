@@ -7,7 +7,7 @@ from array import array
 
 import numpy as np
 
-from trtllm_pt.backends.embedded.kv_pages import PAGE
+from trtllm_pt.backends.embedded.constants import PAGE
 from trtllm_pt.backends.embedded.sampling import sample
 from trtllm_pt.backends.embedded.scheduler import Scheduler
 from trtllm_pt.backends.embedded.step_plan import StepMessage, StepPlan

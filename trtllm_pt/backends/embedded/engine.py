@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from trtllm_pt.backends.build import BuildReport, check_files
+from trtllm_pt.backends.embedded.constants import MAX_HEAD_SIZE, MAX_SUMMANDS, TILE
 from trtllm_pt.backends.embedded.graph import caches_shape, compiled_graph
 from trtllm_pt.backends.embedded.kernels.build import LIBRARY, build_library
 from trtllm_pt.backends.embedded.kernels.library import load
@@ -25,7 +26,6 @@ from trtllm_pt.files.atomic import new_folder, write_json
 from trtllm_pt.files.safetensors import SafetensorsFile
 
 DTYPES = ("bfloat16", "float32")
-_MOST_SUMMANDS = 256  # of an all-reduce
 
 
 def build(checkpoint: Path, output: Path, options: BuildOptions, progress: bool | None = None) -> BuildReport:
@@ -77,11 +77,13 @@ def _checked(checkpoint: Path) -> CheckpointManifest:
 def _check_kernels(manifest: CheckpointManifest) -> None:
     """Raises UsageError for sizes that the ops do not take."""
     config = manifest.model
-    if config.head_size % 16 or config.head_size > 256:
-        raise UsageError(f"head_size ({config.head_size}): the embedded engine takes multiples of 16 up to 256")
+    if config.head_size % TILE or config.head_size > MAX_HEAD_SIZE:
+        raise UsageError(
+            f"head_size ({config.head_size}): the embedded engine takes multiples of {TILE} up to {MAX_HEAD_SIZE}"
+        )
     for name, value in (("tracks", config.tracks), ("ranks", manifest.ranks)):
-        if value > _MOST_SUMMANDS:
-            raise UsageError(f"{name} ({value}): the embedded engine takes at most {_MOST_SUMMANDS}")
+        if value > MAX_SUMMANDS:
+            raise UsageError(f"{name} ({value}): the embedded engine takes at most {MAX_SUMMANDS}")
 
 
 class EmbeddedEngine:

@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trtllm_pt.backends.embedded.network import PAGE, EmbeddedModel
+from trtllm_pt.backends.embedded.constants import PAGE
+from trtllm_pt.backends.embedded.network import EmbeddedModel
 from trtllm_pt.backends.manifest import MAX_BATCH, MAX_TOKENS
 from trtllm_pt.backends.versions import sources
 from trtllm_pt.errors import RunError

@@ -6,7 +6,8 @@ from array import array
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 
-PAGE = 16  # tokens in a page
+from trtllm_pt.backends.embedded.constants import PAGE
+
 ROOT = -1  # the parent of a sequence's first page
 
 # (page of the 16 tokens before, these 16 tokens): with the chain, all tokens from the start

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from trtllm_pt.backends.embedded.constants import STEP_BYTES, TILE
 from trtllm_pt.model.config import ModelConfig
 from trtllm_pt.model.layout import RankLayout, rank_layout
 from trtllm_pt.model.schedule import ReduceOp, Run, schedule_of
+from trtllm_pt.network import walk
 from trtllm_pt.network.module import Module
-from trtllm_pt.network.walk import walk
 
-PAGE = 16  # tokens of a KV page, as in the ops
 ops = torch.ops.trtllm_pt  # untyped, hence the ignores
 
 
@@ -77,37 +77,31 @@ class Transformer(Module):
         rotary = None if self.inv_freq is None else ops.rotary(tokens, starts, offsets, self.inv_freq[0])
         batch = Batch(starts, offsets, pages, rotary, caches)
         x = ops.gather_rows(tokens, self.vocab_embedding.weight, self.config.hidden_size)
-        x = walk(self.schedule, TrackOps(self, batch), x[None])
+        x = walk.walk(self.schedule, TrackOps(self, batch), x[None])
         return self.ln_f(x[:, last])[0]
 
 
-class TrackOps:
-    """What the walker runs on. The shared stream is [1, T, W], a track's own [K, T, W]."""
+class TrackOps(walk.TrackOps[Tensor]):
+    """The walker's operations. The shared stream is [1, T, W] and the tracks' own streams are [K, T, W].
+
+    Without a dispatch norm, the first add broadcasts the shared stream to the tracks.
+    """
 
     def __init__(self, transformer: Transformer, batch: Batch) -> None:
-        self.transformer, self.config, self.batch = transformer, transformer.config, batch
+        super().__init__(transformer.config, transformer.layers)
+        self.ranks, self.batch = transformer.ranks, batch
 
     def sublayer(self, run: Run, x: Tensor) -> Tensor:
-        layer = self.transformer.layers[run.layer]
+        layer: Layer = self.layers[run.layer]
         return layer.attention_out(x, self.batch) if run.place == "attention" else layer.ffn_out(x)
 
-    def dispatch(self, layer: int, shared: Tensor) -> Tensor:
-        """Without a norm the tracks' streams broadcast from the shared one by the first add."""
-        return self.transformer.layers[layer].dispatch_layernorm(shared) if self.config.dispatch_norm else shared
-
-    def combine(self, layer: int, stream: Tensor) -> Tensor:
-        return self.transformer.layers[layer].combine_layernorm(stream) if self.config.combine_norm else stream
-
     def all_reduce(self, x: Tensor, op: ReduceOp) -> Tensor:
-        """The one place where ranks meet."""
-        scale = 1.0 / self.config.tracks if op == "mean" else 1.0
-        return ops.all_reduce(x, self.transformer.ranks, scale)  # type: ignore[no-any-return]
-
-    def add(self, a: Tensor, b: Tensor) -> Tensor:
-        return a + b
+        """The only all-reduce of the network."""
+        scale = 1.0 / self.model.tracks if op == "mean" else 1.0
+        return ops.all_reduce(x, self.ranks, scale)  # type: ignore[no-any-return]
 
     def scale_mean(self, x: Tensor) -> Tensor:
-        return x * (1.0 / self.config.tracks)
+        return x * (1.0 / self.model.tracks)
 
 
 class Layer(Module):
@@ -116,9 +110,8 @@ class Layer(Module):
     def __init__(self, config: ModelConfig, layout: RankLayout, layer: int, dtype: torch.dtype) -> None:
         super().__init__()
         width, tracks = config.hidden_size, len(layout.tracks)
-        depth = config.block_depth or config.num_layers
         self.config = config
-        if config.dispatch_norm and layer % depth == 0:
+        if config.dispatch_norm and config.starts_block(layer):
             self.dispatch_layernorm = Norm(tracks, width, config, dtype)
         self.input_layernorm = Norm(tracks, width, config, dtype)
         self.attention = Attention(config, layout, layer, dtype)
@@ -128,7 +121,7 @@ class Layer(Module):
         if config.residual_norm:
             self.attention_residual_layernorm = Norm(tracks, width, config, dtype)
             self.mlp_residual_layernorm = Norm(tracks, width, config, dtype)
-        if config.combine_norm and ((layer + 1) % depth == 0 or layer + 1 == config.num_layers):
+        if config.combine_norm and config.ends_block(layer):
             self.combine_layernorm = Norm(tracks, width, config, dtype)
 
     def attention_out(self, x: Tensor, batch: Batch) -> Tensor:
@@ -176,29 +169,33 @@ class Attention(Module):
 
 
 class GatedMLP(Module):
+    """SwiGLU: down(silu(gate(x)) * up(x)), with gate and up in one product."""
+
     def __init__(self, config: ModelConfig, layout: RankLayout, dtype: torch.dtype) -> None:
         super().__init__()
         self.rows = len(layout.ffn)
         tracks, width = len(layout.tracks), config.hidden_size
-        self.fc_gate = Packed((tracks, 2), self.rows, width, dtype)  # fc, which is activated, and gate
-        self.proj = Linear(tracks, width, self.rows, dtype)
+        self.gate_up = Packed((tracks, 2), self.rows, width, dtype)
+        self.down = Linear(tracks, width, self.rows, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj(ops.linear_swiglu(x, self.fc_gate.weight, self.rows))
+        return self.down(ops.linear_swiglu(x, self.gate_up.weight, self.rows))
 
 
 class Experts(Module):
+    """Each track's own experts, gated FFNs, of which the router chooses some for each token."""
+
     def __init__(self, config: ModelConfig, layout: RankLayout, dtype: torch.dtype) -> None:
         super().__init__()
         self.config, self.rows = config, len(layout.experts_ffn)
         tracks, width, experts = len(layout.tracks), config.hidden_size, config.num_experts
         self.router = Weight((tracks, experts, width), torch.float32)
-        self.fc_gate = Packed((tracks, experts, 2), self.rows, width, dtype)  # the activated first
-        self.proj = Packed((tracks, experts), width, self.rows, dtype)
+        self.gate_up = Packed((tracks, experts, 2), self.rows, width, dtype)
+        self.down = Packed((tracks, experts), width, self.rows, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         c = self.config
-        weights = (self.router.weight, self.fc_gate.weight, self.proj.weight)
+        weights = (self.router.weight, self.gate_up.weight, self.down.weight)
         return ops.experts(x, *weights, c.experts_per_token, c.router_logits_cap or 0.0, self.rows)  # type: ignore[no-any-return]
 
 
@@ -259,7 +256,7 @@ class Packed(Weight):
 
 
 def packed_shape(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[int, ...]:
-    """What `trtllm_pt::pack` makes of a matrix [*lead, N, I]: [*lead, ceil(N / 16), ceil(I / e), 16 * e]."""
+    """The shape that `trtllm_pt::pack` gives a matrix [*lead, N, I]: [*lead, ceil(N / 16), ceil(I / e), 16 * e]."""
     *lead, rows, columns = shape
-    pair = 4 // dtype.itemsize
-    return (*lead, -(-rows // 16), -(-columns // pair), 16 * pair)
+    inputs = STEP_BYTES // dtype.itemsize
+    return (*lead, -(-rows // TILE), -(-columns // inputs), TILE * inputs)

@@ -18,7 +18,7 @@ from trtllm_pt.checkpoint.ranks import open_rank
 from trtllm_pt.files.safetensors import SafetensorsFile, SafetensorsWriter, TensorInfo
 from trtllm_pt.model.config import ModelConfig
 from trtllm_pt.model.layout import rank_layout
-from trtllm_pt.model.tensors import tensors
+from trtllm_pt.model.tensors import DOWN, GATE, UP, UP_GATE, tensors
 from trtllm_pt.network.reference import inverse_frequencies
 
 SHARED_FILE = "shared.safetensors"
@@ -76,7 +76,7 @@ def packed(name: str, source: SafetensorsFile, manifest: CheckpointManifest, ran
         tensor = source.get(stored)
         return tensor if tracks > 1 else tensor[None]
 
-    stem = name.removesuffix(".fc_gate.weight")
+    layer = name.removesuffix("mlp.gate_up.weight")
     if name == "transformer.inv_freq":
         yield inverse_frequencies(config)[None]
     elif name == "lm_head.first":
@@ -86,15 +86,15 @@ def packed(name: str, source: SafetensorsFile, manifest: CheckpointManifest, ran
         yield source.get(name)[None]
     elif name in ("transformer.vocab_embedding.weight", "lm_head.weight"):
         yield pack(source.get(name))
-    elif stem != name and f"{stem}.router.weight" in source:
-        for up_gate in of(f"{stem}.fc.weight"):
+    elif layer != name and f"{layer}mlp.router.weight" in source:
+        for up_gate in of(f"{layer}{UP_GATE}"):
             up, gate = up_gate.chunk(2, 1)
             yield pack(torch.stack((gate, up), 1))[None]
-    elif stem != name:
-        for fc, gate in zip(of(f"{stem}.fc.weight"), of(f"{stem}.gate.weight"), strict=True):
-            yield pack(torch.stack((fc, gate)))[None]
-    elif name.endswith((".qkv.weight", ".dense.weight", ".proj.weight")):
-        for track in of(name):
+    elif layer != name:
+        for gate, up in zip(of(f"{layer}{GATE}"), of(f"{layer}{UP}"), strict=True):
+            yield pack(torch.stack((gate, up)))[None]
+    elif name.endswith((".qkv.weight", ".dense.weight", "mlp.down.weight")):
+        for track in of(name.replace("mlp.down.weight", DOWN)):
             yield pack(track)[None]
     else:  # norms, biases, routers: as they are
         yield of(name)

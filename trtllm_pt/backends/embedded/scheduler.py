@@ -15,7 +15,8 @@ from __future__ import annotations
 from array import array
 from collections import deque
 
-from trtllm_pt.backends.embedded.kv_pages import PAGE, ROOT, PagePool, page_key, pages_for
+from trtllm_pt.backends.embedded.constants import PAGE
+from trtllm_pt.backends.embedded.kv_pages import ROOT, PagePool, page_key, pages_for
 from trtllm_pt.backends.embedded.sampling import Sampled
 from trtllm_pt.backends.embedded.step_plan import StepPlan
 from trtllm_pt.backends.limits import Limits

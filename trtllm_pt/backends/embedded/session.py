@@ -17,11 +17,12 @@ from torch import Tensor
 
 from trtllm_pt import logs
 from trtllm_pt.backends.embedded.all_reduce_counts import Reduces, settle
+from trtllm_pt.backends.embedded.constants import PAGE
 from trtllm_pt.backends.embedded.engine import EmbeddedEngine
 from trtllm_pt.backends.embedded.graph import caches_shape
 from trtllm_pt.backends.embedded.kernels.build import LIBRARY
 from trtllm_pt.backends.embedded.kernels.library import load
-from trtllm_pt.backends.embedded.kv_pages import PAGE, pages_for
+from trtllm_pt.backends.embedded.kv_pages import pages_for
 from trtllm_pt.backends.embedded.logits_view import Views
 from trtllm_pt.backends.embedded.rank_messages import RankMessages, first_to_speak
 from trtllm_pt.backends.embedded.step_plan import StepMessage, StepPlan

@@ -20,7 +20,7 @@ from trtllm_pt.model.config import ModelConfig
 from trtllm_pt.model.layout import RankLayout, padded_vocab_size, rank_layout
 from trtllm_pt.model.quantization import KV_CACHE_QUANT_ALGOS, QUANT_ALGOS
 from trtllm_pt.model.schedule import ReduceOp, Run, schedule_of
-from trtllm_pt.network.walk import walk
+from trtllm_pt.network import walk
 
 try:
     from tensorrt_llm._common import default_net
@@ -201,36 +201,33 @@ class Transformer(Module):
             arguments["rotary"] = rotary_rows(self.model, position_ids)
         ops = TrackOps(self, arguments)
         x = self.vocab_embedding(input_ids)
-        x = walk(self.schedule, ops, x if ops.tracks == 1 else unsqueeze(x, 0))
+        x = walk.walk(self.schedule, ops, x if ops.tracks == 1 else unsqueeze(x, 0))
         x = self.ln_f(x if ops.tracks == 1 else x.view([-1, self.model.hidden_size]))
         return (x, tuple(ops.caches)) if use_cache else x
 
 
-class TrackOps:
-    """What the walker runs on. One track: every stream is [T, W]. K > 1: the shared one [1, T, W], the tracks' own
-    [K, T, W]."""
+class TrackOps(walk.TrackOps[Tensor]):
+    """The walker's operations as TensorRT layers.
+
+    With one track every stream is [T, W]; with K > 1 the shared stream is [1, T, W] and the tracks' own are [K, T, W].
+    """
 
     def __init__(self, transformer: Transformer, attention_arguments: dict[str, Any]) -> None:
-        self.transformer, self.config, self.attention_arguments = transformer, transformer.config, attention_arguments
-        self.model, self.tracks = transformer.model, len(transformer.layout.tracks)
+        super().__init__(transformer.model, transformer.layers)
+        self.config, self.attention_arguments = transformer.config, attention_arguments
+        self.tracks = len(transformer.layout.tracks)
         self.caches: list[Any] = []  # in the order of the layers
 
     def sublayer(self, run: Run, x: Tensor) -> Tensor:
-        layer = self.transformer.layers[run.layer]
+        layer = self.layers[run.layer]
         if run.place == "ffn":
             return layer.ffn_out(x)
         out, cache = layer.attention_out(x, self.attention_arguments)
         self.caches.append(cache)
         return out
 
-    def dispatch(self, layer: int, shared: Tensor) -> Tensor:
-        return self.transformer.layers[layer].dispatch_layernorm(shared) if self.model.dispatch_norm else shared
-
-    def combine(self, layer: int, stream: Tensor) -> Tensor:
-        return self.transformer.layers[layer].combine_layernorm(stream) if self.model.combine_norm else stream
-
     def all_reduce(self, x: Tensor, op: ReduceOp) -> Tensor:
-        """The one place where ranks meet. The plugin sums, so a mean divides first (by 1/n it would be less exact)."""
+        """The only all-reduce of the network. The plugin sums, so a mean divides before (times 1/n is less exact)."""
         if self.tracks > 1:
             x = reduce_sum(cast(x, "float32"), dim=0)  # [T, W]
         if op == "mean":
@@ -243,9 +240,6 @@ class TrackOps:
             x = allreduce(x, mapping.tp_group, all_reduce_params=AllReduceParams(strategy=strategy))
         return x if self.tracks == 1 else unsqueeze(x, 0)
 
-    def add(self, a: Tensor, b: Tensor) -> Tensor:
-        return a + b
-
     def scale_mean(self, x: Tensor) -> Tensor:
         return x / float(self.model.tracks)
 
@@ -256,9 +250,9 @@ class Layer(Module):
     def __init__(self, config: ParallelTrackConfig, layer: int) -> None:
         super().__init__()
         model, layout = config.model, config.layout
-        tracks, width, depth = len(layout.tracks), model.hidden_size, model.block_depth or model.num_layers
+        tracks, width = len(layout.tracks), model.hidden_size
         self.has_residual_norm = model.residual_norm
-        if model.dispatch_norm and layer % depth == 0:
+        if model.dispatch_norm and model.starts_block(layer):
             self.dispatch_layernorm = norm(tracks, width, config)
         self.input_layernorm = norm(tracks, width, config)
         self.attention = attention(config, layer)
@@ -267,7 +261,7 @@ class Layer(Module):
         if model.residual_norm:
             self.attention_residual_layernorm = norm(tracks, width, config)
             self.mlp_residual_layernorm = norm(tracks, width, config)
-        if model.combine_norm and ((layer + 1) % depth == 0 or layer + 1 == model.num_layers):
+        if model.combine_norm and model.ends_block(layer):
             self.combine_layernorm = norm(tracks, width, config)
 
     def attention_out(self, x: Tensor, arguments: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
@@ -467,6 +461,8 @@ def feed_forward(config: ParallelTrackConfig) -> Module:
 
 
 class TrackMLP(Module):
+    """down(silu(gate(x)) * up(x)) for several tracks. The attributes have the files' names (model/tensors.py)."""
+
     def __init__(self, tracks: int, width: int, rows: int, config: ParallelTrackConfig) -> None:
         super().__init__()
         self.fc = linear(tracks, width, rows, config)
@@ -474,7 +470,8 @@ class TrackMLP(Module):
         self.proj = linear(tracks, rows, width, config)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj(silu(self.fc(x)) * self.gate(x))
+        gate, up, down = self.fc, self.gate, self.proj
+        return down(silu(gate(x)) * up(x))
 
 
 def experts(config: ParallelTrackConfig) -> Module:

@@ -4,8 +4,8 @@
 //
 //   wire DELAY_NANOSECONDS NANOSECONDS_PER_BYTE LATE_NANOSECONDS DEVICE NAMESPACE...
 //
-// LATE is what a timer is late here: so much earlier it is set. Spinning would be more exact, and would take the core of a
-// rank that computes.
+// LATE is what a timer is late here: so much earlier it is set. Spinning would be more exact, and would take the core
+// of a rank that computes.
 //
 // The packet for host K of the subnet (the last byte of its IPv4 address is K, from 1) goes to the K-th namespace. It
 // says "up" once the devices are there, and ends when its standard input does: with whoever started it.
@@ -119,7 +119,8 @@ class Wire {
     const size_t host = static_cast<unsigned char>(bytes[kAddress]);
     if (host < 1 || host > senders_.size()) return;
     // A full device drops the packet, as a network would; TCP sends it again.
-    if (write(senders_[host - 1].device, bytes.data(), bytes.size()) < 0 && errno != EAGAIN && errno != EIO) fail("write");
+    if (write(senders_[host - 1].device, bytes.data(), bytes.size()) < 0 && errno != EAGAIN && errno != EIO)
+      fail("write");
   }
 
   void collect(Sender& sender) {

@@ -115,7 +115,8 @@ int execute(const uint8_t* code, const greg_t* registers) {
   enum { kNone, k66, kF3, kF2 };  // the prefix in VEX
   const bool vex = code[0] == 0xc4 && (code[1] & 0x1f) == 2 && (code[2] & 0x84) == 0;
   if (!vex) return 0;
-  const int opcode = code[3], prefix = code[2] & 3, third = ~code[2] >> 3 & 15, reg = code[4] >> 3 & 7, rm = code[4] & 7;
+  const int opcode = code[3], prefix = code[2] & 3, third = ~code[2] >> 3 & 15, reg = code[4] >> 3 & 7,
+            rm = code[4] & 7;
   const bool in_registers = code[4] >> 6 == 3;
   auto operand = [&] { return memory(code + 4, ~code[1] >> 6 & 1, ~code[1] >> 5 & 1, registers); };
   if (opcode == 0x49 && prefix == kNone && code[4] == 0xc0) return release(), 5;
@@ -126,12 +127,14 @@ int execute(const uint8_t* code, const greg_t* registers) {
   }
   if (opcode == 0x49 && prefix == kF2 && in_registers && rm == 0)
     return memset(usable(reg).data, 0, sizeof tiles[reg].data), 5;
-  if (opcode == 0x4b && (prefix == kF2 || prefix == kF3) && (code[4] & 0xc7) == 0x04 + (code[4] & 0xc0) && !in_registers) {
+  if (opcode == 0x4b && (prefix == kF2 || prefix == kF3) && (code[4] & 0xc7) == 0x04 + (code[4] & 0xc0) &&
+      !in_registers) {
     Memory m = operand();
     Tile& tile = usable(reg);
     if (prefix == kF2) memset(tile.data, 0, sizeof tile.data);
     for (int row = 0; row < tile.rows; row++, m.address += m.stride)
-      prefix == kF2 ? memcpy(tile.data[row], m.address, tile.row_bytes) : memcpy(m.address, tile.data[row], tile.row_bytes);
+      prefix == kF2 ? memcpy(tile.data[row], m.address, tile.row_bytes)
+                    : memcpy(m.address, tile.data[row], tile.row_bytes);
     return 4 + m.length;
   }
   if (opcode == 0x5c && prefix == kF3 && in_registers) return multiply(usable(reg), usable(rm), usable(third)), 5;
@@ -140,7 +143,8 @@ int execute(const uint8_t* code, const greg_t* registers) {
 
 void refused(int, siginfo_t*, void* context) {
   greg_t* registers = static_cast<ucontext_t*>(context)->uc_mcontext.gregs;
-  // To nearest, denormals are zero, flush to zero, nothing raised, whatever the thread has set; returning restores that.
+  // To nearest, denormals are zero, flush to zero, nothing raised, whatever the thread has set; returning restores
+  // that.
   _mm_setcsr(0x1f80 | 0x8000 | 0x0040);
   const uint8_t* code = reinterpret_cast<const uint8_t*>(registers[REG_RIP]);
   int length = execute(code, registers);
@@ -157,7 +161,7 @@ void refused(int, siginfo_t*, void* context) {
 
 }  // namespace
 
-// What ops.cpp asks the processor and the kernel for.
+// What isa.cpp asks the processor and the kernel for.
 extern "C" bool trtllm_pt_may_use_tiles() { return true; }
 
 // Of the calling thread, for the tests.

@@ -1,10 +1,16 @@
-// The product with bfloat16 weights on AMX's tile registers, of 16 rows of 64 bytes; path.cpp includes it.
+// The product with bfloat16 weights on AMX's tile registers, of 16 rows of 64 bytes. Part of path.cpp, by product.h.
 //
-// 16 steps of a packed tile of weights are a register as they lie in memory. One TDPBF16PS multiplies them with 32 inputs
-// of up to 16 rows: from zero, it sums the products of even and of odd inputs, adds the two sums, and adds that to the
-// result (Intel SDM volume 2). So a sum's order follows from where the steps are cut into sixteens, and they are cut
-// from the first step of a segment on: a caller that divides a product between calls must cut at multiples of
+// 16 steps of a packed tile of weights are a register as they lie in memory. One TDPBF16PS multiplies them with 32
+// inputs of up to 16 rows: from zero, it sums the products of even and of odd inputs, adds the two sums, and adds that
+// to the result (Intel SDM volume 2). So a sum's order follows from where the steps are cut into sixteens, and they are
+// cut from the first step of a segment on: a caller that divides a product between calls must cut at multiples of
 // kTileSteps. How many rows share an instruction changes nothing.
+
+#pragma once
+#include "product.h"
+
+namespace trtllm_pt::TRTLLM_PT_PATH {
+namespace {
 
 constexpr int64_t kTileSteps = 16, kTileRows = 16;
 
@@ -39,8 +45,9 @@ INLINE void multiply_tiles() {
 
 // Registers for up to 32 rows of x and `steps` steps.
 INLINE TileShapes shapes_of(int64_t rows, int64_t steps) {
-  TileShapes shapes = {.palette = 1};
-  const int64_t upper = least(rows, kTileRows), lower = rows > kTileRows ? rows - kTileRows : upper;
+  TileShapes shapes{};
+  shapes.palette = 1;
+  const int64_t upper = min(rows, kTileRows), lower = rows > kTileRows ? rows - kTileRows : upper;
   const int64_t heights[8] = {upper, upper, lower, lower, upper, lower, steps, steps};
   for (int i = 0; i < 8; i++) {
     shapes.rows[i] = static_cast<uint8_t>(heights[i]);
@@ -65,8 +72,8 @@ INLINE void unrolled(const F& f) {
 
 // kRows x kColumns registers of sums: up to 2 x 2, or 1 x 4. Not inlined: the loop wants all general registers.
 template <int kRows, int kColumns>
-__attribute__((noinline)) void tile_block(const BFloat16* x, int64_t x_stride, Tiles t, TileSteps part, bool add, float* y,
-                                          int64_t y_stride) {
+__attribute__((noinline)) void tile_block(const BFloat16* x, int64_t x_stride, Tiles t, TileSteps part, bool add,
+                                          float* y, int64_t y_stride) {
   const int64_t x_bytes = x_stride * 2, y_bytes = y_stride * 4;
   unrolled<kRows * kColumns>([&]<int i>() {
     constexpr int row = i / kColumns, column = i % kColumns, sum = 2 * row + column;
@@ -79,12 +86,12 @@ __attribute__((noinline)) void tile_block(const BFloat16* x, int64_t x_stride, T
   for (int64_t s = 0; s < t.segments; s++, t.start += t.count, x += t.steps * 2) {
     for (int64_t k = 0; k < part.count; k++) {
       const BFloat16* left = x + k * kTileSteps * 2;
-      const int64_t w = (part.first + k * kTileSteps) * 64;
+      const int64_t w = (part.first + k * kTileSteps) * kLineBytes;
       load_tile<4>(left, x_bytes);
       if constexpr (kRows == 2) load_tile<5>(left + kTileRows * x_stride, x_bytes);
       unrolled<kColumns>([&]<int n>() {
         constexpr int right = 6 + n % 2;
-        load_tile<right>(t.start[n] + w, 64);
+        load_tile<right>(t.start[n] + w, kLineBytes);
         multiply_tiles<n, 4, right>();
         if constexpr (kRows == 2) multiply_tiles<2 + n, 5, right>();
       });
@@ -109,7 +116,7 @@ INLINE int64_t widest_tile_block(int64_t left, const BFloat16* x, int64_t x_stri
 INLINE void tile_rows(int64_t rows, const BFloat16* x, int64_t x_stride, Tiles t, TileSteps part, bool add, float* y,
                       int64_t y_stride) {
   for (int64_t row = 0, size, shaped = 0; row < rows; row += size) {
-    size = least(2 * kTileRows, rows - row);
+    size = min(2 * kTileRows, rows - row);
     if (size != shaped) shape_tiles(shapes_of(size, part.steps));
     shaped = size;
     Tiles columns = t;
@@ -125,10 +132,13 @@ INLINE void tile_rows(int64_t rows, const BFloat16* x, int64_t x_stride, Tiles t
 // First the whole registers of all segments, then what is left of each. Other shapes need LDTILECFG, which clears the
 // sums: in between they are in y, where they lose nothing.
 template <>
-void product<BFloat16Weights>(int64_t rows, const BFloat16* x, int64_t x_stride, Tiles t, bool add, float* y,
+void product<BFloat16Weights>(int64_t rows, const BFloat16* x, int64_t x_stride, Tiles t, Prefetch, bool add, float* y,
                               int64_t y_stride) {
   const int64_t whole = t.steps / kTileSteps, rest = t.steps % kTileSteps;
   if (whole > 0) tile_rows(rows, x, x_stride, t, {0, kTileSteps, whole}, add, y, y_stride);
   if (rest > 0) tile_rows(rows, x, x_stride, t, {whole * kTileSteps, rest, 1}, add || whole > 0, y, y_stride);
   release_tiles();  // registers in use make every context switch and signal frame larger
 }
+
+}  // namespace
+}  // namespace trtllm_pt::TRTLLM_PT_PATH

@@ -31,9 +31,10 @@ _INSTRUCTION_SETS = {  # path.cpp is compiled once for each; every other source 
     "avx512_bf16": ("-march=x86-64-v4", "-mavx512bf16"),
     "avx512_amx": ("-march=x86-64-v4", "-mavx512bf16", "-mamx-tile", "-mamx-bf16"),
 }
-# fp-contract off: the kernels write their fused multiply-adds out, so that every loop rounds alike (path.cpp).
+# fp-contract is off: the kernels write out their fused multiply-adds, so that every loop rounds in the same way.
 _FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fopenmp", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
-          "-fvisibility=hidden", "-Wall", "-Wno-psabi", "-Wno-maybe-uninitialized")  # fmt: skip
+          "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi",
+          "-Wno-uninitialized", "-Wno-maybe-uninitialized")  # GCC 12 warns of its own intrinsics  # fmt: skip
 
 
 def build_library(out: Path) -> Path:
@@ -57,7 +58,7 @@ def build_library(out: Path) -> Path:
 def _compiled() -> Path:
     """The library in the cache, compiled where the cache lacks it."""
     program = compiler()
-    headers = _mpi_header().parent
+    headers = mpi_header().parent
     cached = cache_dir() / _key(program, headers) / LIBRARY
     if not cached.exists():
         cached.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +67,8 @@ def _compiled() -> Path:
     return cached
 
 
-def _mpi_header() -> Path:
+def mpi_header() -> Path:
+    """MPICH's mpi.h, which its package puts beside this Python. Raises UsageError where there is none."""
     folders = dict.fromkeys([Path(sys.prefix) / "include", Path(sysconfig.get_path("include"))])
     for folder in folders:
         if (folder / "mpi.h").is_file():
@@ -82,21 +84,30 @@ def _key(compiler: str, headers: Path) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
-def _compile(compiler: str, headers: Path, target: Path) -> None:
+def objects(headers: Path) -> dict[str, list[str]]:
+    """The compiler's arguments for each object of the library, by the object's name: flags and a source file.
+
+    `headers` is the folder of mpi.h.
+    """
     torch_home = Path(torch.__path__[0])
     includes = [torch_home / "include", torch_home / "include/torch/csrc/api/include", headers]
+    # Error messages of the ops contain the source file's name as the compiler was given it: leave the folders out.
+    renames = [f"-ffile-prefix-map={old}={new}" for old, new in ((torch_home, "torch"), (_HERE, "kernels"))]
+    common = [*_FLAGS, *renames, f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"]
+    common += [f"-isystem{include}" for include in includes]
+    once = sorted(set(_HERE.glob("*.cpp")) - {_PER_INSTRUCTION_SET})
+    arguments = {source.stem: [*common, str(source)] for source in once}
+    for name, flags in _INSTRUCTION_SETS.items():
+        arguments[f"path_{name}"] = [*common, *flags, f"-DTRTLLM_PT_PATH={name}", str(_PER_INSTRUCTION_SET)]
+    return arguments
+
+
+def _compile(compiler: str, headers: Path, target: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="trtllm_pt-") as folder:
-        scratch = Path(folder)
-        # Names without folders: error messages of the ops carry the source file's name as the compiler was given it.
-        renames = [f"-ffile-prefix-map={old}={new}" for old, new in ((torch_home, "torch"), (_HERE, "kernels"))]
-        common = [*_FLAGS, *renames, f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"]
-        common += [f"-isystem{include}" for include in includes]
-        once = sorted(set(_HERE.glob("*.cpp")) - {_PER_INSTRUCTION_SET})
-        jobs = {scratch / f"{source.stem}.o": [str(source)] for source in once}
-        for name, flags in _INSTRUCTION_SETS.items():
-            jobs[scratch / f"path_{name}.o"] = [*flags, f"-DTRTLLM_PT_PATH={name}", str(_PER_INSTRUCTION_SET)]
+        jobs = {Path(folder) / f"{name}.o": arguments for name, arguments in objects(headers).items()}
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-            commands = [[*common, *job, "-c", "-o", str(obj)] for obj, job in jobs.items()]
+            commands = [[*arguments, "-c", "-o", str(obj)] for obj, arguments in jobs.items()]
             list(pool.map(lambda command: compile_cpp(command, compiler), commands))
-        link = ["-shared", "-fopenmp", *map(str, jobs), f"-L{torch_home / 'lib'}", "-ltorch_cpu", "-lc10", "-ldl"]
+        torch_libraries = [f"-L{Path(torch.__path__[0]) / 'lib'}", "-ltorch_cpu", "-lc10"]
+        link = ["-shared", "-fopenmp", *map(str, jobs), *torch_libraries, "-ldl"]
         compile_cpp([*link, "-Wl,--no-undefined", f"-Wl,-soname,{LIBRARY}", "-s", "-o", str(target)], compiler)

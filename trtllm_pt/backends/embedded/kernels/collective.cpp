@@ -1,8 +1,8 @@
 // The boundary's all-reduce: float32, along a binary tree over the tracks, first the local ones, then the ranks.
 //
-// Ranks of one machine show each other their sums in memory that they share, others send them in messages. MPI is not
-// linked. Its functions are looked up, when a communicator is set, in the library that mpi4py has loaded: a process of
-// one rank needs no MPI, and no path to one is baked in. Types and constants are those of MPICH's mpi.h.
+// Ranks of one machine publish their sums in shared memory; ranks of several machines send them in messages. MPI is not
+// linked: when a communicator is set, its functions are looked up in the library that mpi4py has loaded. So a process
+// of one rank needs no MPI, and the library holds no path to one. Types and constants are those of MPICH's mpi.h.
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <dlfcn.h>
@@ -29,12 +29,13 @@ namespace {
 using at::Tensor;
 
 constexpr const char* kMpiLibrary = "libmpi.so.12";  // the soname of MPICH's ABI
-// Of a message; from here on every rank reduces a slice. Over TCP the two ways took as long between 128 and 512 KiB:
-// 2 ranks on links of 10 and 200 microseconds, 4 ranks on links of 10 (benchmarks/netlab.py has such links).
+// The size of a message from which on every rank reduces a slice. Over TCP, both ways took the same time somewhere
+// between 128 and 512 KiB: 2 ranks on links of 10 and 200 microseconds, 4 ranks on links of 10 (trtllm-pt bench
+// netlab).
 constexpr int64_t kLargeBytes = 256 * 1024;
-// Elements that ranks show each other at once, and from how many on more than two ranks share the sum. Measured on 2
-// cores: of 8 Ki to 64 Ki elements at once, most were fastest; 4 ranks, two on a core, lost nothing by sharing from here
-// on and gained at more, though a meeting costs them a switch of tasks.
+// kChunk: elements that ranks publish at once. kShares: from this number on, more than two ranks share the work of the
+// sum. Measured on 2 cores: of 8 Ki to 64 Ki elements at once, the largest chunk was fastest; 4 ranks, two on a core,
+// lost nothing by sharing at kShares and gained above it, although a barrier costs them a switch of tasks.
 constexpr int64_t kChunk = Window::kSlotBytes / sizeof(float), kShares = 32 * 1024;
 
 struct Mpi {
@@ -65,11 +66,11 @@ struct Mpi {
 
 Mpi mpi;
 Window window;
-// Since the process began: calls; and of those between ranks the bytes of the float32 sums, and the time from this
-// rank's local sum to the result, the wait for the others included.
+// Totals since the process started: calls; and for calls between ranks, the bytes of the float32 sums and the time from
+// this rank's local sum to the result, including the wait for the other ranks.
 std::atomic<int64_t> reduces{0}, reduced_bytes{0}, reduce_nanoseconds{0};
 
-// Opens the window where MPI takes all ranks for neighbours in one machine's memory.
+// Opens the window if MPI says that all ranks can share memory.
 void open_window() {
   MPI_Comm node;
   int neighbours = 0;
@@ -87,10 +88,11 @@ void open_window() {
   mpi.check(mpi.comm_free(&node), "MPI_Comm_free");
 }
 
-// All ranks of the communicator call this. Whether they share memory.
+// Every rank of the communicator calls this. Returns whether the ranks share memory.
 bool set_communicator(int64_t handle) {
   void* library = dlopen(kMpiLibrary, RTLD_LAZY | RTLD_NOLOAD);
-  TORCH_CHECK(library, "set_communicator: ", kMpiLibrary, " is not loaded in this process; import mpi4py.MPI (over MPICH) first");
+  TORCH_CHECK(library, "set_communicator: ", kMpiLibrary,
+              " is not loaded in this process; import mpi4py.MPI (over MPICH) first");
   auto find = [&](auto& function, const char* name) {
     function = reinterpret_cast<std::decay_t<decltype(function)>>(dlsym(library, name));
     TORCH_CHECK(function, "set_communicator: ", kMpiLibrary, " has no ", name);
@@ -120,11 +122,11 @@ bool set_communicator(int64_t handle) {
   return window.is_open();
 }
 
-// Rows of numbers that are summed along the tree.
+// The summands of one tree sum.
 struct Parts {
   bool bf16;
   int64_t count;
-  const void* at[kMaxParts];
+  const void* at[kMaxSummands];
 
   Parts(bool bf16, const void* first, int64_t count, int64_t stride) : bf16(bf16), count(count) {  // stride: bytes
     for (int64_t p = 0; p < count; p++) at[p] = static_cast<const char*>(first) + p * stride;
@@ -154,29 +156,30 @@ void sum(const Parts& parts, int64_t n, float scale, bool y_bf16, void* y) {
 
 int64_t now() { return std::chrono::nanoseconds(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
-// Memory of this process that stays between calls: the system takes back what is freed, and zeroes what it gives.
-float* kept(int64_t count) {
+// Room for `count` numbers, which stays allocated between calls: the system would take back freed memory and zero it
+// again.
+float* scratch(int64_t count) {
   static std::unique_ptr<float[]> memory;
   static int64_t size = 0;
   if (count > size) memory.reset(new float[size = count]);
   return memory.get();
 }
 
-// Puts the sums of this rank's tracks into its slot. All ranks' sums, to be read when they have met.
-Parts show(const Parts& tracks, int64_t n) {
-  const bool single = tracks.count == 1;  // is its own sum, and shown as what it is
-  float* sums = kept(kChunk);
+// Puts the sum of this rank's tracks into its slot. Returns all ranks' sums, which may be read after the next barrier.
+Parts publish(const Parts& tracks, int64_t n) {
+  const bool single = tracks.count == 1;  // a single track is its own sum and is published in its own dtype
+  float* sums = scratch(kChunk);
   Parts all(single && tracks.bf16, window.slot(0), mpi.ranks, Window::kSlotBytes);
   const void* own = all.at[mpi.rank] = single ? tracks.at[0] : sums;  // nearer than the slot
   for_each_slice(n, tracks.count, [&](int64_t begin, int64_t end) {
     if (!single) tracks.sum(begin, end, 1.f, false, sums);
     const int64_t from = begin * all.size(), to = end * all.size();
-    stream(window.slot(mpi.rank) + from, static_cast<const char*>(own) + from, to - from);
+    nt_copy(window.slot(mpi.rank) + from, static_cast<const char*>(own) + from, to - from);
   });
   return all;
 }
 
-// Every rank sums a share of the elements, shows the result, and copies those of the others.
+// Every rank sums a share of the elements, publishes the result, and copies the results of the others.
 void sum_by_shares(const Parts& all, int64_t n, float scale, bool bf16, char* y) {
   constexpr int64_t kWhole = 64;  // shares begin at whole cache lines
   const int64_t share = (n / mpi.ranks / kWhole + 1) * kWhole, size = bf16 ? 2 : 4;
@@ -184,21 +187,21 @@ void sum_by_shares(const Parts& all, int64_t n, float scale, bool bf16, char* y)
   for_each_slice(last - first, mpi.ranks, [&](int64_t begin, int64_t end) {
     all.sum(first + begin, first + end, scale, bf16, y);
     const int64_t from = (first + begin) * size, to = (first + end) * size;
-    stream(window.results() + from, y + from, to - from);
+    nt_copy(window.results() + from, y + from, to - from);
   });
-  window.meet();
+  window.barrier();
   std::memcpy(y, window.results(), first * size);
   std::memcpy(y + last * size, window.results() + last * size, (n - last) * size);
 }
 
-// In shared memory, a slot's worth after the other: every rank shows its local sums, then each sums all of them.
+// In shared memory, one chunk after the other: every rank publishes its local sums, then each rank sums all of them.
 void reduce_in_window(const Parts& tracks, int64_t n, float scale, bool bf16, char* y) {
   for (int64_t done = 0; done < n; done += kChunk) {
     const int64_t count = std::min(kChunk, n - done);
     window.next_round();
-    const Parts all = show(tracks.from(done), count);
+    const Parts all = publish(tracks.from(done), count);
     const int64_t began = now();
-    window.meet();
+    window.barrier();
     char* to = y + done * (bf16 ? 2 : 4);
     if (mpi.ranks > 2 && count >= kShares)
       sum_by_shares(all, count, scale, bf16, to);
@@ -208,9 +211,9 @@ void reduce_in_window(const Parts& tracks, int64_t n, float scale, bool bf16, ch
   }
 }
 
-// In messages. Small: everybody gathers everything and sums it alike.
+// In small messages: every rank gathers the sums of all ranks and adds them in the same order.
 void reduce_gathered(const Parts& tracks, int64_t n, float scale, bool bf16, char* y) {
-  float* all = kept(mpi.ranks * n);
+  float* all = scratch(mpi.ranks * n);
   sum(tracks, n, 1.f, false, all + mpi.rank * n);
   const int64_t began = now();
   const int count = static_cast<int>(n);
@@ -219,10 +222,10 @@ void reduce_gathered(const Parts& tracks, int64_t n, float scale, bool bf16, cha
   reduce_nanoseconds += now() - began;
 }
 
-// Large: rank r sums slice r of all ranks, and hands round the finished slice. The last slice is padded.
+// In large messages: rank r sums slice r of all ranks and sends the finished slice to all. The last slice is padded.
 void reduce_sliced(const Parts& tracks, int64_t n, float scale, bool bf16, char* y) {
   const int64_t slice = (n + mpi.ranks - 1) / mpi.ranks, padded = mpi.ranks * slice;
-  float *local = kept(3 * padded), *mine = local + padded, *finished = mine + padded;
+  float *local = scratch(3 * padded), *mine = local + padded, *finished = mine + padded;
   sum(tracks, n, 1.f, false, local);
   std::fill(local + n, mine, 0.f);
   const int64_t began = now();
@@ -236,13 +239,16 @@ void reduce_sliced(const Parts& tracks, int64_t n, float scale, bool bf16, char*
   reduce_nanoseconds += now() - began;
 }
 
+// y[0] = scale * the sum over all tracks of all ranks of x[k], in float32: along a binary tree over this rank's tracks,
+// then along one over the ranks; with powers of two, one rank that has all tracks gives the same bits. x [K, T, W] -> y
+// [1, T, W] in x's dtype, the same on every rank
 Tensor all_reduce(const Tensor& x, int64_t ranks, double scale) {
   TORCH_CHECK(x.dim() == 3, "all_reduce: x must be [tracks, tokens, width], has shape ", x.sizes());
   const bool bf16 = x.scalar_type() == at::kBFloat16;
   TORCH_CHECK(bf16 || x.scalar_type() == at::kFloat, "all_reduce: x must be bfloat16 or float32, is ", x.scalar_type());
   const int64_t K = x.size(0), T = x.size(1), W = x.size(2), n = T * W;
-  TORCH_CHECK(K >= 1 && K <= kMaxParts && ranks >= 1 && ranks <= kMaxParts, "all_reduce: ", K, " tracks on ", ranks,
-              " ranks; both must be from 1 to ", kMaxParts);
+  TORCH_CHECK(K >= 1 && K <= kMaxSummands && ranks >= 1 && ranks <= kMaxSummands, "all_reduce: ", K, " tracks on ",
+              ranks, " ranks; both must be from 1 to ", kMaxSummands);
   TORCH_CHECK(ranks == 1 || mpi.comm != MPI_COMM_NULL, "all_reduce: ", ranks, " ranks, but no communicator was set");
   TORCH_CHECK(ranks == 1 || mpi.ranks == ranks, "all_reduce: ", ranks, " ranks, but the communicator has ", mpi.ranks);
   reduces++;

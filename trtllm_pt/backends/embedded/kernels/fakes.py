@@ -1,4 +1,4 @@
-"""Shapes of the ops' results, for torch.export. Only a build needs them.
+"""The shapes of the ops' results, for torch.export. Only a build needs them.
 
 Shape letters: T tokens, K tracks, W hidden size, D head size.
 """
@@ -8,11 +8,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from trtllm_pt.backends.embedded.network import packed_shape
+
 _registered = False
 
 
 def register() -> None:
-    """Teach torch the result of every op; the library must be loaded."""
+    """Tell torch the shape of every op's result; the library must be loaded."""
     global _registered
     if _registered:
         return
@@ -22,9 +24,7 @@ def register() -> None:
 
 
 def pack(w: Tensor) -> Tensor:
-    *lead, outputs, inputs = w.shape
-    together = 2 if w.dtype == torch.bfloat16 else 1
-    return w.new_empty(*lead, (outputs + 15) // 16, (inputs + together - 1) // together, 16 * together)
+    return w.new_empty(packed_shape(tuple(w.shape), w.dtype))
 
 
 def linear(x: Tensor, w: Tensor, bias: Tensor | None, n: int) -> Tensor:

@@ -1,6 +1,6 @@
-// Ranks watch each other: a thread of every rank stamps its slot of a shared page, and ends the job, naming the rank,
-// when another's stamp grows old. A rank that is stopped or starved would otherwise hold all others in a collective,
-// where Python cannot run. (A rank that dies is seen by mpirun.)
+// Ranks watch each other: a thread of every rank stamps its slot of a shared page, and when the stamp of another rank
+// grows old it names that rank and exits the process, which ends the job. Otherwise a rank that is stopped or starved
+// would hold all others in a collective, where Python cannot run. (mpirun notices a rank that dies.)
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <time.h>
@@ -18,7 +18,7 @@ constexpr int kFailed = 1;  // exit status of a failure while running
 constexpr int64_t kBeatNanoseconds = 100'000'000;
 
 struct Slot {
-  std::atomic<int64_t> stamp;  // nanoseconds, 0: not started yet, -1: left in peace
+  std::atomic<int64_t> stamp;  // nanoseconds; 0: not started yet, -1: not watched any more
   std::atomic<int64_t> pid;
 };
 
@@ -34,7 +34,7 @@ int64_t now() {
 void watch(int64_t ranks, int64_t limit) {
   int64_t last = now();
   while (slots[own].stamp >= 0) {
-    // The whole machine may have been asleep, this rank with it: then nobody is late.
+    // If this thread slept as well, the whole machine may have been suspended: then no rank is late.
     const int64_t time = now();
     const bool slept = time - last > limit / 2;
     last = time;
@@ -42,8 +42,8 @@ void watch(int64_t ranks, int64_t limit) {
     for (int64_t rank = 0; rank < ranks && !slept; rank++) {
       const int64_t stamp = slots[rank].stamp;
       if (stamp <= 0 || time - stamp < limit) continue;
-      std::fprintf(stderr, "trtllm-pt: error: rank %ld (process %ld) has not answered for %.0f s; all ranks end\n", rank,
-                   slots[rank].pid.load(), limit / 1e9);
+      std::fprintf(stderr, "trtllm-pt: error: rank %ld (process %ld) has not answered for %.0f s; all ranks end\n",
+                   rank, slots[rank].pid.load(), limit / 1e9);
       std::fflush(stderr);
       _exit(kFailed);
     }
@@ -52,7 +52,7 @@ void watch(int64_t ranks, int64_t limit) {
   }
 }
 
-// Starts the thread. `path`: a file of zeros that all ranks of this machine share, 16 bytes a rank.
+// Starts the thread. `path`: a file of zeros that all ranks of this machine share, with 16 bytes for each rank.
 void watch_ranks(c10::string_view path, int64_t rank, int64_t ranks, double seconds) {
   const std::string name(path);
   const int file = open(name.c_str(), O_RDWR);
@@ -67,7 +67,7 @@ void watch_ranks(c10::string_view path, int64_t rank, int64_t ranks, double seco
   std::thread(watch, ranks, static_cast<int64_t>(seconds * 1e9)).detach();
 }
 
-// This rank is about to end in good order: nobody needs to wait for it, and it watches no more.
+// This rank is about to exit normally: the others stop watching it, and it stops watching them.
 void leave_watch() {
   if (slots) slots[own].stamp = -1;
 }

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from trtllm_pt.backends.embedded import constants
 from trtllm_pt.errors import RunError, UsageError
 
 _loaded: str | None = None  # digest of the library's file, which may have been moved or removed since
@@ -31,4 +32,12 @@ def load(path: Path) -> None:
         torch.ops.load_library(str(path.resolve()))  # type: ignore[no-untyped-call]
     except OSError as error:
         raise RunError(f"{path} does not load beside torch {torch.__version__}: {error}") from error
+    check_constants()
     _loaded = digest
+
+
+def check_constants() -> None:
+    """Assert that the loaded library was compiled with the sizes in constants.py."""
+    compiled: dict[str, int] = torch.ops.trtllm_pt.constants()
+    ours = {name: value for name, value in vars(constants).items() if name.isupper()}
+    assert compiled == ours, f"the op library was compiled with {compiled}, constants.py has {ours}"

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from trtllm_pt.backends.embedded.kv_pages import PAGE
+from trtllm_pt.backends.embedded.constants import PAGE
 from trtllm_pt.requests.messages import Stats
 from trtllm_pt.serving.triton.models.base import triton
 

@@ -1,0 +1,281 @@
+// The attention of some heads and tokens over the paged KV cache. Part of path.cpp.
+//
+// A row is a token and a head. Its keys come in blocks of 128 positions that begin at multiples of 128, whatever the
+// call brings, and its softmax is taken online: block by block in ascending order, relative to the highest score so
+// far.
+#pragma once
+#include "product.h"
+#include "rows.h"
+
+namespace trtllm_pt::TRTLLM_PT_PATH {
+namespace {
+
+// ---- keys, values and queries of new tokens
+
+// y[i] = x[i] * weight[i] / sqrt(mean(x^2) + eps) in float32; without a weight, x itself.
+template <class X, class T>
+INLINE void norm_head(const X* x, const T* weight, int64_t D, float eps, float* y) {
+  Floats scale = broadcast(weight ? inverse_rms(x, D, eps) : 1.f);
+  for (int64_t i = 0; i < D; i += kLanes) {
+    Floats v = load(x + i);
+    store(y + i, weight ? v * scale * load(weight + i) : v);
+  }
+}
+
+// RoPE on halves: dimension i of the lower half and of the upper half turn by the angle i. Without a table, x itself.
+INLINE void rotate_head(const float* x, const float* rotary, int64_t D, float* y) {
+  const float *cos = rotary, *sin = rotary + D / 2, *low = x, *high = x + D / 2;
+  for (int64_t i = 0; i < D / 2; i++) {
+    y[i] = rotary ? low[i] * cos[i] - high[i] * sin[i] : low[i];
+    y[D / 2 + i] = rotary ? high[i] * cos[i] + low[i] * sin[i] : high[i];
+  }
+}
+
+// One head of one token: RMS norm where there is a weight and RoPE where there is a table, in the order asked for.
+template <class T, class Y>
+INLINE void norm_and_rotate(const T* x, const T* weight, const float* rotary, bool norm_after_rope, int64_t D,
+                            float eps, Y* y) {
+  float first[kMaxHeadSize], second[kMaxHeadSize];
+  norm_head(x, norm_after_rope ? nullptr : weight, D, eps, first);
+  rotate_head(first, rotary, D, second);
+  norm_head(second, norm_after_rope ? weight : nullptr, D, eps, first);
+  for (int64_t i = 0; i < D; i += kLanes) store(y + i, load(first + i));
+}
+
+// A page of a sequence in the cache. values: 0 for keys, 1 for values. lane: track * G + KV head.
+template <class T>
+INLINE T* page_of(const Attention& a, int64_t values, int64_t sequence, int64_t page, int64_t lane) {
+  int64_t number = a.pages[sequence * a.max_pages + page];
+  int64_t row = (values * a.cache_pages + number) * a.tracks * a.kv_heads + lane;
+  return reinterpret_cast<T*>(a.cache) + row * kPage * a.head_size;
+}
+
+// Puts one token's key and value, [D] each, into slot `slot` of its pages: an output of the tile of keys, and an input
+// of the tiles of values.
+template <class W, class T>
+INLINE void write_slot(const T* key, const T* value, int64_t slot, int64_t D, T* keys, T* values) {
+  constexpr int64_t e = W::kInputs;
+  if (slot == 0) {  // what a page's last owner left must not reach a product: 0 * inf
+    memset(keys, 0, kPage * D * sizeof(T));
+    memset(values, 0, kPage * D * sizeof(T));
+  }
+  for (int64_t d = 0; d < D; d += e) memcpy(keys + d * kPage + slot * e, key + d, kStepBytes);
+  T* column = values + slot / e * kTile * e + slot % e;
+  for (int64_t tile = 0; tile < D / kTile; tile++)
+    for (int64_t i = 0; i < kTile; i++) column[tile * kPage * kTile + i * e] = value[tile * kTile + i];
+}
+
+template <class W>
+void write_cache_of(const Attention& a, int64_t track, int64_t sequence, int64_t begin, int64_t end) {
+  typedef typename W::Value T;
+  const int64_t D = a.head_size, group = a.heads / a.kv_heads, width = (a.heads + 2 * a.kv_heads) * D;
+  const T* q_norm = a.q_norm ? static_cast<const T*>(a.q_norm) + track * D : nullptr;
+  const T* k_norm = a.k_norm ? static_cast<const T*>(a.k_norm) + track * D : nullptr;
+  auto* queries = reinterpret_cast<typename W::Operand*>(a.queries);
+  for (int64_t m = begin; m < end; m++) {
+    const int64_t token = a.offsets[sequence] + m, position = a.starts[sequence] + m, page = position / kPage;
+    const T* row = static_cast<const T*>(a.qkv) + (track * a.tokens + token) * width;
+    const float* rotary = a.rotary ? a.rotary + token * D : nullptr;
+    for (int64_t g = 0; g < a.kv_heads; g++) {
+      const int64_t lane = track * a.kv_heads + g;
+      for (int64_t h = 0; h < group; h++)
+        norm_and_rotate(row + (g * group + h) * D, q_norm, rotary, a.norm_after_rope, D, a.eps,
+                        queries + ((lane * a.tokens + token) * group + h) * D);
+      T key[kMaxHeadSize];
+      norm_and_rotate(row + (a.heads + g) * D, k_norm, rotary, a.norm_after_rope, D, a.eps, key);
+      write_slot<W>(key, row + (a.heads + a.kv_heads + g) * D, position % kPage, D,
+                    page_of<T>(a, 0, sequence, page, lane), page_of<T>(a, 1, sequence, page, lane));
+    }
+  }
+}
+
+void write_cache(const Attention& a, int64_t track, int64_t sequence, int64_t begin, int64_t end) {
+  a.bf16 ? write_cache_of<BFloat16Weights>(a, track, sequence, begin, end)
+         : write_cache_of<FloatWeights>(a, track, sequence, begin, end);
+}
+
+// ---- attention
+
+constexpr int64_t kKeys = kBlockPages * kPage;
+constexpr int kSoftmaxRows = 2;  // rows whose softmax is taken side by side
+
+// The softmax of a row over the keys so far: the highest score, and the sum of 2^(score - peak), in lanes.
+struct RunningSoftmax {
+  Floats total;
+  float peak;
+};
+
+// Takes kRows rows over one more block of keys. With t = score * scale, in units of log2, masked outside the keys
+// first[row] to last[row] of the block:
+//   peak' = max(peak, max t);  p = 2^(t - peak');  total' = total * 2^(peak - peak') + p
+// and the weighted sums of values so far, `sums` [kRows, D], are scaled like `total`. Each lane adds its p in ascending
+// order of the keys. p goes to `probabilities` [kRows, kKeys].
+template <int kRows, bool kMasked, class Y>
+INLINE void online_softmax(const float* scores, float scale, const int* first, const int* last, RunningSoftmax* state,
+                           Y* probabilities, float* sums, int64_t D) {
+  constexpr int kVectors = kKeys / kLanes;
+  const Floats never = broadcast(-__builtin_inff());
+  Floats t[kRows][kVectors], top[kRows];
+  Ints lane;
+  for (int i = 0; i < kLanes; i++) lane[i] = i;
+#pragma GCC unroll 16
+  for (int row = 0; row < kRows; row++) {
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; v++) {
+      t[row][v] = load(scores + row * kKeys + v * kLanes) * scale;
+      if (kMasked) {
+        Ints key = lane + v * kLanes;
+        t[row][v] = select((key >= first[row]) & (key <= last[row]), t[row][v], never);
+      }
+      top[row] = v == 0 ? t[row][v] : select(t[row][v] > top[row], t[row][v], top[row]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int row = 0; row < kRows; row++) {
+    const float highest = max_of_lanes(top[row]);
+    if (highest > state[row].peak) {
+      const Floats decay = exp2(broadcast(state[row].peak - highest));
+      state[row].peak = highest;
+      state[row].total *= decay;
+      for (int64_t d = 0; d < D; d += kLanes) store(sums + row * D + d, load(sums + row * D + d) * decay);
+    }
+  }
+#pragma GCC unroll 16
+  for (int row = 0; row < kRows; row++) {
+    Floats sum = {};
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; v++) {
+      Floats p = exp2(t[row][v] - state[row].peak);
+      sum += p;
+      store(probabilities + row * kKeys + v * kLanes, p);
+    }
+    state[row].total += sum;
+  }
+}
+
+// The rows of one call of `attend`: those of a sequence's tokens and of one KV head's group, token after token.
+struct QueryRows {
+  const Attention& a;
+  int64_t sequence, lane, begin, count;
+  int64_t start, group, window;  // window: INT64_MAX without one
+
+  INLINE int64_t position(int64_t row) const { return start + (begin + row) / group; }
+  INLINE int64_t token(int64_t row) const { return a.offsets[sequence] + (begin + row) / group; }
+  INLINE int64_t oldest_key(int64_t row) const { return max(0, position(row) - window + 1); }
+};
+
+// A block of keys, and what of it the rows of a call see.
+struct KeyBlock {
+  int64_t base;               // position of the block's first key
+  int64_t first_page, pages;  // the sequence's pages in this block that any row sees
+  int64_t skipped;            // keys of the block before the first page
+  int64_t low, high;          // the rows [low, high) that see any key of the block
+  bool whole;                 // these rows see all keys of the block, so none is masked
+};
+
+INLINE KeyBlock key_block(const QueryRows& q, int64_t number, int64_t oldest, int64_t newest) {
+  KeyBlock block;
+  block.base = number * kKeys;
+  block.first_page = max(number * kBlockPages, oldest / kPage);
+  block.pages = min((number + 1) * kBlockPages, newest / kPage + 1) - block.first_page;
+  block.skipped = block.first_page * kPage - block.base;
+  const int64_t last_key = block.base + kKeys - 1;
+  block.low = 0, block.high = q.count;
+  while (q.position(block.low) < block.base) block.low++;
+  while (q.position(block.high - 1) - q.window >= last_key) block.high--;
+  block.whole = q.position(block.low) >= last_key && q.position(block.high - 1) - q.window < block.base;
+  return block;
+}
+
+// scores[row, key] = query . key
+template <class W>
+INLINE void score(const QueryRows& q, const KeyBlock& block, const typename W::Operand* queries, float* scores) {
+  const int64_t D = q.a.head_size;
+  const char* keys[kBlockPages];
+  for (int64_t p = 0; p < block.pages; p++)
+    keys[p] = (const char*)page_of<typename W::Value>(q.a, 0, q.sequence, block.first_page + p, q.lane);
+  const Tiles tiles{keys, block.pages, 1, D / W::kInputs};
+  product<W>(block.high - block.low, queries + block.low * D, D, tiles, Prefetch{}, false,
+             scores + block.low * kKeys + block.skipped, kKeys);
+}
+
+template <int kRows, class X>
+INLINE void softmax_rows(const QueryRows& q, const KeyBlock& block, int64_t row, float scale, const float* scores,
+                         RunningSoftmax* state, X* probabilities, float* sums) {
+  const int64_t D = q.a.head_size;
+  int first[kRows], last[kRows];
+  for (int i = 0; i < kRows && !block.whole; i++) {
+    first[i] = static_cast<int>(max(q.position(row + i) - q.window + 1 - block.base, 0));
+    last[i] = static_cast<int>(min(q.position(row + i) - block.base, kKeys - 1));
+  }
+  auto softmax = block.whole ? online_softmax<kRows, false, X> : online_softmax<kRows, true, X>;
+  softmax(scores + row * kKeys, scale, first, last, state + row, probabilities + row * kKeys, sums + row * D, D);
+}
+
+// sums[row] += the sum over the block's keys of probability * value, keys ascending.
+template <class W>
+INLINE void add_values(const QueryRows& q, const KeyBlock& block, const typename W::Operand* probabilities,
+                       float* sums) {
+  const int64_t D = q.a.head_size;
+  const char* values[kBlockPages * kPanel];
+  for (int64_t tile = 0, width; tile < D / kTile; tile += width) {
+    width = min(kPanel, D / kTile - tile);
+    for (int64_t p = 0; p < block.pages; p++) {
+      const auto* page = page_of<typename W::Value>(q.a, 1, q.sequence, block.first_page + p, q.lane);
+      for (int64_t n = 0; n < width; n++) values[p * width + n] = (const char*)(page + (tile + n) * kPage * kTile);
+    }
+    const Tiles tiles{values, width, block.pages, kPage / W::kInputs};
+    product<W>(block.high - block.low, probabilities + block.low * kKeys + block.skipped, kKeys, tiles, Prefetch{},
+               true, sums + block.low * D + tile * kTile, D);
+  }
+}
+
+// out = sums / total
+template <class T>
+INLINE void write_output(const QueryRows& q, const RunningSoftmax* state, const float* sums) {
+  const int64_t D = q.a.head_size, track = q.lane / q.a.kv_heads, kv_head = q.lane % q.a.kv_heads;
+  for (int64_t row = 0; row < q.count; row++) {
+    const int64_t head = kv_head * q.group + (q.begin + row) % q.group;
+    T* out = static_cast<T*>(q.a.out) + ((track * q.a.tokens + q.token(row)) * q.a.heads + head) * D;
+    Floats inverse = broadcast(1.f / sum_of_lanes(state[row].total));
+    // + 0: otherwise the sign of a zero would depend on the number of masked keys that were added.
+    for (int64_t d = 0; d < D; d += kLanes) store(out + d, load(sums + row * D + d) * inverse + 0.f);
+  }
+}
+
+template <class W>
+void attend_of(const Attention& a, int64_t track, int64_t kv_head, int64_t sequence, int64_t begin, int64_t end) {
+  typedef typename W::Operand X;
+  const int64_t D = a.head_size, group = a.heads / a.kv_heads, lane = track * a.kv_heads + kv_head;
+  const QueryRows q{a,           sequence,           lane,  begin,
+                    end - begin, a.starts[sequence], group, a.window > 0 ? a.window : INT64_MAX};
+  const float scale = kLog2E / __builtin_sqrtf(static_cast<float>(D));
+  const X* queries =
+      reinterpret_cast<const X*>(a.queries) + ((lane * a.tokens + a.offsets[sequence]) * group + begin) * D;
+
+  float scores[kQueryRows * kKeys], sums[kQueryRows * kMaxHeadSize];
+  X probabilities[kQueryRows * kKeys];
+  RunningSoftmax state[kQueryRows];
+  memset(sums, 0, q.count * D * sizeof(float));
+  for (int64_t row = 0; row < q.count; row++) state[row] = {Floats{}, -__builtin_inff()};
+
+  const int64_t oldest = q.oldest_key(0), newest = q.position(q.count - 1);
+  for (int64_t number = oldest / kKeys; number <= newest / kKeys; number++) {
+    const KeyBlock block = key_block(q, number, oldest, newest);
+    score<W>(q, block, queries, scores);
+    int64_t row = block.low;
+    for (; row + kSoftmaxRows <= block.high; row += kSoftmaxRows)
+      softmax_rows<kSoftmaxRows>(q, block, row, scale, scores, state, probabilities, sums);
+    for (; row < block.high; row++) softmax_rows<1>(q, block, row, scale, scores, state, probabilities, sums);
+    add_values<W>(q, block, probabilities, sums);
+  }
+  write_output<typename W::Value>(q, state, sums);
+}
+
+void attend(const Attention& a, int64_t track, int64_t kv_head, int64_t sequence, int64_t begin, int64_t end) {
+  a.bf16 ? attend_of<BFloat16Weights>(a, track, kv_head, sequence, begin, end)
+         : attend_of<FloatWeights>(a, track, kv_head, sequence, begin, end);
+}
+
+}  // namespace
+}  // namespace trtllm_pt::TRTLLM_PT_PATH

@@ -1,0 +1,67 @@
+// The ops of the embedded engine, one comment each: the formula, and the order of its sums. bindings.cpp gives their
+// schemas to torch; collective.cpp and heartbeat.cpp bind their own.
+//
+// Shapes: T tokens in the call, K tracks on this rank, W hidden size, H heads and G KV heads of a track, D head size,
+// F intermediate size, E experts, B sequences, P cache pages, M pages of a sequence, I inputs and N outputs of a
+// product. dtype is bfloat16 or float32, one for all of an op's tensors; sums are float32. "packed" is what `pack`
+// returns.
+#pragma once
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <string>
+
+namespace trtllm_pt {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+// w [.., N, I] -> [.., ceil(N / 16), ceil(I / e), 16 e], e inputs of 16 outputs side by side; padded with zeros.
+Tensor pack(const Tensor& w);
+
+// y[k, t, n] = sum over i of x[k, t, i] w[k, n, i], + bias[k, n]. Adds i in ascending order.
+// x [K, T, I], w [K, N, I] packed, bias [K, N] -> y [K, T, N]
+Tensor linear(const Tensor& x, const Tensor& w, const OptionalTensor& bias, int64_t n);
+
+// y = silu(x gate^T) * (x up^T), where silu(z) = z / (1 + e^-z); both sums in ascending order of the inputs.
+// x [K, T, I], w [K, 2, F, I] packed: the gate, then up -> y [K, T, F]
+Tensor linear_swiglu(const Tensor& x, const Tensor& w, int64_t n);
+
+// y[t, j] = sum over i of x[t, i] table[first + j, i], i ascending; -infinity for rows behind the table's end.
+// x [T, W], table [V, W] packed, first int64 [1] -> y float32 [T, n]
+Tensor head(const Tensor& x, const Tensor& table, const Tensor& first, int64_t n);
+
+// y[t] = table[ids[t]]. ids int64 [T], table [V, W] packed -> y [T, W]
+Tensor gather_rows(const Tensor& ids, const Tensor& table, int64_t width);
+
+// y[k, t, i] = x[k, t, i] weight[k, i] / sqrt(mean over i of x[k, t, i]^2 + eps). The squares are summed in four
+// vectors, which are added in pairs, and then their lanes in halves (rows.h, sum_over). x [K, T, W] or, the same for
+// all tracks, [1, T, W]; weight [K, W] -> y [K, T, W]
+Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps);
+
+// y[t] = cos(p f), sin(p f) with p the position of token t in its sequence; p f is a float32 product.
+// tokens [T], starts int64 [B], offsets int64 [B + 1], inv_freq float32 [D/2] -> y float32 [T, D]
+Tensor rotary(const Tensor& tokens, const Tensor& starts, const Tensor& offsets, const Tensor& inv_freq);
+
+// Causal attention of the new tokens, after their keys and values are written to the cache:
+//   q, k = RoPE(norm(q)), RoPE(norm(k)), or norm(RoPE(.)) with norm_after_rope
+//   y[t] = sum over keys s of softmax(q[t] . k[s] / sqrt(D)) v[s], for the `window` last positions s <= t, or all if 0
+// The softmax is online over blocks of 128 keys, ascending (attention.h), so y does not depend on chunks or pages.
+// qkv [K, T, (H + 2G) D], rotary float32 [T, D], q_norm and k_norm [K, D], cache [2, P, K G, 16 D], starts int64 [B],
+// offsets int64 [B + 1], pages int64 [B, M] -> y [K, T, H D]
+Tensor attention(const Tensor& qkv, const OptionalTensor& rotary, const OptionalTensor& q_norm,
+                 const OptionalTensor& k_norm, Tensor cache, const Tensor& starts, const Tensor& offsets,
+                 const Tensor& pages, int64_t heads, int64_t head_size, int64_t window, double eps,
+                 bool norm_after_rope);
+
+// A mixture of gated FFNs. With z = x router^T, or cap tanh(z / cap) if cap > 0, and S the top_k experts of z, ties to
+// the lower index:  y = sum over e in S of softmax(z over S)[e] down_e (silu(gate_e x) * (up_e x)), best expert first.
+// x [K, T, W], router float32 [K, E, W], gate_up [K, E, 2, F, W] packed: the gate, then up; down [K, E, W, F] packed
+// -> y [K, T, W]
+Tensor experts(const Tensor& x, const Tensor& router, const Tensor& gate_up, const Tensor& down, int64_t top_k,
+               double cap, int64_t intermediate);
+
+// The name of the instruction path of this process.
+std::string isa();
+
+}  // namespace trtllm_pt

@@ -1,0 +1,169 @@
+// The product of some rows with tiles of packed weights: y[rows, tiles * 16] = (or +=) x times tiles. Part of path.cpp.
+//
+// Each output has one accumulator, to which the products are added in ascending order of the inputs, whatever the
+// number of rows and tiles that are computed together.
+#pragma once
+#include "simd.h"
+
+namespace trtllm_pt::TRTLLM_PT_PATH {
+namespace {
+
+// kMaxRows: rows of x whose sums fit into the registers beside tiles_per_block() tiles.
+#if defined(__AVX512F__)
+constexpr int kMaxRows = 6;
+#elif defined(__AVX2__)
+constexpr int kMaxRows = 4;
+#else
+constexpr int kMaxRows = 2;
+#endif
+
+struct FloatWeights {
+  typedef float Value;                   // of the weights in memory
+  typedef float Operand;                 // of x
+  static constexpr int64_t kInputs = 1;  // in a step
+  static INLINE Floats mul_add_step(const float* x, Words w, Floats sum) {
+    return mul_add(broadcast(*x), (Floats)w, sum);
+  }
+};
+
+struct BFloat16Weights {
+  typedef BFloat16 Value;
+  static constexpr int64_t kInputs = 2;
+#if defined(__AVX512BF16__)
+  typedef BFloat16 Operand;
+  static INLINE Floats mul_add_step(const BFloat16* x, Words w, Floats sum) {
+    return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(load_bits<int>(x)), (__m512bh)w);
+  }
+#else
+  typedef Rounded Operand;
+  static INLINE Floats mul_add_step(const Rounded* x, Words w, Floats sum) {
+    sum = mul_add(broadcast(x[0].value), (Floats)(w << 16), sum);
+    return mul_add(broadcast(x[1].value), (Floats)(w & 0xffff0000u), sum);
+  }
+#endif
+};
+
+// The weights of a product: pointers [segments][count] to tiles. Segment s continues the sums of the segments before it
+// with the next `steps` of x.
+struct Tiles {
+  const char* const* start;
+  int64_t count, segments, steps;
+};
+
+// Fetches from memory the lines of weights that this thread reads soon, while it multiplies with those in the caches.
+//
+//     a tile that is read now                      the tile that is read after it
+//     |=====r------------p...........|            |......
+//     0     ^ line read  ^ next      end          end + skip
+//
+// All tiles that are read side by side have the same offsets, so one offset `next` serves them all: p moves on by one
+// line at a time, and from `end` it jumps to the next tile (what lies directly behind a tile is often the tile beside
+// it, which is being read now). Blocks of rows that read the same tiles one after the other fetch a share of the lines
+// each, so that memory works all the time: block b of n fetches a line every n steps, from the b-th part on.
+struct Prefetch {
+  int64_t next = 0;   // p: bytes from the start of each tile to the line that is fetched next
+  int64_t every = 0;  // steps between two fetched lines; 0: fetches nothing
+  int64_t end = 0;    // bytes from the start of a tile to its end
+  int64_t skip = 0;   // bytes from a tile's end to the tile that is read after it
+
+  INLINE Prefetch share(int64_t block, int64_t blocks, int64_t steps) const {
+    Prefetch part = *this;
+    part.next += block * steps / blocks * kLineBytes;
+    if (part.next >= end) part.next += skip;
+    part.every *= blocks;
+    return part;
+  }
+
+  // Fetches a line of each tile and moves on.
+  template <int kTiles>
+  INLINE void fetch(const char* const (&tiles)[kTiles]) {
+#pragma GCC unroll 4
+    for (int n = 0; n < kTiles; n++) _mm_prefetch(tiles[n] + next, _MM_HINT_T1);
+    next += kLineBytes;
+    if (next == end) next += skip;
+  }
+};
+
+template <class W, int kRows, int kTiles>
+__attribute__((noinline)) void product_block(const typename W::Operand* x, int64_t x_stride, Tiles t, Prefetch prefetch,
+                                             bool add, float* y, int64_t y_stride) {
+  constexpr int kVectors = kTiles * kTile / kLanes, kPerTile = kTile / kLanes;
+  int64_t until_fetch = prefetch.every;
+  Floats sum[kRows][kVectors];
+  // Unrolled like all loops over `sum`, or the compiler keeps it in memory.
+#pragma GCC unroll 16
+  for (int m = 0; m < kRows; m++)
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; v++) sum[m][v] = add ? load(y + m * y_stride + v * kLanes) : Floats{};
+  for (int64_t s = 0; s < t.segments; s++, t.start += t.count) {
+    const char* w[kTiles];
+    for (int n = 0; n < kTiles; n++) w[n] = t.start[n];
+    for (int64_t k = 0; k < t.steps; k++, x += W::kInputs) {
+      if (--until_fetch == 0) {
+        prefetch.fetch(w);
+        until_fetch = prefetch.every;
+      }
+      Words line[kVectors];
+#pragma GCC unroll 16
+      for (int v = 0; v < kVectors; v++)
+        line[v] = load_bits<Words>(w[v / kPerTile] + k * kLineBytes + v % kPerTile * sizeof(Words));
+#pragma GCC unroll 16
+      for (int m = 0; m < kRows; m++)
+#pragma GCC unroll 16
+        for (int v = 0; v < kVectors; v++) sum[m][v] = W::mul_add_step(x + m * x_stride, line[v], sum[m][v]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int m = 0; m < kRows; m++)
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; v++) store(y + m * y_stride + v * kLanes, sum[m][v]);
+}
+
+// How many tiles side by side have accumulators in registers.
+constexpr int tiles_per_block(int64_t rows) {
+  if (kLanes == 16) return 4;
+  if (kLanes == 8) return rows == 1 ? 4 : rows == 2 ? 2 : 1;
+  return rows == 1 ? 2 : 1;
+}
+
+// Calls the product_block for this number of rows.
+template <class W, int kTiles, int kRows = kMaxRows>
+INLINE void product_rows(int64_t rows, const typename W::Operand* x, int64_t x_stride, Tiles t, Prefetch prefetch,
+                         bool add, float* y, int64_t y_stride) {
+  if constexpr (kTiles <= tiles_per_block(kRows)) {
+    if (rows == kRows) return product_block<W, kRows, kTiles>(x, x_stride, t, prefetch, add, y, y_stride);
+  }
+  if constexpr (kRows > 1) product_rows<W, kTiles, kRows - 1>(rows, x, x_stride, t, prefetch, add, y, y_stride);
+}
+
+// prefetch: `skip` leads from the last tiles to those that are read after this product.
+template <class W>
+void product(int64_t rows, const typename W::Operand* x, int64_t x_stride, Tiles t, Prefetch prefetch, bool add,
+             float* y, int64_t y_stride) {
+  const int64_t blocks = (rows + kMaxRows - 1) / kMaxRows, last_skip = prefetch.skip;
+  const int64_t widest = tiles_per_block((rows + blocks - 1) / blocks);
+  for (int64_t done = 0, width; done < t.count; done += width, t.start += width) {
+    int64_t left = t.count - done;
+    width = left >= 4 && widest == 4 ? 4 : left >= 2 && widest >= 2 ? 2 : 1;
+    prefetch.skip = width < left ? t.start[width] - t.start[0] - prefetch.end : last_skip;
+    for (int64_t b = 0, row = 0, size; b < blocks; b++, row += size) {
+      size = rows / blocks + (b < rows % blocks);
+      const auto* xs = x + row * x_stride;
+      float* ys = y + row * y_stride + done * kTile;
+      const Prefetch share = prefetch.share(b, blocks, t.steps);
+      if (width == 4)
+        product_rows<W, 4>(size, xs, x_stride, t, share, add, ys, y_stride);
+      else if (width == 2)
+        product_rows<W, 2>(size, xs, x_stride, t, share, add, ys, y_stride);
+      else
+        product_rows<W, 1>(size, xs, x_stride, t, share, add, ys, y_stride);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace trtllm_pt::TRTLLM_PT_PATH
+
+#if defined(__AMX_BF16__)
+#include "amx.h"  // product<BFloat16Weights>
+#endif
