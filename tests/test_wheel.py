@@ -43,7 +43,9 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The `bin` folder of an environment that holds the wheel, and MPI without its header."""
     home = tmp_path_factory.mktemp("environment")
     output(sys.executable, "-m", "venv", home)
-    output(home / "bin" / "pip", "install", f"{wheel}[embedded]")
+    # Without PYTHONPATH, through which pip would find a source tree of this version, and install nothing.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    output(home / "bin" / "pip", "install", f"{wheel}[embedded]", env=environment)
     for header in (home / "include").rglob("mpi*.h"):
         header.unlink()
     return home / "bin"
