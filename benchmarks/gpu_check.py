@@ -29,7 +29,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from trtllm_pt.backends import EngineManifest, inspect
+from trtllm_pt.backends import inspect, read_engine
 from trtllm_pt.bench.batch import Case, Prompts, run_batch
 from trtllm_pt.cli import run_script
 from trtllm_pt.cli.text import table
@@ -285,7 +285,7 @@ def timings(folder: Path, cases: Sequence[Case]) -> list[list[dict[str, float]]]
     """Per case: every run's seconds."""
     from trtllm_pt.runtime.llm import start_runtime
 
-    manifest = EngineManifest.from_dir(folder)
+    manifest = read_engine(folder)
     draw, runtime = Prompts(manifest.model.vocab_size), start_runtime(folder, manifest, None, None)
     try:
         found = []
@@ -400,7 +400,7 @@ def measure(chosen: Sequence[Subject], arguments: argparse.Namespace, ranks: int
     return [
         asdict(subject)
         | {"ranks": ranks, "sync_points": (found := inspect(built[subject]))["sync_points"]}
-        | {"schedule": EngineManifest.from_dir(built[subject]).model.schedule, "recorded": found["recorded"]}
+        | {"schedule": read_engine(built[subject]).model.schedule, "recorded": found["recorded"]}
         | {"agreement": asdict(agreed[subject]) if subject in agreed else None, "timings": timed.get(subject)}
         for subject in chosen
     ]

@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
 from trtllm_pt.backends.versions import sources
+
 from trtllm_pt.bench import limits
 from trtllm_pt.bench.files import as_json_text
 from trtllm_pt.bench.peers import DTYPE, Case, Gauges, all_cases, markdown, sample, summary

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -50,10 +51,10 @@ def modules() -> Iterator[tuple[str, Path]]:
 MODULES = list(modules())
 
 
-def imports(path: Path, top_only: bool = False) -> Iterator[str]:
-    """Dotted names that a module imports; `top_only`: when it is imported itself."""
+def imports(path: Path, top_only: bool = False, typing: bool = True) -> Iterator[str]:
+    """Dotted names that a module imports; `top_only`: when it is imported itself; `typing`: for type checkers too."""
     tree = ast.parse(path.read_text())
-    for node in _at_import(tree) if top_only else ast.walk(tree):
+    for node in _at_import(tree) if top_only else ast.walk(tree) if typing else _without_typing(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -72,6 +73,13 @@ def _at_import(node: ast.AST) -> Iterator[ast.AST]:
         yield from _at_import(child)
 
 
+def _without_typing(node: ast.AST) -> Iterator[ast.AST]:
+    for child in ast.iter_child_nodes(node):
+        if not (isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)):
+            yield child
+            yield from _without_typing(child)
+
+
 @pytest.mark.parametrize(("part", "path"), MODULES, ids=lambda value: str(value).removeprefix(f"{PACKAGE}/"))
 def test_imports_go_down(part: str, path: Path) -> None:
     own = {name.split(".")[1] for name in imports(path) if name.startswith("trtllm_pt.")} - {"_version"}
@@ -88,3 +96,41 @@ def test_light_parts_do_without_torch(part: str, path: Path) -> None:
 def test_the_list_is_whole() -> None:
     known = {name for layer in LAYERS for name in layer} | set(ONLY)
     assert {part for part, _ in MODULES} <= known
+
+
+def module_name(path: Path) -> str:
+    relative = path.relative_to(PACKAGE.parent).with_suffix("")
+    return ".".join(relative.parts).removesuffix(".__init__")
+
+
+def test_no_cycles() -> None:
+    """No module imports itself by way of others, not even from inside a function."""
+    paths = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+    graph = {name: set(_modules_imported(path, paths)) - {name} for name, path in paths.items()}
+    try:
+        tuple(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        raise AssertionError(f"an import cycle: {' -> '.join(error.args[1])}") from None
+
+
+def _modules_imported(path: Path, known: Collection[str]) -> Iterator[str]:
+    """Modules, not packages: a package's own imports are what `from package import name` goes through."""
+    for name in imports(path, typing=False):
+        yield name if name in known else name.rpartition(".")[0]
+
+
+BACKENDS = [path.parent.name for path in sorted((PACKAGE / "backends").glob("*/backend.py"))]
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_nobody_names_a_backend(path: Path) -> None:
+    """Outside a backend's folder no code imports from it, and no string is its name."""
+    place = path.relative_to(PACKAGE)
+    own = {place.parts[1]} if place.parts[:1] == ("backends",) and len(place.parts) > 2 else set()
+    strings = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
+    for name in set(BACKENDS) - own:
+        assert not [found for found in imports(path) if found.startswith(f"trtllm_pt.backends.{name}")]
+        assert name not in strings or (name, str(place)) in TRITON_MODEL
+
+
+TRITON_MODEL = {("tensorrt_llm", "serving/triton/tensors.py")}  # NVIDIA's name of a Triton model, whatever runs in it

@@ -10,7 +10,7 @@ from side import Prompts, main
 
 import trtllm_pt
 from trtllm_pt import BuildOptions, build
-from trtllm_pt.backends.manifest import EngineManifest
+from trtllm_pt.backends.registry import read_engine
 from trtllm_pt.checkpoint.convert import convert as to_checkpoint
 from trtllm_pt.checkpoint.manifest import CheckpointManifest
 from trtllm_pt.requests.messages import Request, SamplingParams
@@ -35,7 +35,7 @@ class Ours:
 
     def __init__(self, folder: str, threads: int, ranks: str) -> None:
         engine = Path(folder)
-        self._runtime = start_runtime(engine, EngineManifest.from_dir(engine), threads // int(ranks), None)
+        self._runtime = start_runtime(engine, read_engine(engine), threads // int(ranks), None)
 
     def generate(self, prompts: Prompts, tokens: int, stamp: Callable[[], None]) -> list[list[int]]:
         sampling = SamplingParams(max_tokens=tokens, end_id=-1)

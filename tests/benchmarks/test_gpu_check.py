@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from trtllm_pt.backends import EngineManifest
+from trtllm_pt.backends import read_engine
 from trtllm_pt.checkpoint.convert import convert
 from trtllm_pt.checkpoint.init import init
 from trtllm_pt.checkpoint.load import load_reference
@@ -203,4 +203,4 @@ def test_a_rehearsal_on_this_machine(tmp_path: Path) -> None:
     assert [line.split()[0] for line in lines[-5:-1]] == ["stdlib-pt", "windowed", "PT", "TP"]
     result = json.loads((tmp_path / "result.json").read_text())
     assert [len(runs) for one in result["measured"] if one["timings"] for runs in one["timings"]] == [5] * 4
-    assert all(EngineManifest.from_dir(folder).ranks == 1 for folder in tmp_path.glob("*.engines"))
+    assert all(read_engine(folder).ranks == 1 for folder in tmp_path.glob("*.engines"))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.cli.conftest import Done, Run
-from trtllm_pt.cli import doctor
+from trtllm_pt.backends.embedded import checks
 
 OTHER_MPIRUN = """#!/bin/sh
 # Another MPI's launcher, as mpi4py sees it: every process is a world of one.
@@ -52,7 +52,7 @@ def test_no_torch(run: Run, tmp_path: Path) -> None:
 def test_no_compiler(run: Run) -> None:
     done = run("doctor", "--json", env={"CXX": "no-such-compiler"})
     finding = findings(done)["C++ compiler"]
-    assert (finding["ok"], finding["needed_for"]) == (False, "building embedded engines")
+    assert (finding["ok"], finding["needed_for"]) == (False, "building engines")
     assert done.returncode == 0  # what is built runs without one
 
 
@@ -63,7 +63,8 @@ def test_no_mpi(run: Run, tmp_path: Path) -> None:
     done = run("doctor", "--json", env={"PYTHONPATH": str(tmp_path)})
     assert done.returncode == 2
     assert not findings(done)["mpi4py"]["ok"]
-    assert done.stderr == "Error: the embedded engine cannot run here: mpi4py, mpirun\n"
+    (line,) = done.stderr.splitlines()
+    assert "the embedded engine lacks mpi4py, mpirun" in line
 
 
 NVIDIA_SMI = """#!/bin/sh
@@ -102,7 +103,7 @@ def test_in_tensorrt_llms_container(run: Run, tmp_path: Path) -> None:
     ("version", "builder", "words", "status"),
     [
         ("1.3.0rc3", True, "1.3.0rc3; trtllm_pt is made for 1.2.1", 0),
-        ("1.4.0rc1", False, "builds no engines any more", 2),
+        ("1.4.0rc1", False, "can no longer build engines", 2),
     ],
 )
 def test_other_versions_of_tensorrt_llm(
@@ -125,15 +126,15 @@ def test_another_mpirun_on_path(run: Run, tmp_path: Path) -> None:
 
 def test_only_another_mpirun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = other_mpirun(tmp_path)
-    monkeypatch.setattr(doctor, "find_mpirun", lambda hint: str(path))
-    finding = doctor.mpirun()
+    monkeypatch.setattr(checks, "find_mpirun", lambda hint: str(path))
+    finding = checks.mpirun()
     assert not finding.ok
-    assert finding.needed_for is None
-    assert "each alone" in finding.found
+    assert finding.essential
+    assert "another MPI" in finding.found
 
 
 def test_a_processor_without_avx2(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_cpu_flags", lambda: {"sse4_2"})
-    assert not doctor.instruction_set().ok
-    monkeypatch.setattr(doctor, "_cpu_flags", lambda: {"avx2", "fma", "f16c"})
-    assert doctor.instruction_set().found == "AVX2"
+    monkeypatch.setattr(checks, "_cpu_flags", lambda: {"sse4_2"})
+    assert not checks.instruction_set().ok
+    monkeypatch.setattr(checks, "_cpu_flags", lambda: {"avx2", "fma", "f16c"})
+    assert checks.instruction_set().found == "AVX2"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tests.serving.client import END, ask, figures, ids_of, tokens
 from tests.serving.conftest import Served
-from trtllm_pt.backends import EngineManifest
+from trtllm_pt.backends import read_engine
 from trtllm_pt.requests.messages import SamplingParams
 from trtllm_pt.runtime.llm import LLM
 from trtllm_pt.serving.triton.repository import write_repository
@@ -46,7 +46,7 @@ def main() -> None:
 
 def lone_answers(engines: Path) -> list[tuple[list[int], list[int]]]:
     """Prompts of random tokens, each with its greedy output, one after the other and without a server."""
-    draw, vocab_size = random.Random(1), EngineManifest.from_dir(engines).model.vocab_size
+    draw, vocab_size = random.Random(1), read_engine(engines).model.vocab_size
     prompts = [[draw.randrange(1, vocab_size) for _ in range(draw.choice(PROMPT_TOKENS))] for _ in range(24)]
     samplings = [SamplingParams(max_tokens=draw.choice(NEW_TOKENS), end_id=-1) for _ in prompts]
     with LLM(engines) as llm:

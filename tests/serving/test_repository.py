@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import SMALL
-from trtllm_pt.backends.manifest import BuildOptions, EngineManifest
+from trtllm_pt.backends import BuildOptions, backends
 from trtllm_pt.checkpoint.manifest import CheckpointManifest
 from trtllm_pt.errors import UsageError
 from trtllm_pt.model.config import ModelConfig, read_json
@@ -38,7 +38,7 @@ def engines(
     """An engine directory as far as `repo` reads it: its config, and the file that tells which engine it is."""
     folder.mkdir(parents=True)
     checkpoint = CheckpointManifest(model=model, ranks=2, dtype="float32")
-    manifest = EngineManifest(kind=kind, checkpoint=checkpoint, options=options.resolved(model), versions={})  # type: ignore[arg-type]
+    manifest = backends()[kind].manifest(checkpoint, options.resolved(model))
     config = manifest.to_json()
     config["build_config"]["plugin_config"] = dict.fromkeys(
         ("context_fmha", "remove_input_padding", "use_paged_context_fmha"), True

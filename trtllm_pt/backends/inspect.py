@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from trtllm_pt.backends.manifest import RECORDED, EngineManifest
+from trtllm_pt.backends.manifest import RECORDED
+from trtllm_pt.backends.registry import read_engine
 from trtllm_pt.checkpoint.manifest import CheckpointManifest
 from trtllm_pt.model import cost
 from trtllm_pt.model.config import read_json
@@ -15,22 +16,22 @@ from trtllm_pt.model.schedule import schedule_of, sync_points, tensor_parallel_s
 def inspect(folder: str | Path) -> dict[str, Any]:
     """The keys of `inspect --json`. Raises UsageError where `folder` is neither a checkpoint nor an engine directory.
 
-    Messages of a checkpoint and of a TensorRT engine are in the checkpoint's dtype; an embedded engine sends float32,
-    and announces each step. `recorded`: the plugin layers that the built network was seen to have, by plugin.
+    `kind`: "checkpoint", or the name of the engine's backend. `collectives`: as the backend sends them; those of a
+    checkpoint are counted in its own dtype. `recorded`: the plugin layers that the built network was seen to have, by
+    plugin; null where the backend does not count them.
     """
     folder = Path(folder)
-    data, recorded = read_json(folder / "config.json"), None
+    data, recorded, keeps_tied_head = read_json(folder / "config.json"), None, True
     if "pretrained_config" in data:
-        engine = EngineManifest.from_dir(folder)
-        manifest, kind, recorded = engine.checkpoint, str(engine.kind), data.get(RECORDED)
+        engine = read_engine(folder)
+        backend, manifest = engine.backend, engine.checkpoint
+        kind, recorded, keeps_tied_head = backend.name, data.get(RECORDED), backend.keeps_tied_head
+        messages = backend.collectives(manifest.model, manifest.ranks, manifest.dtype)
     else:
         manifest, kind = CheckpointManifest.from_dir(folder), "checkpoint"
+        messages = cost.collectives(manifest.model, manifest.ranks, manifest.dtype, logits_dtype=manifest.dtype)
     config, ranks, dtype = manifest.model, manifest.ranks, manifest.dtype
     steps = schedule_of(config)
-    if kind == "embedded":
-        messages = cost.collectives(config, ranks, "float32", step_bytes=cost.STEP_PLAN_BYTES)
-    else:
-        messages = cost.collectives(config, ranks, dtype, logits_dtype=dtype)
     return {
         "kind": kind,
         "ranks": ranks,
@@ -43,7 +44,7 @@ def inspect(folder: str | Path) -> dict[str, Any]:
         "parameters": cost.parameters(config),
         "flops_per_token": cost.flops_per_token(config, context=1),
         "bytes_per_rank": cost.bytes_per_rank(
-            config, ranks, dtype, manifest.quant_algo, manifest.kv_cache_quant_algo, own_head=kind != "embedded"
+            config, ranks, dtype, manifest.quant_algo, manifest.kv_cache_quant_algo, own_head=keeps_tied_head
         ),
         "kv_bytes_per_token": cost.kv_bytes_per_token(config, ranks, dtype, manifest.kv_cache_quant_algo),
         "sync_points": sync_points(steps),

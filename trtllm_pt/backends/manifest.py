@@ -1,23 +1,23 @@
-"""An engine directory's `config.json`, in TensorRT-LLM's shape: {version, pretrained_config, build_config}."""
+"""An engine directory's `config.json`: {version, pretrained_config, build_config} as TensorRT-LLM has them, and a key
+`engine` of ours: the backend, the format of its directory, and the versions of what the engine depends on."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any
 
 from trtllm_pt._version import __version__
 from trtllm_pt.checkpoint.manifest import CheckpointManifest
 from trtllm_pt.errors import UsageError
-from trtllm_pt.model.config import ModelConfig, read_json
+from trtllm_pt.model.config import ModelConfig
+from trtllm_pt.requests.limits import MAX_BATCH, MAX_TOKENS, Limits
 
-Kind = Literal["embedded", "tensorrt_llm"]
-MODEL_FILE = "model.pt2"  # only an embedded engine has it
-TENSORRT_FILE = "rank0.engine"  # only a TensorRT engine
-RECORDED = "recorded_plugins"  # a key of config.json: how many layers of each plugin a TensorRT engine's ranks have
-# Bounds of the embedded graph's axes. They are no options: one graph serves every engine of a model and rank count.
-MAX_TOKENS, MAX_BATCH = 1 << 17, 1 << 12
+if TYPE_CHECKING:
+    from trtllm_pt.backends.backend import Backend
+
+ENGINE_KEY = "engine"
+RECORDED = "recorded_plugins"  # a key of config.json: how many layers of each plugin the ranks' networks have
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,16 +32,16 @@ class Capacity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildOptions:
-    """What is asked of a build, under the names of trtllm-build. None: the engine's default.
+    """What is asked of a build, under the names of trtllm-build. None: the backend's default.
 
-    tensorrt_llm: trtllm-build's other options by name, and `all_reduce_strategy`; for the TensorRT engine alone.
+    extra: the options that a backend adds to these, by name.
     """
 
     max_batch_size: int | None = None
     max_input_len: int | None = None  # default: max_seq_len - 1
     max_seq_len: int | None = None  # default: the model's positions
     max_num_tokens: int | None = None
-    tensorrt_llm: Mapping[str, Any] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
     def resolved(self, config: ModelConfig, max_batch_size: int = 16, max_num_tokens: int = 2048) -> Capacity:
         """Every value set, the two defaults as given. Raises UsageError for values that contradict each other or the
@@ -74,13 +74,15 @@ class BuildOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineManifest:
-    """What an engine directory holds; `versions` are those that must be the same where it runs."""
+    """What an engine directory holds."""
 
-    kind: Kind
+    backend: Backend
     checkpoint: CheckpointManifest
     options: Capacity
-    versions: dict[str, str]
-    reuses_pages: bool = True  # the attention of prompts reads the KV cache: a known start need not be computed again
+    versions: Mapping[str, str]  # of what the engine was built with, by package
+    format: int | None  # of the directory; None: none was written
+    reuses_pages: bool = True  # a known beginning of a prompt is read from the KV cache, not computed again
+    chunks_prompts: bool = True  # a prompt may be computed in several steps
 
     @property
     def model(self) -> ModelConfig:
@@ -95,69 +97,39 @@ class EngineManifest:
         return self.options.max_seq_len
 
     @property
-    def chunks_prompts(self) -> bool:
-        """Whether a prompt may come in several steps. Not with windows under TensorRT-LLM, whose chunks are too small
-        for windowed kernels where some layers see all tokens (trtGptModelInflightBatching.cpp has it as a to-do)."""
-        return self.reuses_pages and (self.kind == "embedded" or self.windows is None)
+    def limits(self) -> Limits:
+        """What requests the engine can take."""
+        return Limits(
+            vocab_size=self.model.vocab_size,
+            max_seq_len=self.options.max_seq_len,
+            max_input_len=self.options.max_input_len,
+            problems=self.backend.problems,
+        )
 
     @property
     def windows(self) -> tuple[int, ...] | None:
-        """Tokens that each layer's attention sees, where they differ from all."""
+        """Tokens that each layer's attention sees; None where every layer sees all."""
         if self.model.window is None:
             return None
         layers = range(self.model.num_layers)
         return tuple(min(self.model.layer_window(i) or self.max_seq_len, self.max_seq_len) for i in layers)
 
     def to_json(self) -> dict[str, Any]:
-        build = asdict(self.options) | {"max_beam_width": 1, "kv_cache_type": "paged", "versions": self.versions}
-        return {"version": __version__, "pretrained_config": self.checkpoint.to_json(), "build_config": build}
+        return {
+            "version": __version__,
+            "pretrained_config": self.checkpoint.to_json(),
+            "build_config": asdict(self.options) | {"max_beam_width": 1, "kv_cache_type": "paged"},
+            **self.engine_json(),
+        }
 
-    @classmethod
-    def from_dir(cls, folder: Path) -> EngineManifest:
-        """Raises UsageError where `folder` is not an engine directory that this version reads."""
-        if not folder.is_dir():
-            raise UsageError(f"there is no engine directory at {folder}")
-        data = read_json(folder / "config.json")
-        if not isinstance(data.get("pretrained_config"), dict) or not isinstance(data.get("build_config"), dict):
-            hint = ": it is a checkpoint, run `trtllm-pt build` on it" if "parallel_track" in data else ""
-            raise UsageError(f"{folder} is not an engine directory{hint}")
-        kind, build = _kind(folder), data["build_config"]
-        built_with = build.get("versions", {})
-        if not isinstance(built_with, dict):
-            raise UsageError(f"{folder / 'config.json'}: build_config.versions is no object")
-        try:
-            checkpoint = CheckpointManifest.from_json(data["pretrained_config"], strict=False)
-            built = Capacity(**_whole_numbers(build))
-            if kind == "embedded":
-                capacity = BuildOptions(**asdict(built)).resolved(checkpoint.model)
-                return cls(kind=kind, checkpoint=checkpoint, options=capacity, versions=built_with)
-        except UsageError as error:
-            raise UsageError(f"{folder / 'config.json'}: {error}") from None
-        return cls._of_tensorrt(checkpoint, built, built_with, build.get("plugin_config") or {})
-
-    @classmethod
-    def _of_tensorrt(
-        cls, checkpoint: CheckpointManifest, built: Capacity, versions: dict[str, str], plugins: dict[str, Any]
-    ) -> EngineManifest:
-        """TensorRT-LLM ignores max_input_len where prompts are packed and their attention is fused."""
-        paged = bool(plugins.get("use_paged_context_fmha"))
-        found = cls(kind="tensorrt_llm", checkpoint=checkpoint, options=built, versions=versions, reuses_pages=paged)
-        if not (plugins.get("remove_input_padding") and plugins.get("context_fmha")):
-            return found
-        step = built.max_seq_len if found.chunks_prompts else built.max_num_tokens
-        return replace(found, options=replace(built, max_input_len=min(built.max_seq_len - 1, step)))
+    def engine_json(self) -> dict[str, Any]:
+        """The key of config.json that says which backend made the directory, and with what."""
+        return {ENGINE_KEY: {"backend": self.backend.name, "format": self.format, "versions": dict(self.versions)}}
 
 
-def _whole_numbers(build: dict[str, Any]) -> dict[str, int]:
+def whole_numbers(build: Mapping[str, Any]) -> dict[str, int]:
+    """The values of a Capacity from config.json's build_config. Raises UsageError, naming those that are missing."""
     given: dict[str, Any] = {field.name: build.get(field.name) for field in fields(Capacity)}
     if bad := [name for name, value in given.items() if type(value) is not int]:
-        raise UsageError(f"build_config has no whole number for {', '.join(bad)}")
+        raise UsageError(f"build_config must have a whole number for {', '.join(bad)}")
     return given
-
-
-def _kind(folder: Path) -> Kind:
-    if (folder / MODEL_FILE).exists():
-        return "embedded"
-    if (folder / TENSORRT_FILE).exists():
-        return "tensorrt_llm"
-    raise UsageError(f"{folder} is incomplete: it has neither {MODEL_FILE} nor {TENSORRT_FILE}; build it again")

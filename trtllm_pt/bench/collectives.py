@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from trtllm_pt.backends.backend import SharedRanks
 from trtllm_pt.errors import RunError, UsageError
 
 if TYPE_CHECKING:
@@ -43,25 +44,17 @@ class Collective:
         """Nothing to release, unless said otherwise."""
 
 
-class EngineOp(Collective):
-    """The embedded engine's own op: a fixed tree over the ranks, of float32, in shared memory or in messages."""
+class EngineAllReduce(Collective):
+    """The all-reduce of a backend whose native code is loaded."""
 
     name, dtype = "mpi", "float32"
 
-    def __init__(self, comm: MPI.Intracomm) -> None:
-        self._ranks = comm.size
-        torch.ops.trtllm_pt.set_communicator(comm.py2f())
+    def __init__(self, comm: MPI.Intracomm, shared: SharedRanks) -> None:
+        self._comm, self._shared = comm, shared
 
     def prepare(self, size: int) -> Prepared:
-        ones = torch.ones(1, 1, max(1, size // 4))
-        last = [ones]
-        all_reduce = torch.ops.trtllm_pt.all_reduce.default  # found once, as a compiled graph has it
-
-        def call() -> None:
-            last.clear()  # its memory is there for the next one, as in a graph
-            last.append(all_reduce(ones, self._ranks, 1.0))
-
-        return Prepared(call, lambda: None, lambda: float(last[0].flatten()[0]))
+        call, result = self._shared.all_reduce(self._comm, max(1, size // 4))
+        return Prepared(call, lambda: None, result)
 
 
 class PlainMpi(Collective):
@@ -102,17 +95,19 @@ class Torch(Collective):
         self._dist.destroy_process_group()
 
 
-def open_collectives(comm: MPI.Intracomm, names: tuple[str, ...] | None, dtype: str) -> list[Collective]:
+def open_collectives(
+    comm: MPI.Intracomm, shared: SharedRanks, names: tuple[str, ...] | None, dtype: str
+) -> list[Collective]:
     """Those asked for; None: all that fit the machine, without Gloo, which no engine uses.
 
-    The ops library must be loaded. Raises UsageError for one that is not there.
+    shared: of a backend whose native code is loaded. Raises UsageError for one that is not there.
     """
     wanted = names or tuple(name for name in ("mpi", "mpi4py", "nccl") if missing(comm, name) is None)
     for name in wanted:
         if (why := missing(comm, name)) is not None:
             raise UsageError(f"--collectives ({name!r}): {why}")
     makers: dict[str, Callable[[], Collective]] = {
-        "mpi": lambda: EngineOp(comm),
+        "mpi": lambda: EngineAllReduce(comm, shared),
         "mpi4py": lambda: PlainMpi(comm),
         "nccl": lambda: Torch(comm, "nccl", dtype),
         "gloo": lambda: Torch(comm, "gloo", dtype),

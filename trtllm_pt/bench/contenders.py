@@ -11,11 +11,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trtllm_pt.backends.manifest import BuildOptions, EngineManifest
-from trtllm_pt.backends.versions import check_versions
+from trtllm_pt.backends.manifest import BuildOptions
+from trtllm_pt.backends.registry import read_engine
 from trtllm_pt.bench.batch import Case
 from trtllm_pt.bench.facts import Facts
 from trtllm_pt.bench.progress import bar
+from trtllm_pt.bench.running import sharing_backend
 from trtllm_pt.errors import UsageError
 from trtllm_pt.model.config import ModelConfig
 from trtllm_pt.model.layout import rank_layout
@@ -77,7 +78,7 @@ def options_for(config: ModelConfig, cases: Sequence[Case]) -> BuildOptions:
 def build_all(
     configs: dict[str, ModelConfig], ranks: int, dtype: str, options: BuildOptions, folder: Path
 ) -> dict[str, Path]:
-    """An embedded engine with random weights for each, kept in `folder` and used again while it fits the versions."""
+    """An engine with random weights for each, kept in `folder` and used again while it fits the versions."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = {name: folder / _file_name(name, config, ranks, dtype, options) for name, config in configs.items()}
     missing = [name for name, path in paths.items() if not _usable(path)]
@@ -97,7 +98,8 @@ def _usable(path: Path) -> bool:
     if not path.exists():
         return False
     try:
-        check_versions(path, EngineManifest.from_dir(path))
+        manifest = read_engine(path)
+        manifest.backend.check_versions(path, manifest)
     except UsageError:  # of an earlier version of the sources
         shutil.rmtree(path)
         return False
@@ -111,7 +113,7 @@ def _build(config: ModelConfig, ranks: int, dtype: str, options: BuildOptions, p
     checkpoint = path.with_name(f"{path.name}.checkpoint")
     shutil.rmtree(checkpoint, ignore_errors=True)
     init(config, checkpoint, ranks=ranks, dtype=dtype, seed=0)
-    build(checkpoint, path, "embedded", options, progress=False)
+    build(checkpoint, path, sharing_backend().name, options, progress=False)
     shutil.rmtree(checkpoint)
 
 

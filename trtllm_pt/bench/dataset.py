@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from trtllm_pt.backends.limits import Limits
 from trtllm_pt.backends.manifest import EngineManifest
 from trtllm_pt.bench.batch import Prompts
 from trtllm_pt.errors import UsageError
@@ -69,7 +68,7 @@ def _sample(data: Any, where: str) -> Sample:
 
 def as_requests(samples: Sequence[Sample], manifest: EngineManifest) -> list[Request]:
     """Greedy and without an end token. Raises UsageError, naming the sample, for one that the engine cannot take."""
-    limits = Limits.of(manifest)
+    limits = manifest.limits
     requests = []
     for number, sample in enumerate(samples):
         sampling = SamplingParams(max_tokens=sample.output_len, end_id=-1)

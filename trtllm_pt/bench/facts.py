@@ -8,6 +8,7 @@ from typing import Any
 
 from trtllm_pt.backends import inspect
 from trtllm_pt.backends.manifest import EngineManifest
+from trtllm_pt.backends.registry import read_engine
 from trtllm_pt.model.config import ModelConfig
 
 
@@ -22,7 +23,7 @@ class Facts:
     @classmethod
     def of(cls, folder: Path) -> Facts:
         """Raises UsageError where there is no engine directory."""
-        return cls(folder, EngineManifest.from_dir(folder), inspect(folder))
+        return cls(folder, read_engine(folder), inspect(folder))
 
     @property
     def model(self) -> ModelConfig:
@@ -61,7 +62,7 @@ class Facts:
             "vocab_size": model.vocab_size,
             "precision": checkpoint.dtype,
             "quantization": checkpoint.quant_algo or "",
-            "engine": self.manifest.kind,
+            "engine": self.manifest.backend.name,
             "schedule": model.schedule,
             "n_tracks": model.tracks,
             "track_depth": self.track_depth,

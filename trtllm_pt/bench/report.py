@@ -15,8 +15,6 @@ from trtllm_pt.bench.percentiles import percentiles
 from trtllm_pt.bench.traffic import Load, Record
 from trtllm_pt.requests.messages import Stats
 
-_BACKENDS = {"embedded": "embedded", "tensorrt_llm": "TRT"}
-
 
 def report(
     facts: Facts, load: Load, records: Sequence[Record], before: Stats, after: Stats, *, streaming: bool
@@ -82,7 +80,7 @@ def _engine(facts: Facts) -> dict[str, Any]:
         "engine_dir": str(facts.folder),
         "revision": None,
         "version": __version__,
-        "backend": _BACKENDS[facts.manifest.kind],
+        "backend": facts.manifest.backend.report_name,
         "dtype": checkpoint.dtype,
         "kv_cache_dtype": checkpoint.kv_cache_quant_algo,
         "quantization": checkpoint.quant_algo,
@@ -102,7 +100,7 @@ def _world(facts: Facts, load: Load, records: Sequence[Record]) -> dict[str, Any
         "world_size": ranks,
         "max_batch_size": options.max_batch_size,
         "max_num_tokens": options.max_num_tokens,
-        "scheduling_policy": "first come, first served" if facts.manifest.kind == "embedded" else None,
+        "scheduling_policy": facts.manifest.backend.scheduling_policy,
         "kv_cache_percentage": None,
         "issue_rate": _rate(len(records), queued) if queued else None,
         "request_rate": load.request_rate,

@@ -6,15 +6,13 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
 
+from trtllm_pt.backends.backend import Backend, Follower, SharedRanks
+from trtllm_pt.backends.registry import backends
 from trtllm_pt.bench.facts import Facts
 from trtllm_pt.errors import UsageError
 from trtllm_pt.job.launchers import launched_rank, launched_ranks
 from trtllm_pt.requests.messages import Runtime
-
-if TYPE_CHECKING:
-    from trtllm_pt.backends.embedded.session import Follower
 
 _PAGE = 32  # a multiple of both engines' KV pages
 
@@ -42,13 +40,14 @@ def running(facts: Facts, threads: int | None = None) -> Iterator[Runtime]:
 def running_together(engines: Sequence[Facts], threads: int | None, batch_size: int) -> Iterator[list[Runtime]]:
     """Several engines at once, of which one works at a time; KV caches with room for `batch_size` sequences.
 
-    Embedded ones share the ranks that mpirun started; the ranks but 0 serve them and then leave the process. TensorRT
-    engines cannot share a process: each is started with ranks of its own. Raises UsageError where those were launched.
+    Where the backend can, they share the ranks that mpirun started; the ranks other than 0 serve them and then exit.
+    Otherwise each engine is started in ranks of its own. Raises UsageError where mpirun has started some.
     """
-    if all(each.manifest.kind == "embedded" for each in engines):
+    if shared_ranks(engines) is not None:
         yield from _in_these_ranks(engines, threads, batch_size)
     elif launched_ranks() is not None:
-        raise UsageError("TensorRT engines are compared in ranks of their own: start this without mpirun")
+        titles = ", ".join(dict.fromkeys(each.manifest.backend.title for each in engines))
+        raise UsageError(f"engines of {titles} run as separate jobs in a comparison: start it without mpirun")
     else:
         from trtllm_pt.runtime.llm import start_runtime
 
@@ -71,26 +70,31 @@ def _in_these_ranks(engines: Sequence[Facts], threads: int | None, batch_size: i
 def sharing_ranks(
     engines: Sequence[Facts], threads: int | None, batch_size: int, beside: Sequence[Follower] = ()
 ) -> Iterator[list[Runtime] | None]:
-    """Embedded engines in the ranks that mpirun started. None on the ranks but 0, once they have served them all.
+    """Engines in the ranks that mpirun started. None on the ranks other than 0, once they have served them all.
 
     beside: what else these ranks follow, until rank 0 stops it.
     """
-    from trtllm_pt.backends.embedded.runtime import EmbeddedRuntime
-    from trtllm_pt.backends.embedded.session import follow, open_sessions
-
     leave_interrupts_to_rank_0()
     room = max(_kv_tokens(each, batch_size) for each in engines)
-    sessions = open_sessions([each.folder for each in engines], threads=threads, kv_tokens=room)
-    if sessions[0].world.rank:
-        follow([*sessions, *beside])
-        yield None
-        return
-    runtimes: list[Runtime] = [EmbeddedRuntime(session) for session in sessions]
+    shared = shared_ranks(engines)
+    assert shared is not None
+    runtimes = shared.open([each.folder for each in engines], threads, room, beside)
     try:
         yield runtimes
     finally:
-        for runtime in runtimes:
+        for runtime in runtimes or ():
             runtime.close()
+
+
+def sharing_backend() -> Backend:
+    """The first backend whose engines can run in the same ranks: comparisons build theirs for it."""
+    return next(backend for backend in backends().values() if backend.shared_ranks is not None)
+
+
+def shared_ranks(engines: Sequence[Facts]) -> SharedRanks | None:
+    """How these engines run in the same ranks; None: they cannot."""
+    (backend, *others) = {each.manifest.backend for each in engines}
+    return None if others else backend.shared_ranks
 
 
 def _kv_tokens(facts: Facts, batch_size: int) -> int:

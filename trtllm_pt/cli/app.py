@@ -20,8 +20,22 @@ from trtllm_pt.errors import TrtllmPtError
 from trtllm_pt.job.launchers import SECONDS_TO_BE_HEARD, first_on_machine, launched_rank
 from trtllm_pt.job.world import World
 
-# In the order of the data's way. A command's module has its name and holds `command`.
-COMMANDS = tuple("presets init convert build inspect run repo serve client plan bench doctor".split())
+# From a model to a running server, in this order. A command's module has its name and holds `command`, whose help
+# begins with this sentence; it stands here so that the list of commands needs none of their imports.
+COMMANDS = {
+    "presets": "List the presets, or show one as a model config.",
+    "init": "Write a checkpoint of a preset, or of your own config, with random weights.",
+    "convert": "Convert a trained model to a checkpoint, one file per rank.",
+    "build": "Build one engine per rank of a checkpoint.",
+    "inspect": "Show what a checkpoint or an engine directory holds, and every message between its ranks.",
+    "run": "Generate text from prompts.",
+    "repo": "Write a Triton model repository for an engine directory.",
+    "serve": "Serve engines through NVIDIA Triton, and start all their ranks.",
+    "client": "Send a prompt to a server and print the answer as it arrives.",
+    "plan": "Predict time to first token, time per token, throughput and memory for every schedule of a model.",
+    "bench": "Measure engines, alone or against each other, and the all-reduces between ranks.",
+    "doctor": "Check Python, MPI, compiler, instruction set, GPU, Triton and versions.",
+}
 INTERRUPTED = 130
 _MISTAKE = 2
 
@@ -38,6 +52,10 @@ class _Commands(click.Group):
         command = importlib.import_module(f"trtllm_pt.cli.{cmd_name}").command
         assert isinstance(command, click.Command)
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +23,8 @@ from trtllm_pt.errors import UsageError
 
 if TYPE_CHECKING:
     from mpi4py import MPI
+
+    from trtllm_pt.backends.backend import SharedRanks
 
 _COLLECTIVES = ("mpi", "mpi4py", "nccl", "gloo")
 
@@ -105,12 +106,12 @@ def command(
     from trtllm_pt.bench.running import leave_interrupts_to_rank_0
 
     leave_interrupts_to_rank_0()
-    _load_ops(comm, threads)
+    shared = _load_ops(comm, threads)
     from trtllm_pt.bench.all_reduce import Series, measure, report, rows
     from trtllm_pt.bench.collectives import open_collectives
     from trtllm_pt.bench.progress import bar
 
-    opened = open_collectives(comm, names, dtype)
+    opened = open_collectives(comm, shared, names, dtype)
     series: list[Series] = []
     targets = {
         output_csv: lambda: as_csv_text(rows(series, comm.size)),
@@ -160,23 +161,19 @@ def _names(text: str | None) -> tuple[str, ...] | None:
     return names
 
 
-def _load_ops(comm: MPI.Intracomm, threads: int | None) -> None:
-    """The engine's ops in this process: compiled by rank 0, then taken from the cache."""
+def _load_ops(comm: MPI.Intracomm, threads: int | None) -> SharedRanks:
+    """The native code of the first backend whose all-reduce can be called by itself."""
     import os
 
     import torch
 
-    from trtllm_pt.backends.embedded.kernels.build import build_library
-    from trtllm_pt.backends.embedded.kernels.library import load
-    from trtllm_pt.bench.launching import wait_for_rank_0
+    from trtllm_pt.bench.running import sharing_backend
 
     torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // comm.size))
-    with tempfile.TemporaryDirectory(prefix="trtllm_pt-") as scratch:
-        if comm.rank == 0:
-            load(build_library(Path(scratch)))
-        wait_for_rank_0(comm)
-        if comm.rank:
-            load(build_library(Path(scratch)))
+    shared = sharing_backend().shared_ranks
+    assert shared is not None
+    shared.load(comm)
+    return shared
 
 
 def _write_machine(comm: MPI.Intracomm, curves: list[dict[str, Any]], path: Path) -> None:

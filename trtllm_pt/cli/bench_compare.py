@@ -155,7 +155,7 @@ def _given(engines: tuple[str, ...], ranks: int | None) -> list[Contender]:
     own = contenders[0].facts.manifest.ranks
     if ranks not in (None, own):
         raise UsageError(f"--ranks ({ranks}): these engines have {own}")
-    if own > 1 and all(each.facts.manifest.kind == "embedded" for each in contenders):
+    if own > 1 and all(each.facts.manifest.backend.shared_ranks for each in contenders):
         join_ranks(own)
     return contenders
 

@@ -121,11 +121,11 @@ def model_config(model: str) -> ModelConfig:
     if path.is_dir():
         data = read_json(path / "config.json")
         if "pretrained_config" in data or "parallel_track" in data:
-            from trtllm_pt.backends.manifest import EngineManifest
+            from trtllm_pt.backends.registry import read_engine
             from trtllm_pt.checkpoint.manifest import CheckpointManifest
 
             engine = "pretrained_config" in data
-            return EngineManifest.from_dir(path).model if engine else CheckpointManifest.from_dir(path).model
+            return read_engine(path).model if engine else CheckpointManifest.from_dir(path).model
         return ModelConfig.from_json(data)
     return ModelConfig.from_file(path) if path.suffix == ".json" else preset(model)
 

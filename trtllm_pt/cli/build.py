@@ -7,18 +7,18 @@ from typing import Any
 
 import click
 
+from trtllm_pt.backends import BuildOptions, backends, build, choose
+from trtllm_pt.backends.registry import AUTO
+from trtllm_pt.cli.build_options import COMMON, build_options, epilog
 from trtllm_pt.cli.options import output_option
 from trtllm_pt.cli.text import duration
-from trtllm_pt.cli.trtllm_build import TENSORRT_LLM_ONLY, given, trtllm_build_options
 from trtllm_pt.errors import UsageError
 from trtllm_pt.job import launchers
-
-_EPILOG = f"trtllm-build's other options, for --engine tensorrt_llm: {TENSORRT_LLM_ONLY}"
 
 
 @click.command(
     "build",
-    epilog=_EPILOG,
+    epilog=epilog(),
     context_settings={"token_normalize_func": lambda name: name.replace("-", "_")},  # --max-batch-size as well
 )
 @click.argument("checkpoint", metavar="CKPT", required=False, type=click.Path(path_type=Path))
@@ -26,17 +26,12 @@ _EPILOG = f"trtllm-build's other options, for --engine tensorrt_llm: {TENSORRT_L
 @output_option("ENGINES", "--output_dir")
 @click.option(
     "--engine",
-    type=click.Choice(("auto", "embedded", "tensorrt_llm")),
-    default="auto",
+    type=click.Choice((AUTO, *backends())),
+    default=AUTO,
     show_default=True,
-    help="auto: tensorrt_llm where it is installed and a GPU is visible, else embedded.",
+    help=f"Backend to build for; {AUTO} takes the first of {', '.join(backends())} that can run on this machine.",
 )
-@trtllm_build_options
-@click.option(
-    "--all_reduce_strategy",
-    type=click.Choice(("NCCL", "AUTO", "ONESHOT", "TWOSHOT")),
-    help="How ranks meet.  [TensorRT; default: NCCL]",
-)
+@build_options
 def command(checkpoint: Path | None, checkpoint_dir: Path | None, output: Path, engine: str, **parsed: Any) -> None:
     """Build one engine per rank of a checkpoint.
 
@@ -50,17 +45,26 @@ def command(checkpoint: Path | None, checkpoint_dir: Path | None, output: Path, 
     source = checkpoint or checkpoint_dir
     if source is None:
         raise UsageError("build needs a checkpoint: `trtllm-pt build CKPT -o ENGINES`")
-    from trtllm_pt.backends import BuildOptions, build, choose
-
-    kind, why = choose(engine)
+    backend, why = choose(engine)
     if why and not launchers.launched_rank():
-        click.echo(f"engine: {kind}, as {why}", err=True)
-    common, tensorrt_llm = given(parsed)
-    report = build(source, output, engine=kind, options=BuildOptions(**common, tensorrt_llm=tensorrt_llm))
-    cache = f", compiled graph: cache {report.cache}" if report.cache else ""
-    if launchers.launched_rank() > 0:  # the first says it for all
+        click.echo(f"engine: {backend.name}, because {why}", err=True)
+    values = {name: value for name, value in parsed.items() if value is not None}
+    common = {name: values.pop(name) for name in COMMON if name in values}
+    _refuse_foreign(engine, backend.name, values)
+    report = build(source, output, engine=backend.name, options=BuildOptions(**common, extra=values))
+    if launchers.launched_rank() > 0:  # the first rank reports for all
         return
     if parsed.get("dry_run"):
         click.echo(f"dry run: all {report.ranks} ranks can be built; nothing was written", err=True)
         return
-    click.echo(f"{report.path}: {report.engine} engine{cache}, {duration(report.seconds)}", err=True)
+    cache = f", compiled graph: cache {report.cache}" if report.cache else ""
+    click.echo(f"{report.path}: {backend.name} engine{cache}, {duration(report.seconds)}", err=True)
+
+
+def _refuse_foreign(engine: str, name: str, values: dict[str, Any]) -> None:
+    """Raises UsageError for an option that belongs to other backends only."""
+    own = {option.name for option in backends()[name].options}
+    foreign = [f"--{option}" for option in values if option not in own]
+    if foreign:
+        taken = ", ".join(f"--{option}" for option in (*COMMON, *sorted(own)))
+        raise UsageError(f"{', '.join(foreign)} cannot be honoured by --engine {name}, which takes {taken}")

@@ -38,7 +38,7 @@ def command(
     seed: int,
     stop: tuple[str, ...],
 ) -> None:
-    """Continue a prompt on a server, streaming.
+    """Send a prompt to a server and print the answer as it arrives.
 
     URL is that of Triton's HTTP port, http://127.0.0.1:8000 where left out.
 

@@ -17,7 +17,7 @@ from trtllm_pt.cli.text import count, memory, table
 @click.argument("folder", metavar="CKPT|ENGINES", type=click.Path(path_type=Path))
 @json_option
 def command(folder: Path, as_json: bool) -> None:
-    """Show what a checkpoint or an engine folder holds, and where its ranks meet.
+    """Show what a checkpoint or an engine directory holds, and every message between its ranks.
 
     \b
     Examples:

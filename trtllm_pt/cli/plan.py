@@ -13,6 +13,7 @@ from trtllm_pt.cli.options import json_option
 from trtllm_pt.cli.text import count, memory, table
 from trtllm_pt.model.config import ModelConfig
 from trtllm_pt.model.presets import preset
+from trtllm_pt.planner.engines import DEFAULT, PLAIN
 
 if TYPE_CHECKING:
     from trtllm_pt.planner import Plan, Prediction
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 @click.argument("model", metavar="PRESET|CONFIG.json|MODEL_DIR", required=False)
 @click.option("--machine", metavar="NAME|FILE.json", default="8xH100", show_default=True, help="What it is to run on.")
 @click.option(
-    "--engine", metavar="NAME", default="tensorrt_llm", show_default=True, help="Or vllm, gpt_fast, embedded."
+    "--engine", type=click.Choice(tuple(PLAIN)), default=DEFAULT, show_default=True, help="Engine to predict."
 )
 @click.option("--ranks", "-g", type=click.IntRange(min=1), help="Devices to use.  [default: all]")
 @click.option("--dtype", type=click.Choice(["bfloat16", "float16", "float32"]), default="bfloat16", show_default=True)

@@ -25,7 +25,7 @@ from trtllm_pt.cli.options import output_option
     help="Maximum number of waiting requests; further ones are refused. 0: no limit.",
 )
 def command(engines: Path, output: Path, engine_path: str | None, max_queue_size: int) -> None:
-    """Write a model repository for Triton.
+    """Write a Triton model repository for an engine directory.
 
     The tensors and parameters are those of TensorRT-LLM's inflight batcher repository, for any engine.
 
@@ -37,5 +37,5 @@ def command(engines: Path, output: Path, engine_path: str | None, max_queue_size
     from trtllm_pt.serving.triton.repository import write_repository
 
     served = write_repository(engines, output, engine_path=engine_path, max_queue_size=max_queue_size)
-    backend = "python" if served.embedded else "tensorrtllm"
+    backend = served.manifest.backend.triton_backend
     click.echo(f"{output}: backend {backend}, engines at {served.engine_path}", err=True)

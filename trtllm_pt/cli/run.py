@@ -39,7 +39,9 @@ def command(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Continue a prompt, streaming; or several, in one batch. Without a PROMPT, standard input is one.
+    """Generate text from prompts.
+
+    One prompt is printed as it grows; several are computed in one batch. Without PROMPT, standard input is the prompt.
 
     Starts a process per rank by itself, or joins the ranks that mpirun started.
 

@@ -42,7 +42,7 @@ _REQUEST = '{"text_input": "def main(", "max_tokens": 32, "stream": true}'
 def command(
     folder: Path, host: str, http_port: int, grpc_port: int, metrics_port: int, openai_port: int, log: Path | None
 ) -> None:
-    """Serve engines through NVIDIA Triton, all ranks included.
+    """Serve engines through NVIDIA Triton, and start all their ranks.
 
     A folder of engines gets a temporary model repository. Ctrl-C or SIGTERM ends the server and all ranks.
 

@@ -21,6 +21,11 @@ def compiler() -> str:
     raise UsageError(f"{missing}; what is compiled here needs one: apt-get install g++, or set CXX")
 
 
+def compiler_version(program: str) -> str:
+    """What the compiler prints of its version."""
+    return subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
+
+
 def compile_cpp(arguments: Sequence[str], program: str | None = None) -> None:
     """Run the compiler, or `program` in its place. Raises RunError with the first error where it fails."""
     command = [program or compiler(), *arguments]

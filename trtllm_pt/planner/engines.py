@@ -9,6 +9,7 @@ from pathlib import Path
 from trtllm_pt.errors import UsageError
 from trtllm_pt.model.config import read_json
 
+_ENGINES = Path(__file__).parent / "engines.json"  # with the source of each number
 CALIBRATION = Path(__file__).parent / "calibration.json"
 
 
@@ -32,19 +33,13 @@ class Engine:
     token_seconds: float = 0.0  # host, per sequence and step beyond the first sequence
 
 
-# Attention: FlashAttention-3 at head size 128 does 614 to 621 TFLOP/s of an H100's 989 from 8192 tokens on
-# (pytorch/benchmark pull request 2391). Memory: STREAM on GPUs of these generations reaches about nine tenths.
-# Chunks: TensorRT-LLM cuts no prompt unless asked to; vLLM cuts at max_num_batched_tokens, for a server on 80 GB
-# devices 8192. Fractions: kv_cache_free_gpu_mem_fraction and gpu_memory_utilization, both 0.9 where not given.
-_GPU = {"wire_dtype": None, "attention_efficiency": 0.62, "memory_efficiency": 0.9, "cache_fraction": 0.9}
-PLAIN = {
-    "tensorrt_llm": Engine("tensorrt_llm", ("custom", "nccl"), None, **_GPU),  # type: ignore[arg-type]
-    "vllm": Engine("vllm", ("custom", "nccl"), 8192, **_GPU),  # type: ignore[arg-type]
-    "gpt_fast": Engine("gpt_fast", ("nccl",), None, **_GPU),  # type: ignore[arg-type]
-    "embedded": Engine(
-        "embedded", ("mpi",), None, "float32", 0.4, 0.9, 0.9, announces_steps=True, matrix_efficiency=0.7
-    ),
-}
+def _unfitted() -> dict[str, Engine]:
+    given = read_json(_ENGINES)["engines"]
+    return {each["name"]: Engine(**{**each, "collectives": tuple(each["collectives"])}) for each in given}
+
+
+PLAIN = _unfitted()  # before anything is fitted
+DEFAULT = next(iter(PLAIN))
 
 
 def engines(path: Path = CALIBRATION) -> dict[str, Engine]:

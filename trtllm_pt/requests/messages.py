@@ -91,6 +91,7 @@ class Stats:
     all_reduce_seconds: float | None = None  # of rank 0 in boundary all-reduces, waiting included; None: cannot tell
     all_reduce_bytes: int | None = None  # of their messages; None: cannot count
     peak_memory_bytes: int | None = None  # of the fullest rank, mapped weights included; None: cannot tell
+    kv_page_tokens: int | None = None  # tokens that a page holds; None: cannot tell
     reused_tokens: int | None = None  # of prompts, found in the KV cache; None: cannot tell
 
     def to_json(self) -> dict[str, Any]:

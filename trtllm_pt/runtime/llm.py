@@ -11,9 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from trtllm_pt.backends.limits import Limits
 from trtllm_pt.backends.manifest import EngineManifest
-from trtllm_pt.backends.versions import check_versions
+from trtllm_pt.backends.registry import read_engine
 from trtllm_pt.errors import RunError, UsageError
 from trtllm_pt.job.launchers import launched_ranks
 from trtllm_pt.requests.messages import FinishReason, Request, Runtime, SamplingParams, Tokens
@@ -53,11 +52,11 @@ class LLM:
 
     def __init__(self, engine_dir: str | Path, *, threads: int | None = None, kv_tokens: int | None = None) -> None:
         folder = Path(engine_dir)
-        self.manifest = EngineManifest.from_dir(folder)
+        self.manifest = read_engine(folder)
         self.tokenizer = load_tokenizer(folder / "tokenizer")
         self._end_id, self._stop_words = end_ids(folder / "tokenizer")
         self._runtime = start_runtime(folder, self.manifest, threads, kv_tokens)
-        self._limits = Limits.of(self.manifest)
+        self._limits = self.manifest.limits
         self._next_id = 0
         self._outputs: dict[int, _Output] = {}  # of the requests that somebody reads
 
@@ -241,14 +240,12 @@ class _Output:
 
 
 def start_runtime(folder: Path, manifest: EngineManifest, threads: int | None, kv_tokens: int | None) -> Runtime:
-    check_versions(folder, manifest)
+    manifest.backend.check_versions(folder, manifest)
     if launched_ranks() is None and manifest.ranks > 1:
         from trtllm_pt.runtime.remote import RemoteRuntime
 
         return RemoteRuntime(folder, manifest, threads=threads, kv_tokens=kv_tokens)
-    from trtllm_pt.backends.open_rank import open_rank
-
-    runtime = open_rank(folder, manifest, threads=threads, kv_tokens=kv_tokens)
+    runtime = manifest.backend.open_rank(folder, manifest, threads=threads, kv_tokens=kv_tokens)
     if runtime is None:
         sys.exit(0)
     if manifest.ranks > 1:

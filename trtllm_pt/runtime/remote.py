@@ -19,18 +19,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from trtllm_pt.backends.limits import Limits
-from trtllm_pt.backends.manifest import EngineManifest, Kind
-from trtllm_pt.errors import MPI_OF_EMBEDDED, MPI_OF_TENSORRT_LLM, RunError, TrtllmPtError, UsageError
+from trtllm_pt.backends.manifest import EngineManifest
+from trtllm_pt.errors import RunError, TrtllmPtError, UsageError
 from trtllm_pt.job.first_exit import FirstExit, first_exit
 from trtllm_pt.job.last_words import read_last_words
 from trtllm_pt.job.mpirun import find_mpirun, launch, no_mpi
 from trtllm_pt.job.process import end, last_line
 from trtllm_pt.requests.messages import CLOSED, Request, Stats, Tokens
 
-# Seconds to start and to stop. A GPU takes in and gives back many gigabytes.
-_PATIENCE: dict[Kind, tuple[float, float]] = {"embedded": (120.0, 5.0), "tensorrt_llm": (900.0, 60.0)}
-_MPI: dict[Kind, str] = {"embedded": MPI_OF_EMBEDDED, "tensorrt_llm": MPI_OF_TENSORRT_LLM}
 _MISSING_MPI = "no libmpi|cannot load MPI|No module named '?mpi4py"  # what a rank prints that finds none
 _LONGEST_FOLDER = 95  # characters: a socket's path has at most 107
 
@@ -89,9 +85,10 @@ class RemoteRuntime:
         self, folder: Path, manifest: EngineManifest, *, threads: int | None = None, kv_tokens: int | None = None
     ) -> None:
         self._closed = False
-        self._mpi_hint = _MPI[manifest.kind]
-        self._start_seconds, self._stop_seconds = _PATIENCE[manifest.kind]
-        self._limits = Limits.of(manifest)
+        backend = manifest.backend
+        self._mpi_hint = backend.mpi_hint
+        self._start_seconds, self._stop_seconds = backend.start_seconds, backend.stop_seconds
+        self._limits = manifest.limits
         self.leftovers: set[Path] = set()
         self._tokens: list[Tokens] = []  # received, not polled yet
         self._stats: Stats | None = None  # the answer, once it is there

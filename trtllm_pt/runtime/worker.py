@@ -8,8 +8,8 @@ import socket
 from pathlib import Path
 
 from trtllm_pt import logs
-from trtllm_pt.backends.manifest import EngineManifest
-from trtllm_pt.backends.open_rank import RankRuntime, open_rank
+from trtllm_pt.backends.backend import RankRuntime
+from trtllm_pt.backends.registry import read_engine
 from trtllm_pt.errors import UsageError
 from trtllm_pt.job.last_words import last_words
 from trtllm_pt.requests.messages import Request, Tokens
@@ -28,8 +28,10 @@ def main() -> None:
     arguments = parser.parse_args()
     logs.set_up_from_environment()
     with last_words():
-        manifest = EngineManifest.from_dir(arguments.engine)
-        runtime = open_rank(arguments.engine, manifest, threads=arguments.threads, kv_tokens=arguments.kv_tokens)
+        manifest = read_engine(arguments.engine)
+        manifest.backend.check_versions(arguments.engine, manifest)
+        limits = {"threads": arguments.threads, "kv_tokens": arguments.kv_tokens}
+        runtime = manifest.backend.open_rank(arguments.engine, manifest, **limits)
         if runtime is not None:
             log.info("ranks ready", extra=logs.fields(engine=arguments.engine, processes=runtime.pids))
             serve(runtime, arguments.socket)

@@ -11,9 +11,10 @@ from typing import Any
 
 from trtllm_pt.errors import RunError, UsageError
 from trtllm_pt.serving.error_codes import ServedError, split_code
+from trtllm_pt.serving.triton import tensors
 
 DEFAULT_URL = "http://127.0.0.1:8000"
-_MODEL = "tensorrt_llm_bls"
+_MODEL = tensors.BLS
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from trtllm_pt.backends.embedded.constants import PAGE
 from trtllm_pt.backends.embedded.sampling import sample
 from trtllm_pt.backends.embedded.scheduler import Scheduler
 from trtllm_pt.backends.embedded.step_plan import StepMessage, StepPlan
-from trtllm_pt.backends.limits import Limits
+from trtllm_pt.requests.limits import Limits
 from trtllm_pt.requests.messages import Request, SamplingParams, Tokens
 from trtllm_pt.requests.sequence import Sequence
 

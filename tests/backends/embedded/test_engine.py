@@ -14,7 +14,8 @@ from tests.backends.embedded.conftest import EVERYTHING, LLAMA, OTHER_SCHEDULES,
 from trtllm_pt.backends.embedded.graph import ops_in_order
 from trtllm_pt.backends.embedded.step_plan import StepMessage, StepPlan
 from trtllm_pt.backends.inspect import inspect
-from trtllm_pt.backends.manifest import MODEL_FILE, EngineManifest
+from trtllm_pt.backends.manifest import MODEL_FILE
+from trtllm_pt.backends.registry import read_engine
 from trtllm_pt.checkpoint.load import load_reference
 from trtllm_pt.model.config import ModelConfig
 from trtllm_pt.model.cost import STEP_PLAN_BYTES
@@ -25,7 +26,7 @@ CONTRACT = Path(contract.__file__)
 
 def logits_of(engine: Path, out: Path) -> np.ndarray:
     """Runs the contract on the engine's ranks; the logits of its prompts."""
-    manifest = EngineManifest.from_dir(engine)
+    manifest = read_engine(engine)
     seen = json.loads(mpirun(manifest.ranks, CONTRACT, engine, out).splitlines()[-1])
     assert seen["sync_points_seen"] == sync_points(schedule_of(manifest.model))
     hops = [c for c in inspect(engine)["collectives"] if c["kind"] != "all_reduce"]
@@ -75,7 +76,7 @@ ORDERED = ["pretrained-2", "everything-2", "llama-2", "spd-2", "desync-2", "para
 @pytest.mark.parametrize("name", ORDERED)
 def test_collectives_stand_where_the_program_has_them(engines: Engines, name: str) -> None:
     [folder] = engines(name)
-    config = EngineManifest.from_dir(folder).model
+    config = read_engine(folder).model
     assert [op for op in map(event, ops_in_order(folder / MODEL_FILE)) if op] == program(config)
 
 

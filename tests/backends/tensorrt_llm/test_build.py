@@ -20,16 +20,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests import conftest
-from trtllm_pt.backends import BuildOptions, EngineManifest, build, choose, inspect
-from trtllm_pt.backends.build import COMMON
+from trtllm_pt.backends import BuildOptions, build, choose, inspect
 from trtllm_pt.backends.manifest import Capacity
+from trtllm_pt.backends.registry import read_engine
 from trtllm_pt.backends.tensorrt_llm import shim
 from trtllm_pt.backends.tensorrt_llm.build_rank import check_messages
 from trtllm_pt.backends.tensorrt_llm.options import KNOWN, build_fields, check, plugin_fields
+from trtllm_pt.backends.tensorrt_llm.trtllm_build import OPTIONS
 from trtllm_pt.checkpoint.init import init
 from trtllm_pt.checkpoint.manifest import CheckpointManifest
-from trtllm_pt.cli.trtllm_build import OPTIONS
-from trtllm_pt.errors import INSTALL_TENSORRT_LLM, MPI_OF_TENSORRT_LLM, RunError, UsageError
+from trtllm_pt.errors import INSTALL_TENSORRT_LLM, RunError, UsageError
 from trtllm_pt.job.launchers import LAUNCHERS
 from trtllm_pt.job.mpirun import find_mpirun
 from trtllm_pt.model.presets import preset
@@ -51,7 +51,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tensorrt_llm(**values: Any) -> BuildOptions:
-    return BuildOptions(tensorrt_llm=values)
+    return BuildOptions(extra=values)
 
 
 # --- before TensorRT-LLM is needed
@@ -115,7 +115,7 @@ def test_options_that_are_honoured(checkpoint: Path, values: dict[str, Any]) -> 
 
 
 def test_every_option_of_trtllm_build_is_known_and_no_other(checkpoint: Path) -> None:
-    assert {option.name for option in OPTIONS} - {*COMMON} | {"all_reduce_strategy"} == KNOWN
+    assert {option.name for option in OPTIONS} == KNOWN
     with pytest.raises(UsageError, match=r"unknown key 'gem_plugin' in .* trtllm-build; did you mean 'gemm_plugin'\?"):
         check(tensorrt_llm(gem_plugin="auto"), CheckpointManifest.from_dir(checkpoint))
 
@@ -327,7 +327,7 @@ def engine_folder(folder: Path, manifest: CheckpointManifest, **changes: Any) ->
 def test_the_longest_prompt_is_what_the_runtime_takes(tmp_path: Path, plugins: dict[str, bool], most: int) -> None:
     manifest = CheckpointManifest(model=SMALL, ranks=2, dtype="bfloat16")
     folder = engine_folder(tmp_path / "engines", manifest, plugin_config=plugins, max_input_len=40)
-    found = EngineManifest.from_dir(folder)
+    found = read_engine(folder)
     assert (found.kind, found.checkpoint) == ("tensorrt_llm", manifest)
     assert found.options == Capacity(max_batch_size=64, max_input_len=most, max_seq_len=128, max_num_tokens=96)
 
@@ -369,7 +369,7 @@ def test_a_tied_head_is_held_beside_the_embedding(tmp_path: Path) -> None:
 def test_a_damaged_engine_folder(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     manifest = CheckpointManifest(model=SMALL, ranks=2, dtype="bfloat16")
     with pytest.raises(UsageError, match=message):
-        EngineManifest.from_dir(engine_folder(tmp_path / "engines", manifest, **change))
+        read_engine(engine_folder(tmp_path / "engines", manifest, **change))
 
 
 # --- through TensorRT-LLM's own sources
@@ -416,7 +416,7 @@ def test_our_build_through_the_real_builder(checkpoint: Path, tmp_path: Path, wo
     assert config["pretrained_config"]["logits_dtype"] == "float16"
     assert config["build_config"]["plugin_config"]["gemm_plugin"] in ("auto", "bfloat16")
     assert str(tmp_path) not in json.dumps(config)
-    assert EngineManifest.from_dir(engines).options.max_batch_size == 8
+    assert read_engine(engines).options.max_batch_size == 8
     recorded = inspect(engines)["recorded"]
     assert (recorded["AllReduce"], recorded["AllGather"], recorded["GPTAttention"]) == (3, 1, SMALL.num_layers)
 
@@ -428,7 +428,7 @@ def test_plain_trtllm_build_with_our_shim(checkpoint: Path, tmp_path: Path) -> N
     done = run(tmp_path, "tensorrt_llm.commands.build", *arguments, *model_class, "--log_level", "error")
     assert done.returncode == 0, done.stderr
     assert names(tmp_path / "engines") == {"config.json", "rank0.engine", "rank1.engine"}
-    found = EngineManifest.from_dir(tmp_path / "engines")
+    found = read_engine(tmp_path / "engines")
     assert (found.kind, found.checkpoint) == ("tensorrt_llm", CheckpointManifest.from_dir(checkpoint))
     assert inspect(tmp_path / "engines")["recorded"] is None  # nobody counted
 
@@ -443,7 +443,7 @@ def test_stock_llama_from_our_files_is_read_as_ours(tmp_path: Path) -> None:
     arguments = ("--checkpoint_dir", tmp_path / "stock", "--output_dir", tmp_path / "engines", "--log_level", "error")
     done = run(tmp_path, "tensorrt_llm.commands.build", *arguments, "--reduce_fusion", "enable")
     assert done.returncode == 0, done.stderr
-    found = EngineManifest.from_dir(tmp_path / "engines")
+    found = read_engine(tmp_path / "engines")
     assert (found.kind, found.checkpoint) == ("tensorrt_llm", CheckpointManifest.from_dir(checkpoint))
     config = json.loads((tmp_path / "engines" / "config.json").read_text())
     assert config["pretrained_config"]["architecture"] == "LlamaForCausalLM"

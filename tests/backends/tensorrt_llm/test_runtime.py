@@ -23,7 +23,7 @@ from tests.backends.tensorrt_llm.executor.folders import MODEL, WINDOWED, engine
 from tests.backends.tensorrt_llm.executor.site import install
 from tests.cli.conftest import Done, run_in
 from trtllm_pt.backends.embedded.sampling import log_prob, sample
-from trtllm_pt.backends.manifest import EngineManifest
+from trtllm_pt.backends.registry import read_engine
 from trtllm_pt.backends.tensorrt_llm.runtime import TensorRTRuntime, check_gpus
 from trtllm_pt.backends.tensorrt_llm.terms import executor_config
 from trtllm_pt.errors import INSTALL_TENSORRT_LLM, MPI_OF_TENSORRT_LLM, RunError, UsageError
@@ -38,7 +38,7 @@ INSTALL = re.escape(INSTALL_TENSORRT_LLM)
 
 
 def start(folder: Path, bindings: Any = MODULE) -> TensorRTRuntime:
-    manifest = EngineManifest.from_dir(folder)
+    manifest = read_engine(folder)
     config = executor_config(bindings, manifest, None)
     executor = bindings.Executor(folder, bindings.ModelType.DECODER_ONLY, config)
     return TensorRTRuntime(executor, bindings, manifest, [os.getpid()])
@@ -298,7 +298,7 @@ def test_what_nobody_foresaw_is_refused_in_one_line(runtime: TensorRTRuntime, mo
 
 
 def settings(folder: Path, kv_tokens: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
-    config = executor_config(MODULE, EngineManifest.from_dir(folder), kv_tokens)
+    config = executor_config(MODULE, read_engine(folder), kv_tokens)
     return config.values, config.kv_cache_config.values
 
 

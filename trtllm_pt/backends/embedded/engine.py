@@ -12,23 +12,25 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trtllm_pt.backends.build import BuildReport, check_files
+from trtllm_pt.backends.backend import Backend, BuildReport, check_files
 from trtllm_pt.backends.embedded.constants import MAX_HEAD_SIZE, MAX_SUMMANDS, TILE
 from trtllm_pt.backends.embedded.graph import caches_shape, compiled_graph
 from trtllm_pt.backends.embedded.kernels.build import LIBRARY, build_library
 from trtllm_pt.backends.embedded.kernels.library import load
 from trtllm_pt.backends.embedded.pack import SHARED_FILE, shared_names, weight_infos, write_weights
-from trtllm_pt.backends.manifest import MODEL_FILE, BuildOptions, EngineManifest
-from trtllm_pt.backends.versions import versions
+from trtllm_pt.backends.manifest import BuildOptions, EngineManifest
 from trtllm_pt.checkpoint.manifest import CheckpointManifest
 from trtllm_pt.errors import RunError, UsageError
 from trtllm_pt.files.atomic import new_folder, write_json
 from trtllm_pt.files.safetensors import SafetensorsFile
 
+MODEL_FILE = "model.pt2"
 DTYPES = ("bfloat16", "float32")
 
 
-def build(checkpoint: Path, output: Path, options: BuildOptions, progress: bool | None = None) -> BuildReport:
+def build(
+    backend: Backend, checkpoint: Path, output: Path, options: BuildOptions, progress: bool | None = None
+) -> BuildReport:
     """Checkpoint to engine directory; nothing stands at `output` unless it is whole.
 
     Peak memory: one track of one matrix, twice, beside what the compiler takes. Raises UsageError for a checkpoint or
@@ -36,9 +38,7 @@ def build(checkpoint: Path, output: Path, options: BuildOptions, progress: bool 
     """
     began = time.monotonic()
     manifest = _checked(checkpoint)
-    engine = EngineManifest(
-        kind="embedded", checkpoint=manifest, options=options.resolved(manifest.model), versions=versions()
-    )
+    engine = backend.manifest(manifest, options.resolved(manifest.model))
     with new_folder(output) as folder:
         library = build_library(folder)
         load(library)
@@ -50,7 +50,6 @@ def build(checkpoint: Path, output: Path, options: BuildOptions, progress: bool 
         write_json(folder / "config.json", engine.to_json())
     return BuildReport(
         path=output,
-        engine="embedded",
         ranks=manifest.ranks,
         cache="hit" if graph.cache_hit else "miss",
         seconds=time.monotonic() - began,
@@ -89,7 +88,7 @@ def _check_kernels(manifest: CheckpointManifest) -> None:
 class EmbeddedEngine:
     """One rank of an engine directory, loaded: its graph, its mapped weights, its KV cache of `pages` pages.
 
-    The directory's versions are the caller's to check (backends/versions.py), before anything of it is loaded.
+    The caller checks the directory's versions (Backend.check_versions) before anything of it is loaded.
     Raises UsageError for one that is incomplete. No compiler is needed.
     """
 

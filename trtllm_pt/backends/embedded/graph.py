@@ -20,14 +20,14 @@ from torch import Tensor
 
 from trtllm_pt.backends.embedded.constants import PAGE
 from trtllm_pt.backends.embedded.network import EmbeddedModel
-from trtllm_pt.backends.manifest import MAX_BATCH, MAX_TOKENS
-from trtllm_pt.backends.versions import sources
+from trtllm_pt.backends.embedded.network_code import traced_code
 from trtllm_pt.errors import RunError
 from trtllm_pt.files.atomic import new_file
 from trtllm_pt.files.cache import cache_dir
-from trtllm_pt.files.compiler import compiler
+from trtllm_pt.files.compiler import compiler, compiler_version
 from trtllm_pt.model.config import ModelConfig
 from trtllm_pt.model.layout import rank_layout
+from trtllm_pt.requests.limits import MAX_BATCH, MAX_TOKENS
 
 _MAX_PAGES = 1 << 24
 # The graph is compiled for AVX2 so that a package runs on every x86-64 server; the ops choose their own path.
@@ -42,10 +42,11 @@ class Graph:
 
 def compiled_graph(config: ModelConfig, ranks: int, dtype: torch.dtype) -> Graph:
     """The package for this model on `ranks` ranks, from the cache where it is. The op library must be loaded."""
-    path = cache_dir() / "graphs" / f"{_key(config, ranks, dtype)}.pt2"
+    program = compiler()
+    path = cache_dir() / "graphs" / f"{_key(config, ranks, dtype, program)}.pt2"
     if path.exists():
         return Graph(path, cache_hit=True)
-    os.environ["CXX"] = compiler()  # inductor's choice, too
+    os.environ["CXX"] = program  # inductor is to use the same one
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="trtllm_pt-") as scratch, new_file(path) as partial:
         shutil.copyfile(_compile(config, ranks, dtype, Path(scratch) / "model.pt2"), partial)
@@ -58,9 +59,11 @@ def caches_shape(config: ModelConfig, ranks: int, pages: int) -> tuple[int, ...]
     return (2, pages, len(layout.tracks) * len(layout.kv_heads), PAGE * config.head_size)
 
 
-def _key(config: ModelConfig, ranks: int, dtype: torch.dtype) -> str:
-    """What the graph depends on: the model, torch, the flags, and the sources that are traced."""
-    parts = [json.dumps(config.to_json()), ranks, dtype, torch.__version__, sources(ops=False)]
+def _key(config: ModelConfig, ranks: int, dtype: torch.dtype, program: str) -> str:
+    """Everything that decides the compiled graph: the model, torch, the compiler and its flags, and the code that is
+    traced. Editing a comment changes nothing here."""
+    built_by = torch.__version__, compiler_version(program), sorted(_INDUCTOR.items())
+    parts = [json.dumps(config.to_json()), ranks, dtype, *built_by, traced_code()]
     return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:32]
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from trtllm_pt.backends.embedded.kv_pages import PAGE
 from trtllm_pt.backends.embedded.sampling import sample
 from trtllm_pt.backends.embedded.scheduler import Scheduler
 from trtllm_pt.backends.embedded.session import Session, open_session
-from trtllm_pt.backends.limits import Limits
 from trtllm_pt.errors import UsageError
 from trtllm_pt.requests.messages import CLOSED, Request, Stats, Tokens
 
@@ -23,7 +23,7 @@ class EmbeddedRuntime:
         self.pids = session.pids
         options = session.manifest.options
         self._scheduler = Scheduler(
-            Limits.of(session.manifest),
+            session.manifest.limits,
             max_batch_size=options.max_batch_size,
             max_num_tokens=options.max_num_tokens,
             num_pages=session.engine.pages,
@@ -85,6 +85,7 @@ class EmbeddedRuntime:
             all_reduce_seconds=self.session.reduces.seconds,
             all_reduce_bytes=self.session.reduces.bytes,
             peak_memory_bytes=self.session.peak_memory_bytes(),
+            kv_page_tokens=PAGE,
             reused_tokens=scheduler.reused_tokens,
         )
 
@@ -104,7 +105,7 @@ class EmbeddedRuntime:
 
 
 def open_rank(folder: Path, *, threads: int | None, kv_tokens: int | None) -> EmbeddedRuntime | None:
-    """See rank.open_rank."""
+    """See Backend.open_rank."""
     session = open_session(folder, threads=threads, kv_tokens=kv_tokens)
     if session.world.rank:
         session.follow()

@@ -19,8 +19,8 @@ from trtllm_pt.backends.embedded.constants import PAGE
 from trtllm_pt.backends.embedded.kv_pages import ROOT, PagePool, page_key, pages_for
 from trtllm_pt.backends.embedded.sampling import Sampled
 from trtllm_pt.backends.embedded.step_plan import StepPlan
-from trtllm_pt.backends.limits import Limits
 from trtllm_pt.errors import UsageError
+from trtllm_pt.requests.limits import Limits
 from trtllm_pt.requests.messages import FinishReason, Request, Tokens
 from trtllm_pt.requests.sequence import Sequence
 

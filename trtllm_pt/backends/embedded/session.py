@@ -6,9 +6,9 @@ import logging
 import os
 import socket
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from trtllm_pt import logs
+from trtllm_pt.backends.backend import Follower
 from trtllm_pt.backends.embedded.all_reduce_counts import Reduces, settle
 from trtllm_pt.backends.embedded.constants import PAGE
 from trtllm_pt.backends.embedded.engine import EmbeddedEngine
@@ -27,11 +28,12 @@ from trtllm_pt.backends.embedded.logits_view import Views
 from trtllm_pt.backends.embedded.rank_messages import RankMessages, first_to_speak
 from trtllm_pt.backends.embedded.step_plan import StepMessage, StepPlan
 from trtllm_pt.backends.manifest import EngineManifest
-from trtllm_pt.backends.versions import check_versions
-from trtllm_pt.errors import MPI_OF_EMBEDDED, RunError, UsageError
+from trtllm_pt.backends.registry import read_engine
+from trtllm_pt.errors import RunError, UsageError
 
 log = logging.getLogger(__name__)
 _SILENCE_SECONDS = 8.0  # of a rank that is stopped, after which the others end; it beats even while it computes
+_SPIN_SECONDS, _LONGEST_SLEEP = 0.002, 0.002  # of a rank that waits for rank 0
 _MEMORY_SHARE = 0.5  # of what is available now, for the KV caches of all ranks on this machine
 
 
@@ -77,6 +79,11 @@ class Session:
         assert self._logits is not None, "rank 0 has the logits"
         return self._views.of(self._logits, len(plan.last))
 
+    @property
+    def waiting(self) -> bool:
+        """On the ranks other than 0: whether rank 0 has sent the next step."""
+        return self.world.has_message
+
     def run_next(self) -> bool:
         """Ranks but 0: the next forward that rank 0 asks for; False: it has stopped."""
         going_on = self.world.receive_plan(self.message.room)
@@ -105,23 +112,26 @@ class Session:
         self.world.send_plan(None)
 
 
-class Follower(Protocol):
-    """What ranks but 0 follow: a session, or another that takes orders of rank 0."""
-
-    world: RankMessages
-
-    def run_next(self) -> bool:
-        """The next order, which is under way; False: rank 0 has stopped."""
-
-
-def follow(sessions: Sequence[Follower]) -> None:
-    """Ranks but 0: run the plans of all sessions until rank 0 has stopped each."""
-    open_ones = {session.world: session for session in sessions}
+def follow(followers: Sequence[Follower]) -> None:
+    """On the ranks other than 0: carry out the orders of rank 0 until it has stopped every follower."""
+    open_ones = list(followers)
     while open_ones:
-        world = first_to_speak(list(open_ones))
-        if not open_ones[world].run_next():
-            del open_ones[world]
+        follower = _first_with_an_order(open_ones)
+        if not follower.run_next():
+            open_ones.remove(follower)
     torch.ops.trtllm_pt.leave_watch()
+
+
+def _first_with_an_order(followers: Sequence[Follower]) -> Follower:
+    """Polls without pause at first, then with growing pauses: at work it loses no time, idle it takes no core."""
+    began, pause = time.monotonic(), 0.0
+    while True:
+        for follower in followers:
+            if follower.waiting:
+                return follower
+        if time.monotonic() - began > _SPIN_SECONDS:
+            pause = min(_LONGEST_SLEEP, pause + 1e-5)
+            time.sleep(pause)
 
 
 def open_session(folder: Path, *, threads: int | None = None, kv_tokens: int | None = None) -> Session:
@@ -138,10 +148,10 @@ def open_sessions(
     folders: Sequence[Path], *, threads: int | None = None, kv_tokens: int | None = None
 ) -> list[Session]:
     """Several engine directories of as many ranks each, in the same processes, for work on one at a time."""
-    manifests = [EngineManifest.from_dir(folder) for folder in folders]
+    manifests = [read_engine(folder) for folder in folders]
     first = manifests[0]
     for folder, manifest in zip(folders, manifests, strict=True):
-        check_versions(folder, manifest)
+        manifest.backend.check_versions(folder, manifest)
         if manifest.ranks != first.ranks:
             raise UsageError(f"{folder} has {manifest.ranks} ranks, {folders[0]} has {first.ranks}: build them alike")
     # Before all else: a rank that exits before MPI is up would leave the others waiting.

@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from trtllm_pt.backends.build import BuildReport, check_files
-from trtllm_pt.backends.manifest import RECORDED, BuildOptions
+from trtllm_pt.backends.backend import Backend, BuildReport, check_files
+from trtllm_pt.backends.manifest import ENGINE_KEY, RECORDED, BuildOptions
 from trtllm_pt.backends.tensorrt_llm.build_rank import BuiltRank, Job, build_ranks
 from trtllm_pt.backends.tensorrt_llm.options import check, workers_of
 from trtllm_pt.checkpoint.manifest import CheckpointManifest
@@ -41,14 +41,16 @@ Report = Callable[[BuiltRank], None]
 _PATIENCE = 60.0  # seconds for a killed worker to give back its GPU's memory
 
 
-def build(checkpoint: Path, output: Path, options: BuildOptions, progress: bool | None = None) -> BuildReport:
+def build(
+    backend: Backend, checkpoint: Path, output: Path, options: BuildOptions, progress: bool | None = None
+) -> BuildReport:
     """Checkpoint to engine directory; nothing stands at `output` unless it is whole.
 
     Under mpirun, MPI rank r builds the ranks r, r + size, …; else `workers` processes share them. Raises UsageError for
     a checkpoint or options that cannot be built, before TensorRT-LLM is even imported.
     """
     began = time.monotonic()
-    checkpoint, dry_run = checkpoint.resolve(), bool(options.tensorrt_llm.get("dry_run"))
+    checkpoint, dry_run = checkpoint.resolve(), bool(options.extra.get("dry_run"))
     manifest = CheckpointManifest.from_dir(checkpoint)
     check(options, manifest)
     check_files(checkpoint, manifest)
@@ -64,10 +66,12 @@ def build(checkpoint: Path, output: Path, options: BuildOptions, progress: bool 
             with _Progress(manifest.ranks, bars) as done:
                 world.together(lambda: _build(checkpoint, folder, options, manifest.ranks, world, done.report))
             if not dry_run:
-                world.together(lambda: None if world.rank else _finish(checkpoint, folder, manifest, done.built[0]))
+                world.together(
+                    lambda: None if world.rank else _finish(backend, checkpoint, folder, manifest, done.built[0])
+                )
 
     world.together(fill)
-    return BuildReport(path=output, engine="tensorrt_llm", ranks=manifest.ranks, seconds=time.monotonic() - began)
+    return BuildReport(path=output, ranks=manifest.ranks, seconds=time.monotonic() - began)
 
 
 def _check_machine(manifest: CheckpointManifest) -> str:
@@ -190,7 +194,7 @@ def _say(line: str) -> None:
     tqdm.write(line, file=sys.stderr)
 
 
-def _finish(checkpoint: Path, folder: Path, manifest: CheckpointManifest, first: BuiltRank) -> None:
+def _finish(backend: Backend, checkpoint: Path, folder: Path, manifest: CheckpointManifest, first: BuiltRank) -> None:
     """What TensorRT-LLM leaves out: the tokenizer, and what rank 0's network was seen to have; and no path of this
     machine in config.json."""
     lacking = [rank for rank in range(manifest.ranks) if not (folder / f"rank{rank}.engine").exists()]
@@ -200,6 +204,7 @@ def _finish(checkpoint: Path, folder: Path, manifest: CheckpointManifest, first:
     built = config["build_config"]
     caches = {name: built.get(name) for name in ("input_timing_cache", "output_timing_cache")}
     built |= {name: Path(path).name for name, path in caches.items() if path}
-    write_json(folder / "config.json", config)
+    own = {"backend": backend.name, "format": backend.format, "versions": {"TensorRT-LLM": config.get("version", "?")}}
+    write_json(folder / "config.json", config | {ENGINE_KEY: own})
     if (checkpoint / "tokenizer").is_dir():
         shutil.copytree(checkpoint / "tokenizer", folder / "tokenizer")

@@ -94,11 +94,11 @@ def _build_rank(job: Job, manifest: CheckpointManifest, build_config: Any, rank:
             check_messages(plugins, manifest, rank)
             return outputs
 
-    logger.set_level(job.options.tensorrt_llm.get("log_level", "warning"))
+    logger.set_level(job.options.extra.get("log_level", "warning"))
     config = ParallelTrackConfig.from_checkpoint(str(job.checkpoint))
     config.set_rank(rank)
     config.all_reduce_strategy = strategy_of(job.options)
-    config.logits_dtype = job.options.tensorrt_llm.get("logits_dtype", config.logits_dtype)
+    config.logits_dtype = job.options.extra.get("logits_dtype", config.logits_dtype)
     model = Counted.from_checkpoint(str(job.checkpoint), config=config)
     build(model, build_config).save(str(job.folder))
     return dict(plugins)

@@ -97,7 +97,7 @@ KNOWN = {*_ONLY, *_BUILD, *_PLUGINS, *_OURS}
 def check(options: BuildOptions, manifest: CheckpointManifest) -> None:
     """Raises UsageError for values that this network, or this checkpoint, cannot honour."""
     options.resolved(manifest.model, MAX_BATCH_SIZE, MAX_NUM_TOKENS)
-    for name, value in options.tensorrt_llm.items():
+    for name, value in options.extra.items():
         if name not in KNOWN:
             raise unknown_key(name, KNOWN, "the options of trtllm-build")
         honoured, why = _ONLY.get(name, ((value,), ""))
@@ -107,7 +107,7 @@ def check(options: BuildOptions, manifest: CheckpointManifest) -> None:
             raise UsageError(f"--{name} ({value}) cannot be honoured: {why}")
     _check_kernels(manifest)
     _check_strategy(strategy_of(options), manifest.ranks)
-    if options.tensorrt_llm.get("multiple_profiles") in ("enable", True) and "opt_num_tokens" in options.tensorrt_llm:
+    if options.extra.get("multiple_profiles") in ("enable", True) and "opt_num_tokens" in options.extra:
         raise UsageError("--multiple_profiles has profiles for all numbers of tokens: leave --opt_num_tokens out")
     if workers_of(options) < 1:
         raise UsageError(f"--workers ({workers_of(options)}) must be at least 1")
@@ -131,16 +131,16 @@ def _check_strategy(strategy: str, ranks: int) -> None:
 
 
 def strategy_of(options: BuildOptions) -> str:
-    return str(options.tensorrt_llm.get("all_reduce_strategy") or "NCCL").upper()
+    return str(options.extra.get("all_reduce_strategy") or "NCCL").upper()
 
 
 def workers_of(options: BuildOptions) -> int:
-    return int(options.tensorrt_llm.get("workers") or 1)
+    return int(options.extra.get("workers") or 1)
 
 
 def build_fields(options: BuildOptions, manifest: CheckpointManifest) -> dict[str, Any]:
     """Of TensorRT-LLM's BuildConfig: those that were given, the others are TensorRT-LLM's own defaults."""
-    given = options.tensorrt_llm
+    given = options.extra
     fields = asdict(options.resolved(manifest.model, MAX_BATCH_SIZE, MAX_NUM_TOKENS))
     fields |= {name: given[name] for name in _BUILD if name in given}
     if given.get("gather_all_token_logits"):
@@ -150,4 +150,4 @@ def build_fields(options: BuildOptions, manifest: CheckpointManifest) -> dict[st
 
 def plugin_fields(options: BuildOptions) -> Mapping[str, Any]:
     """Of TensorRT-LLM's PluginConfig, likewise."""
-    return {name: value for name, value in options.tensorrt_llm.items() if name in _PLUGINS}
+    return {name: value for name, value in options.extra.items() if name in _PLUGINS}

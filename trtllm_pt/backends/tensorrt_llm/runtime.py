@@ -19,7 +19,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from trtllm_pt.backends.limits import Limits
 from trtllm_pt.backends.manifest import EngineManifest
 from trtllm_pt.backends.tensorrt_llm.terms import executor_config, executor_request, finish_reasons
 from trtllm_pt.errors import INSTALL_TENSORRT_LLM, MPI_OF_TENSORRT_LLM, RunError, UsageError
@@ -37,7 +36,7 @@ class TensorRTRuntime:
     def __init__(self, executor: Any, bindings: Any, manifest: EngineManifest, pids: list[int]) -> None:
         self.pids = pids
         self._executor, self._bindings = executor, bindings
-        self._limits = Limits.of(manifest)
+        self._limits = manifest.limits
         self._reasons = finish_reasons(bindings)
         self._sequences: dict[int, Sequence] = {}  # in flight, by the executor's id
         self._ids: dict[int, int] = {}  # request id to the executor's
@@ -173,7 +172,7 @@ def _new_tokens(result: Any, sequence: Sequence) -> Iterator[tuple[int, float | 
 def open_rank(
     folder: Path, manifest: EngineManifest, *, threads: int | None, kv_tokens: int | None
 ) -> TensorRTRuntime | None:
-    """See rank.open_rank. Raises RunError, too, for what TensorRT-LLM says against the engine."""
+    """See Backend.open_rank. Raises RunError, too, for what TensorRT-LLM says against the engine."""
     if threads is not None:
         raise UsageError(f"threads ({threads}) is for the embedded engine: a TensorRT engine computes on a GPU")
     check_gpus(World(None))

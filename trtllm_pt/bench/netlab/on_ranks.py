@@ -6,60 +6,45 @@ others.
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from trtllm_pt.backends.embedded.all_reduce_counts import Reduces
-from trtllm_pt.backends.embedded.kernels.build import LIBRARY
-from trtllm_pt.backends.embedded.kernels.library import load
-from trtllm_pt.backends.embedded.rank_messages import RankMessages
+from trtllm_pt.backends.backend import SharedRanks
 from trtllm_pt.bench import all_reduce, compare
 from trtllm_pt.bench.batch import Case
-from trtllm_pt.bench.collectives import EngineOp
+from trtllm_pt.bench.collectives import EngineAllReduce
 from trtllm_pt.bench.contenders import Contender
 from trtllm_pt.bench.launching import join_ranks
-from trtllm_pt.bench.running import sharing_ranks
+from trtllm_pt.bench.running import shared_ranks, sharing_ranks
 from trtllm_pt.bench.this_machine import Weights, measure_machine
 from trtllm_pt.planner.machine import Machine, all_reduces_from_json
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
 
 _SIZES = all_reduce.sizes_in_range(64, 1 << 18, 4)
 _SAMPLES = 2  # of the memory, in every round
 
 
 class Probe:
-    """Measures this machine between the engines' batches: on rank 0 by `ask`, and on the others as sessions follow."""
+    """Measures this machine between the engines' batches: rank 0 asks, the other ranks take part as they follow."""
 
-    def __init__(self, world: RankMessages) -> None:
-        assert world.comm is not None
-        self.world, self._comm = world, world.comm
-        self._op, self._weights = EngineOp(self._comm), Weights(self._comm)
-        self._message = memoryview(array("q", [1]))
-        self._reduces = Reduces()
+    def __init__(self, comm: MPI.Intracomm, shared: SharedRanks) -> None:
+        self._comm = comm.Dup()
+        self._op, self._weights = EngineAllReduce(self._comm, shared), Weights(self._comm)
+        self.channel = shared.channel(self._comm, self._measure)
         self._first = measure_machine(self._comm, self._all_reduces(), self._weights)
 
     def ask(self) -> Machine:
-        """Rank 0: the machine now."""
-        self.world.send_plan(self._message)
+        """On rank 0: the machine now."""
+        self.channel.order()
         return self._measure()
-
-    def run_next(self) -> bool:
-        """Ranks but 0: takes part in what rank 0 asks for; False: it has stopped."""
-        going_on = self.world.receive_plan(self._message)
-        if going_on:
-            self._measure()
-        return going_on
-
-    def close(self) -> None:
-        """Rank 0: the others stop following."""
-        self.world.send_plan(None)
 
     def _measure(self) -> Machine:
         """What changes fast; the rest as at first."""
-        self._reduces.begin()  # no session is to count these all-reduces as its own
         together, alone = self._weights.bandwidths(_SAMPLES)
         return replace(
             self._first,
@@ -79,16 +64,18 @@ def visit(contenders: Sequence[Contender], case: Case, rounds: int, threads: int
     comm = join_ranks(None)
     torch.set_num_threads(threads)
     torch.set_grad_enabled(False)
-    load(contenders[0].facts.folder / LIBRARY)
-    probe = Probe(RankMessages(comm.Dup()))
+    shared = shared_ranks([each.facts for each in contenders])
+    assert shared is not None, "netlab builds the engines that it compares"
+    shared.load(comm, contenders[0].facts.folder)
+    probe = Probe(comm, shared)
     machines: list[dict[str, Any]] = []
     samples: compare.Samples = {case: []}
-    with sharing_ranks([each.facts for each in contenders], threads, case.batch_size, [probe]) as runtimes:
+    with sharing_ranks([each.facts for each in contenders], threads, case.batch_size, [probe.channel]) as runtimes:
         if runtimes is None:
             return None
         for taken in compare.measure(runtimes, contenders, [case], rounds, seed):
             samples.update(taken)
             machines.append(probe.ask().to_json())
-        probe.close()
+        probe.channel.stop()
     batches = {each.name: [asdict(taken[index]) for taken in samples[case]] for index, each in enumerate(contenders)}
     return {"machines": machines, "batches": batches}

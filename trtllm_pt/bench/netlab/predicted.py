@@ -29,7 +29,7 @@ def predicted_tpot(
     baseline = contenders[0]
     machines = [_machines(link["visits"]) for link in links]
     wanted = [batch["tpot"] for link in links for visit in link["visits"] for batch in visit["batches"][baseline.name]]
-    plain = load_engine("embedded")
+    plain = load_engine(baseline.facts.manifest.backend.planner_engine)
     models = [_model(baseline, machine, plain) for on_link in machines for machine in on_link]
     engine = fit(plain, _FITTED, lambda tried: [_seconds(model.with_engine(tried), case) for model in models], wanted)
     return [

@@ -17,8 +17,7 @@ from typing import Any
 
 from aiohttp import web
 
-from trtllm_pt.backends import EngineManifest, inspect
-from trtllm_pt.backends.limits import Limits
+from trtllm_pt.backends import inspect, read_engine
 from trtllm_pt.errors import RunError, UsageError
 from trtllm_pt.requests.messages import Request
 from trtllm_pt.serving.error_codes import HTTP_STATUS, ErrorCode, ServedError
@@ -26,6 +25,7 @@ from trtllm_pt.serving.http_thread import BODY_BYTES, REQUEST_ID, listening
 from trtllm_pt.serving.json_body import json_object
 from trtllm_pt.serving.openai.engine_client import EngineClient, Piece
 from trtllm_pt.serving.openai.requests import CompletionRequest, RequestParser
+from trtllm_pt.serving.triton import tensors
 from trtllm_pt.serving.triton.models.preprocessing import most_bytes
 from trtllm_pt.text.tokenizer import end_ids, load_tokenizer
 
@@ -41,11 +41,11 @@ class OpenAIServer:
     """
 
     def __init__(self, engines: Path, name: str, grpc_url: str) -> None:
-        manifest = EngineManifest.from_dir(engines)
+        manifest = read_engine(engines)
         folder = engines / "tokenizer"
         tokenizer = load_tokenizer(folder, required=True)
         end_id, further = end_ids(folder)
-        self._limits = Limits.of(manifest)
+        self._limits = manifest.limits
         self._parser = RequestParser(
             tokenizer=tokenizer,
             end_id=end_id,
@@ -56,7 +56,7 @@ class OpenAIServer:
         )
         shown = ("ranks", "tracks", "sync_points", "tensor_parallel_sync_points", "schedule")
         self._facts = {name: value for name, value in inspect(engines).items() if name in shown}
-        self._embedded = manifest.kind == "embedded"
+        self._in_python = manifest.backend.triton_backend == "python"
         self._name, self._url, self._began = name, grpc_url, int(time.time())
 
     def listening(self, host: str, port: int) -> AbstractContextManager[None]:
@@ -85,11 +85,11 @@ class OpenAIServer:
         try:
             await asyncio.wait_for(self._check(), _HEALTH_SECONDS)
         except (asyncio.TimeoutError, RunError) as error:
-            raise ServedError("unavailable", f"tensorrt_llm does not answer: {error}") from None
+            raise ServedError("unavailable", f"{tensors.ENGINE} does not answer: {error}") from None
         return web.json_response({"status": "ok"})
 
     async def _check(self) -> None:
-        if self._embedded:
+        if self._in_python:
             await self._client.check_alive()
         else:
             await self._client.check_ready()

@@ -21,10 +21,11 @@ from tritonclient.utils import InferenceServerException
 
 from trtllm_pt.serving.error_codes import ServedError
 from trtllm_pt.serving.openai.requests import Choice, CompletionRequest
+from trtllm_pt.serving.triton import tensors
 from trtllm_pt.serving.triton.word_lists import pack
 from trtllm_pt.text.stream import TextStream
 
-_MODEL = "tensorrt_llm"
+_MODEL = tensors.ENGINE
 _TYPES = {"int32": "INT32", "float32": "FP32", "bool": "BOOL", "uint64": "UINT64"}
 _PATIENCE_SECONDS = 0.1  # between calls to end a request
 _LAST_SECONDS = 2.0  # for the streams of clients that are gone

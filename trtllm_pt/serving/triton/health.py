@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trtllm_pt.serving.error_codes import ErrorCode, ServedError
+from trtllm_pt.serving.triton import tensors
 
 _TIMEOUT_SECONDS = 10.0
 
@@ -28,13 +29,13 @@ class _Probe:
 
 
 _ENGINE = _Probe(  # a stop for an id that no request has
-    "tensorrt_llm",
+    tensors.ENGINE,
     "generate_stream",
     {"id": "health", "stop": True, "input_ids": [0], "input_lengths": 1, "request_output_len": 1},
 )
 _TEXT_MODELS = (
     _Probe(  # the model asks preprocessing, which refuses the empty prompt
-        "tensorrt_llm_bls",
+        tensors.BLS,
         "generate",
         {"text_input": "", "max_tokens": 1},
         ("invalid", "queue_full"),
@@ -52,12 +53,12 @@ _TEXT_MODELS = (
 )
 
 
-def fault(url: str, *, embedded: bool) -> str | None:
+def fault(url: str, *, engine_in_python: bool) -> str | None:
     """Return what is wrong with a model of the Triton at `url`, or None if all models work.
 
-    embedded: whether `tensorrt_llm` is a Python model, too. With TensorRT engines all servers exit with one rank's.
+    engine_in_python: whether our Python model runs the engine. Otherwise all servers exit when one rank's does.
     """
-    probes = (_ENGINE, *_TEXT_MODELS) if embedded else _TEXT_MODELS
+    probes = (_ENGINE, *_TEXT_MODELS) if engine_in_python else _TEXT_MODELS
     return next((found for probe in probes if (found := _fault(url, probe)) is not None), None)
 
 

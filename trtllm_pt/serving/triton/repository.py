@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trtllm_pt.backends.manifest import EngineManifest
+from trtllm_pt.backends.registry import read_engine
 from trtllm_pt.errors import UsageError
 from trtllm_pt.files.atomic import new_folder
 from trtllm_pt.serving.triton import tensors
@@ -29,13 +30,13 @@ _PARAMETERS = {
         "tokenizer_dir": "${tokenizer_dir}",
         "skip_special_tokens": "${skip_special_tokens}",
     },
-    "tensorrt_llm_bls": {
+    tensors.BLS: {
         "accumulate_tokens": "${accumulate_tokens}",
         "tensorrt_llm_model_name": "${tensorrt_llm_model_name}",
         "tensorrt_llm_draft_model_name": "${tensorrt_llm_draft_model_name}",
         "multimodal_encoders_name": "${multimodal_encoders_name}",
     },
-    "tensorrt_llm": {
+    tensors.ENGINE: {
         "max_beam_width": "${max_beam_width}",
         "FORCE_CPU_ONLY_INPUT_TENSORS": "no",
         "gpt_model_type": "${batching_strategy}",
@@ -77,8 +78,9 @@ class Served:
     max_queue_size: int
 
     @property
-    def embedded(self) -> bool:
-        return self.manifest.kind == "embedded"
+    def in_python(self) -> bool:
+        """Whether our Python model runs the engine, not a backend of Triton's own."""
+        return self.manifest.backend.triton_backend == "python"
 
     @property
     def max_batch_size(self) -> int:
@@ -91,17 +93,17 @@ def write_repository(
     """Write the model repository of an engine directory.
 
     engine_path: where the engines lie on the machine that serves them; a relative one starts at a model's folder. None:
-    where they lie now, relative for embedded engines, so that repository and engines can move together.
+    where they lie now, relative where our Python model runs them, so that repository and engines can move together.
     max_queue_size: requests that wait for a place in the running batch before further ones are refused.
     Raises UsageError where `engines` are none, or `output` is taken.
     """
-    manifest = EngineManifest.from_dir(engines)
+    manifest = read_engine(engines)
     if engine_path is None:
         engine_path = str(engines.resolve())
-        if manifest.kind == "embedded":
-            engine_path = os.path.relpath(engine_path, output.resolve() / "tensorrt_llm")
-    elif manifest.kind == "tensorrt_llm" and not Path(engine_path).is_absolute():
-        raise UsageError(f"engine_path ({engine_path!r}) must be absolute for TensorRT engines")
+        if manifest.backend.triton_backend == "python":
+            engine_path = os.path.relpath(engine_path, output.resolve() / tensors.ENGINE)
+    elif manifest.backend.triton_backend != "python" and not Path(engine_path).is_absolute():
+        raise UsageError(f"engine_path ({engine_path!r}) must be absolute for {manifest.backend.title}")
     served = Served(manifest=manifest, engine_path=engine_path, max_queue_size=max_queue_size)
     with new_folder(output) as folder:
         for model in tensors.MODELS:
@@ -121,9 +123,9 @@ def _write_model(folder: Path, model: str, served: Served) -> None:
 
 def _module(model: str, served: Served) -> str | None:
     """Return the module of a Python model, or None if Triton or another backend runs it."""
-    if model == "tensorrt_llm":
-        return "engine" if served.embedded else None
-    return None if model == "ensemble" else model.removeprefix("tensorrt_llm_")
+    if model == tensors.ENGINE:
+        return "engine" if served.in_python else None
+    return None if model == "ensemble" else model.removeprefix(f"{tensors.ENGINE}_")
 
 
 def _config(model: str, served: Served) -> Mapping[str, Any]:
@@ -137,7 +139,7 @@ def _config(model: str, served: Served) -> Mapping[str, Any]:
     }
     if model == "ensemble":
         return {**config, "platform": "ensemble", "ensemble_scheduling": {"step": _steps()}}
-    backend = "tensorrtllm" if model == "tensorrt_llm" and not served.embedded else "python"
+    backend = served.manifest.backend.triton_backend if model == tensors.ENGINE else "python"
     instances = [{"count": 1, "kind": "KIND_CPU"}]
     return {**config, "backend": backend, "instance_group": instances, "parameters": _parameters(model, served)}
 
@@ -164,10 +166,10 @@ def _scheduling(model: str, served: Served) -> Mapping[str, Any]:
     }
     each: dict[str, Mapping[str, Any]] = {
         "preprocessing": queue,
-        "tensorrt_llm": {**queue, **decoupled},
+        tensors.ENGINE: {**queue, **decoupled},
         "postprocessing": {"dynamic_batching": {}},
         "ensemble": {},
-        "tensorrt_llm_bls": decoupled,
+        tensors.BLS: decoupled,
     }
     return each[model]
 
@@ -184,7 +186,7 @@ def _steps() -> Sequence[Mapping[str, Any]]:
             {key: to_engine[name] for key, name in tensors.FROM_PREPROCESSING.items()},
         ),
         _step(
-            "tensorrt_llm",
+            tensors.ENGINE,
             {**to_engine, **{name: own for own, name in tensors.PASSED_ON.items()}},
             {**outputs, **{name: name for name in tensors.RESULTS}},
         ),
@@ -217,17 +219,15 @@ def _values(served: Served) -> Mapping[str, str]:
         "add_special_tokens": "true",
         "skip_special_tokens": "true",
         "accumulate_tokens": "true",
-        "tensorrt_llm_model_name": "tensorrt_llm",
+        "tensorrt_llm_model_name": tensors.ENGINE,
         "max_beam_width": "1",
         "batching_strategy": "inflight_fused_batching",
         "batch_scheduler_policy": "guaranteed_no_evict",
         "exclude_input_in_output": "true",
-        # TensorRT-LLM 1.2.1 with both: a prompt that is cancelled between two chunks leaves blocks for reuse that were
-        # never computed (NVIDIA/TensorRT-LLM#12673), and its backend cancels whenever a client goes away. Chunks stay:
-        # without them no prompt may exceed max_num_tokens, and a long one holds up all others.
-        "enable_kv_cache_reuse": _bool(manifest.reuses_pages and (served.embedded or not manifest.chunks_prompts)),
+        "enable_kv_cache_reuse": _bool(manifest.reuses_pages),
         "enable_chunked_context": _bool(manifest.chunks_prompts),
         **({"max_attention_window_size": ",".join(map(str, manifest.windows))} if manifest.windows else {}),
+        **manifest.backend.triton_parameters(manifest),
     }
 
 

@@ -25,11 +25,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from trtllm_pt.backends.manifest import EngineManifest
-from trtllm_pt.errors import MPI_OF_TENSORRT_LLM, RunError, UsageError
+from trtllm_pt.backends.registry import read_engine
+from trtllm_pt.errors import RunError, UsageError
 from trtllm_pt.job.mpirun import Launch, find_mpirun, launch
 from trtllm_pt.job.process import end
 from trtllm_pt.logs import fields
+from trtllm_pt.serving.triton import tensors
 from trtllm_pt.serving.triton.config_pbtxt import parameter, read_config
 from trtllm_pt.serving.triton.find import Triton, find_triton
 from trtllm_pt.serving.triton.health import fault
@@ -101,13 +102,15 @@ class Server:
         check_port(address.host, address.grpc, "--grpc-port")
         check_port(address.host, address.metrics, "--metrics-port")
         self.address, self.log = address, log
-        self._embedded = _is_embedded(repository)
-        self._ranks = _servers(repository)
+        self._in_python = _runs_in_python(repository)
+        self._ranks, self._mpi_hint = _servers(repository)
         self._scratch = Path(tempfile.mkdtemp(prefix="trtllm_pt-serve-"))
         self._prefix = self._scratch.name  # of what it puts into shared memory
         try:
             triton = find_triton(self._scratch)
-            command, environment = server_command(triton, repository.resolve(), address, self._ranks, self._prefix)
+            command, environment = server_command(
+                triton, repository.resolve(), address, self._ranks, self._prefix, self._mpi_hint
+            )
             with log.open("wb") as words:
                 self._process = subprocess.Popen(
                     command,
@@ -156,7 +159,7 @@ class Server:
 
     def fault(self) -> str | None:
         """Return what is wrong with a model, or None."""
-        return fault(self.address.url, embedded=self._embedded)
+        return fault(self.address.url, engine_in_python=self._in_python)
 
     def reason(self) -> str:
         """Return why the server exited: the first error in its log."""
@@ -211,37 +214,42 @@ def check_port(host: str, port: int, option: str) -> None:
 
 
 def is_repository(folder: Path) -> bool:
-    return (folder / "tensorrt_llm" / "config.pbtxt").exists()
+    return (folder / tensors.ENGINE / "config.pbtxt").exists()
 
 
-def _is_embedded(repository: Path) -> bool:
+def _runs_in_python(repository: Path) -> bool:
+    """Whether our Python model runs the engine, and not a backend of Triton's own."""
     return bool(_engine_config(repository).backend == "python")
 
 
 def _engine_config(repository: Path) -> Any:
     if not is_repository(repository):
-        raise UsageError(f"{repository} is not a model repository: it has no tensorrt_llm/config.pbtxt")
-    return read_config(repository / "tensorrt_llm" / "config.pbtxt")
+        raise UsageError(f"{repository} is not a model repository: it has no {tensors.ENGINE}/config.pbtxt")
+    return read_config(repository / tensors.ENGINE / "config.pbtxt")
 
 
-def _servers(repository: Path) -> int:
-    """One for each rank of TensorRT engines; the embedded engine starts its ranks by itself."""
-    if _is_embedded(repository):
-        return 1
-    return EngineManifest.from_dir(engine_folder(repository)).ranks
+def _servers(repository: Path) -> tuple[int, str]:
+    """How many servers run together, and what more than one needs: one server for each rank where a backend of Triton's
+    runs the engine. Our Python model starts the ranks itself."""
+    if _runs_in_python(repository):
+        return 1, ""
+    manifest = read_engine(engine_folder(repository))
+    return manifest.ranks, manifest.backend.mpi_hint
 
 
 def engine_folder(repository: Path) -> Path:
     """Return the engine directory that a repository serves. Raises UsageError where the repository names none."""
     path = parameter(_engine_config(repository), "gpt_model_path")
     if path is None:
-        raise UsageError(f"{repository}: tensorrt_llm/config.pbtxt has no gpt_model_path")
-    return (repository / "tensorrt_llm" / path).resolve()
+        raise UsageError(f"{repository}: {tensors.ENGINE}/config.pbtxt has no gpt_model_path")
+    return (repository / tensors.ENGINE / path).resolve()
 
 
-def server_command(triton: Triton, repository: Path, address: Address, ranks: int, prefix: str) -> Launch:
-    """The command line and its environment. TensorRT engines have a server per rank, in TensorRT-LLM's leader mode:
-    rank 0 alone has ports and all models."""
+def server_command(
+    triton: Triton, repository: Path, address: Address, ranks: int, prefix: str, mpi_hint: str = ""
+) -> Launch:
+    """The command line and its environment. A backend of Triton's own has a server per rank, in TensorRT-LLM's leader
+    mode: rank 0 alone has ports and all models."""
     common = [
         str(triton.binary),
         *triton.options,
@@ -259,7 +267,7 @@ def server_command(triton: Triton, repository: Path, address: Address, ranks: in
         f"--metrics-port={address.metrics}",
     ]
     follower = ["--allow-http=false", "--allow-grpc=false", "--allow-metrics=false"]
-    follower += ["--model-control-mode=explicit", "--load-model=tensorrt_llm"]
+    follower += ["--model-control-mode=explicit", f"--load-model={tensors.ENGINE}"]
     shares = [
         [*common, *(follower if rank else leader), f"--backend-config=python,shm-region-prefix-name={prefix}-{rank}-"]
         for rank in range(ranks)
@@ -267,7 +275,7 @@ def server_command(triton: Triton, repository: Path, address: Address, ranks: in
     if ranks == 1:
         return Launch(shares[0], dict(triton.environment))
     programs = ((1, share) for share in shares)
-    return launch(find_mpirun(MPI_OF_TENSORRT_LLM), *programs, environment=triton.environment)
+    return launch(find_mpirun(mpi_hint), *programs, environment=triton.environment)
 
 
 def _prepare() -> None:

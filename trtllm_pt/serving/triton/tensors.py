@@ -11,7 +11,9 @@ import re
 from dataclasses import dataclass
 from functools import cache
 
-MODELS = ("preprocessing", "tensorrt_llm", "postprocessing", "ensemble", "tensorrt_llm_bls")
+# The names of NVIDIA's model repositories for TensorRT-LLM, whichever backend runs the engine: its clients know them.
+ENGINE, BLS = "tensorrt_llm", "tensorrt_llm_bls"
+MODELS = ("preprocessing", ENGINE, "postprocessing", "ensemble", BLS)
 TYPES = {"$logits": "FP32", "$table": "FP16", "$features": "FP16"}
 
 
@@ -73,7 +75,7 @@ _INPUTS = {
         BAD_WORDS_DICT STRING[-1]?; STOP_WORDS_DICT STRING[-1]?; EMBEDDING_BIAS_WORDS STRING[-1]?
         EMBEDDING_BIAS_WEIGHTS FP32[-1]?; END_ID INT32[1]?; PAD_ID INT32[1]?; PROMPT_TABLE_EXTRA_ID UINT64[1]?
     """,
-    "tensorrt_llm": """
+    ENGINE: """
         input_ids INT32[-1]?~; encoder_input_features $features[-1,-1]?~; encoder_output_lengths INT32[1]r?
         input_lengths INT32[1]r; request_output_len INT32[1]r; num_return_sequences INT32[1]r?
         draft_input_ids INT32[-1]?~; decoder_input_ids INT32[-1]?~; decoder_input_lengths INT32[1]r?
@@ -107,7 +109,7 @@ _INPUTS = {
         embedding_bias_weights FP32[-1]?; lora_task_id UINT64[1]?; lora_weights FP16[-1,-1]?~
         lora_config INT32[-1,3]?~; guided_decoding_guide_type STRING[1]?~; guided_decoding_guide STRING[1]?~
     """,
-    "tensorrt_llm_bls": f"""
+    BLS: f"""
         text_input STRING[1]; decoder_text_input STRING[1]?; image_input FP16[-1,3,-1,-1]?
         image_bytes_input UINT8[-1,-1,-1,-1]?; image_url_input STRING[1]?; image_sizes_input INT64[-1,2]?
         video_bytes_input UINT8[-1,-1,-1,-1]?; max_tokens INT32[1]
@@ -130,7 +132,7 @@ _OUTPUTS = {
         ASPECT_RATIO_MASK INT64[-1,-1]; CROSS_ATTENTION_MASK INT64[-1,-1,-1]; IMAGE_SIZES INT64[-1,2]
         IS_VIDEO_INPUT BOOL[1]; ATTENTION_MASK INT64[-1]; IMAGE_GRID_THW INT64[3]; VISION_INPUT_ID INT32[-1]
     """,
-    "tensorrt_llm": f"""
+    ENGINE: f"""
         output_ids INT32[-1,-1]; sequence_length INT32[-1]
         {_RESULTS}
         context_phase_params UINT8[-1]
@@ -138,7 +140,7 @@ _OUTPUTS = {
     """,
     "postprocessing": "OUTPUT STRING[-1]",
     "ensemble": f"text_output STRING[-1]; {_RESULTS} {_COUNTS}",
-    "tensorrt_llm_bls": f"text_output STRING[-1]; {_RESULTS} {_COUNTS}",
+    BLS: f"text_output STRING[-1]; {_RESULTS} {_COUNTS}",
 }
 
 # From the names of the ensemble and of the BLS model to those of tensorrt_llm, where they are passed on as they are.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import subprocess
 import sys
 import sysconfig
 import tempfile
@@ -18,7 +17,7 @@ from trtllm_pt.backends.embedded.kernels import shipped
 from trtllm_pt.errors import INSTALL_EMBEDDED, UsageError
 from trtllm_pt.files.atomic import new_file
 from trtllm_pt.files.cache import cache_dir
-from trtllm_pt.files.compiler import compile_cpp, compiler
+from trtllm_pt.files.compiler import compile_cpp, compiler, compiler_version
 
 LIBRARY = "libtrtllm_pt_ops.so"
 
@@ -78,8 +77,13 @@ def mpi_header() -> Path:
 
 
 def _key(compiler: str, headers: Path) -> str:
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
-    parts = [version, torch.__version__, repr(_FLAGS), repr(_INSTRUCTION_SETS), (headers / "mpi.h").read_text()]
+    parts = [
+        compiler_version(compiler),
+        torch.__version__,
+        repr(_FLAGS),
+        repr(_INSTRUCTION_SETS),
+        (headers / "mpi.h").read_text(),
+    ]
     parts += [path.read_text() for path in sorted([*_HERE.glob("*.cpp"), *_HERE.glob("*.h")])]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 

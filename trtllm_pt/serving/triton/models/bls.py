@@ -50,7 +50,7 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         logs.set_up_from_environment()
         config = Config(args)
-        self._engine = config.text("tensorrt_llm_model_name") or "tensorrt_llm"
+        self._engine = config.text("tensorrt_llm_model_name") or tensors.ENGINE
         folder, self._skip = _postprocessing(config)  # this model's config has no place for a tokenizer
         self._tokenizer = load_tokenizer(folder, required=True)
         self._pool = ThreadPoolExecutor(MAX_BLS_REQUESTS)  # a thread each, asleep most of the time

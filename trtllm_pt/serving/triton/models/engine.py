@@ -20,9 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trtllm_pt import logs
-from trtllm_pt.backends.limits import Limits
-from trtllm_pt.backends.manifest import EngineManifest
-from trtllm_pt.backends.versions import check_versions
+from trtllm_pt.backends.registry import read_engine
 from trtllm_pt.errors import TrtllmPtError, UsageError
 from trtllm_pt.job.stalled_rank import StallDetector
 from trtllm_pt.requests.messages import Request, Tokens
@@ -57,9 +55,9 @@ class TritonPythonModel:
         logs.set_up_from_environment()
         config = Config(args)
         folder = config.path("gpt_model_path").resolve()
-        manifest = EngineManifest.from_dir(folder)
-        check_versions(folder, manifest)
-        self._name, self._limits = config.name, Limits.of(manifest)
+        manifest = read_engine(folder)
+        manifest.backend.check_versions(folder, manifest)
+        self._name, self._limits = config.name, manifest.limits
         self._exclude_input = config.flag("exclude_input_in_output", False)
         waiting: int = config.data["dynamic_batching"]["default_queue_policy"]["max_queue_size"]
         self._most = manifest.options.max_batch_size + waiting if waiting else None

@@ -9,7 +9,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from trtllm_pt.backends.embedded.constants import PAGE
 from trtllm_pt.requests.messages import Stats
 from trtllm_pt.serving.triton.models.base import triton
 
@@ -78,8 +77,8 @@ class Metrics:
                 "max": total,
                 "free": total - used,
                 "used": used,
-                "tokens_per": PAGE,
-                "reused": (stats.reused_tokens or 0) // PAGE,
+                "tokens_per": stats.kv_page_tokens or 0,
+                "reused": (stats.reused_tokens or 0) // (stats.kv_page_tokens or 1),
                 "fraction": used / total,
             },
             "nv_trt_llm_inflight_batcher_metrics": {

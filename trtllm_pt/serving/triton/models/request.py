@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from trtllm_pt.backends.limits import Limits
 from trtllm_pt.errors import UsageError
+from trtllm_pt.requests.limits import Limits
 from trtllm_pt.requests.messages import SamplingParams
 from trtllm_pt.serving.triton import word_lists
 from trtllm_pt.serving.triton.models.base import Array, Arrays

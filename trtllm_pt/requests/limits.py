@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 
-from trtllm_pt.backends.embedded.sampling import check_sampling, is_token
-from trtllm_pt.backends.manifest import EngineManifest, Kind
-from trtllm_pt.backends.tensorrt_llm import terms as tensorrt_llm_terms
 from trtllm_pt.errors import UsageError
-from trtllm_pt.requests.messages import Request
+from trtllm_pt.requests.fields import check_sampling, is_token
+from trtllm_pt.requests.messages import Request, SamplingParams
+
+# Upper bounds of a step, which are no options: one compiled graph serves every engine of a model.
+MAX_TOKENS, MAX_BATCH = 1 << 17, 1 << 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Of one engine."""
+    """The requests that one engine can take."""
 
     vocab_size: int
     max_seq_len: int  # tokens of a prompt and its output
     max_input_len: int  # tokens of a prompt
-    kind: Kind = "embedded"
-
-    @classmethod
-    def of(cls, manifest: EngineManifest) -> Limits:
-        assert manifest.options.max_input_len is not None
-        return cls(
-            vocab_size=manifest.model.vocab_size,
-            max_seq_len=manifest.max_seq_len,
-            max_input_len=manifest.options.max_input_len,
-            kind=manifest.kind,
-        )
+    problems: Callable[[SamplingParams], Iterable[str]] = lambda sampling: ()  # what the backend cannot honour
 
     def length(self, request: Request) -> int:
         """Tokens, prompt and output together, at which the request ends."""
@@ -60,6 +51,5 @@ class Limits:
                     f"token_ids[{position}] ({token!r}) must be a token id between 0 and {self.vocab_size - 1}"
                 )
         check_sampling(request.sampling, self.vocab_size)
-        if self.kind == "tensorrt_llm":
-            for problem in tensorrt_llm_terms.problems(request.sampling):
-                raise UsageError(f"{problem}, on a TensorRT engine")
+        for problem in self.problems(request.sampling):
+            raise UsageError(problem)

@@ -1,0 +1,75 @@
+"""The embedded engine as a backend. It imports neither torch nor MPI before an engine is built or run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from trtllm_pt.backends.backend import Backend, BuildReport, RankRuntime
+from trtllm_pt.backends.checks import Check
+from trtllm_pt.backends.embedded.checks import CHECKS
+from trtllm_pt.backends.embedded.shared_ranks import EmbeddedSharedRanks
+from trtllm_pt.backends.manifest import BuildOptions, EngineManifest
+from trtllm_pt.errors import INSTALL_EMBEDDED, UsageError
+from trtllm_pt.model import cost
+from trtllm_pt.model.config import ModelConfig
+
+
+class EmbeddedBackend(Backend):
+    """An ahead-of-time compiled graph over our own C++ ops, for any x86-64 machine; MPI between ranks."""
+
+    name = "embedded"
+    title = "the embedded engine"
+    # Raise it when an engine directory of today could not be run any more: when the graph's inputs, the ops' schemas
+    # or the order of packed weights change. tests/backends/embedded/test_format.py notices such a change.
+    format = 1
+    mpi_hint = f"more than one rank needs mpi4py and MPICH, `{INSTALL_EMBEDDED}`"
+    keeps_tied_head = False
+    scheduling_policy = "first come, first served"
+    shared_ranks = EmbeddedSharedRanks()
+
+    def checks(self) -> Sequence[Check]:
+        return CHECKS
+
+    def build(self, checkpoint: Path, output: Path, options: BuildOptions, progress: bool | None = None) -> BuildReport:
+        if options.extra:
+            foreign = ", ".join(f"--{name}" for name in options.extra)
+            raise UsageError(f"{self.title} cannot honour {foreign}")
+        try:
+            from trtllm_pt.backends.embedded import engine
+        except ModuleNotFoundError as error:
+            raise UsageError(f"{self.title} needs {error.name}: `{INSTALL_EMBEDDED}`") from None
+        return engine.build(self, checkpoint, output, options, progress)
+
+    def recognises(self, folder: Path, config: Mapping[str, Any]) -> bool:
+        """Engines that were built before config.json named the backend."""
+        return (folder / "model.pt2").exists()
+
+    def read(self, folder: Path, config: Mapping[str, Any], found: EngineManifest) -> EngineManifest:
+        capacity = found.options
+        BuildOptions(
+            max_batch_size=capacity.max_batch_size,
+            max_input_len=capacity.max_input_len,
+            max_seq_len=capacity.max_seq_len,
+            max_num_tokens=capacity.max_num_tokens,
+        ).resolved(found.model)
+        return found
+
+    def versions(self) -> Mapping[str, str]:
+        return {"torch": version("torch")}
+
+    def open_rank(
+        self, folder: Path, manifest: EngineManifest, *, threads: int | None, kv_tokens: int | None
+    ) -> RankRuntime | None:
+        from trtllm_pt.backends.embedded.runtime import open_rank
+
+        return open_rank(folder, threads=threads, kv_tokens=kv_tokens)
+
+    def collectives(self, model: ModelConfig, ranks: int, dtype: str) -> Sequence[cost.Collective]:
+        """All-reduces and logits travel in float32, and rank 0 announces each step."""
+        return cost.collectives(model, ranks, "float32", step_bytes=cost.STEP_PLAN_BYTES)
+
+
+BACKEND = EmbeddedBackend()

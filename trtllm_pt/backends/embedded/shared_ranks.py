@@ -1,0 +1,100 @@
+"""Several embedded engines in the same ranks, and the engine's all-reduce by itself: for comparisons."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from array import array
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trtllm_pt.backends.backend import Channel, Follower
+from trtllm_pt.requests.messages import Runtime
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+
+class EmbeddedSharedRanks:
+    """See backend.SharedRanks."""
+
+    def load(self, comm: MPI.Intracomm, folder: Path | None = None) -> None:
+        """Rank 0 compiles the op library where the cache lacks it; the other ranks then find it there."""
+        from trtllm_pt.backends.embedded.kernels.build import LIBRARY, build_library
+        from trtllm_pt.backends.embedded.kernels.library import load
+
+        if folder is not None:
+            load(folder / LIBRARY)
+            return
+        with tempfile.TemporaryDirectory(prefix="trtllm_pt-") as scratch:
+            for turn in (comm.rank == 0, comm.rank != 0):
+                if turn:
+                    load(build_library(Path(scratch)))
+                comm.Barrier()
+
+    def open(
+        self, folders: Sequence[Path], threads: int | None, kv_tokens: int, beside: Sequence[Follower] = ()
+    ) -> list[Runtime] | None:
+        from trtllm_pt.backends.embedded.runtime import EmbeddedRuntime
+        from trtllm_pt.backends.embedded.session import follow, open_sessions
+
+        sessions = open_sessions(folders, threads=threads, kv_tokens=kv_tokens)
+        if sessions[0].world.rank:
+            follow([*sessions, *beside])
+            return None
+        return [EmbeddedRuntime(session) for session in sessions]
+
+    def channel(self, comm: MPI.Intracomm, work: Callable[[], object]) -> Channel:
+        return _Orders(comm, work)
+
+    def all_reduce(self, comm: MPI.Intracomm, numbers: int) -> tuple[Callable[[], object], Callable[[], float]]:
+        """A fixed tree over the ranks, in shared memory or in messages."""
+        import torch
+
+        torch.ops.trtllm_pt.set_communicator(comm.py2f())
+        ones = torch.ones(1, 1, numbers)
+        last = [ones]
+        ranks = comm.size
+        op = torch.ops.trtllm_pt.all_reduce.default  # looked up once, as a compiled graph has it
+
+        def call() -> None:
+            last.clear()  # its memory is free for the next result, as it is in a graph
+            last.append(op(ones, ranks, 1.0))
+
+        return call, lambda: float(last[0].flatten()[0])
+
+
+class _Orders:
+    """See backend.Channel. An order is one message of rank 0 on a communicator of its own."""
+
+    def __init__(self, comm: MPI.Intracomm, work: Callable[[], object]) -> None:
+        from trtllm_pt.backends.embedded.all_reduce_counts import Reduces
+        from trtllm_pt.job.world import World
+
+        self._world, self._work = World(comm.Dup()), work
+        self._message = memoryview(array("q", [1]))
+        self._reduces = Reduces()
+
+    @property
+    def waiting(self) -> bool:
+        return self._world.has_message
+
+    def order(self) -> None:
+        self._reduces.begin()  # the all-reduces from here on are no engine's
+        self._world.send_plan(self._message)
+
+    def run_next(self) -> bool:
+        going_on = self._world.receive_plan(self._message)
+        if going_on:
+            self._reduces.begin()
+            self._work()
+        return going_on
+
+    def stop(self) -> None:
+        self._world.send_plan(None)
+
+
+def threads_per_rank(threads: int | None, ranks: int) -> int:
+    """What was asked for, else the machine's cores divided by the ranks; at least 1."""
+    return threads or max(1, (os.cpu_count() or 1) // ranks)

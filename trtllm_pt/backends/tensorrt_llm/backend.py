@@ -1,0 +1,116 @@
+"""TensorRT engines through TensorRT-LLM as a backend. Nothing of NVIDIA's is imported before it is needed."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from trtllm_pt.backends.backend import REBUILD, Backend, BuildReport, RankRuntime
+from trtllm_pt.backends.checks import Check
+from trtllm_pt.backends.manifest import BuildOptions, EngineManifest
+from trtllm_pt.backends.tensorrt_llm.checks import CHECKS
+from trtllm_pt.backends.tensorrt_llm.trtllm_build import OPTIONS
+from trtllm_pt.errors import INSTALL_TENSORRT_LLM, UsageError
+from trtllm_pt.requests.messages import SamplingParams
+
+_PACKAGE = "TensorRT-LLM"
+
+
+class TensorRTLLMBackend(Backend):
+    """A TensorRT engine per rank, built by TensorRT-LLM's builder and run by its executor."""
+
+    name = "tensorrt_llm"
+    title = "a TensorRT engine"
+    preference = 10
+    options = OPTIONS
+    mpi_hint = f"more than one rank needs mpi4py and Open MPI, {INSTALL_TENSORRT_LLM}"
+    start_seconds, stop_seconds = 900.0, 60.0  # a GPU takes in and gives back many gigabytes
+    triton_backend = "tensorrtllm"
+    report_name = "TRT"  # as trtllm-bench has it
+
+    def unavailable(self) -> str | None:
+        if importlib.util.find_spec("tensorrt_llm") is None:
+            return "TensorRT-LLM is not installed"
+        return None if self._gpus() else "TensorRT-LLM is installed, but no GPU is visible"
+
+    def available(self) -> str:
+        gpus = self._gpus()
+        return f"TensorRT-LLM is installed, and {gpus} GPU{'s are' if gpus > 1 else ' is'} visible"
+
+    def _gpus(self) -> int:
+        import torch
+
+        return torch.cuda.device_count()
+
+    def checks(self) -> Sequence[Check]:
+        return CHECKS
+
+    def build(self, checkpoint: Path, output: Path, options: BuildOptions, progress: bool | None = None) -> BuildReport:
+        from trtllm_pt.backends.tensorrt_llm.build import build
+
+        return build(self, checkpoint, output, options, progress)
+
+    def recognises(self, folder: Path, config: Mapping[str, Any]) -> bool:
+        """Directories that plain trtllm-build made."""
+        return (folder / "rank0.engine").exists()
+
+    def read(self, folder: Path, config: Mapping[str, Any], found: EngineManifest) -> EngineManifest:
+        """TensorRT-LLM ignores max_input_len where prompts are packed and their attention is fused.
+
+        A prompt cannot be computed in several steps where layers differ in their window: its chunks would be too small
+        for windowed kernels (trtGptModelInflightBatching.cpp names it as work to do).
+        """
+        plugins = config["build_config"].get("plugin_config") or {}
+        paged = bool(plugins.get("use_paged_context_fmha"))
+        versions = found.versions or {_PACKAGE: str(config.get("version", "?"))}
+        chunks = paged and found.windows is None
+        found = replace(found, versions=versions, reuses_pages=paged, chunks_prompts=chunks)
+        if not (plugins.get("remove_input_padding") and plugins.get("context_fmha")):
+            return found
+        capacity = found.options
+        step = capacity.max_seq_len if found.chunks_prompts else capacity.max_num_tokens
+        return replace(found, options=replace(capacity, max_input_len=min(capacity.max_seq_len - 1, step)))
+
+    def check_versions(self, folder: Path, manifest: EngineManifest) -> None:
+        """An engine runs with the TensorRT-LLM that built it, whose version plain trtllm-build writes at the top of
+        config.json."""
+        try:
+            here = version("tensorrt_llm")
+        except PackageNotFoundError:
+            raise UsageError(f"{folder} holds TensorRT engines: {INSTALL_TENSORRT_LLM}") from None
+        if manifest.format not in (None, self.format):  # plain trtllm-build writes none
+            raise self.other_format(folder, manifest)
+        if (built := manifest.versions.get(_PACKAGE)) != here:
+            raise UsageError(
+                f"{folder} was built with TensorRT-LLM {built}, but {here} is installed: {REBUILD}, "
+                f"or {INSTALL_TENSORRT_LLM}"
+            )
+
+    def open_rank(
+        self, folder: Path, manifest: EngineManifest, *, threads: int | None, kv_tokens: int | None
+    ) -> RankRuntime | None:
+        from trtllm_pt.backends.tensorrt_llm.runtime import open_rank
+
+        return open_rank(folder, manifest, threads=threads, kv_tokens=kv_tokens)
+
+    def problems(self, sampling: SamplingParams) -> Iterator[str]:
+        from trtllm_pt.backends.tensorrt_llm.terms import problems
+
+        return (f"{problem}, on a TensorRT engine" for problem in problems(sampling))
+
+    def triton_parameters(self, manifest: EngineManifest) -> Mapping[str, str]:
+        """No reuse of the KV cache where prompts are computed in chunks.
+
+        TensorRT-LLM 1.2.1 with both: a prompt that is cancelled between two chunks leaves blocks for reuse that were
+        never computed (NVIDIA/TensorRT-LLM#12673), and its Triton backend cancels whenever a client goes away. Chunks
+        stay on: without them no prompt may exceed max_num_tokens, and a long one delays all others.
+        """
+        reuse = manifest.reuses_pages and not manifest.chunks_prompts
+        return {"enable_kv_cache_reuse": "true" if reuse else "false"}
+
+
+BACKEND = TensorRTLLMBackend()

@@ -1,0 +1,51 @@
+"""The options of `trtllm-pt build`: the common ones, under trtllm-build's names, and those that backends add."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from trtllm_pt.backends import backends
+from trtllm_pt.backends.backend import BuildOption
+from trtllm_pt.cli.options import Decorator
+
+# Name (and trtllm-build's second name for it), default in words, help.
+_COMMON = (
+    (("max_batch_size",), "16", "Requests in flight."),
+    (("max_input_len",), "max_seq_len - 1", "Tokens of a prompt."),
+    (("max_seq_len", "max_decoder_seq_len"), "the model's positions", "Tokens of a prompt and its output."),
+    (("max_num_tokens",), "2048", "Tokens of a step, over all requests."),
+)
+COMMON = tuple(names[0] for names, _, _ in _COMMON)
+
+
+def build_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Declare all options. Those of backends that have no help text are listed in the help's last lines."""
+    for backend in reversed(list(backends().values())):
+        for option in reversed(backend.options):
+            command = _declare(backend.name, option)(command)
+    for names, default, text in reversed(_COMMON):
+        flags = [f"--{name}" for name in names]
+        size = click.IntRange(min=1)
+        command = click.option(*flags, names[0], type=size, help=f"{text}  [default: {default}]")(command)
+    return command
+
+
+def epilog() -> str:
+    """Every option of each backend that the list of options leaves out."""
+    lines = []
+    for backend in backends().values():
+        if names := [f"--{option.name}" for option in backend.options if not option.help]:
+            lines.append(f"Other options for --engine {backend.name}: {' '.join(names)}")
+    return "\n\n".join(lines)
+
+
+def _declare(backend: str, option: BuildOption) -> Decorator:
+    flags = [f"--{name}" for name in (option.name, *option.aliases)]
+    text, hidden = f"{option.help}  [{backend}]", option.help is None
+    if option.type is bool:
+        return click.option(*flags, option.name, is_flag=True, default=None, help=text, hidden=hidden)
+    kind = click.Choice(option.type) if isinstance(option.type, tuple) else option.type
+    return click.option(*flags, option.name, type=kind, help=text, hidden=hidden)
