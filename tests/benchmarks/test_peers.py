@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
+from benchmarks.common.peers import all_cases, markdown, prefill_flops, step_bytes, summary
+from benchmarks.common.side import Generated, Side
 from tests.bench.conftest import ROOT, Done
-from trtllm_pt.bench.peers import all_cases, markdown, prefill_flops, step_bytes, summary
-from trtllm_pt.bench.side import Generated, Side
 from trtllm_pt.errors import RunError
 from trtllm_pt.model.presets import preset
 
