@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
+import venv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,17 +25,27 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory: pytest.TempPathFactory) -> Command:
-    """`trtllm-pt` where the toy's package is installed: a module, and metadata with an entry point."""
-    site = tmp_path_factory.mktemp("site")
+    """`trtllm-pt` in an environment that has the toy's package besides what is installed here.
+
+    Triton's Python models see the packages of their environment alone, and not PYTHONPATH.
+    """
+    home = tmp_path_factory.mktemp("environment")
+    venv.create(home, with_pip=False, symlinks=True)
+    site = Path(sysconfig.get_path("purelib", vars={"base": str(home)}))
+    here = sysconfig.get_path("purelib")
+    lines = (str(ROOT), f"import site; site.addsitedir({here!r})")
+    (site / "here.pth").write_text("\n".join(lines) + "\n")
     shutil.copy(SOURCE, site)
     metadata = site / "toy-1.0.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n")
     (metadata / "entry_points.txt").write_text("[trtllm_pt.backends]\ntoy = toy_backend:ToyBackend\n")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(site)])}
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # mpirun's
+    libraries = str(Path(sys.prefix) / "lib")  # MPI's
+    environment = {**os.environ, "PATH": path, "LD_LIBRARY_PATH": libraries, "PYTHONPATH": ""}
 
     def run(*arguments: str | Path, status: int = 0) -> subprocess.CompletedProcess[str]:
-        line = [sys.executable, "-m", "trtllm_pt", *map(str, arguments)]
+        line = [str(home / "bin" / "python"), "-m", "trtllm_pt", *map(str, arguments)]
         done = subprocess.run(line, capture_output=True, text=True, env=environment, timeout=300, check=False)
         assert done.returncode == status, done.stderr
         return done
