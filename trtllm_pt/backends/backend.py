@@ -122,7 +122,7 @@ class Backend(ABC):
     format: ClassVar[int] = 1  # of its engine directories; to be raised when older ones can no longer be run
     preference: ClassVar[int] = 0  # `--engine auto` takes the available backend with the largest
     options: ClassVar[tuple[BuildOption, ...]] = ()  # of `trtllm-pt build`, beside the common ones
-    mpi_hint: ClassVar[str] = "install mpi4py and an MPI library"  # what more than one rank needs
+    mpi_hint: ClassVar[str] = "mpi4py and an MPI library"  # what more than one rank needs
     start_seconds: ClassVar[float] = 120.0  # in which all ranks must have loaded the engine
     stop_seconds: ClassVar[float] = 5.0  # in which they must have exited
     keeps_tied_head: ClassVar[bool] = True  # a tied output head takes memory of its own

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 _SECONDS = 30.0  # that a command may take
@@ -33,10 +33,15 @@ def version(package: str) -> str | None:
         return None
 
 
-def output(command: list[str]) -> str | None:
-    """What a command prints; None where it fails or takes longer than 30 seconds."""
+def output(command: Sequence[str], environment: Mapping[str, str] | None = None) -> str | None:
+    """What a command prints; None where it fails or takes longer than 30 seconds.
+
+    environment: to start it in; None: that of this process.
+    """
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_SECONDS, stdin=subprocess.DEVNULL, env=environment
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout if done.returncode == 0 else None

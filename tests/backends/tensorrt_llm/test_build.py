@@ -29,7 +29,7 @@ from trtllm_pt.backends.tensorrt_llm.options import KNOWN, build_fields, check, 
 from trtllm_pt.backends.tensorrt_llm.trtllm_build import OPTIONS
 from trtllm_pt.checkpoint.init import init
 from trtllm_pt.checkpoint.manifest import CheckpointManifest
-from trtllm_pt.errors import INSTALL_TENSORRT_LLM, RunError, UsageError
+from trtllm_pt.errors import INSTALL_TENSORRT_LLM, MPI_OF_TENSORRT_LLM, RunError, UsageError
 from trtllm_pt.job.launchers import LAUNCHERS
 from trtllm_pt.job.mpirun import find_mpirun
 from trtllm_pt.model.presets import preset

@@ -38,7 +38,7 @@ class ToyBackend(Backend):
     def open_rank(
         self, folder: Path, manifest: EngineManifest, *, threads: int | None, kv_tokens: int | None
     ) -> ToyRuntime | None:
-        world = World.join(manifest.ranks)
+        world = World.join(manifest.ranks, self.mpi_hint)
         runtime = ToyRuntime(manifest, world, read_json(folder / "config.json")["step"])
         if world.rank == 0:
             return runtime

@@ -12,7 +12,7 @@ from trtllm_pt.backends.checks import Check
 from trtllm_pt.backends.embedded.checks import CHECKS
 from trtllm_pt.backends.embedded.shared_ranks import EmbeddedSharedRanks
 from trtllm_pt.backends.manifest import BuildOptions, EngineManifest
-from trtllm_pt.errors import INSTALL_EMBEDDED, UsageError
+from trtllm_pt.errors import INSTALL_EMBEDDED, MPI_OF_EMBEDDED, UsageError
 from trtllm_pt.model import cost
 from trtllm_pt.model.config import ModelConfig
 
@@ -25,7 +25,7 @@ class EmbeddedBackend(Backend):
     # Raise it when an engine directory of today could not be run any more: when the graph's inputs, the ops' schemas
     # or the order of packed weights change. tests/backends/embedded/test_format.py notices such a change.
     format = 1
-    mpi_hint = f"more than one rank needs mpi4py and MPICH, `{INSTALL_EMBEDDED}`"
+    mpi_hint = MPI_OF_EMBEDDED
     keeps_tied_head = False
     scheduling_policy = "first come, first served"
     shared_ranks = EmbeddedSharedRanks()

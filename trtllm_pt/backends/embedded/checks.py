@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 from trtllm_pt.backends.checks import Check, Finding, output, version
-from trtllm_pt.errors import INSTALL_EMBEDDED, UsageError
+from trtllm_pt.errors import INSTALL_EMBEDDED, MPI_OF_EMBEDDED, UsageError
 from trtllm_pt.files import compiler as files_compiler
-from trtllm_pt.job.mpirun import find_mpirun
+from trtllm_pt.job.mpirun import find_mpirun, launch
 
 # Each rank writes once, so that the lines of two ranks do not mix.
 _HELLO = "import os; from mpi4py import MPI; os.write(1, b'ranks=%d;' % MPI.COMM_WORLD.size)"
@@ -45,7 +45,7 @@ def mpi4py() -> Finding:
 def mpirun() -> Finding:
     """Two ranks report how many they are: the mpirun of another MPI starts two worlds of one rank."""
     try:
-        path = find_mpirun(INSTALL_EMBEDDED)
+        path = find_mpirun(MPI_OF_EMBEDDED)
     except UsageError:
         return Finding("mpirun", False, "none", INSTALL_EMBEDDED)
     sizes = _hello(path)
@@ -101,7 +101,7 @@ def _pinned(package: str) -> str | None:
 
 def _hello(mpirun: str) -> list[int] | None:
     """The number of ranks as each of two ranks sees it."""
-    said = output([mpirun, "-n", "2", sys.executable, "-c", _HELLO])
+    said = output(*launch(mpirun, (2, [sys.executable, "-c", _HELLO])))
     return None if said is None else [int(size) for size in re.findall(r"ranks=(\d+);", said)]
 
 

@@ -5,9 +5,7 @@ The all-reduces run inside the graph, on the communicator that `bind` gives them
 
 from __future__ import annotations
 
-import time
 from array import array
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,9 +17,6 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 _STOP = memoryview(array("q", [0]))  # a plan's first number is its length, never 0
-# A follower that waits for work polls without pause at first, then ever more seldom: while the engine runs it loses no
-# time, and while it is idle it takes no core.
-_SPIN_SECONDS, _LONGEST_SLEEP = 0.002, 0.002
 
 
 class RankMessages(World):
@@ -49,6 +44,13 @@ class RankMessages(World):
             request.Wait()
         self.hops += 1
 
+    @property
+    def has_message(self) -> bool:
+        """On a rank other than 0: whether a message of rank 0 has arrived."""
+        assert self.comm is not None
+        arrived: bool = self.comm.Iprobe(0)
+        return arrived
+
     def receive_plan(self, room: memoryview) -> bool:
         """On the other ranks: the next plan of rank 0, into `room`, which takes the longest. Returns False to stop."""
         assert self.comm is not None
@@ -66,16 +68,3 @@ class RankMessages(World):
         parts = torch.empty(self.size, *logits.shape)
         self.comm.Gather(logits.numpy(), parts.numpy(), 0)
         return parts.transpose(0, 1).flatten(1)
-
-
-def first_to_speak(worlds: Sequence[RankMessages]) -> RankMessages:
-    """On the ranks but 0: wait for a message of rank 0; returns that of `worlds` in which it came."""
-    began, pause = time.monotonic(), 0.0
-    while True:
-        for world in worlds:
-            assert world.comm is not None
-            if world.comm.Iprobe(0):
-                return world
-        if time.monotonic() - began > _SPIN_SECONDS:
-            pause = min(_LONGEST_SLEEP, pause + 1e-5)
-            time.sleep(pause)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from trtllm_pt.backends.embedded.kv_pages import PAGE
+from trtllm_pt.backends.embedded.constants import PAGE
 from trtllm_pt.backends.embedded.sampling import sample
 from trtllm_pt.backends.embedded.scheduler import Scheduler
 from trtllm_pt.backends.embedded.session import Session, open_session

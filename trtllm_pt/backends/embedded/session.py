@@ -25,7 +25,7 @@ from trtllm_pt.backends.embedded.kernels.build import LIBRARY
 from trtllm_pt.backends.embedded.kernels.library import load
 from trtllm_pt.backends.embedded.kv_pages import pages_for
 from trtllm_pt.backends.embedded.logits_view import Views
-from trtllm_pt.backends.embedded.rank_messages import RankMessages, first_to_speak
+from trtllm_pt.backends.embedded.rank_messages import RankMessages
 from trtllm_pt.backends.embedded.step_plan import StepMessage, StepPlan
 from trtllm_pt.backends.manifest import EngineManifest
 from trtllm_pt.backends.registry import read_engine
@@ -155,7 +155,7 @@ def open_sessions(
         if manifest.ranks != first.ranks:
             raise UsageError(f"{folder} has {manifest.ranks} ranks, {folders[0]} has {first.ranks}: build them alike")
     # Before all else: a rank that exits before MPI is up would leave the others waiting.
-    world = RankMessages.join(first.ranks, MPI_OF_EMBEDDED)
+    world = RankMessages.join(first.ranks, first.backend.mpi_hint)
     torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // first.ranks))
     torch.set_grad_enabled(False)
     load(folders[0] / LIBRARY)

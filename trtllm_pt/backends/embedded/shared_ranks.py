@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from array import array
 from collections.abc import Callable, Sequence
@@ -70,9 +69,9 @@ class _Orders:
 
     def __init__(self, comm: MPI.Intracomm, work: Callable[[], object]) -> None:
         from trtllm_pt.backends.embedded.all_reduce_counts import Reduces
-        from trtllm_pt.job.world import World
+        from trtllm_pt.backends.embedded.rank_messages import RankMessages
 
-        self._world, self._work = World(comm.Dup()), work
+        self._world, self._work = RankMessages(comm.Dup()), work
         self._message = memoryview(array("q", [1]))
         self._reduces = Reduces()
 
@@ -93,8 +92,3 @@ class _Orders:
 
     def stop(self) -> None:
         self._world.send_plan(None)
-
-
-def threads_per_rank(threads: int | None, ranks: int) -> int:
-    """What was asked for, else the machine's cores divided by the ranks; at least 1."""
-    return threads or max(1, (os.cpu_count() or 1) // ranks)

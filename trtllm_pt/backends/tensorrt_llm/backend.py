@@ -14,7 +14,7 @@ from trtllm_pt.backends.checks import Check
 from trtllm_pt.backends.manifest import BuildOptions, EngineManifest
 from trtllm_pt.backends.tensorrt_llm.checks import CHECKS
 from trtllm_pt.backends.tensorrt_llm.trtllm_build import OPTIONS
-from trtllm_pt.errors import INSTALL_TENSORRT_LLM, UsageError
+from trtllm_pt.errors import INSTALL_TENSORRT_LLM, MPI_OF_TENSORRT_LLM, UsageError
 from trtllm_pt.requests.messages import SamplingParams
 
 _PACKAGE = "TensorRT-LLM"
@@ -27,7 +27,7 @@ class TensorRTLLMBackend(Backend):
     title = "a TensorRT engine"
     preference = 10
     options = OPTIONS
-    mpi_hint = f"more than one rank needs mpi4py and Open MPI, {INSTALL_TENSORRT_LLM}"
+    mpi_hint = MPI_OF_TENSORRT_LLM
     start_seconds, stop_seconds = 900.0, 60.0  # a GPU takes in and gives back many gigabytes
     triton_backend = "tensorrtllm"
     report_name = "TRT"  # as trtllm-bench has it
