@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from common import limits
 from common.peers import DTYPE, Case, Gauges, all_cases, markdown, sample, summary
-from common.side import Side
+from common.side import Side, last_words
 
 from trtllm_pt.bench.files import as_json_text
 from trtllm_pt.bench.progress import bar
