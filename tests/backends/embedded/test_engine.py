@@ -11,10 +11,10 @@ import torch
 
 from tests.backends.embedded import contract
 from tests.backends.embedded.conftest import EVERYTHING, LLAMA, OTHER_SCHEDULES, PRETRAINED, RANKS, Engines, mpirun
+from trtllm_pt.backends.embedded.engine import MODEL_FILE
 from trtllm_pt.backends.embedded.graph import ops_in_order
 from trtllm_pt.backends.embedded.step_plan import StepMessage, StepPlan
 from trtllm_pt.backends.inspect import inspect
-from trtllm_pt.backends.manifest import MODEL_FILE
 from trtllm_pt.backends.registry import read_engine
 from trtllm_pt.checkpoint.load import load_reference
 from trtllm_pt.model.config import ModelConfig
