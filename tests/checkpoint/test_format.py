@@ -1,5 +1,8 @@
-"""A checkpoint that an earlier version wrote is still read, converted and built. `format_1` was written by 0.1.0 before its
-release: three layers of two narrow tracks on two ranks, with the logits that its reference network gave."""
+"""A checkpoint that an earlier version wrote is still read, converted and built.
+
+`format_1` was written before the release of 0.1.0: three layers of two narrow tracks on two ranks, with the logits that
+the reference network gave then.
+"""
 
 from __future__ import annotations
 

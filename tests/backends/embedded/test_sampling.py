@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from tests.backends.embedded.fake import sequence
-from trtllm_pt.backends.embedded.sampling import check_sampling, keep, log_prob, penalise, sample, uniform
+from trtllm_pt.backends.embedded.sampling import keep, log_prob, penalise, sample, uniform
 from trtllm_pt.errors import UsageError
+from trtllm_pt.requests.fields import check_sampling
 from trtllm_pt.requests.messages import SamplingParams
 from trtllm_pt.requests.sequence import Sequence
 

@@ -206,7 +206,7 @@ class Transformer(Module):
         return (x, tuple(ops.caches)) if use_cache else x
 
 
-class TrackOps(walk.TrackOps[Tensor]):
+class TrackOps(walk.TrackOps["Tensor"]):
     """The walker's operations as TensorRT layers.
 
     With one track every stream is [T, W]; with K > 1 the shared stream is [1, T, W] and the tracks' own are [K, T, W].
