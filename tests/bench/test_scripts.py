@@ -212,7 +212,7 @@ def test_a_rank_that_dies_ends_the_run(bench: Bench, engines: Engines, tmp_path:
         os.kill(victim, signal.SIGKILL)
         _, said = p.communicate(timeout=60)
     assert p.returncode == 1
-    assert re.search(rf"\(process {victim}\) (was ended by signal 9|has ended)", said) and said.count("\n") == 1
+    assert re.search(rf"\(process {victim}\) (was killed by signal 9|has exited)", said) and said.count("\n") == 1
     assert len((tmp_path / "kept.csv").read_text().splitlines()) == 2
 
 

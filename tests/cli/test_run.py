@@ -138,7 +138,7 @@ def test_a_rank_without_mpi(folder: Path, tmp_path: Path, launched: str | None) 
     broken.write_text("raise ImportError('no libmpi')")
     done = run_in(folder, "run", "engines", "1", env={"PYTHONPATH": str(tmp_path), "PMI_SIZE": launched})
     assert done.returncode == 2
-    assert re.fullmatch(r"Error: no MPI: .*pip install -e '\.\[embedded\]'.*\n", done.stderr)
+    assert re.fullmatch(r"Error: no MPI: .*pip install 'trtllm_pt\[embedded\]'.*\n", done.stderr)
 
 
 def test_run_under_another_mpirun(folder: Path, tmp_path: Path) -> None:

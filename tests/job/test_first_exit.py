@@ -44,10 +44,10 @@ thus causing the job to be terminated. The first process to do so was:
 @pytest.mark.parametrize(
     ("log", "said"),
     [
-        (MPICH, "rank 0 (process 1200) ended with status 9"),
-        (MPICH + SIGNAL, "rank 0 (process 1200) was ended by signal 9"),
-        (OPEN_MPI_SIGNAL, "rank 1 (process 1201) was ended by signal 9"),
-        (OPEN_MPI_STATUS, "rank 1 ended with status 3"),
+        (MPICH, "rank 0 (process 1200) exited with status 9"),
+        (MPICH + SIGNAL, "rank 0 (process 1200) was killed by signal 9"),
+        (OPEN_MPI_SIGNAL, "rank 1 (process 1201) was killed by signal 9"),
+        (OPEN_MPI_STATUS, "rank 1 exited with status 3"),
         ("a rank's own words", None),
     ],
 )
@@ -57,8 +57,8 @@ def test_what_mpirun_prints(log: str, said: str | None) -> None:
 
 def test_mpirun_may_name_a_rank_that_it_ended_itself() -> None:
     log = "=   PID 1200 RUNNING AT here\n=   EXIT CODE: 9\nTERMINATED WITH THE EXIT STRING: Killed (signal 9)\n"
-    assert first_exit(log, [1200, 1201], 1200) == "rank 0 (process 1200) was ended by signal 9"
-    assert first_exit(log, [1200, 1201], 1201) == "rank 1 (process 1201) has ended"
+    assert first_exit(log, [1200, 1201], 1200) == "rank 0 (process 1200) was killed by signal 9"
+    assert first_exit(log, [1200, 1201], 1201) == "rank 1 (process 1201) has exited"
 
 
 def test_the_first_to_end() -> None:
@@ -92,7 +92,7 @@ with last_words():
 @pytest.mark.parametrize(
     ("rank_1", "said"),
     [
-        ("os.kill(os.getpid(), signal.SIGKILL)", "rank 1 (process {1}) was ended by signal 9"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", "rank 1 (process {1}) was killed by signal 9"),
         ("time.sleep(60)", "rank 0 (process {0}) failed: what MPI says"),
     ],
     ids=["another rank died", "none did"],

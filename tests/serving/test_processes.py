@@ -165,10 +165,10 @@ def _hold(pid: int, done: threading.Event) -> None:
 
 Fault = tuple[Callable[[int], None], int, str]  # what happens to a process, of which rank, and what is said of it
 FAULTS: list[Fault] = [
-    (kill, 0, "(was ended by signal 9|has ended)"),
+    (kill, 0, "(was killed by signal 9|has exited)"),
     (stop, 1, "has not answered for 8 s"),
     (hold, 0, "has not answered for 8 s"),
-    (kill, 1, "(was ended by signal 9|has ended)"),
+    (kill, 1, "(was killed by signal 9|has exited)"),
     (stop, 0, "has not answered for 8 s"),
     (hold, 1, "has not answered for 8 s"),
 ]

@@ -160,5 +160,5 @@ def test_a_stop_string_in_the_flushed_text() -> None:
 
 @pytest.mark.parametrize("stop", ["word", [""], [1]])
 def test_stop_strings_refused(stop: object) -> None:
-    with pytest.raises(UsageError, match="must be a list of strings that are not empty"):
+    with pytest.raises(UsageError, match="must be a list of non-empty strings"):
         TextStream(TOKENIZERS["byte level"], stop)  # type: ignore[arg-type]

@@ -1,125 +1,136 @@
-"""The ranks of a job: how they are started, which of them a process is, and what happens when one of them fails.
+"""The ranks of a job: how they are started, how a process finds its rank, and what happens when a rank fails.
 
-A job is all processes that one `mpirun` starts; each of them is a rank. Either RemoteRuntime (runtime/remote.py) starts
-a job for the process that owns it, and every rank runs runtime/worker.py, or users start mpirun themselves, and every
-rank runs their program. In this package `launchers` tells who started a process, `mpirun` makes the command that starts
-ranks, `world` is the ranks that a process belongs to, `process` ends processes, `last_words` takes the error of a rank
-to its owner, and `first_exit` and `stalled_rank` find the rank that is to blame.
+A job is the set of processes that one `mpirun` starts; each of them is a rank. Either RemoteRuntime (runtime/remote.py)
+starts a job for the process that owns it, and every rank runs runtime/worker.py, or users start mpirun themselves, and
+every rank runs their program. In this package `launchers` finds out which launcher started a process, `mpirun` builds
+the command that starts ranks, `world` represents the ranks that a process belongs to, `process` stops processes,
+`last_words` reports a rank's error to the owner of the job, and `first_exit` and `stalled_rank` find the rank that
+caused a failure.
 
-A rank that fails can leave the others waiting for it for ever, in an all-reduce where no Python runs. This table has
-what can fail, who sees it, within how many seconds, and what happens then. Each number is the value of the constant
-that is named beside it, with its module in parentheses.
+A rank that fails can leave the other ranks waiting for it forever, in an all-reduce where no Python code runs. The
+table lists each fault, what detects it, after how many seconds, and what happens then. Each number is the value of the
+constant named beside it; the module of the constant is in parentheses.
 
-FAULT                       | WHO SEES IT                     | SECONDS                   | WHAT HAPPENS
+FAULT                       | DETECTED BY                     | AFTER (SECONDS)           | WHAT HAPPENS
 ----------------------------+---------------------------------+---------------------------+-----------------------------
-mpirun or MPI's library is  | find_mpirun (mpirun),           | at once                   | UsageError that says what to
-missing                     | import_mpi (world)              |                           | install
+mpirun or the MPI library   | find_mpirun (mpirun),           | at once                   | UsageError that says what to
+is missing                  | import_mpi (world)              |                           | install
 ----------------------------+---------------------------------+---------------------------+-----------------------------
 mpirun belongs to another   | World.join: the launcher        | at once                   | UsageError on every rank
-MPI than mpi4py             | started N ranks, MPI has one;   |                           |
-                            | `trtllm-pt doctor` before that  |                           |
+MPI than mpi4py             | started N ranks, but MPI has    |                           |
+                            | one; `trtllm-pt doctor` reports |                           |
+                            | it earlier                      |                           |
 ----------------------------+---------------------------------+---------------------------+-----------------------------
-another number of ranks     | World.join, by the environment  | at once                   | UsageError on every rank
-than needed                 |                                 |                           |
+the number of ranks is not  | World.join, from the            | at once                   | UsageError on every rank
+the number that the engine  | environment                     |                           |
+needs                       |                                 |                           |
 ----------------------------+---------------------------------+---------------------------+-----------------------------
-ranks do not start, or do   | their owner                     | 120 embedded, 900         | RunError; the job is ended
-not load the engine         |                                 | TensorRT: _PATIENCE       |
-                            |                                 | (runtime/remote)          |
+ranks do not start, or do   | their owner                     | 120 embedded, 900         | RunError; the owner stops
+not load the engine         |                                 | TensorRT: start_seconds   | the job
+                            |                                 | (backends/backend)        |
 ----------------------------+---------------------------------+---------------------------+-----------------------------
-a rank is killed, crashes   | mpirun; FirstExit, told by the  | at once                   | mpirun ends the other ranks
-or exits                    | kernel                          |                           | and the owner's socket
+a rank is killed, crashes   | mpirun; FirstExit, which the    | at once                   | mpirun stops the other ranks
+or exits                    | kernel notifies                 |                           | and the owner's socket
                             |                                 |                           | closes; the owner waits for
                             |                                 |                           | mpirun to exit, at most 5 s
                             |                                 |                           | (embedded) or 60 s
-                            |                                 |                           | (TensorRT; _PATIENCE), and
-                            |                                 |                           | raises RunError that names
-                            |                                 |                           | the rank
+                            |                                 |                           | (TensorRT): stop_seconds; it
+                            |                                 |                           | then raises a RunError that
+                            |                                 |                           | names the rank
 ----------------------------+---------------------------------+---------------------------+-----------------------------
-a rank hears from MPI that  | last_words                      | 3: MPIRUN_SECONDS         | it waits for mpirun to end
-another is dead, before     |                                 | (last_words)              | it, and only then reports
-mpirun has reported it      |                                 |                           | its own error
+a rank learns from MPI that | last_words                      | 3: MPIRUN_SECONDS         | the rank waits for mpirun to
+another rank is dead before |                                 | (last_words)              | stop it, and reports its own
+mpirun has reported it      |                                 |                           | error only if that does not
+                            |                                 |                           | happen
 ----------------------------+---------------------------------+---------------------------+-----------------------------
-a rank that an owner        | last_words                      | at once                   | it prints one line, which
-started raises one of our   |                                 |                           | the owner raises, and exits;
-errors                      |                                 |                           | mpirun ends the others
+a rank that an owner        | last_words                      | at once                   | the rank prints one line and
+started raises one of our   |                                 |                           | exits; the owner raises that
+errors                      |                                 |                           | line as its error; mpirun
+                            |                                 |                           | stops the other ranks
 ----------------------------+---------------------------------+---------------------------+-----------------------------
-a rank of a user's own      | end_all_on_an_exception         | 0.5: SECONDS_TO_BE_HEARD  | it prints the error and
-mpirun raises an exception  | (world); run_script (cli/app)   | (launchers)               | aborts all ranks
-                            | in our commands                 |                           |
+a rank of a user's own      | end_all_on_an_exception         | 0.5: SECONDS_TO_BE_HEARD  | the rank prints the error
+mpirun raises an exception  | (world); run_script (cli/app)   | (launchers)               | and aborts all ranks
+in one of our commands      |                                 |                           |
 ----------------------------+---------------------------------+---------------------------+-----------------------------
 all ranks find the same     | cli/app                         | 1.5: 3 x                  | before MPI starts, the first
-mistake in the call         |                                 | SECONDS_TO_BE_HEARD       | rank of each machine prints
-                            |                                 |                           | it; later a rank other than
-                            |                                 |                           | 0 first waits so long for
-                            |                                 |                           | rank 0 to print it
+usage error                 |                                 | SECONDS_TO_BE_HEARD       | rank on each machine prints
+                            |                                 |                           | the error; after that, every
+                            |                                 |                           | rank except rank 0 first
+                            |                                 |                           | waits this long for rank 0
+                            |                                 |                           | to print it
 ----------------------------+---------------------------------+---------------------------+-----------------------------
-rank 0 of a user's own      | release, at exit (runtime/llm)  | at once                   | the other ranks end; after a
-mpirun exits without        |                                 |                           | failed step they are aborted
-`close`                     |                                 |                           |
+rank 0 of a user's own      | release, at exit (runtime/llm)  | at once                   | the other ranks exit; after
+mpirun exits without        |                                 |                           | a failed step they are
+calling `close`             |                                 |                           | aborted
 ----------------------------+---------------------------------+---------------------------+-----------------------------
-a rank is stopped (SIGSTOP) | every other rank of an embedded | 8: _SILENCE_SECONDS       | the rank that sees it names
-or gets no processor time   | engine, in a thread             | (embedded/session); a     | the stopped rank and exits;
-                            | (kernels/heartbeat.cpp), where  | beat every 0.1 s:         | mpirun ends the rest
-                            | all ranks are on one machine    | kBeatNanoseconds          |
+a rank is stopped (SIGSTOP) | every other rank of an embedded | 8: _SILENCE_SECONDS       | the rank that detects it
+or gets no CPU time         | engine, in a thread             | (embedded/session); one   | names the stopped rank and
+                            | (kernels/heartbeat.cpp), if all | heartbeat every 0.1 s:    | exits; mpirun stops the rest
+                            | ranks run on one machine        | kBeatNanoseconds          |
 ----------------------------+---------------------------------+---------------------------+-----------------------------
 the main thread of a rank   | StallDetector in Triton's       | 8: _STALL_SECONDS         | the model kills that rank;
-waits for ever, for a lock  | engine model, while there are   | (triton/models/engine)    | the message names it
-or a disk; its heart beats  | requests                        |                           |
+waits forever for a lock or | engine model, while there are   | (triton/models/engine)    | the message names it
+a disk, and its heartbeat   | requests                        |                           |
+continues                   |                                 |                           |
 ----------------------------+---------------------------------+---------------------------+-----------------------------
-the main thread of a rank   | Triton's engine model: rank 0   | 120 embedded: _PATIENCE   | the engine is down, see
-is in an endless loop: it   | does not answer its question    | (runtime/remote)          | below
-beats and uses processor    | for statistics                  |                           |
-time                        |                                 |                           |
+the main thread of a rank   | Triton's engine model: rank 0   | 120 embedded:             | the engine is down, see
+is in an endless loop: its  | does not answer the request for | start_seconds             | below
+heartbeat continues and it  | statistics                      |                           |
+uses CPU time               |                                 |                           |
 ----------------------------+---------------------------------+---------------------------+-----------------------------
-the same under `trtllm-pt   | _watch (cli/serve) by fault     | 22: _CHECK_SECONDS        | the server is ended, the
-serve`                      | (triton/health): the engine     | (cli/serve) + 2 x         | fault is printed
-                            | model does not answer, twice in | _TIMEOUT_SECONDS (health) |
+the same under `trtllm-pt   | _watch (cli/serve) by fault     | 22: _CHECK_SECONDS        | `serve` stops the server and
+serve`                      | (triton/health): the engine     | (cli/serve) + 2 x         | prints the fault
+                            | model does not answer twice in  | _TIMEOUT_SECONDS (health) |
                             | a row                           |                           |
 ----------------------------+---------------------------------+---------------------------+-----------------------------
-an endless loop or wait     | nobody                          | -                         | the caller waits; an
-without Triton              |                                 |                           | interrupt ends the job
+an endless loop or wait     | no process                      | -                         | the caller waits; an
+without Triton              |                                 |                           | interrupt stops the job
 ----------------------------+---------------------------------+---------------------------+-----------------------------
-the owner of a job exits or | rank 0: its socket closes       | at once, or after the     | rank 0 stops the others, all
-is killed                   |                                 | step that runs            | exit
+the owner of a job exits or | rank 0: its socket closes       | at once, or after the     | rank 0 stops the other
+is killed                   |                                 | current step              | ranks, and all of them exit
 ----------------------------+---------------------------------+---------------------------+-----------------------------
 ranks do not exit when the  | the owner, by process.end       | 5 embedded, 60 TensorRT,  | SIGTERM and then SIGKILL to
-owner closes                |                                 | each of 3 times:          | the whole group
-                            |                                 | _PATIENCE                 |
+owner closes                |                                 | each of 3 times:          | the whole process group
+                            |                                 | stop_seconds              |
 ----------------------------+---------------------------------+---------------------------+-----------------------------
-all ranks are gone, under   | the engine model; while idle it | 10: LAST_SECONDS          | requests get the reason; the
-Triton                      | looks every 0.5 s:              | (triton/process_guard)    | model is unloaded at once
-                            | _IDLE_SECONDS                   |                           | where the server can load it
-                            |                                 |                           | again, else the server gets
+all ranks are gone, under   | the engine model; while idle it | 10: LAST_SECONDS          | requests fail with the
+Triton                      | checks every 0.5 s:             | (triton/process_guard)    | reason; the model is
+                            | _IDLE_SECONDS                   |                           | unloaded at once if the
+                            |                                 |                           | server can load it again;
+                            |                                 |                           | otherwise the server gets
                             |                                 |                           | SIGTERM
 ----------------------------+---------------------------------+---------------------------+-----------------------------
-the same under `trtllm-pt   | _watch (cli/serve) by fault     | 2: _CHECK_SECONDS         | the server is ended, the
-serve`                      | (triton/health)                 |                           | fault is printed
+the same under `trtllm-pt   | _watch (cli/serve) by fault     | 2: _CHECK_SECONDS         | `serve` stops the server and
+serve`                      | (triton/health)                 |                           | prints the fault
 ----------------------------+---------------------------------+---------------------------+-----------------------------
-a tritonserver of a         | mpirun; _watch (cli/serve)      | at once                   | mpirun ends all servers;
-TensorRT engine's rank dies |                                 |                           | `serve` prints the reason
-                            |                                 |                           | and exits
+the tritonserver of one     | mpirun; _watch (cli/serve)      | at once                   | mpirun stops all servers;
+rank of a TensorRT engine   |                                 |                           | `serve` prints the reason
+dies                        |                                 |                           | and exits
 ----------------------------+---------------------------------+---------------------------+-----------------------------
 the process of a Python     | a shell beside it               | 11: _CHECK_SECONDS +      | the model is unloaded after
-model (a Triton stub) dies; | (triton/process_guard)          | LAST_SECONDS              | 1 s where the server can
-Triton calls it ready       |                                 |                           | load it again, else the
-                            |                                 |                           | server gets SIGTERM
+model (a Triton stub) dies; | (triton/process_guard)          | LAST_SECONDS              | 1 s if the server can load
+Triton still reports the    |                                 |                           | it again; otherwise the
+model as ready              |                                 |                           | server gets SIGTERM
 ----------------------------+---------------------------------+---------------------------+-----------------------------
-the same under `trtllm-pt   | _watch (cli/serve) by fault     | 2, or 22 where a model    | the server is ended, the
-serve`                      | (triton/health), which asks     | does not answer: as above | fault is printed
-                            | every model                     |                           |
+the same under `trtllm-pt   | _watch (cli/serve) by fault     | 2; 22 if a model does not | `serve` stops the server and
+serve`                      | (triton/health), which sends    | answer, as above          | prints the fault
+                            | every model a request           |                           |
 ----------------------------+---------------------------------+---------------------------+-----------------------------
 tritonserver is killed; its | the shell                       | 1: _CHECK_SECONDS         | each model is killed; then
-models may hang             | (triton/process_guard)          |                           | as for the owner of a job
+models may hang             | (triton/process_guard)          |                           | as if the owner of a job had
+                            |                                 |                           | exited
 ----------------------------+---------------------------------+---------------------------+-----------------------------
 `trtllm-pt serve` is killed | the kernel: PR_SET_PDEATHSIG    | at once                   | tritonserver gets SIGTERM
                             | (triton/server)                 |                           |
 ----------------------------+---------------------------------+---------------------------+-----------------------------
-tritonserver does not exit  | Server.close (triton/server)    | 20: _EXIT_SECONDS +       | SIGKILL to the whole group
-                            |                                 | _GRACE_SECONDS; one rank  |
-                            |                                 | that unloads its models:  |
-                            |                                 | 10 more, _UNLOAD_SECONDS  |
+tritonserver does not exit  | Server.close (triton/server)    | 20: _EXIT_SECONDS +       | SIGKILL to the whole process
+                            |                                 | _GRACE_SECONDS; for a     | group
+                            |                                 | single server that is     |
+                            |                                 | unloading its models 10   |
+                            |                                 | more: _UNLOAD_SECONDS     |
 ----------------------------+---------------------------------+---------------------------+-----------------------------
 
-While the whole machine sleeps no rank is late: heartbeat.cpp excuses what it sees after a pause of its own, and
-StallDetector counts looks instead of seconds. Ranks on several machines have no heartbeat: only mpirun watches them.
+While the whole machine is suspended, no rank counts as late: heartbeat.cpp ignores silence that follows a pause of its
+own process, and StallDetector counts checks instead of seconds. Ranks on several machines have no heartbeat: only
+mpirun watches them.
 """

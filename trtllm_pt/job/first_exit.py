@@ -1,4 +1,4 @@
-"""Which rank of a job exited first, and how: the others end because of it."""
+"""Finds the rank of a job that exited first, and how it exited: the other ranks exit because of it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from collections.abc import Sequence
 
 
 class FirstExit:
-    """Watches processes until the first of them exits. (mpirun names a rank that it found dead, which on a busy machine
-    may be one that it ended itself because of the first.)
+    """Watches processes, in a thread, until the first of them exits.
 
-    `pid`: that process. None: none has exited yet, or several had before this looked, or the system cannot tell.
+    This is more reliable than mpirun's output: on a busy machine, mpirun may name a rank that it stopped itself because
+    of the first one. `pid` is the process that exited first. It is None while all processes run, if several of them had
+    exited before the thread looked, and if the kernel does not offer pidfd_open.
     """
 
     def __init__(self, pids: Sequence[int]) -> None:
@@ -21,7 +22,7 @@ class FirstExit:
         threading.Thread(target=self._wait, args=(pids,), daemon=True).start()
 
     def _wait(self, pids: Sequence[int]) -> None:
-        watched: dict[int, int] = {}  # process by descriptor
+        watched: dict[int, int] = {}  # descriptor -> pid
         poll = select.poll()
         try:
             for pid in pids:
@@ -31,7 +32,7 @@ class FirstExit:
             exited = poll.poll()
             if len(exited) == 1:
                 self.pid = watched[exited[0][0]]
-        except (AttributeError, OSError):  # an old kernel, or one of them is gone
+        except (AttributeError, OSError):  # the kernel is old, or one of the processes is gone
             return
         finally:
             for descriptor in watched:
@@ -39,18 +40,20 @@ class FirstExit:
 
 
 def first_exit(log: str, pids: list[int], first: int | None = None) -> str | None:
-    """Which rank exited first, and how, by what MPICH's mpirun or Open MPI's has printed; None: it does not say.
+    """Return one clause that says which rank exited first, and how, from the output of MPICH's or Open MPI's mpirun.
 
-    pids: the process of each rank. first: the process that was seen to exit first; mpirun may name another.
+    log: the output of mpirun. pids: the process of each rank, in the order of ranks. first: the process that was seen
+    to exit first, if known; mpirun may name another one. Returns None if the output names no rank.
     """
     if (found := re.search(r"PID (\d+) RUNNING AT", log)) and int(found[1]) in pids:
         if first is not None and first != int(found[1]):
-            return f"rank {pids.index(first)} (process {first}) has ended"
+            return f"rank {pids.index(first)} (process {first}) has exited"
         rank, code = pids.index(int(found[1])), re.search(r"EXIT CODE: (\d+)", log)
-        how = f"was ended by signal {code[1]}" if "(signal" in log and code else f"ended with status {code and code[1]}"
+        verb = "was killed by signal" if "(signal" in log and code else "exited with status"
+        how = f"{verb} {code and code[1]}"
         return f"rank {rank} (process {found[1]}) {how}"
     if found := re.search(r"process rank (\d+) with PID (\d+) on node \S+ exited on\s+signal (\d+)", log):
-        return f"rank {found[1]} (process {found[2]}) was ended by signal {found[3]}"
+        return f"rank {found[1]} (process {found[2]}) was killed by signal {found[3]}"
     if found := re.search(r"Process name: \[.*,(\d+)\]\s+Exit code:\s+(\d+)", log):
-        return f"rank {found[1]} ended with status {found[2]}"
+        return f"rank {found[1]} exited with status {found[2]}"
     return None

@@ -1,4 +1,4 @@
-"""How a rank that its owner has started reports the error that ends it."""
+"""Reports the error of a rank to the owner of its job: the rank writes a line to stderr, and the owner reads it."""
 
 from __future__ import annotations
 
@@ -12,21 +12,24 @@ from collections.abc import Iterator
 from trtllm_pt.errors import RunError, TrtllmPtError, UsageError
 from trtllm_pt.job.launchers import launched_rank
 
-# In this time mpirun has seen that a rank is dead, has said which, and has ended the other ranks.
+# Within this time, mpirun detects that a rank is dead, reports which one, and stops the other ranks.
 MPIRUN_SECONDS = 3.0
 
 
 @contextlib.contextmanager
 def last_words() -> Iterator[None]:
-    """End this process where the block raises an exception, and so the whole job. The reason goes to stderr, where
-    `read_last_words` finds it."""
+    """Exit this process, and so stop the whole job, if the block raises an exception.
+
+    The reason is written to stderr, where `read_last_words` finds it.
+    """
     try:
         yield
     except TrtllmPtError as error:
-        # All ranks may find the same fault: each reports it, the owner reads the first report, and the job ends.
+        # If all ranks find the same fault, each of them reports it, and the owner reads the first report.
         _end("usage" if isinstance(error, UsageError) else "error", str(error), error.exit_status)
     except Exception as error:
-        # Where a rank is dead, the others may hear so from MPI before mpirun does, which alone knows who died, and how.
+        # MPI may report a dead rank to this one before mpirun detects it, and only mpirun knows which rank died, and
+        # how.
         time.sleep(MPIRUN_SECONDS)
         traceback.print_exc()
         who = f"rank {launched_rank()} (process {os.getpid()})"
@@ -34,12 +37,12 @@ def last_words() -> Iterator[None]:
 
 
 def _end(kind: str, text: str, status: int) -> None:
-    os.write(2, f"trtllm-pt: {kind}: {text}\n".encode())  # in one piece: lines of several ranks would come mixed
+    os.write(2, f"trtllm-pt: {kind}: {text}\n".encode())  # in one call, so that the lines of several ranks do not mix
     os._exit(status)
 
 
 def read_last_words(log: str) -> TrtllmPtError | None:
-    """The error that the first rank reported in what all of them printed; None: no rank reported one."""
+    """Return the first error that a rank reported in `log`, the output of all ranks, or None if there is none."""
     found = re.search(r"^trtllm-pt: (usage|error): (.*)$", log, re.MULTILINE)
     if found is None:
         return None

@@ -1,4 +1,4 @@
-"""Finds mpirun, and makes the command and the environment that start the ranks of a job. MPI is not imported."""
+"""Finds mpirun, and builds the command and the environment that start the ranks of a job. MPI is not imported."""
 
 from __future__ import annotations
 
@@ -11,28 +11,30 @@ from typing import NamedTuple
 
 from trtllm_pt.errors import UsageError
 
-# Open MPI refuses to run as root, as containers do, until it is told that root is meant; and it ties each rank with all
-# its threads to one core. MPICH does neither, and ignores these.
+# By default Open MPI refuses to run as root, which is usual in containers, and binds each rank with all its threads to
+# one core. MPICH does neither, and ignores these variables.
 _OPEN_MPI = {
     "OMPI_ALLOW_RUN_AS_ROOT": "1",
     "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
     "OMPI_MCA_hwloc_base_binding_policy": "none",  # Open MPI 4
     "PRTE_MCA_hwloc_default_binding_policy": "none",  # Open MPI 5
 }
-# What an mpirun tells the ranks that it starts. An mpirun that is started by such a rank must not believe it.
+# Variables that mpirun sets for the ranks that it starts. An mpirun that such a rank starts must not inherit them.
 _OF_A_JOB = ("PMI_", "PMIX_")
 
 
 class Launch(NamedTuple):
-    """A command line, and the environment to start it in."""
+    """A command line, and the environment in which to start it."""
 
     command: list[str]
     environment: dict[str, str]
 
 
 def find_mpirun(hint: str) -> str:
-    """The mpirun of this Python environment, else the one on PATH. Raises UsageError, with the installation hint, where
-    there is none."""
+    """Return the path of the mpirun of this Python environment or, if it has none, of the one on PATH.
+
+    hint: what to install if there is none. Raises UsageError, with the hint, if there is none.
+    """
     own = Path(sys.prefix) / "bin" / "mpirun"
     found = str(own) if own.exists() else shutil.which("mpirun")
     if found is None:
@@ -41,7 +43,7 @@ def find_mpirun(hint: str) -> str:
 
 
 def no_mpi(hint: str) -> str:
-    """The message where MPI is missing. hint: what to install."""
+    """Return the error message for a missing MPI. hint: what to install."""
     return f"no MPI: more than one rank needs {hint}"
 
 
@@ -51,9 +53,11 @@ def launch(
     options: Sequence[str] = (),
     environment: Mapping[str, str] = os.environ,
 ) -> Launch:
-    """Start one job with `mpirun`: for each of `programs` a number of ranks and the command that they run.
+    """Return the command line and the environment that start one job. The job is not started here.
 
-    options: of mpirun itself. environment: what the ranks are to have; what the user has set for Open MPI there counts.
+    mpirun: the path of mpirun. programs: pairs of a number of ranks and the command that these ranks run. options:
+    options of mpirun itself. environment: the environment of the ranks; its settings for Open MPI override the defaults
+    of this module.
     """
     command = [mpirun, *options]
     for number, (ranks, program) in enumerate(programs):

@@ -1,4 +1,4 @@
-"""Ends processes that this one has started, and reads what they printed."""
+"""Stops processes that this process has started, and reads their output."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from typing import Any
 def end(
     process: subprocess.Popen[Any], patience: float, polite: Sequence[signal.Signals] = (signal.SIGTERM,)
 ) -> int | None:
-    """End a process, and with it the group that it leads (`start_new_session=True`), if it leads one.
+    """Stop a process and, if it leads a process group (`start_new_session=True`), the whole group.
 
-    Each signal of `polite` is sent in turn, and SIGKILL at last; after each the process has `patience` seconds to exit.
-    Returns its exit status; None: the system did not end it even so, as where it waits for a broken disk.
+    The signals of `polite` are sent one after the other, and SIGKILL last; after each of them the process has
+    `patience` seconds to exit. Returns the exit status, or None if the process survives SIGKILL, for example because it
+    waits for a broken disk.
     """
     for number in (*polite, signal.SIGKILL):
         if process.poll() is not None:
@@ -28,7 +29,7 @@ def end(
 
 
 def _send(process: subprocess.Popen[Any], number: signal.Signals) -> None:
-    """The process is our child and has not been waited for: its number is still its own."""
+    """Send a signal to a child process or its group. The child has not been reaped, so its pid cannot be another's."""
     with contextlib.suppress(ProcessLookupError):
         if os.getpgid(process.pid) == process.pid:
             os.killpg(process.pid, number)
@@ -37,5 +38,5 @@ def _send(process: subprocess.Popen[Any], number: signal.Signals) -> None:
 
 
 def last_line(printed: str) -> str | None:
-    """The last line that says something; None: there is none. mpirun frames what it says with lines of `-` or `=`."""
+    """Return the last line of `printed` that has text, or None. mpirun frames its messages with lines of `-` or `=`."""
     return next((line.strip() for line in reversed(printed.splitlines()) if line.strip(" -=")), None)

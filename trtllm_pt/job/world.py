@@ -1,4 +1,4 @@
-"""Which ranks this process belongs to, and what they do together. Neither torch nor, for one rank, MPI is imported."""
+"""The ranks of this process's job, and their collectives. torch is not imported, and MPI only for several ranks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class World:
-    """This process's place, `rank`, among the `size` ranks of its job. comm: None for a process that is alone."""
+    """The position (`rank`) of this process among the `size` ranks of its job. `comm` is None for a single process."""
 
     def __init__(self, comm: MPI.Intracomm | None) -> None:
         self.comm = comm
@@ -28,18 +28,18 @@ class World:
 
     @classmethod
     def join(cls, ranks: int | None, hint: str) -> Self:
-        """The ranks that this process was started with, on a communicator of their own.
+        """Join the ranks that were started together with this process, on a communicator of their own.
 
-        From here on an exception that ends one rank ends all. ranks: how many there must be; None: however many there
-        are. hint: what to install where MPI is missing. Raises UsageError where MPI is missing, where another number of
-        ranks was started, or where the launcher belongs to another MPI than mpi4py.
+        After this call, an uncaught exception in one rank aborts all ranks. ranks: the required number of ranks, or
+        None for any number. hint: what to install if MPI is missing. Raises UsageError if MPI is missing, if the
+        launcher started a different number of ranks, or if the launcher belongs to another MPI than mpi4py.
         """
         launched = launched_ranks()
         if launched is None and ranks == 1:
             return cls(None)
         if launched in (None, 1) and ranks is None and "mpi4py.MPI" not in sys.modules:
             return cls(None)
-        if launched is not None:  # the environment tells, before any rank waits for another
+        if launched is not None:  # checked in the environment, before any rank waits for another
             _check_number(ranks, launched)
         mpi = import_mpi(hint)
         comm = mpi.COMM_WORLD
@@ -57,29 +57,30 @@ class World:
 
     @classmethod
     def joined(cls) -> Self | None:
-        """The ranks whose MPI this process has started already; None: it is alone."""
+        """Return the ranks of this process if it has already initialised MPI with more than one rank, else None."""
         mpi: Any = sys.modules.get("mpi4py.MPI")
         if mpi is None or not mpi.Is_initialized() or mpi.Is_finalized() or mpi.COMM_WORLD.size == 1:
             return None
         return cls(mpi.COMM_WORLD)
 
     def broadcast(self, value: T) -> T:
-        """Rank 0's value, on all ranks."""
+        """Return rank 0's value on every rank."""
         return value if self.comm is None else self.comm.bcast(value)
 
     def gather_all(self, value: T) -> list[T]:
-        """Every rank's value, on all ranks."""
+        """Return the values of all ranks, in the order of ranks, on every rank."""
         return [value] if self.comm is None else self.comm.allgather(value)
 
     def barrier(self) -> None:
-        """Wait until all ranks are here."""
+        """Wait until all ranks have made this call."""
         if self.comm is not None:
             self.comm.Barrier()
 
     def together(self, work: Callable[[], T]) -> T:
-        """Do `work` on all ranks. A failure on any of them is raised on all, so that none waits for one that is gone.
+        """Call `work` on every rank and return its result.
 
-        An exception that is not of this package is raised as RunError.
+        If `work` fails on any rank, its exception is raised on all ranks, so that no rank waits for one that has
+        failed. An exception that does not belong to this package is raised as RunError.
         """
         try:
             result, failure = work(), None
@@ -93,7 +94,7 @@ class World:
         return result
 
     def abort(self, status: int = 1) -> None:
-        """End all ranks now: the others may wait for this one in a collective. What was printed is passed on first."""
+        """Stop all ranks, which may be waiting for this one in a collective. mpirun first passes on their output."""
         if self.comm is not None:
             sys.stdout.flush()
             sys.stderr.flush()
@@ -108,7 +109,7 @@ def _check_number(ranks: int | None, started: int) -> None:
 
 
 def import_mpi(hint: str) -> Any:
-    """mpi4py's module MPI, initialised. hint: what to install. Raises UsageError where MPI is missing."""
+    """Return the module mpi4py.MPI, initialised. hint: what to install. Raises UsageError if MPI is missing."""
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
@@ -117,13 +118,13 @@ def import_mpi(hint: str) -> Any:
 
 
 def mpi_name(mpi: Any) -> str:
-    """The library behind mpi4py, such as `MPICH 5.0.2`."""
+    """Return the name and version of the MPI library behind mpi4py, such as `MPICH 5.0.2`."""
     name, version = mpi.get_vendor()
     return f"{name} {'.'.join(map(str, version))}"
 
 
 def end_all_on_an_exception(comm: MPI.Intracomm) -> None:
-    """Have an exception that ends this process end all ranks of `comm`: they may wait for it in a collective."""
+    """Abort all ranks of `comm` when an uncaught exception ends this process: they may wait for it in a collective."""
     report = sys.excepthook
 
     def end_all(*error: Any) -> None:

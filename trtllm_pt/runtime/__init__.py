@@ -1,1 +1,1 @@
-"""Running engines: LLM, the runtime protocol and its implementations, and what a rank does."""
+"""Running engines: the Python API `LLM`, the runtime that starts ranks of its own, and the program of such a rank."""

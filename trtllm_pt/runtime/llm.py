@@ -1,4 +1,4 @@
-"""The Python API: prompts in, text out, whatever the engine and however many ranks."""
+"""The Python API: it generates text from prompts with any engine, on any number of ranks."""
 
 from __future__ import annotations
 
@@ -27,27 +27,30 @@ _POLL_SECONDS = 0.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunResult:
-    """One prompt's output."""
+    """The output for one prompt."""
 
-    text: str  # empty for an engine without a tokenizer
+    text: str  # empty if the engine has no tokenizer
     token_ids: tuple[int, ...]
-    log_probs: tuple[float, ...]  # one per token where asked for
+    log_probs: tuple[float, ...]  # one per token if requested, else empty
     finish_reason: FinishReason
-    ttft_s: float  # from submission to the first token
-    tokens_per_s: float  # after the first token; for a single one, with it
-    sync_points_seen: int | None  # all-reduces per forward, counted at run time
+    ttft_s: float  # seconds from submission to the first token
+    tokens_per_s: float  # the rate after the first token; for an output of one token, the rate including it
+    sync_points_seen: int | None  # all-reduces per forward pass, counted at run time; None: not counted
 
 
 class LLM:
-    """A running engine directory. A context manager: `close` ends its ranks.
+    """A running engine. It is a context manager; leaving the block, or `close`, stops its ranks.
 
         with LLM("engines/demo") as llm:
             [result] = llm.generate(["def main("], SamplingParams(max_tokens=32))
 
-    Started by mpirun, it joins those ranks: rank 0 goes on from here, the others serve it and then exit. Started alone,
-    it starts the engine's ranks itself. threads: per rank of an embedded engine; None: the machine's cores divided
-    among the ranks. kv_tokens: room of the KV cache; None: enough for every slot, within half of the memory available
-    (TensorRT: nine tenths of the GPU's). Raises UsageError for an engine that cannot run here.
+    If mpirun started this process, the constructor joins the ranks of that mpirun: it returns on rank 0, and the other
+    ranks work for rank 0 and then exit. Otherwise it starts the engine's ranks itself.
+
+    engine_dir: an engine directory that `build` wrote. threads: threads per rank of an embedded engine; None divides
+    the machine's cores among the ranks. kv_tokens: capacity of the KV cache in tokens; None: enough for max_batch_size
+    requests, but at most half of the available memory (TensorRT: nine tenths of the GPU's free memory). Raises
+    UsageError if the engine cannot run on this machine, and RunError if its ranks fail to start.
     """
 
     def __init__(self, engine_dir: str | Path, *, threads: int | None = None, kv_tokens: int | None = None) -> None:
@@ -58,7 +61,7 @@ class LLM:
         self._runtime = start_runtime(folder, self.manifest, threads, kv_tokens)
         self._limits = self.manifest.limits
         self._next_id = 0
-        self._outputs: dict[int, _Output] = {}  # of the requests that somebody reads
+        self._outputs: dict[int, _Output] = {}  # of the requests that a caller is reading, by id
 
     def generate(
         self,
@@ -67,14 +70,18 @@ class LLM:
         *,
         stop: Sequence[str] = (),
     ) -> list[RunResult]:
-        """All prompts in one batch. sampling: one for all, or one each; greedy where left out. stop: strings that end
-        a text and are kept out of it. Raises UsageError for a prompt or a value that the engine cannot take."""
+        """Generate the outputs of all prompts, in one batch. The results are in the order of the prompts.
+
+        prompts: texts or token ids. sampling: parameters for all prompts, or one set for each; greedy decoding if left
+        out. stop: strings at which an output ends; they are not part of the output. Raises UsageError for a prompt or a
+        value that the engine does not accept, and RunError if a rank fails.
+        """
         if isinstance(prompts, str):
-            raise UsageError("prompts must be a list: for one prompt, [prompt]")
+            raise UsageError(f"prompts ({prompts[:40]!r}) must be a list; for a single prompt, pass [prompt]")
         each = sampling if isinstance(sampling, Sequence) else [sampling or SamplingParams()] * len(prompts)
         if len(each) != len(prompts):
             raise UsageError(
-                f"{len(each)} sampling parameters for {len(prompts)} prompts: give one for all, or one each"
+                f"sampling has {len(each)} entries for {len(prompts)} prompts; pass one for all, or one per prompt"
             )
         requests = [self._request(prompt, one) for prompt, one in zip(prompts, each, strict=True)]
         outputs = [self._submit(request, stop) for request in requests]
@@ -89,7 +96,10 @@ class LLM:
     def stream(
         self, prompt: Prompt, sampling: SamplingParams | None = None, *, stop: Sequence[str] = ()
     ) -> Iterator[str | RunResult]:
-        """The text of one prompt, piece by piece, and at the end its RunResult."""
+        """Generate the output of one prompt. Yields its text, piece by piece, and then its RunResult.
+
+        The arguments and the errors are those of `generate`. A generator that is closed early cancels the request.
+        """
         output = self._submit(self._request(prompt, sampling or SamplingParams()), stop)
         with self._reading([output]):
             sent = 0
@@ -104,6 +114,7 @@ class LLM:
         yield self._results([output])[0]
 
     def close(self) -> None:
+        """Stop all ranks. Requests that are in flight are dropped."""
         self._runtime.close()
 
     def __enter__(self) -> LLM:
@@ -113,7 +124,10 @@ class LLM:
         self.close()
 
     def encode(self, prompt: Prompt) -> tuple[int, ...]:
-        """The prompt's token ids. Without a tokenizer a text prompt is token ids, too: `1 2 3`."""
+        """Return the token ids of a prompt. If the engine has no tokenizer, a text must list token ids, as in `1 2 3`.
+
+        Raises UsageError for an empty text, for a text that is not valid UTF-8, and for one that lists no token ids.
+        """
         if not isinstance(prompt, str):
             return tuple(prompt)
         if not prompt:
@@ -122,13 +136,13 @@ class LLM:
             try:
                 prompt.encode()
             except UnicodeEncodeError:
-                raise UsageError("the prompt is not valid UTF-8") from None
+                raise UsageError("the prompt is not valid UTF-8: it contains an unpaired surrogate") from None
             return tuple(self.tokenizer.encode(prompt).ids)
         try:
             return tuple(int(word) for word in prompt.replace(",", " ").split())
         except ValueError:
             raise UsageError(
-                f"this engine has no tokenizer: give the prompt as token ids such as '1 2 3', not {prompt!r}"
+                f"this engine has no tokenizer: the prompt ({prompt!r}) must be a list of token ids, such as '1 2 3'"
             ) from None
 
     def _request(self, prompt: Prompt, sampling: SamplingParams) -> Request:
@@ -136,12 +150,12 @@ class LLM:
             sampling = replace(sampling, end_id=self._end_id, stop_words=(*sampling.stop_words, *self._stop_words))
         request = Request(id=self._next_id, token_ids=self.encode(prompt), sampling=sampling)
         self._next_id += 1
-        self._limits.check(request)  # all of a batch before the first is queued
+        self._limits.check(request)  # every request of a batch is checked before the first one is queued
         return request
 
     def _submit(self, request: Request, stop: Sequence[str]) -> _Output:
         if stop and self.tokenizer is None:
-            raise UsageError("stop strings need a tokenizer, which this engine does not have: use stop_words")
+            raise UsageError(f"stop ({list(stop)!r}) needs a tokenizer, and this engine has none: use stop_words")
         text = None if self.tokenizer is None else TextStream(self.tokenizer, stop)
         self._runtime.submit(request)
         now = time.perf_counter()
@@ -151,7 +165,7 @@ class LLM:
 
     @contextlib.contextmanager
     def _reading(self, outputs: list[_Output]) -> Iterator[None]:
-        """Left early, it cancels what is unfinished."""
+        """Cancel the unfinished outputs when the block is left early."""
         try:
             yield
         finally:
@@ -163,14 +177,14 @@ class LLM:
                     output.log.write(log)
 
     def _poll(self) -> bool:
-        """Takes what has come, each message to its output: several may be read by turns. Whether one has ended."""
+        """Receive messages for all outputs, as several streams may be read in turn. Returns whether an output ended."""
         messages = self._runtime.poll(_POLL_SECONDS)
         now = time.perf_counter()
         ended = False
         for message in messages:
             output = self._outputs.get(message.id)
             if output is None or output.finish_reason is not None:
-                continue  # it was cancelled, or a stop string ended it
+                continue  # it was cancelled, or it reached a stop string
             output.take(message, now)
             if output.finish_reason is not None:
                 ended = True
@@ -186,7 +200,7 @@ class LLM:
 
 @dataclass(slots=True)
 class _Output:
-    """A request's output as it grows."""
+    """The output of one request while it is generated. Times are those of time.perf_counter."""
 
     id: int
     text: TextStream | None
@@ -195,8 +209,8 @@ class _Output:
     pieces: list[str] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
-    first: float = 0.0  # when the first token came, and the last
-    last: float = 0.0
+    first: float = 0.0  # time of the first token
+    last: float = 0.0  # time of the latest token
     finish_reason: FinishReason | None = None
     error: str | None = None
 
@@ -218,7 +232,7 @@ class _Output:
             self.log.output_ended(len(self.token_ids), self.finish_reason)
 
     def check(self) -> None:
-        """Raises RunError where the request failed."""
+        """Raise RunError if the request failed."""
         if self.error is not None:
             raise RunError(self.error)
 
@@ -240,6 +254,10 @@ class _Output:
 
 
 def start_runtime(folder: Path, manifest: EngineManifest, threads: int | None, kv_tokens: int | None) -> Runtime:
+    """Return the running engine of a folder. If mpirun started this process, ranks other than 0 never return.
+
+    The parameters and the errors are those of LLM. A process that mpirun did not start, or a single rank, needs no MPI.
+    """
     manifest.backend.check_versions(folder, manifest)
     if launched_ranks() is None and manifest.ranks > 1:
         from trtllm_pt.runtime.remote import RemoteRuntime

@@ -1,7 +1,7 @@
-"""A running engine in its own processes: all ranks under mpirun, and a unix socket to rank 0.
+"""A running engine in processes of its own: all ranks run under one mpirun, and a Unix socket leads to rank 0.
 
-The one process form for Python and the command line: whoever holds this object outlives a rank that dies, and
-the ranks never outlive it.
+The owner, which is the process that holds the RemoteRuntime, survives the death of a rank, and the ranks exit when
+their owner does. So `LLM`, the command line and Triton's engine model all run engines of several ranks this way.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from trtllm_pt.job.mpirun import find_mpirun, launch, no_mpi
 from trtllm_pt.job.process import end, last_line
 from trtllm_pt.requests.messages import CLOSED, Request, Stats, Tokens
 
-_MISSING_MPI = "no libmpi|cannot load MPI|No module named '?mpi4py"  # what a rank prints that finds none
-_LONGEST_FOLDER = 95  # characters: a socket's path has at most 107
+_MISSING_MPI = "no libmpi|cannot load MPI|No module named '?mpi4py"  # what a rank without MPI prints
+_LONGEST_FOLDER = 95  # characters: the path of a socket in it can have at most 107
 
 
 class Connection:
-    """JSON messages, a line each, over a stream socket."""
+    """Sends and receives JSON messages, one per line, over a stream socket."""
 
     def __init__(self, stream: socket.socket) -> None:
         self.stream = stream
@@ -43,20 +43,24 @@ class Connection:
         self._ended = False
 
     def send(self, message: dict[str, Any]) -> None:
-        """Raises ConnectionError where the other side is gone."""
+        """Send one message. Raises ConnectionError if the other side has closed the socket."""
         data = memoryview(json.dumps(message).encode() + b"\n")
         self._selector.modify(self.stream, selectors.EVENT_READ | selectors.EVENT_WRITE)
         try:
             while data:
                 self._selector.select()
-                self._read()  # the other side may be waiting for us to read, with its own message half sent
+                self._read()  # the other side may be blocked in sending to us
                 with contextlib.suppress(BlockingIOError):
                     data = data[self.stream.send(data) :]
         finally:
             self._selector.modify(self.stream, selectors.EVENT_READ)
 
     def receive(self, timeout: float | None) -> list[dict[str, Any]]:
-        """What has arrived; waits up to `timeout` seconds for it (None: for ever). Raises EOFError at the end."""
+        """Return the messages that have arrived, after waiting for the first one.
+
+        timeout: how long to wait, in seconds; None waits forever. Raises EOFError when the other side has closed the
+        socket and all messages have been returned.
+        """
         if b"\n" not in self._received and not self._ended and self._selector.select(timeout):
             self._read()
         *lines, self._received = self._received.split(b"\n")
@@ -76,9 +80,11 @@ class Connection:
 
 
 class RemoteRuntime:
-    """Starts an engine directory's ranks and speaks the runtime protocol with rank 0.
+    """Starts the ranks of an engine directory, and implements the runtime protocol by talking to rank 0.
 
-    Raises UsageError or RunError, whichever stopped the workers from starting.
+    threads and kv_tokens are those of LLM. `pids` has the process of each rank. The constructor returns when all ranks
+    have loaded the engine. It raises the error of a rank that fails to load it, and RunError if the ranks take longer
+    than the backend's start_seconds.
     """
 
     def __init__(
@@ -90,14 +96,14 @@ class RemoteRuntime:
         self._start_seconds, self._stop_seconds = backend.start_seconds, backend.stop_seconds
         self._limits = manifest.limits
         self.leftovers: set[Path] = set()
-        self._tokens: list[Tokens] = []  # received, not polled yet
-        self._stats: Stats | None = None  # the answer, once it is there
+        self._tokens: list[Tokens] = []  # received, but not polled yet
+        self._stats: Stats | None = None  # the answer to `stats`, once it has arrived
         self.pids: list[int] = []
         self._folder = Path(tempfile.mkdtemp(prefix="trtllm_pt-"))
         self._log = self._folder / "ranks.log"
         try:
             if len(str(self._folder)) > _LONGEST_FOLDER:
-                raise UsageError(f"TMPDIR is too long for a socket in it: {self._folder}")
+                raise UsageError(f"TMPDIR ({self._folder.parent}) is too long: it must leave room for a socket's path")
             with socket.socket(socket.AF_UNIX) as listener:
                 listener.bind(str(self._folder / "socket"))
                 listener.listen(1)
@@ -123,7 +129,7 @@ class RemoteRuntime:
                 stderr=subprocess.STDOUT,
                 # MPI and the compiled graph unpack files into TMPDIR, which `close` removes even if a rank cannot.
                 env={**environment, "TMPDIR": str(self._folder)},
-                start_new_session=True,  # Ctrl-C is for the owner, who then closes
+                start_new_session=True,  # so that Ctrl-C reaches the owner alone, which then stops the ranks
             )
 
     def _accept(self, listener: socket.socket) -> Connection:
@@ -145,21 +151,24 @@ class RemoteRuntime:
         raise RunError(f"the engine did not load within {self._start_seconds:.0f} s")
 
     def submit(self, request: Request) -> None:
+        """Queue a request. Raises UsageError for a request that could never run, and RunError if a rank died."""
         self._limits.check(request)
         self._send({"submit": request.to_json()})
 
     def cancel(self, request_id: int) -> None:
-        if not self._closed:  # else all have ended
+        """Cancel a request; its last message has finish reason `cancelled`. Unknown ids are ignored."""
+        if not self._closed:  # otherwise no request is left
             self._send({"cancel": request_id})
 
     def poll(self, timeout: float) -> list[Tokens]:
-        """Raises RunError where a rank died or hung, naming it."""
+        """Return new tokens, after at most `timeout` seconds. Raises RunError, naming the rank, if one died or hung."""
         if not self._tokens:
             self._take(self._receive(timeout))
         tokens, self._tokens = self._tokens, []
         return tokens
 
     def stats(self) -> Stats:
+        """Return the engine's counters. Raises RunError if rank 0 does not answer within start_seconds."""
         self._stats = None
         self._send({"stats": True})
         deadline = time.monotonic() + self._start_seconds
@@ -178,15 +187,16 @@ class RemoteRuntime:
                     self._stats = Stats(**data)
 
     def close(self) -> None:
+        """Stop all ranks, by force if they do not exit in time, and remove the files that they left."""
         if self._closed:
             return
         self._closed = True
         if hasattr(self, "_connection"):
-            self._connection.close()  # the workers end at the end of the stream
+            self._connection.close()  # the ranks exit when the socket is closed
         if hasattr(self, "_job"):
             self._end_job()
         shutil.rmtree(self._folder, ignore_errors=True)
-        for path in self.leftovers:  # of ranks that could not clean up
+        for path in self.leftovers:  # from ranks that could not remove them
             path.unlink(missing_ok=True)
 
     def _end_job(self) -> None:
@@ -212,7 +222,7 @@ class RemoteRuntime:
             raise self._why_the_job_ended() from None
 
     def _why_the_job_ended(self) -> TrtllmPtError:
-        """Which rank ended the job, and how, by what it reported itself or by what mpirun printed."""
+        """Return an error that says which rank stopped the job, and how, from the rank's report or mpirun's output."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._job.wait(self._stop_seconds)
         log = self._log.read_text(errors="replace")
@@ -221,16 +231,16 @@ class RemoteRuntime:
         if re.search(_MISSING_MPI, log):
             return UsageError(no_mpi(self._mpi_hint))
         if exited := first_exit(log, self.pids, self._first_exit.pid if self.pids else None):
-            return RunError(f"{exited}; all ranks have ended")
-        return RunError(f"the ranks have ended: {self._last_line()}")
+            return RunError(f"{exited}; all ranks have exited")
+        return RunError(f"the ranks have exited: {self._last_line()}")
 
     def _last_line(self) -> str:
         found = last_line(self._log.read_text(errors="replace"))
-        return found or f"mpirun has printed nothing (status {self._job.poll()})"
+        return found or f"mpirun printed nothing (exit status {self._job.poll()})"
 
 
 def _shared_memory_of(pid: int) -> set[Path]:
-    """MPI's files in /dev/shm that a process has mapped: those of its whole job."""
+    """Return MPI's files in /dev/shm that a process has mapped. All ranks of its job share them."""
     with contextlib.suppress(OSError):
         return {Path(name) for name in re.findall(r"/dev/shm/mpich_shm_\w+", Path(f"/proc/{pid}/maps").read_text())}
     return set()

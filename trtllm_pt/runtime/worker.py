@@ -1,4 +1,4 @@
-"""One rank of a RemoteRuntime: `mpirun -n g python -m mpi4py -m trtllm_pt.runtime.worker ENGINE SOCKET`."""
+"""The program of one rank of a RemoteRuntime, which starts it under mpirun with the arguments ENGINE and SOCKET."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trtllm_pt.requests.messages import Request, Tokens
 from trtllm_pt.runtime.remote import Connection
 
 log = logging.getLogger(__name__)
-_POLL_SECONDS = 0.001  # how long a message of the owner may wait for an engine that is at work
+_POLL_SECONDS = 0.001  # how long rank 0 waits for tokens before it reads the owner's messages again
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def serve(runtime: RankRuntime, path: str) -> None:
-    """Answer the owner's messages until it goes away."""
+    """Answer the owner's messages on the socket at `path` until the owner closes it. Only rank 0 calls this."""
     stream = socket.socket(socket.AF_UNIX)
     try:
         stream.connect(path)
@@ -50,7 +50,7 @@ def serve(runtime: RankRuntime, path: str) -> None:
                 _answer(runtime, connection, message)
             for tokens in runtime.poll(_POLL_SECONDS):
                 connection.send({"tokens": tokens.to_json()})
-    except (EOFError, OSError):  # the owner is gone, perhaps since before we were ready
+    except (EOFError, OSError):  # the owner has exited, perhaps before this rank was ready
         return
 
 

@@ -149,8 +149,8 @@ def test_scripts_under_mpirun_end(engines: Engines, body: str, status: int) -> N
 @pytest.mark.parametrize(
     ("end", "rank", "how"),
     [
-        (signal.SIGKILL, 0, "(was ended by signal 9|has ended)"),
-        (signal.SIGKILL, 1, "(was ended by signal 9|has ended)"),
+        (signal.SIGKILL, 0, "(was killed by signal 9|has exited)"),
+        (signal.SIGKILL, 1, "(was killed by signal 9|has exited)"),
         (signal.SIGSTOP, 1, "has not answered for 8 s"),
     ],
 )

@@ -27,7 +27,7 @@ def test_no_compiler_says_what_to_install(monkeypatch, tmp_path):
 def test_no_mpi_header_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
     monkeypatch.setattr(build.sysconfig, "get_path", lambda name: str(tmp_path))
-    with pytest.raises(UsageError, match=r"pip install -e '\.\[embedded\]'"):
+    with pytest.raises(UsageError, match=r"pip install 'trtllm_pt\[embedded\]'"):
         build.build_library(tmp_path / "out")
 
 
