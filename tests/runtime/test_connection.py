@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import threading
+from typing import Any
 
+import msgspec
 import pytest
 
+from trtllm_pt.requests.messages import FromRank0, Ready, Request, SamplingParams, Stats, Tokens, ToRank0
 from trtllm_pt.runtime.remote import Connection
 
 
+def pair(received: Any = Any) -> tuple[Connection[Any, Any], Connection[Any, Any]]:
+    ours, theirs = socket.socketpair()
+    return Connection(ours, received), Connection(theirs, received)
+
+
 def test_both_sides_send_more_than_the_socket_holds() -> None:
-    ours, theirs = map(Connection, socket.socketpair())
+    ours, theirs = pair()
     heard = 0
 
     def answer() -> None:
@@ -33,7 +42,7 @@ def test_both_sides_send_more_than_the_socket_holds() -> None:
 
 
 def test_what_came_before_the_end_is_received() -> None:
-    ours, theirs = map(Connection, socket.socketpair())
+    ours, theirs = pair()
     for number in range(3):
         theirs.send({"number": number})
     theirs.close()
@@ -43,3 +52,46 @@ def test_what_came_before_the_end_is_received() -> None:
     with pytest.raises(ConnectionError):
         for _ in range(2):
             ours.send({})
+
+
+SAMPLING = SamplingParams(
+    max_tokens=2**63 - 1,
+    temperature=0.1,
+    seed=2**64 - 1,
+    end_id=-1,
+    stop_words=((1, 2), (3,)),
+    bad_words=((4,),),
+    include_stop_words=True,
+    log_probs=True,
+)
+COUNTS = {field.name: number for number, field in enumerate(msgspec.structs.fields(Stats))}
+TO_RANK_0: list[ToRank0] = [Request(id=1, token_ids=(5, 6)), Request(id=2, token_ids=(7,), sampling=SAMPLING)]
+FROM_RANK_0: list[FromRank0] = [
+    Ready([1, 2]),
+    Tokens(id=1),
+    Tokens(id=2, token_ids=(5, 6), log_probs=(-math.inf, -0.1), finish_reason="error", error="é"),
+    Stats(**COUNTS),  # type: ignore[arg-type]
+]
+
+
+@pytest.mark.parametrize(("kind", "messages"), [(ToRank0, TO_RANK_0), (FromRank0, FROM_RANK_0)])
+def test_messages_arrive_as_they_were_sent(kind: Any, messages: list[Any]) -> None:
+    ours, theirs = pair(kind)
+    for message in messages:
+        ours.send(message)
+    received = theirs.receive(1)
+    assert received == messages
+    assert [type(message) for message in received] == [type(message) for message in messages]
+
+
+def test_a_message_may_arrive_in_parts() -> None:
+    stream, theirs = socket.socketpair()
+    connection: Connection[Any, Any] = Connection(theirs, Any)
+    body = msgspec.msgpack.encode([1, 2, 3])
+    data = len(body).to_bytes(4, "little") + body
+    for byte in data[:-1]:
+        stream.send(bytes([byte]))
+        assert connection.receive(1) == []
+    stream.send(data[-1:] + data[:3])
+    assert connection.receive(1) == [[1, 2, 3]]
+    assert connection.receive(0) == []

@@ -1,12 +1,14 @@
-"""What crosses the runtime protocol: the one schema of the API, the sockets and the tests.
+"""The runtime protocol and its messages, which are the same in a process and on the socket to rank 0.
 
 submit(Request)   cancel(id)   poll(timeout) -> list[Tokens]   stats() -> Stats   close()
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import msgspec
 
 FinishReason = Literal["length", "end_id", "stop_words", "cancelled", "timed_out", "invalid", "error"]
 CLOSED = "this engine is closed"  # what a runtime says to a request after `close`
@@ -36,27 +38,15 @@ class SamplingParams:
     log_probs: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """One prompt. `id` is chosen by whoever submits and unique among the requests in flight."""
+class Request(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """One prompt. Its submitter chooses the `id`, which no other request in flight may have."""
 
     id: int
     token_ids: tuple[int, ...]
-    sampling: SamplingParams = field(default_factory=SamplingParams)
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Request:
-        sampling = dict(data["sampling"])
-        for name in ("stop_words", "bad_words"):
-            sampling[name] = tuple(tuple(word) for word in sampling.get(name, ()))
-        return cls(id=data["id"], token_ids=tuple(data["token_ids"]), sampling=SamplingParams(**sampling))
+    sampling: SamplingParams = msgspec.field(default_factory=SamplingParams)
 
 
-@dataclass(slots=True, kw_only=True)  # made in every step: frozen it takes twice as long
-class Tokens:
+class Tokens(msgspec.Struct, kw_only=True, tag=True):
     """New tokens of a request, in order. The last message of a request has a `finish_reason`."""
 
     id: int
@@ -65,17 +55,8 @@ class Tokens:
     finish_reason: FinishReason | None = None
     error: str | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Tokens:
-        lists = {name: tuple(data[name]) for name in ("token_ids", "log_probs")}
-        return cls(**{**data, **lists})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stats:
+class Stats(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """A runtime's counters since it started, and its load now."""
 
     steps: int
@@ -94,8 +75,28 @@ class Stats:
     kv_page_tokens: int | None = None  # tokens that a page holds; None: cannot tell
     reused_tokens: int | None = None  # of prompts, found in the KV cache; None: cannot tell
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+
+# What only the socket carries.
+
+
+class Cancel(msgspec.Struct, frozen=True, tag=True):
+    """Calls `cancel`."""
+
+    id: int
+
+
+class AskStats(msgspec.Struct, frozen=True, tag=True):
+    """Calls `stats`; the answer is a Stats."""
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    """All ranks have loaded the engine. pids: their processes, by rank."""
+
+    pids: list[int]
+
+
+ToRank0 = Request | Cancel | AskStats
+FromRank0 = Ready | Tokens | Stats
 
 
 class Runtime(Protocol):

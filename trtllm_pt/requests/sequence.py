@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from trtllm_pt.requests.messages import FinishReason, Request, SamplingParams, Tokens
 
@@ -89,7 +89,8 @@ class Sequence:
         """The last message, with the tokens that were held back."""
         self.finish_reason = reason
         rest = self._send(len(self.tokens)) or Tokens(id=self.id)
-        return replace(rest, finish_reason=reason, error=error)
+        rest.finish_reason, rest.error = reason, error
+        return rest
 
     def _send(self, until: int) -> Tokens | None:
         since = self.sent

@@ -7,17 +7,19 @@ their owner does. So `LLM`, the command line and Triton's engine model all run e
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import selectors
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
+
+import msgspec
 
 from trtllm_pt.backends.manifest import EngineManifest
 from trtllm_pt.errors import RunError, TrtllmPtError, UsageError
@@ -25,26 +27,45 @@ from trtllm_pt.job.first_exit import FirstExit, first_exit
 from trtllm_pt.job.last_words import read_last_words
 from trtllm_pt.job.mpirun import find_mpirun, launch, no_mpi
 from trtllm_pt.job.process import end, last_line
-from trtllm_pt.requests.messages import CLOSED, Request, Stats, Tokens
+from trtllm_pt.requests.messages import (
+    CLOSED,
+    AskStats,
+    Cancel,
+    FromRank0,
+    Ready,
+    Request,
+    Stats,
+    Tokens,
+    ToRank0,
+)
 
 _MISSING_MPI = "no libmpi|cannot load MPI|No module named '?mpi4py"  # what a rank without MPI prints
 _LONGEST_FOLDER = 95  # characters: the path of a socket in it can have at most 107
+_LENGTH = struct.Struct("<I")  # bytes of the message that follows
+Received = TypeVar("Received")
+Sent = TypeVar("Sent")
 
 
-class Connection:
-    """Sends and receives JSON messages, one per line, over a stream socket."""
+class Connection(Generic[Received, Sent]):
+    """Sends and receives messages over a stream socket, each as its length in four bytes and then MessagePack.
 
-    def __init__(self, stream: socket.socket) -> None:
+    received: the type of the messages that the other side sends; a union of tagged Structs.
+    """
+
+    def __init__(self, stream: socket.socket, received: Any) -> None:
         self.stream = stream
         self.stream.setblocking(False)
         self._selector = selectors.DefaultSelector()
         self._selector.register(stream, selectors.EVENT_READ)
-        self._received = b""
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder: msgspec.msgpack.Decoder[Received] = msgspec.msgpack.Decoder(received)
+        self._received = bytearray()
         self._ended = False
 
-    def send(self, message: dict[str, Any]) -> None:
+    def send(self, message: Sent) -> None:
         """Send one message. Raises ConnectionError if the other side has closed the socket."""
-        data = memoryview(json.dumps(message).encode() + b"\n")
+        body = self._encoder.encode(message)
+        data = memoryview(_LENGTH.pack(len(body)) + body)
         self._selector.modify(self.stream, selectors.EVENT_READ | selectors.EVENT_WRITE)
         try:
             while data:
@@ -55,18 +76,30 @@ class Connection:
         finally:
             self._selector.modify(self.stream, selectors.EVENT_READ)
 
-    def receive(self, timeout: float | None) -> list[dict[str, Any]]:
+    def receive(self, timeout: float | None) -> list[Received]:
         """Return the messages that have arrived, after waiting for the first one.
 
         timeout: how long to wait, in seconds; None waits forever. Raises EOFError when the other side has closed the
         socket and all messages have been returned.
         """
-        if b"\n" not in self._received and not self._ended and self._selector.select(timeout):
+        messages = self._whole_messages()
+        if not messages and not self._ended and self._selector.select(timeout):
             self._read()
-        *lines, self._received = self._received.split(b"\n")
-        if self._ended and not lines:
+            messages = self._whole_messages()
+        if self._ended and not messages:
             raise EOFError
-        return [json.loads(line) for line in lines]
+        return messages
+
+    def _whole_messages(self) -> list[Received]:
+        messages, start = [], 0
+        while len(self._received) >= (body := start + _LENGTH.size):
+            end = body + _LENGTH.unpack_from(self._received, start)[0]
+            if len(self._received) < end:
+                break
+            messages.append(self._decoder.decode(self._received[body:end]))
+            start = end
+        del self._received[:start]
+        return messages
 
     def _read(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -110,7 +143,7 @@ class RemoteRuntime:
                 options = {"--threads": threads, "--kv-tokens": kv_tokens}
                 given = [str(word) for pair in options.items() if pair[1] is not None for word in pair]
                 self._job = self._start(manifest.ranks, [str(folder), str(self._folder / "socket"), *given])
-                self._connection = self._accept(listener)
+                self._connection: Connection[FromRank0, ToRank0] = self._accept(listener)
             self.pids = self._wait_until_ready()
             self._first_exit = FirstExit(self.pids)
             self.leftovers = _shared_memory_of(self.pids[0])
@@ -132,12 +165,12 @@ class RemoteRuntime:
                 start_new_session=True,  # so that Ctrl-C reaches the owner alone, which then stops the ranks
             )
 
-    def _accept(self, listener: socket.socket) -> Connection:
+    def _accept(self, listener: socket.socket) -> Connection[FromRank0, ToRank0]:
         listener.settimeout(0.05)
         deadline = time.monotonic() + self._start_seconds
         while time.monotonic() < deadline:
             with contextlib.suppress(TimeoutError):
-                return Connection(listener.accept()[0])
+                return Connection(listener.accept()[0], FromRank0)
             if self._job.poll() is not None:
                 raise self._why_the_job_ended()
         raise RunError(f"the ranks did not start within {self._start_seconds:.0f} s: {self._last_line()}")
@@ -146,19 +179,19 @@ class RemoteRuntime:
         deadline = time.monotonic() + self._start_seconds
         while time.monotonic() < deadline:
             for message in self._receive(0.5):
-                pids: list[int] = message["ready"]
-                return pids
+                assert isinstance(message, Ready)
+                return message.pids
         raise RunError(f"the engine did not load within {self._start_seconds:.0f} s")
 
     def submit(self, request: Request) -> None:
         """Queue a request. Raises UsageError for a request that could never run, and RunError if a rank died."""
         self._limits.check(request)
-        self._send({"submit": request.to_json()})
+        self._send(request)
 
     def cancel(self, request_id: int) -> None:
         """Cancel a request; its last message has finish reason `cancelled`. Unknown ids are ignored."""
         if not self._closed:  # otherwise no request is left
-            self._send({"cancel": request_id})
+            self._send(Cancel(request_id))
 
     def poll(self, timeout: float) -> list[Tokens]:
         """Return new tokens, after at most `timeout` seconds. Raises RunError, naming the rank, if one died or hung."""
@@ -170,7 +203,7 @@ class RemoteRuntime:
     def stats(self) -> Stats:
         """Return the engine's counters. Raises RunError if rank 0 does not answer within start_seconds."""
         self._stats = None
-        self._send({"stats": True})
+        self._send(AskStats())
         deadline = time.monotonic() + self._start_seconds
         while self._stats is None:
             if time.monotonic() > deadline:
@@ -178,13 +211,13 @@ class RemoteRuntime:
             self._take(self._receive(1.0))
         return self._stats
 
-    def _take(self, messages: list[dict[str, Any]]) -> None:
+    def _take(self, messages: list[FromRank0]) -> None:
         for message in messages:
             match message:
-                case {"tokens": data}:
-                    self._tokens.append(Tokens.from_json(data))
-                case {"stats": data}:
-                    self._stats = Stats(**data)
+                case Tokens():
+                    self._tokens.append(message)
+                case Stats():
+                    self._stats = message
 
     def close(self) -> None:
         """Stop all ranks, by force if they do not exit in time, and remove the files that they left."""
@@ -205,7 +238,7 @@ class RemoteRuntime:
             self._job.wait(patience)
         end(self._job, patience)
 
-    def _send(self, message: dict[str, Any]) -> None:
+    def _send(self, message: ToRank0) -> None:
         if self._closed:
             raise UsageError(CLOSED)
         try:
@@ -213,7 +246,7 @@ class RemoteRuntime:
         except ConnectionError:
             raise self._why_the_job_ended() from None
 
-    def _receive(self, timeout: float) -> list[dict[str, Any]]:
+    def _receive(self, timeout: float) -> list[FromRank0]:
         if self._closed:
             raise UsageError(CLOSED)
         try:

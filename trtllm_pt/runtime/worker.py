@@ -12,7 +12,7 @@ from trtllm_pt.backends.backend import RankRuntime
 from trtllm_pt.backends.registry import read_engine
 from trtllm_pt.errors import UsageError
 from trtllm_pt.job.last_words import last_words
-from trtllm_pt.requests.messages import Request, Tokens
+from trtllm_pt.requests.messages import AskStats, Cancel, FromRank0, Ready, Request, Tokens, ToRank0
 from trtllm_pt.runtime.remote import Connection
 
 log = logging.getLogger(__name__)
@@ -43,30 +43,28 @@ def serve(runtime: RankRuntime, path: str) -> None:
     stream = socket.socket(socket.AF_UNIX)
     try:
         stream.connect(path)
-        connection = Connection(stream)
-        connection.send({"ready": runtime.pids})
+        connection: Connection[ToRank0, FromRank0] = Connection(stream, ToRank0)
+        connection.send(Ready(runtime.pids))
         while True:
             for message in connection.receive(0 if runtime.busy else None):
                 _answer(runtime, connection, message)
             for tokens in runtime.poll(_POLL_SECONDS):
-                connection.send({"tokens": tokens.to_json()})
+                connection.send(tokens)
     except (EOFError, OSError):  # the owner has exited, perhaps before this rank was ready
         return
 
 
-def _answer(runtime: RankRuntime, connection: Connection, message: dict[str, object]) -> None:
+def _answer(runtime: RankRuntime, connection: Connection[ToRank0, FromRank0], message: ToRank0) -> None:
     match message:
-        case {"submit": dict(data)}:
-            request = Request.from_json(data)
+        case Request():
             try:
-                runtime.submit(request)
+                runtime.submit(message)
             except UsageError as error:
-                refusal = Tokens(id=request.id, finish_reason="invalid", error=str(error))
-                connection.send({"tokens": refusal.to_json()})
-        case {"cancel": int(request_id)}:
-            runtime.cancel(request_id)
-        case {"stats": _}:
-            connection.send({"stats": runtime.stats().to_json()})
+                connection.send(Tokens(id=message.id, finish_reason="invalid", error=str(error)))
+        case Cancel():
+            runtime.cancel(message.id)
+        case AskStats():
+            connection.send(runtime.stats())
 
 
 if __name__ == "__main__":

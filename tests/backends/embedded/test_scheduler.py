@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from tests.backends.embedded.fake import VOCAB, FakeModel, alone, drain, joined, make, random_prompt, step
 from trtllm_pt.backends.embedded.sampling import sample
