@@ -100,7 +100,7 @@ def test_a_truncated_model(tmp_path: Path) -> None:
     _, folder = saved(PT, tmp_path / "model")
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(UsageError, match=r"model.safetensors is truncated"):
+    with pytest.raises(UsageError, match=r"model.safetensors is damaged, truncated"):
         convert(folder, tmp_path / "ckpt")
 
 

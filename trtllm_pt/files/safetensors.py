@@ -19,13 +19,13 @@ from types import TracebackType
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from trtllm_pt.errors import UsageError
 from trtllm_pt.files.atomic import PartialFile
 
 ALIGNMENT = 64
-_MAX_HEADER = 100 << 20  # the format's own limit, in bytes
 _CODES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -132,100 +132,45 @@ def _header(tensors: Mapping[str, TensorInfo], offsets: Mapping[str, int], metad
     return struct.pack("<Q", len(text)) + text
 
 
-@dataclass(frozen=True, slots=True)
-class _Stored:
-    code: str
-    shape: tuple[int, ...]
-    start: int  # bytes into the file
-    stop: int
-
-
 class SafetensorsFile:
-    """A memory-mapped file. Raises UsageError, naming the file, where it is not a whole safetensors file."""
+    """A file that is read through a memory map: only the pages of the tensors that are used are read.
+
+    Raises UsageError, naming the file, where it cannot be read or is not a whole safetensors file.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            with open(path, "rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                header = _read_header(path, file.read(8), size)
-                fields = _parse(path, file.read(header))
-            self._bytes = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
+            self._file = safe_open(path, framework="pt")
         except OSError as error:
             raise UsageError(f"cannot read {path}: {error.strerror or error}") from None
-        self.metadata: dict[str, str] = fields.pop("__metadata__", None) or {}
-        self._stored = {name: _stored(path, name, field, 8 + header) for name, field in fields.items()}
-        _check_extent(path, self._stored, 8 + header, size)
+        except SafetensorError as error:
+            raise UsageError(f"{path} is damaged, truncated, or not a safetensors file: {error}") from None
+        self.metadata: dict[str, str] = self._file.metadata() or {}
+        self._slices = {name: self._file.get_slice(name) for name in self._file.keys()}  # noqa: SIM118  (no mapping)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._stored
+        return name in self._slices
 
     def names(self) -> list[str]:
-        return list(self._stored)
+        return list(self._slices)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._stored[name].shape
+        return tuple(self._slices[name].get_shape())
 
     def dtype(self, name: str) -> torch.dtype | None:
-        """None: a kind of number that is not read here."""
-        return _CODES.get(self._stored[name].code)
+        """The dtype of a tensor; None where this package does not read its kind of number."""
+        return _CODES.get(self.dtype_name(name))
 
     def dtype_name(self, name: str) -> str:
-        return self._stored[name].code
+        """The format's own name of a tensor's kind of number, such as `BF16`."""
+        name_of_type: str = self._slices[name].get_dtype()
+        return name_of_type
 
     def get(self, name: str) -> Tensor:
-        """The tensor as a view of the file; only the pages that are touched are read. Not to be written to."""
-        stored = self._stored[name]
-        data = self._bytes[stored.start : stored.stop]
-        dtype = _CODES[stored.code]
-        if stored.start % dtype.itemsize:  # written by others
-            data = data.clone()
-        return data.view(dtype).view(stored.shape)
-
-
-def _read_header(path: Path, first: bytes, size: int) -> int:
-    """The header's length in bytes."""
-    if len(first) < 8:
-        raise UsageError(f"{path} is not a safetensors file: it has {size} bytes")
-    length = int(struct.unpack("<Q", first)[0])
-    if length > _MAX_HEADER:
-        raise UsageError(f"{path} is not a safetensors file: its first 8 bytes are no header length")
-    if 8 + length > size:
-        raise UsageError(f"{path} is truncated: its header has {length} bytes, the file {size}")
-    return length
-
-
-def _parse(path: Path, text: bytes) -> dict[str, Any]:
-    try:
-        fields = json.loads(text)
-    except (UnicodeDecodeError, json.JSONDecodeError):
-        fields = None
-    if not isinstance(fields, dict):
-        raise UsageError(f"{path} is not a safetensors file: its header is not a JSON object")
-    return fields
-
-
-def _stored(path: Path, name: str, field: Any, data_start: int) -> _Stored:
-    try:
-        code, shape = str(field["dtype"]), tuple(int(size) for size in field["shape"])
-        start, stop = (int(offset) for offset in field["data_offsets"])
-    except (KeyError, TypeError, ValueError):
-        raise UsageError(f"{path} is not a safetensors file: bad entry for {name!r} in its header") from None
-    if code in _CODES and stop - start != TensorInfo(_CODES[code], shape).nbytes:
-        raise UsageError(f"{path} is damaged: {name!r} is {code} {list(shape)} in {stop - start} bytes")
-    return _Stored(code, shape, data_start + start, data_start + stop)
-
-
-def _check_extent(path: Path, stored: Mapping[str, _Stored], data_start: int, size: int) -> None:
-    at = data_start
-    for name, tensor in sorted(stored.items(), key=lambda item: (item[1].start, item[1].stop)):
-        if tensor.start != at:
-            raise UsageError(f"{path} is damaged: {name!r} starts at byte {tensor.start}, wanted {at}")
-        at = tensor.stop
-    if at > size:
-        raise UsageError(f"{path} is truncated: its tensors end at byte {at}, the file at {size}")
-    if at < size:
-        raise UsageError(f"{path} is damaged: {size - at} bytes follow its last tensor")
+        """The tensor as a view of the file, which must not be written to. A misaligned tensor is copied."""
+        tensor: Tensor = self._file.get_tensor(name)
+        return tensor.clone() if tensor.data_ptr() % tensor.dtype.itemsize else tensor
 
 
 class ModelFiles:
