@@ -183,14 +183,21 @@ def test_a_damaged_checkpoint_is_refused_first(
 
 
 def test_auto_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert choose("auto") == ("embedded", "TensorRT-LLM is not installed")
+    def chosen(engine: str) -> tuple[str, str]:
+        backend, why = choose(engine)
+        return backend.name, why or ""
+
+    name, why = chosen("auto")
+    assert name == "embedded" and "TensorRT-LLM is not installed" in why
     (tmp_path / "tensorrt_llm").mkdir()
     (tmp_path / "tensorrt_llm" / "__init__.py").write_text("raise ImportError('asking must not import it')")
     monkeypatch.syspath_prepend(tmp_path)
-    assert choose("auto") == ("embedded", "TensorRT-LLM is installed, but no GPU is visible")
+    name, why = chosen("auto")
+    assert name == "embedded" and "no GPU is visible" in why
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert choose("auto") == ("tensorrt_llm", "TensorRT-LLM is installed, and 2 GPUs are visible")
-    assert choose("embedded") == ("embedded", None)
+    name, why = chosen("auto")
+    assert name == "tensorrt_llm" and "2 GPUs" in why
+    assert chosen("embedded") == ("embedded", "")
 
 
 # --- while building
@@ -225,6 +232,7 @@ TOGETHER = """
 import json, os, sys
 from pathlib import Path
 from trtllm_pt.backends.tensorrt_llm import build as tensorrt_llm
+from trtllm_pt.backends.tensorrt_llm.backend import BACKEND
 from trtllm_pt.backends.manifest import BuildOptions
 from trtllm_pt.backends.tensorrt_llm.build_rank import BuiltRank
 from trtllm_pt.errors import RunError, TrtllmPtError
@@ -245,7 +253,7 @@ tensorrt_llm.build_ranks = build_ranks
 tensorrt_llm._check_machine = lambda manifest: "1.2.1"
 tensorrt_llm.torch.cuda.device_count = lambda: 2
 try:
-    report = tensorrt_llm.build(checkpoint, output, BuildOptions())
+    report = tensorrt_llm.build(BACKEND, checkpoint, output, BuildOptions())
 except TrtllmPtError as error:
     said = f"refused: {error}"
 else:
