@@ -17,7 +17,7 @@ builders := $(shell find trtllm_pt/model trtllm_pt/network trtllm_pt/checkpoint 
 cpp := $(shell find trtllm_pt tests -name '*.cpp' -o -name '*.h')
 
 .DELETE_ON_ERROR:
-.PHONY: help demo serve test test-all soak serving-peers peers peers-test checkout-test gpu-check lint format types docs site wheel clean
+.PHONY: help demo serve test test-slow test-all soak serving-peers peers peers-test checkout-test gpu-check lint format types docs site wheel clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -30,11 +30,17 @@ demo: $(engines)/config.json  ## Build the model in pretrained/ for 2 ranks, and
 serve: $(engines)/config.json  ## Serve those engines through Triton
 	$(bin)/trtllm-pt serve $(engines)
 
-test: $(installed)-dev lint types  ## Lint, types and all tests
-	$(bin)/python -m pytest
+# Two test processes, each of which runs whole files, so that a file's fixtures are made once.
+pytest := $(bin)/python -m pytest -n 2 --dist loadfile
 
-test-all: test $(installed)-release  ## And the tests that take minutes: the wheel, the examples
-	$(bin)/python -m pytest -m slow
+# CONTRIBUTING.md says what each of the two tiers covers.
+test: $(installed)-dev lint types  ## Lint, types, and tests of every feature
+	$(pytest)
+
+test-slow: $(installed)-dev $(installed)-release  ## The other tests: every combination, faults, the wheel, the examples
+	$(pytest) -m slow
+
+test-all: test test-slow  ## Both of these
 
 soak: $(engines)/config.json $(installed)-dev  ## 64 clients on one server for two minutes: tokens, errors, memory
 	$(bin)/python -m tests.serving.soak $(engines)

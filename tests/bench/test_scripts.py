@@ -176,7 +176,7 @@ def test_a_mistake_is_one_line(bench: Bench, engines: Engines) -> None:
 SCRIPTS = ("latency.py", "throughput.py", "all_reduce.py", "compare.py", "netlab.py")
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", [SCRIPTS[0], *(pytest.param(name, marks=pytest.mark.slow) for name in SCRIPTS[1:])])
 @pytest.mark.parametrize(
     ("arguments", "ranks", "words"),
     [

@@ -194,6 +194,7 @@ def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow  # it compiles three graphs that no other test has
 def test_a_rehearsal_on_this_machine(tmp_path: Path) -> None:
     how = ("--engine", "embedded", "--ranks", 1, "--model", "pt-tiny", "--cases", "1,8,4;2,8,4", "--rounds", 1)
     done = script(*how, "--folder", tmp_path)

@@ -184,7 +184,14 @@ def break_under_a_stream(server: int, served: Served, fault: Callable[[int], Non
         list(answers)
 
 
-def test_serve_ends_naming_the_rank_that_died_or_hangs(engines: Path) -> None:
+@pytest.mark.parametrize(
+    ("faults", "again"),
+    [
+        pytest.param((FAULTS[0], FAULTS[2]), False, id="killed and held"),
+        pytest.param(FAULTS[:3], True, id="all, and served again", marks=pytest.mark.slow),
+    ],
+)
+def test_serve_ends_naming_the_rank_that_died_or_hangs(engines: Path, faults: list[Fault], again: bool) -> None:
     def one(which: Fault) -> None:
         fault, rank, how = which
         ports = free_ports(4)
@@ -196,14 +203,17 @@ def test_serve_ends_naming_the_rank_that_died_or_hangs(engines: Path) -> None:
             assert re.search(rf"Error: the engine is down: rank {rank} .*{how}.*; the server was stopped", err), err
             assert gone(started)
             assert not ready(served)
-        if fault is kill:
+        if again and fault is kill:
             with serve(engines, ports) as (_, served, _):
                 assert ready(served)
 
-    side_by_side(one, FAULTS[:3])
+    side_by_side(one, faults)
 
 
-def test_serve_ends_naming_the_model_whose_process_died(engines: Path) -> None:
+@pytest.mark.parametrize(
+    "models", [PYTHON_MODELS[2:3], pytest.param(PYTHON_MODELS, marks=pytest.mark.slow)], ids=["one", "each"]
+)
+def test_serve_ends_naming_the_model_whose_process_died(engines: Path, models: tuple[str, ...]) -> None:
     def one(model: str) -> None:
         with serve(engines) as (process, _, _):
             started = below(process.pid)
@@ -212,7 +222,7 @@ def test_serve_ends_naming_the_model_whose_process_died(engines: Path) -> None:
             assert process.returncode == 1 and f"Stub process '{model}_0_0' is not healthy" in err, err
             assert gone(started)
 
-    side_by_side(one, PYTHON_MODELS)
+    side_by_side(one, models)
 
 
 def side_by_side(work: Callable[[T], None], those: Iterable[T]) -> None:
@@ -227,6 +237,7 @@ def ranks_of(pid: int) -> dict[int, int]:
     return {int(found["PMI_RANK"]): child for child, found in variables.items() if "PMI_RANK" in found}
 
 
+@pytest.mark.slow
 def test_a_tritonserver_that_is_killed_leaves_nothing(engines: Path) -> None:
     with serve(engines) as (process, served, _):
         started = below(process.pid)
@@ -239,6 +250,7 @@ def test_a_tritonserver_that_is_killed_leaves_nothing(engines: Path) -> None:
         assert gone(started, 20)
 
 
+@pytest.mark.slow
 def test_models_that_hang_when_their_server_is_killed_are_ended(engines: Path) -> None:
     with serve(engines) as (process, _, _):
         started = below(process.pid)
@@ -261,6 +273,7 @@ def test_serve_that_ends_while_requests_run_gives_them_time(engines: Path) -> No
         assert process.returncode == 0
 
 
+@pytest.mark.slow
 def test_serve_that_ends_passes_on_what_openais_clients_wait_for(engines: Path) -> None:
     openai = pytest.importorskip("openai", reason="no OpenAI client here: pip install -e '.[embedded,dev,serve]'")
     with serve(engines) as (process, _, printed):
@@ -316,6 +329,7 @@ def plain(
             assert process.wait(60) == 0
 
 
+@pytest.mark.slow
 def test_the_repository_in_git_moves_and_plain_tritonserver_loads_it_again_after_each_fault(
     engines: Path, tmp_path: Path
 ) -> None:
@@ -354,6 +368,7 @@ def test_a_plain_tritonserver_that_cannot_load_the_model_again_ends(engines: Pat
         assert health()[0] == 503
 
 
+@pytest.mark.slow
 def test_a_plain_tritonserver_whose_model_died_ends(engines: Path, tmp_path: Path) -> None:
     def one(model: str) -> None:
         (tmp_path / model).mkdir()
@@ -366,6 +381,7 @@ def test_a_plain_tritonserver_whose_model_died_ends(engines: Path, tmp_path: Pat
     side_by_side(one, ("tensorrt_llm", "tensorrt_llm_bls"))
 
 
+@pytest.mark.slow
 def test_a_plain_tritonserver_withdraws_a_model_whose_process_died_and_loads_it_again(
     engines: Path, tmp_path: Path
 ) -> None:

@@ -329,6 +329,7 @@ def roomy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield served
 
 
+@pytest.mark.slow  # its engine has a graph of its own
 def test_requests_that_wait_do_not_hold_up_streams_that_run(roomy: Served) -> None:
     """tensorrt_llm_bls waits for an engine's first answer on a thread of Triton's: there must be more of them than
     requests that wait."""
@@ -354,6 +355,7 @@ def test_requests_that_wait_do_not_hold_up_streams_that_run(roomy: Served) -> No
     until(lambda: not figures(roomy)[ACTIVE])
 
 
+@pytest.mark.slow
 def test_a_long_prompt_does_not_stall_streams_that_run(roomy: Served) -> None:
     """While its chunks are computed, each of the others gets a token with every chunk: here more than 40."""
     counts = [0, 0, 0]
@@ -387,6 +389,7 @@ def test_a_long_prompt_does_not_stall_streams_that_run(roomy: Served) -> None:
     until(lambda: not figures(roomy)[ACTIVE])
 
 
+@pytest.mark.slow
 def test_clients_that_come_and_go_leave_the_others_tokens_alone(
     engines: Path, tmp_path: Path, ids: list[list[int]], alone: list[RunResult]
 ) -> None:

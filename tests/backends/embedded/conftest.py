@@ -56,6 +56,7 @@ OTHER_SCHEDULES = {
     "ladder": PLAIN.replace(schedule="ladder", tracks=1),
 }
 RANKS = (1, 2, 4, 8)
+FEW_RANKS = (1, 2)  # those that the fast tests have engines for
 ENGINES: dict[str, tuple[ModelConfig | Path, int, str]] = {
     **{f"pretrained-{ranks}": (PRETRAINED, ranks, "bfloat16") for ranks in RANKS},
     **{f"pretrained-{ranks}-float32": (PRETRAINED, ranks, "float32") for ranks in RANKS},

@@ -10,7 +10,16 @@ import pytest
 import torch
 
 from tests.backends.embedded import contract
-from tests.backends.embedded.conftest import EVERYTHING, LLAMA, OTHER_SCHEDULES, PRETRAINED, RANKS, Engines, mpirun
+from tests.backends.embedded.conftest import (
+    EVERYTHING,
+    FEW_RANKS,
+    LLAMA,
+    OTHER_SCHEDULES,
+    PRETRAINED,
+    RANKS,
+    Engines,
+    mpirun,
+)
 from trtllm_pt.backends.embedded.engine import MODEL_FILE
 from trtllm_pt.backends.embedded.graph import ops_in_order
 from trtllm_pt.backends.embedded.step_plan import StepMessage, StepPlan
@@ -41,11 +50,20 @@ def reference_logits(folder: Path, dtype: torch.dtype = torch.float64) -> np.nda
     return torch.cat(each).double().numpy()
 
 
-@pytest.mark.parametrize("suffix", ["", "-float32"], ids=["bfloat16", "float32"])
-def test_logits_are_the_same_on_any_number_of_ranks(engines: Engines, tmp_path: Path, suffix: str) -> None:
-    folders = engines(*(f"pretrained-{ranks}{suffix}" for ranks in RANKS))
+@pytest.mark.parametrize(
+    ("suffix", "all_ranks"),
+    [
+        pytest.param("", FEW_RANKS, id="bfloat16"),
+        pytest.param("", RANKS, id="bfloat16 on many ranks", marks=pytest.mark.slow),
+        pytest.param("-float32", RANKS, id="float32 on many ranks", marks=pytest.mark.slow),
+    ],
+)
+def test_logits_are_the_same_on_any_number_of_ranks(
+    engines: Engines, tmp_path: Path, suffix: str, all_ranks: tuple[int, ...]
+) -> None:
+    folders = engines(*(f"pretrained-{ranks}{suffix}" for ranks in all_ranks))
     first, *others = (logits_of(folder, tmp_path / f"{folder.name}.npy") for folder in folders)
-    for ranks, other in zip(RANKS[1:], others, strict=True):
+    for ranks, other in zip(all_ranks[1:], others, strict=True):
         assert other.tobytes() == first.tobytes(), f"{ranks} ranks differ by {np.abs(other - first).max()}"
     want = reference_logits(PRETRAINED)
     error = np.abs(first - want).max()
@@ -53,14 +71,15 @@ def test_logits_are_the_same_on_any_number_of_ranks(engines: Engines, tmp_path: 
     assert error < (1e-4 if suffix else 0.5), error
 
 
-@pytest.mark.parametrize("name", ["everything", "llama"])
-def test_every_variation_of_the_config(engines: Engines, tmp_path: Path, name: str) -> None:
-    one, two = engines(f"{name}-1", f"{name}-2")
-    got = [logits_of(folder, tmp_path / f"{folder.name}.npy") for folder in (one, two)]
-    want = reference_logits(one.parent / f"checkpoint-{name}-1")
-    assert all(np.abs(logits - want).max() < 1e-4 for logits in got)
-    if name == "everything":
-        assert got[0].tobytes() == got[1].tobytes()
+@pytest.mark.parametrize(
+    "names", [("everything-1", "everything-2"), ("llama-2",), pytest.param(("llama-1",), marks=pytest.mark.slow)]
+)
+def test_every_variation_of_the_config(engines: Engines, tmp_path: Path, names: tuple[str, ...]) -> None:
+    folders = engines(*names)
+    first, *others = (logits_of(folder, tmp_path / f"{folder.name}.npy") for folder in folders)
+    want = reference_logits(folders[0].parent / f"checkpoint-{names[0]}")
+    assert np.abs(first - want).max() < 1e-4
+    assert all(other.tobytes() == first.tobytes() for other in others)
 
 
 def test_every_other_schedule(engines: Engines, tmp_path: Path) -> None:

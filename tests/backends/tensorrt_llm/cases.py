@@ -146,6 +146,34 @@ _QUANTISED = (
     Case(name="pt moe W4A16", config=WIDE_PT.replace(**SOME_MOE), ranks=(2, 4), dtype="bfloat16", quant_algo="W4A16"),
 )
 CASES = {case.name: case for case in (*_PLAIN, *_QUANTISED)}
+# A case for each feature, on one number of ranks: the fast tests. All cases on all their ranks are slow tests.
+REPRESENTATIVES = {
+    "tp biases": 2,
+    "tp few kv heads": 4,
+    "tp moe": 2,
+    "tp rope linear": 2,
+    "tp residual norm": 1,
+    "parallel": 2,
+    "ladder": 2,
+    "spd": 2,
+    "desync": 2,
+    "pt": 4,
+    "pt last block short": 2,
+    "pt sum": 2,
+    "pt norms": 2,
+    "pt qk norm after rope": 2,
+    "pt window": 4,
+    "pt moe": 2,
+    "pt tied": 4,
+    "pt rope llama3": 4,
+    "pt float16": 4,
+    "pt three tracks": 3,
+    "pt W8A16": 2,
+    "pt W4A16": 2,
+    "pt FP8": 2,
+    "pt FP8 kv": 2,
+    "pt FP8 FP8 kv": 2,
+}
 
 
 def random_model(config: ModelConfig, seed: int = 0) -> ReferenceModel:

@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pytest
 
-from tests.backends.tensorrt_llm.cases import CASES, Case
+from tests.backends.tensorrt_llm.cases import CASES, REPRESENTATIVES, Case
 from tests.backends.tensorrt_llm.conftest import Checkpoints
 from tests.backends.tensorrt_llm.run import Outcome, outcome
 from trtllm_pt.model.schedule import schedule_of, sync_points
@@ -18,10 +18,15 @@ LIMIT = 1e-5
 FP8_LIMIT, FP8_RMS = 3e-2, 5e-3
 
 
-@pytest.mark.parametrize(
-    ("case", "ranks"),
-    [pytest.param(case, ranks, id=f"{case.name}, {ranks}") for case in CASES.values() for ranks in case.ranks],
-)
+FAST = set(REPRESENTATIVES.items())
+SLOW_AND_FAST = [
+    pytest.param(case, ranks, id=f"{case.name}, {ranks}", marks=() if (case.name, ranks) in FAST else pytest.mark.slow)
+    for case in CASES.values()
+    for ranks in case.ranks
+]
+
+
+@pytest.mark.parametrize(("case", "ranks"), SLOW_AND_FAST)
 def test_logits_and_collectives(definition: ModuleType, checkpoints: Checkpoints, case: Case, ranks: int) -> None:
     found = outcome(definition, case, ranks, checkpoints(case, ranks))
     check_logits(case, found)

@@ -412,7 +412,7 @@ def run(folder: Path, env: dict[str, str], *arguments: str, ranks: int | None = 
     )
 
 
-@pytest.mark.parametrize("started_by", ["itself", "mpirun"])
+@pytest.mark.parametrize("started_by", ["itself", pytest.param("mpirun", marks=pytest.mark.slow)])
 def test_run_on_two_ranks(tmp_path: Path, started_by: str) -> None:
     folder = engine_folder(tmp_path / "engines", ranks=2)
     done = run(folder, environment(tmp_path), "--json", ranks=2 if started_by == "mpirun" else None)

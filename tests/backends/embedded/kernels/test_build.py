@@ -31,6 +31,7 @@ def test_no_mpi_header_says_what_to_install(monkeypatch, tmp_path):
         build.build_library(tmp_path / "out")
 
 
+@pytest.mark.slow  # it compiles all sources again
 @pytest.mark.parametrize("name", build.objects(Path("mpi")))
 def test_no_warnings(name):
     """Those that the compiler gives without optimizing: when it optimizes, GCC 12 warns of its own intrinsics."""

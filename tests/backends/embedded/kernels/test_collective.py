@@ -18,7 +18,7 @@ MPIRUN = shutil.which("mpirun", path=f"{Path(sys.executable).parent}{os.pathsep}
     [("memory", {}), ("messages", {"MPIR_CVAR_NOLOCAL": "1"})],  # MPI then takes every rank for a machine of its own
     ids=["memory", "messages"],
 )
-@pytest.mark.parametrize("ranks", [2, 4, 8])
+@pytest.mark.parametrize("ranks", [2, *(pytest.param(ranks, marks=pytest.mark.slow) for ranks in (4, 8))])
 def test_ranks_give_the_bits_of_one(library, ranks, way, settings):
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **settings}
     program = [sys.executable, "-m", "mpi4py", "-m", "tests.backends.embedded.kernels.ranks"]

@@ -6,6 +6,8 @@ from torch import Tensor, nn
 
 from tests.backends.embedded.kernels.plain import INV_FREQ, Batch, Shape, randn
 
+pytestmark = pytest.mark.slow  # engines' graphs have the same ops: test_engine.py compares them with the reference
+
 K, W, F, V, LAYERS = 2, 40, 24, 50, 3
 SHAPE = Shape(tracks=K, heads=4, kv_heads=2, size=16, norm=True)
 

@@ -10,6 +10,8 @@ import pytest
 
 from trtllm_pt.backends.embedded.kernels import build
 
+pytestmark = pytest.mark.slow  # it compiles path.cpp once more for each instruction set
+
 
 @dataclass(frozen=True)
 class Instruction:
