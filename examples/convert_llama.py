@@ -1,4 +1,4 @@
-"""Convert a Hugging Face Llama, build it for two ranks, and compare its tokens with those of transformers."""
+"""Convert a Hugging Face Llama, build an engine for two ranks, and compare its tokens with those of transformers."""
 
 import tempfile
 from pathlib import Path
@@ -13,7 +13,7 @@ def main(folder: Path) -> None:
     torch.manual_seed(0)
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "max_position_embeddings": 256}
     config = LlamaConfig(vocab_size=256, num_attention_heads=4, num_key_value_heads=2, **sizes)
-    model = LlamaForCausalLM(config).eval()  # any Llama checkpoint in place of this small one, which has random weights
+    model = LlamaForCausalLM(config).eval()  # a small model with random weights; any Llama works
     model.save_pretrained(folder / "llama")
 
     convert(folder / "llama", folder / "checkpoint", ranks=2, dtype="float32")

@@ -1,4 +1,4 @@
-"""Continue prompts from Python: `python examples/generate.py engines/demo-2`."""
+"""Generate text from prompts with the Python API: `python examples/generate.py engines/demo-2`."""
 
 import sys
 
@@ -7,7 +7,7 @@ from trtllm_pt import LLM, SamplingParams
 
 def main(engine_dir: str) -> None:
     prompts = ["import os\n", "def binary_search(", "class Queue:"]
-    with LLM(engine_dir) as llm:  # starts the engine's ranks, and ends them with the block
+    with LLM(engine_dir) as llm:  # starts the engine's ranks, and stops them at the end of the block
         for prompt, result in zip(prompts, llm.generate(prompts, SamplingParams(max_tokens=24)), strict=True):
             print(f"{prompt!r} -> {result.text!r}")
             print(f"  {result.finish_reason}, {1e3 * result.ttft_s:.0f} ms to the first token")

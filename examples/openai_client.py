@@ -1,4 +1,7 @@
-"""Ask a running `trtllm-pt serve engines/demo-2` with the openai package: `python examples/openai_client.py`."""
+"""Send prompts to a running `trtllm-pt serve engines/demo-2` with the openai package.
+
+Run `python examples/openai_client.py [BASE_URL]`.
+"""
 
 import sys
 
@@ -6,7 +9,7 @@ import openai
 
 
 def main(base_url: str = "http://127.0.0.1:9000/v1") -> None:
-    client = openai.OpenAI(base_url=base_url, api_key="none")  # the server asks for no key
+    client = openai.OpenAI(base_url=base_url, api_key="none")  # the server does not check the key
     model = client.models.list().data[0].id
     done = client.completions.create(model=model, prompt="import os\n", max_tokens=16, temperature=0)
     print(f"{model}: {done.choices[0].text!r}")

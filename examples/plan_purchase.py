@@ -1,4 +1,4 @@
-"""Which machine, with which sync schedule, serves a model fastest? `python examples/plan_purchase.py pt-30b`."""
+"""Find the machine and the sync schedule that serve a model fastest: `python examples/plan_purchase.py pt-30b`."""
 
 import sys
 
@@ -8,9 +8,9 @@ from trtllm_pt.planner import MACHINES, Workload, load_engine, load_machine, pla
 
 def main(model: str = "pt-30b") -> None:
     load = Workload(input=1024, output=256, concurrency=64)
-    print(f"{model}, {load.concurrency} requests at a time of {load.input} + {load.output} tokens")
+    print(f"{model}, {load.concurrency} concurrent requests of {load.input} + {load.output} tokens")
     print(f"{'machine':8} {'ranks':>5}  {'schedule':10} {'TTFT':>9} {'per token':>10} {'tokens/s':>9}")
-    for name in MACHINES:  # a JSON file of your own measurements goes as well
+    for name in MACHINES:  # load_machine also accepts a JSON file with your own measurements
         for ranks in (2, 4, 8):
             best = plan(preset(model), load_machine(name), load_engine("tensorrt_llm"), load, ranks).recommended
             if best is None or best.served.ttft is None:

@@ -1,8 +1,8 @@
-"""Completions of a MODEL_DIR by the reference model: slow and plain, to see what the weights know.
+"""Complete prompts with the reference model and the weights of a MODEL_DIR. It is slow, and independent of all engines.
 
     python examples/pretrain/complete.py pretrained/stdlib-pt "import os" --temperature 0.7
 
-The token ids come from MODEL_DIR's tokenizer alone; <|endoftext|> ends a completion.
+Prompts are tokenized with MODEL_DIR's tokenizer. A completion ends at <|endoftext|>.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PROMPTS = ["def ", "import os\n", "class Node:\n    def __init__(self", "for i i
 def complete(
     model: ReferenceModel, tokenizer: Tokenizer, prompt: str, tokens: int, temperature: float, top_k: int, seed: int
 ) -> str:
-    """The prompt with up to `tokens` more tokens; temperature 0 takes the likeliest."""
+    """Return the prompt and up to `tokens` new tokens, as text. Temperature 0 chooses the likeliest token."""
     end = tokenizer.token_to_id(END)
     ids = tokenizer.encode(prompt).ids
     random = torch.Generator().manual_seed(seed)

@@ -1,9 +1,9 @@
-"""Collect the running Python's standard library, train a tokenizer on it, and write its tokens.
+"""Collect the standard library of the running Python, train a tokenizer on it, and write its tokens.
 
     python examples/pretrain/data.py -o runs/stdlib
 
-writes OUT/files.json (what is in which split), OUT/tokenizer.json, OUT/train.bin and OUT/heldout.bin (uint16 tokens,
-documents in order, each followed by <|endoftext|>).
+This writes OUT/files.json (the files of each split), OUT/tokenizer.json, OUT/train.bin and OUT/heldout.bin. The .bin
+files contain uint16 tokens of all documents in order; <|endoftext|> follows each document.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from tqdm import tqdm
 
-END = "<|endoftext|>"  # id 0: follows every document
+END = "<|endoftext|>"  # token id 0, which follows every document
 HELD_OUT_ONE_IN = 50
-# Not written by people for people: tables, generated text, this machine's build settings, broken samples for a parser.
+# Files that people did not write for people: tables, generated text, build settings of this machine, test inputs that
+# do not parse.
 EXCLUDED = (
     "site-packages/*", "pydoc_data/*", "encodings/cp*", "encodings/iso8859_*", "encodings/mac_*", "encodings/koi8_*",
     "encodings/kz1048*", "encodings/ptcp154*", "encodings/tis_620*", "encodings/hp_roman8*", "encodings/palmos*",
@@ -30,7 +31,10 @@ EXCLUDED = (
 
 
 def collect(root: Path) -> dict[str, str]:
-    """{path relative to root: text}, sorted by path; unreadable text, empty files and exact duplicates left out."""
+    """Return the texts of all .py files by path, relative to root and sorted.
+
+    Files that are excluded, empty, not UTF-8, or exact duplicates are left out.
+    """
     texts: dict[str, str] = {}
     seen: set[str] = set()
     for path in sorted(root.rglob("*.py"), key=lambda p: p.relative_to(root).as_posix()):
@@ -48,12 +52,12 @@ def collect(root: Path) -> dict[str, str]:
 
 
 def is_held_out(name: str) -> bool:
-    """By the file's path alone, so that other Python versions split the same way."""
+    """Return whether a file is held out. Only its path decides, so that other Python versions have the same split."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") % HELD_OUT_ONE_IN == 0
 
 
 def train_tokenizer(texts: list[str], vocab_size: int) -> Tokenizer:
-    """Byte-level BPE: every text has an encoding, and decoding gives it back."""
+    """Train a byte-level BPE. It can encode every text, and decoding returns the same text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -69,6 +73,7 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> Tokenizer:
 
 
 def write_tokens(path: Path, texts: list[str], tokenizer: Tokenizer) -> int:
+    """Write the tokens of all texts to a file of uint16. Returns their number."""
     end = tokenizer.token_to_id(END)
     ids = [token for text in tqdm(texts, desc=path.name) for token in (*tokenizer.encode(text).ids, end)]
     np.array(ids, dtype=np.uint16).tofile(path)

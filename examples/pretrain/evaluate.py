@@ -1,9 +1,9 @@
-"""Bits per byte of a MODEL_DIR on held-out (or training) files of the running Python's standard library.
+"""Measure the bits per byte of a MODEL_DIR on held-out (or training) files of the running Python's standard library.
 
     python examples/pretrain/evaluate.py pretrained/stdlib-pt
 
-Every file is read after <|endoftext|>, in windows of --length tokens that do not overlap: a token sees those before it
-in its window only, half a window on average. All of a file's bytes are paid for; <|endoftext|> is not predicted.
+<|endoftext|> precedes every file. A file is evaluated in windows of --length tokens that do not overlap, so the context
+of a token is half a window on average. All bytes of a file count; <|endoftext|> is not predicted.
 """
 
 from __future__ import annotations
@@ -26,21 +26,22 @@ from trtllm_pt.network.reference import ReferenceModel
 
 
 def load_model(path: Path) -> tuple[ReferenceModel, Tokenizer]:
-    """The reference model in float32 with a MODEL_DIR's weights."""
+    """Return the reference model in float32 with the weights of a MODEL_DIR, and the tokenizer."""
     model = ReferenceModel(ModelConfig.from_file(path / "config.json"))
     model.load_state_dict({name: weight.float() for name, weight in load_file(path / "model.safetensors").items()})
     return model, Tokenizer.from_file(str(path / "tokenizer.json"))
 
 
 def windows(ids: list[int], length: int) -> torch.Tensor:
-    """[N, length + 1], -1 behind the end; a window begins with the last token of the one before."""
+    """Return windows of tokens, [N, length + 1], padded with -1. A window starts with the previous one's last token."""
     rows = [ids[start : start + length + 1] for start in range(0, len(ids) - 1, length)]
     return torch.tensor([row + [-1] * (length + 1 - len(row)) for row in rows])
 
 
 @torch.no_grad()
 def nats(model: ReferenceModel, rows: torch.Tensor) -> float:
-    with torch.autocast("cpu", torch.bfloat16):  # products in bfloat16, as trained; three times as fast as float32
+    """Return the summed cross-entropy of windows, in nats. rows: [N, length + 1], padded with -1."""
+    with torch.autocast("cpu", torch.bfloat16):  # products in bfloat16, as in training; three times faster than float32
         logits = model(rows[:, :-1].clamp(min=0))
     return F.cross_entropy(logits.flatten(0, 1).float(), rows[:, 1:].flatten(), ignore_index=-1, reduction="sum").item()
 
@@ -49,7 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--split", choices=("heldout", "train"), default="heldout")
-    parser.add_argument("--every", type=int, default=1, help="take every n-th file of the split only")
+    parser.add_argument("--every", type=int, default=1, help="use only every n-th file of the split")
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", action="store_true")

@@ -1,8 +1,8 @@
-"""Write a trained run as a MODEL_DIR: config, bfloat16 weights, tokenizer, generation defaults, held-out file names.
+"""Export a training run as a MODEL_DIR: config, bfloat16 weights, tokenizer, generation defaults, held-out file names.
 
     python examples/pretrain/export.py RUN --config examples/pretrain/stdlib-pt.json --data DATA -o pretrained/stdlib-pt
 
-The run's last state.pt is taken, whether it has all its steps or not.
+The weights are those of the run's latest state.pt, even if the run is not complete.
 """
 
 from __future__ import annotations

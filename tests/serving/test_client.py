@@ -44,10 +44,10 @@ def test_a_server_of_its_own(engines: Path, tmp_path: Path) -> None:
     with LLM(engines) as llm:
         [alone] = llm.generate([PROMPT], SamplingParams(max_tokens=16))
     assert (done.returncode, done.stdout) == (0, f"{PROMPT}{alone.text}\n")
-    schedule = "8 tracks on 2 ranks: A─F─A─F─A─F─●─A─F─A─F─A─F─●, 2 all-reduces a token, 12 under tensor parallelism"
+    schedule = "8 tracks on 2 ranks: A─F─A─F─A─F─●─A─F─A─F─A─F─●, 2 all-reduces per token, 12 with tensor parallelism"
     assert schedule in done.stderr
     assert "16 tokens · TTFT " in done.stderr
-    assert done.stderr.endswith("the server and its ranks have ended\n")
+    assert done.stderr.endswith("the server and its ranks have exited\n")
     listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
     assert str(own) not in listed
 
@@ -70,8 +70,8 @@ def test_no_server() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("a", "b", "c"), "client takes one prompt, not 3"),
-        (("--serve", "x", "http://127.0.0.1", "b"), "either --serve (x) or the URL of a server (http://127.0.0.1)"),
+        (("a", "b", "c"), "client takes one PROMPT, not 3"),
+        (("--serve", "x", "http://127.0.0.1", "b"), "--serve (x) and URL (http://127.0.0.1) cannot be combined"),
         (("--serve", "/nowhere", "b"), "there is no engine directory at /nowhere"),
         (("nonsense", "b"), "'nonsense' is not the address of a server"),
         ((), "Missing argument"),

@@ -295,7 +295,7 @@ def full(served: Served) -> Iterator[str]:
     endless = tokens([5], 1020, end_id=END, num_return_sequences=most)
     stream = Stream(served, "tensorrt_llm", endless, name="full")
     until(lambda: figures(served)[ACTIVE] == most)
-    yield f"the queue is full: {most} outputs wait or run"
+    yield f"the queue is full: {most} outputs are waiting or running"
     ask(served, "tensorrt_llm", tokens([1], 1, stop=True), name="full")
     assert len(list(stream)) == most
     until(lambda: not figures(served)[ACTIVE])

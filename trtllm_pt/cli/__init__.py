@@ -1,4 +1,4 @@
-"""The command line: a file per command, imported when it is chosen, so that `--help` is instant."""
+"""The command line. Each command is a file that is imported when the command runs, so that `--help` is fast."""
 
 from trtllm_pt.cli.app import main, run_script
 

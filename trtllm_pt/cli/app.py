@@ -1,4 +1,4 @@
-"""The `trtllm-pt` command: finds the subcommand, turns every error into one line and an exit status."""
+"""The `trtllm-pt` command: it finds the subcommand, and turns every error into one line and an exit status."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from trtllm_pt.errors import TrtllmPtError
 from trtllm_pt.job.launchers import SECONDS_TO_BE_HEARD, first_on_machine, launched_rank
 from trtllm_pt.job.world import World
 
-# From a model to a running server, in this order. A command's module has its name and holds `command`, whose help
-# begins with this sentence; it stands here so that the list of commands needs none of their imports.
+# The commands, in the order in which a user needs them, from a model to a running server. The module of a command has
+# the command's name and defines `command`. The first sentence of its help is repeated here so that listing the commands
+# does not import their modules.
 COMMANDS = {
     "presets": "List the presets, or show one as a model config.",
     "init": "Write a checkpoint of a preset, or of your own config, with random weights.",
@@ -41,7 +42,7 @@ _MISTAKE = 2
 
 
 class _Commands(click.Group):
-    """Imports a subcommand's module when it is asked for."""
+    """A group that imports the module of a subcommand only when the subcommand is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -62,7 +63,7 @@ class _Commands(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args[0] not in COMMANDS and not args[0].startswith("-"):
             near = difflib.get_close_matches(args[0], COMMANDS, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(COMMANDS)}"
+            hint = f"did you mean {near[0]!r}?" if near else f"the commands are {', '.join(COMMANDS)}"
             raise click.UsageError(f"unknown command {args[0]!r}; {hint}", ctx)
         return super().resolve_command(ctx, args)
 
@@ -79,9 +80,9 @@ class _Commands(click.Group):
     envvar=logs.LEVEL,
     default=logs.DEFAULT_LEVEL,
     show_default=True,
-    help="Log to standard error from this level on; info has a line for each request.",
+    help="Lowest level of log messages on standard error; info logs every request.",
 )
-@click.option("--log-json", is_flag=True, envvar=logs.JSON, help="Log in lines of JSON.")
+@click.option("--log-json", is_flag=True, envvar=logs.JSON, help="Log one JSON object per line.")
 @click.pass_context
 def cli(ctx: click.Context, log_level: str, log_json: bool) -> None:
     """Build and run Parallel Track Transformers: one engine per rank, all-reduces only at track block boundaries.
@@ -93,9 +94,9 @@ def cli(ctx: click.Context, log_level: str, log_json: bool) -> None:
       trtllm-pt run engines/demo "def binary_search("
 
     \b
-    TRTLLM_PT_DEBUG=1 shows where an error came from.
-    Exit status: 0 done, 2 a mistake in the call or something missing here,
-    1 a failure while running, 130 interrupted.
+    TRTLLM_PT_DEBUG=1 prints the traceback of an error.
+    Exit status: 0 success, 1 failure while running,
+    2 usage error or missing dependency, 130 interrupted.
     """
     logs.set_up(log_level, log_json)
     if ctx.invoked_subcommand is None:
@@ -103,16 +104,19 @@ def cli(ctx: click.Context, log_level: str, log_json: bool) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line, or `arguments` in its place, and leave the process."""
+    """Run the command line of this process, or `arguments` if given, and exit the process."""
     run_script(lambda: cli.main(arguments, prog_name="trtllm-pt", standalone_mode=False))
 
 
 def run_script(work: Callable[[], object]) -> NoReturn:
-    """Do the work and leave the process with the status that it returns, if any. An error is one line on stderr, and a
-    rank that fails ends the others."""
+    """Call `work` and exit the process, with the status that it returns or 0.
+
+    An error is printed as one line on stderr and determines the status. If this process is one of several ranks, an
+    error aborts all of them.
+    """
     if not _debug():
-        warnings.simplefilter("ignore")  # libraries' words to developers
-        os.environ.setdefault("MPIR_CVAR_SUPPRESS_ABORT_MESSAGE", "1")  # MPICH's words behind ours
+        warnings.simplefilter("ignore")  # libraries warn developers, not users
+        os.environ.setdefault("MPIR_CVAR_SUPPRESS_ABORT_MESSAGE", "1")  # MPICH would print a message after ours
     try:
         status = work()
     except Exception as error:
@@ -128,23 +132,25 @@ def _debug() -> bool:
 
 
 def _report(error: Exception) -> int:
-    """One line on stderr; returns the exit status."""
+    """Print an error as one line on stderr. Returns the exit status."""
     if isinstance(error, click.Abort):
         return INTERRUPTED
     if _debug():
         traceback.print_exception(error)
     status, line = _status_and_line(error)
-    rank = launched_rank()  # mpirun mixes the output of all
-    if rank and status == _MISTAKE and _is_said_elsewhere():
+    rank = launched_rank()  # printed because mpirun mixes the output of all ranks
+    if rank and status == _MISTAKE and _another_rank_reports():
         return status
     click.echo(f"Error{f' on rank {rank}' if rank else ''}: {line}", err=True)
     return status
 
 
-def _is_said_elsewhere() -> bool:
-    """A mistake in the call is every rank's, and one of them says it: before MPI is up the first on each machine.
+def _another_rank_reports() -> bool:
+    """Return whether another rank reports the usage error that this rank has found.
 
-    Later it may be this rank's alone. Who finds that out waits for rank 0: had that the same to say, it ends this one.
+    All ranks find the same usage error, and only one should print it. Before MPI starts, it is the first rank on each
+    machine. After that the error may be specific to this rank, so this rank waits: if rank 0 has the same error, rank 0
+    prints it and aborts this rank in the meantime.
     """
     if World.joined() is None:
         return not first_on_machine()
@@ -160,7 +166,7 @@ def _status_and_line(error: Exception) -> tuple[int, str]:
         return error.exit_code, _one_line(error.format_message()) + (f" (see `{command} --help`)" if command else "")
     if isinstance(error, OSError):
         return 1, _one_line(str(error))
-    return 1, f"{_one_line(str(error))} [{type(error).__name__}: a bug; TRTLLM_PT_DEBUG=1 shows where]"
+    return 1, f"{_one_line(str(error))} [{type(error).__name__}: this is a bug; TRTLLM_PT_DEBUG=1 prints the traceback]"
 
 
 def _one_line(text: str) -> str:

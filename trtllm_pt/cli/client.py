@@ -1,4 +1,4 @@
-"""`trtllm-pt client`: a prompt to a server, its text as it comes."""
+"""`trtllm-pt client`: sends a prompt to a server and prints the text as it arrives."""
 
 from __future__ import annotations
 
@@ -20,14 +20,34 @@ from trtllm_pt.errors import UsageError
     "folder",
     metavar="ENGINES|REPO",
     type=click.Path(path_type=Path),
-    help="Start a server over these for the one prompt, on free ports, and end it.",
+    help="Start a server for this one prompt, on free ports, and stop it afterwards.",
 )
-@click.option("--max-tokens", type=click.IntRange(min=1), default=64, show_default=True, help="Tokens to write.")
-@click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True, help="0: greedy.")
-@click.option("--top-k", type=click.IntRange(min=0), default=0, show_default=True, help="0: no limit.")
-@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True, help="Nucleus.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the draws.")
-@click.option("--stop", multiple=True, metavar="WORD", help="Ends the text, which keeps it. May be repeated.")
+@click.option(
+    "--max-tokens", type=click.IntRange(min=1), default=64, show_default=True, help="Maximum number of new tokens."
+)
+@click.option(
+    "--temperature",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="Sampling temperature; 0: greedy decoding.",
+)
+@click.option(
+    "--top-k",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Sample from the k likeliest tokens; 0: all.",
+)
+@click.option(
+    "--top-p",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Cumulative probability for nucleus sampling.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed.")
+@click.option("--stop", multiple=True, metavar="WORD", help="Stop at this text, which is included. Repeatable.")
 def command(
     words: tuple[str, ...],
     folder: Path | None,
@@ -40,7 +60,7 @@ def command(
 ) -> None:
     """Send a prompt to a server and print the answer as it arrives.
 
-    URL is that of Triton's HTTP port, http://127.0.0.1:8000 where left out.
+    URL is the address of Triton's HTTP port. The default is http://127.0.0.1:8000.
 
     \b
     Examples:
@@ -51,9 +71,9 @@ def command(
     from trtllm_pt.serving.client import DEFAULT_URL
 
     if len(words) > 2:
-        raise UsageError(f"client takes one prompt, not {len(words)}: put it in quotes")
+        raise UsageError(f"client takes one PROMPT, not {len(words)} arguments: put the prompt in quotes")
     if folder is not None and len(words) == 2:
-        raise UsageError(f"client takes either --serve ({folder}) or the URL of a server ({words[0]})")
+        raise UsageError(f"--serve ({folder}) and URL ({words[0]}) cannot be combined")
     url, prompt = words if len(words) == 2 else (DEFAULT_URL, words[0])
     fields: dict[str, object] = {"text_input": prompt, "max_tokens": max_tokens}
     if temperature > 0:
@@ -72,11 +92,11 @@ def _show_own_server(folder: Path, prompt: str, fields: Mapping[str, object]) ->
     with short_lived(folder) as (address, engines):
         click.echo(f"Triton answers at {address.url}\n{_schedule(engines)}\n", err=True)
         _show(address.url, prompt, fields)
-    click.echo("the server and its ranks have ended", err=True)
+    click.echo("the server and its ranks have exited", err=True)
 
 
 def _schedule(engines: Path) -> str:
-    """Where the ranks meet, in one line: attention, feed-forward, all-reduce."""
+    """Return one line that shows the sync schedule: A for attention, F for feed-forward, ● for an all-reduce."""
     from trtllm_pt.backends import inspect
 
     model = inspect(engines)
@@ -84,7 +104,7 @@ def _schedule(engines: Path) -> str:
     steps = [{"run": letters.get(step.get("place")), "start": "●"}.get(step["step"]) for step in model["schedule"]]
     return (
         f"{model['tracks']} tracks on {model['ranks']} ranks: {'─'.join(filter(None, steps))}, {model['sync_points']} "
-        f"all-reduces a token, {model['tensor_parallel_sync_points']} under tensor parallelism"
+        f"all-reduces per token, {model['tensor_parallel_sync_points']} with tensor parallelism"
     )
 
 

@@ -1,4 +1,4 @@
-"""`trtllm-pt doctor`: what works on this machine, and what to install for the rest."""
+"""`trtllm-pt doctor`: reports what works on this machine, and what to install for the rest."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from trtllm_pt.cli.text import table
 from trtllm_pt.errors import UsageError
 
 _PYTHONS = ((3, 10), (3, 13))
-_TRITON = Path("/opt/tritonserver/bin/tritonserver")  # where NVIDIA's container has it
+_TRITON = Path("/opt/tritonserver/bin/tritonserver")  # the path in NVIDIA's container
 
 
 @click.command("doctor")
@@ -27,7 +27,7 @@ _TRITON = Path("/opt/tritonserver/bin/tritonserver")  # where NVIDIA's container
 def command(as_json: bool) -> None:
     """Check Python, MPI, compiler, instruction set, GPU, Triton and versions.
 
-    Exits with status 2 where no engine can run on this machine, otherwise with 0.
+    The exit status is 2 if no engine can run on this machine, and 0 otherwise.
 
     \b
     Examples:
@@ -43,7 +43,10 @@ def command(as_json: bool) -> None:
 
 
 def broken_everywhere(common: Sequence[Finding], of_backends: Mapping[str, Sequence[Finding]]) -> str:
-    """Why no backend can run here; empty where at least one can."""
+    """Return why no backend can run on this machine, or an empty text if at least one can.
+
+    common: findings that concern all backends. of_backends: the findings of each backend, by its title.
+    """
     reasons = []
     for title, found in of_backends.items():
         missing = [finding.name for finding in (*common, *found) if not finding.ok and finding.essential]
@@ -54,6 +57,7 @@ def broken_everywhere(common: Sequence[Finding], of_backends: Mapping[str, Seque
 
 
 def report(findings: Sequence[Finding]) -> str:
+    """Return a table of the findings, with an installation hint below each that is not ok."""
     rows = []
     for f in findings:
         rows.append(("ok" if f.ok else "missing", f.name, f.found))
@@ -63,6 +67,7 @@ def report(findings: Sequence[Finding]) -> str:
 
 
 def python() -> Finding:
+    """Check the version of Python."""
     least, most = _PYTHONS
     good = least <= sys.version_info[:2] <= most
     wanted = f"Python {least[0]}.{least[1]} to {most[0]}.{most[1]}"
@@ -70,11 +75,13 @@ def python() -> Finding:
 
 
 def tokenizers() -> Finding:
+    """Check that the package tokenizers is installed."""
     found = version("tokenizers")
     return Finding("tokenizers", found is not None, found or "none", "pip install tokenizers")
 
 
 def triton() -> Finding:
+    """Look for tritonserver on PATH, in NVIDIA's container, and in the wheel nvidia-pytriton."""
     path = shutil.which("tritonserver") or (str(_TRITON) if _TRITON.exists() else None)
     wheel = version("nvidia-pytriton")
     found = path or (f"in nvidia-pytriton {wheel}" if wheel else "none")

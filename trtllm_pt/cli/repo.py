@@ -15,19 +15,19 @@ from trtllm_pt.cli.options import output_option
 @click.option(
     "--engine-path",
     metavar="PATH",
-    help="Path of the engines on the machine that serves them.  [default: the present path]",
+    help="Path of the engines on the machine that serves them.  [default: their present path]",
 )
 @click.option(
     "--max-queue-size",
     type=click.IntRange(min=0),
     default=1024,
     show_default=True,
-    help="Maximum number of waiting requests; further ones are refused. 0: no limit.",
+    help="Maximum number of waiting requests; more are refused. 0: no limit.",
 )
 def command(engines: Path, output: Path, engine_path: str | None, max_queue_size: int) -> None:
     """Write a Triton model repository for an engine directory.
 
-    The tensors and parameters are those of TensorRT-LLM's inflight batcher repository, for any engine.
+    The tensors and parameters are those of TensorRT-LLM's inflight batcher repository, whichever engine is used.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""`trtllm-pt run`: prompts to text, all ranks included."""
+"""`trtllm-pt run`: generates text from prompts, and starts all ranks."""
 
 from __future__ import annotations
 
@@ -21,12 +21,32 @@ if TYPE_CHECKING:
 @click.command("run")
 @click.argument("engines", metavar="ENGINES", type=click.Path(path_type=Path))
 @click.argument("prompts", metavar="[PROMPT]...", nargs=-1)
-@click.option("--max-tokens", type=click.IntRange(min=1), default=64, show_default=True, help="Tokens to write.")
-@click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True, help="0: greedy.")
-@click.option("--top-k", type=click.IntRange(min=0), default=0, show_default=True, help="0: no limit.")
-@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True, help="Nucleus.")
-@click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same text.")
-@click.option("--threads", type=click.IntRange(min=1), help="Threads of a rank.  [default: the cores, shared out]")
+@click.option(
+    "--max-tokens", type=click.IntRange(min=1), default=64, show_default=True, help="Maximum number of new tokens."
+)
+@click.option(
+    "--temperature",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="Sampling temperature; 0: greedy decoding.",
+)
+@click.option(
+    "--top-k",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Sample from the k likeliest tokens; 0: all.",
+)
+@click.option(
+    "--top-p",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Cumulative probability for nucleus sampling.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Random seed; the same seed gives the same text.")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads per rank.  [default: cores / ranks]")
 @json_option
 def command(
     engines: Path,
@@ -41,9 +61,10 @@ def command(
 ) -> None:
     """Generate text from prompts.
 
-    One prompt is printed as it grows; several are computed in one batch. Without PROMPT, standard input is the prompt.
+    The output for one PROMPT is printed as it is generated; several prompts run in one batch and are printed at the
+    end. Without PROMPT, the prompt is read from standard input.
 
-    Starts a process per rank by itself, or joins the ranks that mpirun started.
+    The command starts one process per rank, or joins the ranks if mpirun started it.
 
     \b
     Examples:
@@ -68,12 +89,12 @@ def command(
 
 def _standard_input() -> str:
     if sys.stdin.isatty():
-        raise UsageError("run needs a prompt: `trtllm-pt run ENGINES PROMPT`, or one on standard input")
+        raise UsageError("PROMPT is missing: pass it as `trtllm-pt run ENGINES PROMPT`, or on standard input")
     return sys.stdin.read().removesuffix("\n")
 
 
 def _stream(llm: LLM, prompt: str, sampling: SamplingParams) -> RunResult:
-    shown = False  # the prompt, once the engine has taken it
+    shown = False  # whether the prompt was printed, which waits until the engine has accepted it
     for part in llm.stream(prompt, sampling):
         if not shown:
             _write(click.style(prompt, bold=True))
@@ -82,11 +103,11 @@ def _stream(llm: LLM, prompt: str, sampling: SamplingParams) -> RunResult:
             _write(_token_ids(llm, part) + "\n")
             return part
         _write(part)
-    raise AssertionError("a stream ends with its result")
+    raise AssertionError("a stream yields its result last")
 
 
 def _token_ids(llm: LLM, result: RunResult) -> str:
-    """The output of an engine without a tokenizer, whose prompts are token ids as well."""
+    """Return the output as token ids if the engine has no tokenizer. Its prompts are token ids, too."""
     return "" if llm.tokenizer else "".join(f" {token}" for token in result.token_ids)
 
 

@@ -1,4 +1,4 @@
-"""`trtllm-pt serve`: serves engines through Triton and the ports before it."""
+"""`trtllm-pt serve`: serves engines through Triton, behind an HTTP proxy and with an OpenAI port."""
 
 from __future__ import annotations
 
@@ -21,30 +21,31 @@ if TYPE_CHECKING:
     from trtllm_pt.serving.triton.server import Address, Server
 
 _PORT = click.IntRange(1, 65535)
-_CHECK_SECONDS = 2.0  # between checks whether the models work
+_CHECK_SECONDS = 2.0  # between two health checks of the models
 _REQUEST = '{"text_input": "def main(", "max_tokens": 32, "stream": true}'
 
 
 @click.command("serve")
 @click.argument("folder", metavar="ENGINES|REPO", type=click.Path(path_type=Path))
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0: all.")
-@click.option("--http-port", type=_PORT, default=8000, show_default=True, help="HTTP.")
-@click.option("--grpc-port", type=_PORT, default=8001, show_default=True, help="gRPC.")
-@click.option("--metrics-port", type=_PORT, default=8002, show_default=True, help="Prometheus metrics.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 is all interfaces.")
+@click.option("--http-port", type=_PORT, default=8000, show_default=True, help="Port for HTTP.")
+@click.option("--grpc-port", type=_PORT, default=8001, show_default=True, help="Port for gRPC.")
+@click.option("--metrics-port", type=_PORT, default=8002, show_default=True, help="Port for Prometheus metrics.")
 @click.option(
     "--openai-port",
     type=click.IntRange(0, 65535),
     default=9000,
     show_default=True,
-    help="OpenAI's endpoints and the page; 0: none.",
+    help="Port for OpenAI's endpoints and the web page; 0 disables them.",
 )
-@click.option("--log", type=click.Path(path_type=Path), help="File for Triton's log.  [default: a temporary one]")
+@click.option("--log", type=click.Path(path_type=Path), help="File for Triton's log.  [default: a temporary file]")
 def command(
     folder: Path, host: str, http_port: int, grpc_port: int, metrics_port: int, openai_port: int, log: Path | None
 ) -> None:
     """Serve engines through NVIDIA Triton, and start all their ranks.
 
-    A folder of engines gets a temporary model repository. Ctrl-C or SIGTERM ends the server and all ranks.
+    The argument is an engine directory, for which a temporary model repository is written, or a model repository.
+    Ctrl-C or SIGTERM stops the server and all ranks.
 
     \b
     Examples:
@@ -58,7 +59,8 @@ def command(
     check_port(host, http_port, "--http-port")
     with tempfile.TemporaryDirectory(prefix="trtllm_pt-") as scratch, _signals():
         repository = _repository(folder, Path(scratch))
-        endpoints = _endpoints(repository, folder, address, inside, openai_port)  # before anything loads: it may fail
+        # Before the models load, because it may raise UsageError.
+        endpoints = _endpoints(repository, folder, address, inside, openai_port)
         with contextlib.suppress(_Ended), Server(repository, inside, log or Path(scratch) / "server.log") as server:
             _wait_until_ready(server, folder)
             with contextlib.ExitStack() as listening:
@@ -68,12 +70,15 @@ def command(
                 try:
                     _watch(server)
                 finally:
-                    server.close()  # before the endpoints, which pass on the answers of requests that still run
+                    server.close()  # before the endpoints, which pass on the responses of running requests
 
 
 @contextlib.contextmanager
 def short_lived(folder: Path) -> Iterator[tuple[Address, Path]]:
-    """Serve on free ports until the block ends. Yields the address and the folder of the engines."""
+    """Serve engines or a model repository on free ports until the block ends.
+
+    Yields the address and the engine directory. Raises RunError if the server does not exit with status 0.
+    """
     from trtllm_pt.serving.triton.server import Address, Server, engine_folder
 
     with tempfile.TemporaryDirectory(prefix="trtllm_pt-") as scratch:
@@ -86,7 +91,7 @@ def short_lived(folder: Path) -> Iterator[tuple[Address, Path]]:
 
 
 class _Ended(BaseException):
-    """A signal asked this process to end."""
+    """A signal asked this process to exit."""
 
 
 @contextlib.contextmanager
@@ -127,7 +132,7 @@ def _progress(folder: Path, seconds: float) -> None:
 def _endpoints(
     repository: Path, folder: Path, address: Address, inside: Address, openai_port: int
 ) -> list[AbstractContextManager[None]]:
-    """Return the ports of our own before Triton, not listening yet. inside: where Triton itself listens."""
+    """Return our own ports, the HTTP proxy and the OpenAI port, before they listen. inside: Triton's own address."""
     from trtllm_pt.serving.triton.server import check_port, engine_folder
 
     try:
@@ -159,6 +164,6 @@ def _announce(address: Address, openai_port: int) -> None:
 
 def _watch(server: Server) -> None:
     while (status := server.wait(_CHECK_SECONDS)) is None:
-        if (fault := server.fault()) is not None and server.fault() is not None:  # once may be a busy moment
+        if (fault := server.fault()) is not None and server.fault() is not None:  # one may be a slow response
             raise RunError(f"{fault}; the server was stopped")
     raise RunError(f"the server exited by itself with status {status}: {server.reason()}")

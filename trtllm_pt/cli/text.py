@@ -1,4 +1,4 @@
-"""Words and numbers as people read them."""
+"""Formats tables and numbers for people."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def table(rows: Sequence[Sequence[object]], header: Sequence[str], left: int = 1) -> str:
-    """Columns two spaces apart; the first `left` are aligned to the left, the rest to the right."""
+    """Return a table with two spaces between columns. The first `left` columns are aligned left, the others right."""
     lines = [[str(cell) for cell in row] for row in (header, *rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     return "\n".join(
@@ -19,7 +19,7 @@ def table(rows: Sequence[Sequence[object]], header: Sequence[str], left: int = 1
 
 
 def count(number: float) -> str:
-    """1234567 -> `1.2M`."""
+    """Return a number in short form, such as `1.2M` for 1234567."""
     for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
         if number >= size:
             return f"{number / size:.1f}{letter}"
@@ -27,7 +27,7 @@ def count(number: float) -> str:
 
 
 def memory(size: float) -> str:
-    """Bytes in binary units: 1536 -> `1.5 KiB`."""
+    """Return a number of bytes in binary units, such as `1.5 KiB` for 1536."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if size < 1024:
             return f"{size:.1f} {unit}" if unit != "B" else f"{size:.0f} B"
@@ -36,5 +36,5 @@ def memory(size: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Milliseconds below one second, else seconds."""
+    """Return a time in milliseconds if it is below one second, and otherwise in seconds."""
     return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"

@@ -1,1 +1,1 @@
-"""Serving: Triton with its model repository and our Python models, and the ports of `serve` before it."""
+"""Serving: Triton, its model repository, our Python models, and the two HTTP ports that `serve` puts before Triton."""

@@ -1,4 +1,4 @@
-"""A client of Triton's HTTP port, for one streamed prompt. It needs no packages but this one."""
+"""A client of Triton's HTTP port for one streamed prompt. It uses only the standard library."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ _MODEL = tensors.BLS
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """New text of a stream. It consists of whole characters, so that it may be empty although tokens came."""
+    """New text of a stream, and how many tokens it took. The text has whole characters only, so it can be empty."""
 
     text: str
     tokens: int
 
 
 def stream(url: str, fields: Mapping[str, Any]) -> Iterator[Piece]:
-    """Yield the text of one request to Triton at `url` as it comes. fields: the model's inputs by name.
+    """Send one request and yield its text as it arrives.
 
-    Raises UsageError if there is no such server or it refuses the request, and RunError if it fails later.
+    url: the address of Triton's HTTP port. fields: the inputs of the model `tensorrt_llm_bls`, by name. Raises
+    UsageError if no server answers or the server refuses the request, and RunError if the request fails later.
     """
     body = json.dumps({**fields, "stream": True, "return_num_output_tokens": True}).encode()
     try:
@@ -44,7 +45,7 @@ def stream(url: str, fields: Mapping[str, Any]) -> Iterator[Piece]:
     except ValueError as error:
         raise UsageError(f"{url!r} is not the address of a server: {error}") from None
     except OSError as error:
-        raise RunError(f"{url}: the server went away: {error}") from None
+        raise RunError(f"{url}: the server closed the connection: {error}") from None
 
 
 def _piece(event: Mapping[str, Any]) -> Piece:

@@ -1,4 +1,4 @@
-"""Serves an aiohttp application from a thread of its own. Both HTTP ports of `serve` run in its process this way."""
+"""Serves an aiohttp application from a thread of its own. Both HTTP ports of `serve` run this way, in its process."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ from aiohttp.abc import AbstractAccessLogger
 from trtllm_pt.errors import UsageError
 from trtllm_pt.logs import fields
 
-BODY_BYTES = 8 << 20  # of a request: more than the longest prompt has
-REQUEST_ID = "X-Request-Id"  # the header of an answer from which the access log takes the id
+BODY_BYTES = 8 << 20  # the limit for a request's body; the longest prompt is shorter
+REQUEST_ID = "X-Request-Id"  # the response header from which the access log takes the request's id
 
 
 @contextmanager
 def listening(
     app: web.Application, host: str, port: int, option: str, *, access_log: logging.Logger | None = None
 ) -> Iterator[None]:
-    """Serve `app` until the block ends. The access log has one record at level INFO for each request.
+    """Serve `app` until the block ends.
 
-    Raises UsageError, naming the command line's `option`, where the port cannot be used.
+    option: the command line's name for the port, for messages. access_log: gets one record at level INFO per request.
+    Raises UsageError, naming the option, if the port cannot be used.
     """
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
     runner = web.AppRunner(
         app,
-        handler_cancellation=True,  # of a handler whose client goes away
-        shutdown_timeout=1.0,  # seconds that the handlers have at the end
+        handler_cancellation=True,  # cancels a handler whose client disconnects
+        shutdown_timeout=1.0,  # seconds that running handlers have to finish
         access_log=access_log,
         access_log_class=_AccessLogger,
     )
@@ -64,7 +65,7 @@ class _AccessLogger(AbstractAccessLogger):
             request_id=response.headers.get(REQUEST_ID),
             client=request.remote,
             method=request.method,
-            path=request.path,  # without the query string, which may hold anything
+            path=request.path,  # without the query string, which may contain user data
             status=response.status,
             bytes=response.body_length,
             duration_ms=round(time * 1e3, 1),

@@ -9,7 +9,7 @@ from trtllm_pt.errors import UsageError
 
 
 def json_object(body: bytes) -> dict[str, Any]:
-    """Return the object in a body. Raises UsageError for anything else; NaN and infinities are not JSON."""
+    """Return the JSON object in a body. Raises UsageError for anything else; NaN and infinities are not JSON."""
     try:
         found = json.loads(body, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
@@ -20,4 +20,4 @@ def json_object(body: bytes) -> dict[str, Any]:
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a number")
+    raise ValueError(f"{name} is not a JSON number")

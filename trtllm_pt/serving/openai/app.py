@@ -1,6 +1,6 @@
-"""The OpenAI port: OpenAI's endpoints and a page for people. It runs in the process of `serve`.
+"""The OpenAI port: OpenAI's endpoints and a web page for prompts. It runs in the process of `serve`.
 
-It sends its requests to `tensorrt_llm`, so that a client that goes away frees its slot.
+It sends its requests to the model `tensorrt_llm` itself, so that it can stop the request of a client that disconnects.
 """
 
 from __future__ import annotations
@@ -31,13 +31,14 @@ from trtllm_pt.text.tokenizer import end_ids, load_tokenizer
 
 log = logging.getLogger(__name__)
 _PAGE = Path(__file__).parent / "page.html"
-_HEALTH_SECONDS = 10.0  # in which a model must answer a request that asks for nothing
+_HEALTH_SECONDS = 10.0  # the time in which a model must answer the health check
 
 
 class OpenAIServer:
-    """OpenAI's endpoints before a running Triton.
+    """OpenAI's endpoints for one model of a running Triton.
 
-    engines: the engine directory that Triton serves. name: the model's name for clients. grpc_url: Triton's gRPC port.
+    engines: the engine directory that Triton serves. name: the model's name for clients. grpc_url: HOST:PORT of
+    Triton's gRPC port. Raises UsageError if the engine has no tokenizer.
     """
 
     def __init__(self, engines: Path, name: str, grpc_url: str) -> None:
@@ -60,7 +61,7 @@ class OpenAIServer:
         self._name, self._url, self._began = name, grpc_url, int(time.time())
 
     def listening(self, host: str, port: int) -> AbstractContextManager[None]:
-        """Serve from a thread of its own until the block ends."""
+        """Serve from a thread of its own until the block ends. Raises UsageError if the port cannot be used."""
         app = web.Application(client_max_size=BODY_BYTES, middlewares=[_errors])
         app.cleanup_ctx.append(self._connection)
         app.router.add_get("/", _page)
@@ -81,7 +82,7 @@ class OpenAIServer:
         return web.json_response({"model": self._name, **self._facts})
 
     async def _health(self, _: web.Request) -> web.Response:
-        """Answer whether the engine works. Triton calls a model ready even when its process or ranks are dead."""
+        """Report whether the engine works. Triton reports a model as ready even if its process or ranks are dead."""
         try:
             await asyncio.wait_for(self._check(), _HEALTH_SECONDS)
         except (asyncio.TimeoutError, RunError) as error:
@@ -110,8 +111,8 @@ class OpenAIServer:
         body = json_object(await request.read())
         model = body.get("model", self._name)
         if model != self._name:
-            raise ServedError("not_found", f"model ({model!r}) is not served here: it is {self._name!r}")
-        wanted = await asyncio.to_thread(self._parser.parse, kind, body)  # long prompts take their time
+            raise ServedError("not_found", f"model ({model!r}) is not served here; the model is {self._name!r}")
+        wanted = await asyncio.to_thread(self._parser.parse, kind, body)  # a long prompt takes seconds
         for number, choice in enumerate(wanted.choices):
             self._limits.check(Request(id=number, token_ids=choice.prompt, sampling=choice.sampling))
         answer = _Answer(kind, request_id, self._name, wanted)
@@ -124,7 +125,7 @@ async def _page(_: web.Request) -> web.Response:
 
 
 class _Answer:
-    """Makes the JSON bodies of one request's answer."""
+    """Builds the JSON bodies of the response to one request."""
 
     def __init__(self, kind: str, request_id: str, model: str, wanted: CompletionRequest) -> None:
         self._chat = kind == "chat/completions"
@@ -134,6 +135,7 @@ class _Answer:
         self.tokens = 0
 
     def whole(self, texts: list[str], reasons: list[str]) -> dict[str, Any]:
+        """Return the body of a response that is not streamed. texts, reasons: one per choice."""
         choices = [
             {"index": i, "finish_reason": reason, "logprobs": None}
             | ({"message": {"role": "assistant", "content": text}} if self._chat else {"text": text})
@@ -142,12 +144,14 @@ class _Answer:
         return {**self._head("chat.completion"), "choices": choices, "usage": self._usage()}
 
     def part(self, index: int, text: str, reason: str | None, first: bool) -> dict[str, Any]:
+        """Return one event of a stream. first: whether it is the first event of the choice `index`."""
         role = {"role": "assistant"} if first else {}
         new = {"delta": {**role, "content": text}} if self._chat else {"text": text}
         choice = {"index": index, "finish_reason": reason, "logprobs": None, **new}
         return {**self._head("chat.completion.chunk"), "choices": [choice]}
 
     def usage_part(self) -> dict[str, Any]:
+        """Return the last event of a stream whose client asked for the usage."""
         return {**self._head("chat.completion.chunk"), "choices": [], "usage": self._usage()}
 
     def _head(self, chat_object: str) -> dict[str, Any]:
@@ -170,7 +174,7 @@ async def _whole(answer: _Answer, pieces: AsyncIterator[Piece]) -> web.Response:
 
 
 async def _stream(request: web.Request, answer: _Answer, pieces: AsyncIterator[Piece]) -> web.StreamResponse:
-    """Answer with server-sent events. An error before the first one is an HTTP error, a later one an event."""
+    """Respond with server-sent events. An error before the first event is an HTTP error, a later one is an event."""
     headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache", REQUEST_ID: answer.id}
     response = web.StreamResponse(headers=headers)
     try:
@@ -203,7 +207,7 @@ async def _events(answer: _Answer, pieces: AsyncIterator[Piece]) -> AsyncIterato
 
 @web.middleware
 async def _errors(request: web.Request, handler: Any) -> web.StreamResponse:
-    """Answer every error in the form that OpenAI's clients know."""
+    """Respond to every error in the form that OpenAI's clients expect."""
     try:
         answer: web.StreamResponse = await handler(request)
         return answer
@@ -211,7 +215,7 @@ async def _errors(request: web.Request, handler: Any) -> web.StreamResponse:
         return web.json_response(_body(error.status, error.reason, None), status=error.status)
     except (RunError, UsageError) as error:
         return _error_response(error)
-    except ConnectionError:  # the client is gone
+    except ConnectionError:  # the client has disconnected
         raise asyncio.CancelledError from None
 
 

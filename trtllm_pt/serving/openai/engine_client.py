@@ -1,8 +1,8 @@
 """The OpenAI port's gRPC client of the model `tensorrt_llm`.
 
 A stream is always read to its end; to end it early, the client sends the engine a `stop`. Cancelling would be simpler,
-but when a cancellation meets the last response, Triton 2.51 keeps the request and its model for ever, and sometimes
-crashes.
+but if a cancellation coincides with the last response, Triton 2.51 keeps the request and its model forever, and
+sometimes crashes.
 """
 
 from __future__ import annotations
@@ -27,13 +27,17 @@ from trtllm_pt.text.stream import TextStream
 
 _MODEL = tensors.ENGINE
 _TYPES = {"int32": "INT32", "float32": "FP32", "bool": "BOOL", "uint64": "UINT64"}
-_PATIENCE_SECONDS = 0.1  # between calls to end a request
-_LAST_SECONDS = 2.0  # for the streams of clients that are gone
+_PATIENCE_SECONDS = 0.1  # between two `stop` requests for the same request
+_LAST_SECONDS = 2.0  # in which `close` waits for streams that are being stopped
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """New text of one choice."""
+    """New text of one choice.
+
+    index: the number of the choice. tokens: how many tokens were generated for the text. finish_reason: `stop` or
+    `length` in the last piece of a choice, else None.
+    """
 
     index: int
     text: str
@@ -42,14 +46,15 @@ class Piece:
 
 
 class EngineClient:
-    """A client of the Triton at the gRPC address `url`, for one event loop."""
+    """A client of the Triton at the gRPC address `url` (HOST:PORT). It belongs to the running event loop."""
 
     def __init__(self, url: str, tokenizer: Tokenizer) -> None:
         self._client = grpc.InferenceServerClient(url)
         self._tokenizer = tokenizer
-        self._tasks: set[asyncio.Task[None]] = set()  # that go on after the request whose work they do
+        self._tasks: set[asyncio.Task[None]] = set()  # they can outlive the HTTP request that started them
 
     async def close(self) -> None:
+        """Wait a short time for streams that are being stopped, and close the connection."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=_LAST_SECONDS)
         await self._client.close()
@@ -65,12 +70,13 @@ class EngineClient:
         except InferenceServerException as error:
             raise _no_answer(error.message()) from None
         if not ready:
-            raise ServedError("unavailable", "it is not ready")
+            raise ServedError("unavailable", f"model {_MODEL} is not ready")
 
     async def pieces(self, request_id: str, wanted: CompletionRequest) -> AsyncGenerator[Piece, None]:
-        """Yield the pieces of all choices as they come; a generator that is closed early ends their requests.
+        """Generate all choices of a request and yield their pieces as they arrive.
 
-        Raises ServedError with the model's message and code.
+        A generator that is closed early stops the engine's requests. Raises ServedError, with the model's message and
+        code, if one of the choices fails.
         """
         ready: asyncio.Queue[Piece | Exception] = asyncio.Queue()
 
@@ -110,7 +116,7 @@ class EngineClient:
         made = 0
         async for result in self._ask(_inputs(choice), name):
             if text.stopped:
-                continue  # until the engine has heard of it
+                continue  # the engine has not stopped the request yet
             ids = result.as_numpy("output_ids").ravel().tolist()
             made += len(ids)
             delta = text.push(ids)
@@ -122,9 +128,9 @@ class EngineClient:
             yield Piece(index, text.flush(), 0, "length" if full else "stop")
 
     async def _end(self, name: str, task: asyncio.Task[Any]) -> None:
-        """Have the engine stop the request that a task reads, until the task is done.
+        """Send `stop` for the request `name`, which `task` reads, until the task is done.
 
-        The request may not have reached the model yet, so one `stop` may not be enough.
+        One `stop` may not be enough, because the request may not have reached the model yet.
         """
         while not task.done():
             with suppress(ServedError):
@@ -138,7 +144,7 @@ class EngineClient:
             pass
 
     async def _ask(self, inputs: list[grpc.InferInput], name: str) -> AsyncGenerator[Any, None]:
-        """Yield the responses to one request. Raises ServedError at the end if one of them is an error."""
+        """Yield the responses to one request. At the end, raises ServedError if one of them was an error."""
 
         async def requests() -> AsyncIterator[dict[str, Any]]:
             yield {"model_name": _MODEL, "inputs": inputs, "request_id": name}

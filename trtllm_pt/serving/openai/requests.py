@@ -32,7 +32,7 @@ _SHARED: dict[str, tuple[type, ...]] = {
     "frequency_penalty": _NUMBER,
     "seed": _WHOLE,
     "user": (str,),
-    "top_k": _WHOLE,  # not OpenAI's, but known to other servers
+    "top_k": _WHOLE,  # this field and the next three are not OpenAI's, but other servers have them
     "repetition_penalty": _NUMBER,
     "min_tokens": _WHOLE,
     "ignore_eos": (bool,),
@@ -41,6 +41,7 @@ _FIELDS = {
     "completions": {**_SHARED, "prompt": (str, list), "echo": (bool,)},
     "chat/completions": {**_SHARED, "messages": (list,), "max_completion_tokens": _WHOLE},
 }
+# Fields that are not supported, with the values that ask for nothing. These values are accepted and ignored.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "logprobs": (False, 0),
     "top_logprobs": (0,),
@@ -55,47 +56,50 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """One choice of the answer: its prompt, and how its text is made."""
+    """One choice of a response: its prompt in token ids, its sampling parameters, and its stop strings."""
 
     prompt: tuple[int, ...]
     sampling: SamplingParams
     stop: tuple[str, ...]
-    echo: str  # what stands before the text
+    echo: str  # text that precedes the generated text; empty, or the prompt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompletionRequest:
-    """A parsed request: its choices in order, and the form of the answer."""
+    """A parsed request: its choices in order, and the form of the response."""
 
     choices: tuple[Choice, ...]
     stream: bool
-    usage: bool  # at the end of a stream
+    usage: bool  # whether a stream ends with the usage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestParser:
-    """Parses the requests to one engine. `end_id` is -1 if the tokenizer has no end token."""
+    """Parses the requests to one engine. `end_id` is the tokenizer's end token, or -1 if it has none."""
 
     tokenizer: Tokenizer
     end_id: int
-    further_ends: tuple[tuple[int, ...], ...]
+    further_ends: tuple[tuple[int, ...], ...]  # the tokenizer's other end tokens, as stop words
     max_seq_len: int
-    most_bytes: int  # of a prompt
-    folder: Path  # of the tokenizer
+    most_bytes: int  # the longest prompt, in UTF-8
+    folder: Path  # the tokenizer's folder, which may have a chat template
 
     def parse(self, kind: str, body: Mapping[str, Any]) -> CompletionRequest:
-        """Parse a body. kind: `completions` or `chat/completions`. Raises UsageError, naming the field."""
+        """Parse the body of a request. kind: `completions` or `chat/completions`.
+
+        Raises UsageError, naming the field, for a field that is missing, unknown or wrong.
+        """
         given = _checked(kind, body)
         prompts = self._chat(given) if kind == "chat/completions" else self._prompts(given)
         number = given.get("n", 1)
         if number < 1:
             raise UsageError(f"n ({number}) must be at least 1")
         if number * len(prompts) > MOST_OUTPUTS:
-            raise UsageError(f"n ({number}) and {len(prompts)} prompts are more than {MOST_OUTPUTS} outputs")
+            raise UsageError(f"n ({number}) times {len(prompts)} prompts must be at most {MOST_OUTPUTS} outputs")
         stop = given.get("stop", [])
         stop = [stop] if isinstance(stop, str) else stop
         if not all(isinstance(word, str) and word for word in stop):
-            raise UsageError(f"stop ({stop!r}) must be a string, or a list of strings, that are not empty")
+            raise UsageError(f"stop ({stop!r}) must be a non-empty string or a list of non-empty strings")
         choices = []
         for text, ids in prompts:
             sampling = self._sampling(given, len(ids), kind)
@@ -138,7 +142,7 @@ class RequestParser:
         elif isinstance(prompt, list) and all(type(token) is int for token in prompt):
             text, ids = self.tokenizer.decode([token for token in prompt if token >= 0]), tuple(prompt)
         else:
-            raise UsageError(f"prompt ({prompt!r}) must be a string or a list of token ids, or a list of those")
+            raise UsageError(f"prompt ({prompt!r}) must be a string or a list of token ids, or a list of such prompts")
         if not ids:
             raise UsageError("prompt is empty: a request needs at least one token")
         return text, ids
@@ -163,7 +167,7 @@ class RequestParser:
         return tuple(self.tokenizer.encode(text, add_special_tokens=special).ids)
 
     def _render(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """Apply the chat template that came with the tokenizer."""
+        """Return the text of a chat, by the tokenizer's chat template. Raises UsageError if it has none or it fails."""
         config_path, template_path = self.folder / "tokenizer_config.json", self.folder / "chat_template.jinja"
         config = read_json(config_path) if config_path.exists() else {}
         template = template_path.read_text() if template_path.exists() else config.get("chat_template")
@@ -179,7 +183,7 @@ class RequestParser:
 
 
 def _checked(kind: str, body: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a body, after a check of names and types; a null counts as left out."""
+    """Return the fields of a body after checking their names and types. A field that is null counts as left out."""
     given = {}
     for name, value in body.items():
         if value is None or value in _NEUTRAL.get(name, ()):

@@ -1,6 +1,6 @@
-"""Reads and writes Triton's config.pbtxt files by the protobuf schema that Triton's own client brings.
+"""Reads and writes Triton's config.pbtxt files, with the protobuf schema that Triton's Python client contains.
 
-`repo` and `serve` use it, and the model `tensorrt_llm_bls` inside Triton.
+`repo` and `serve` use this module, and so does the model `tensorrt_llm_bls` inside Triton.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from trtllm_pt.errors import UsageError
 
 
 def config_text(fields: Mapping[str, Any]) -> str:
-    """Return a model configuration as protobuf text. Raises UsageError where tritonclient is not installed."""
-    config_type = _config_type()  # first, for it says what is missing
+    """Return a model configuration as protobuf text. Raises UsageError if tritonclient is not installed."""
+    config_type = _config_type()  # first, because its error names the package to install
     from google.protobuf import json_format, text_format
 
     config = json_format.ParseDict(fields, config_type())
@@ -24,7 +24,7 @@ def config_text(fields: Mapping[str, Any]) -> str:
 def read_config(path: Path) -> Any:
     """Return the ModelConfig message in a file. Fields of other Triton versions are ignored.
 
-    Raises UsageError where tritonclient is not installed or the file is not a model configuration.
+    Raises UsageError if tritonclient is not installed or the file is not a model configuration.
     """
     config_type = _config_type()
     from google.protobuf import text_format
@@ -36,14 +36,14 @@ def read_config(path: Path) -> Any:
 
 
 def parameter(config: Any, key: str) -> str | None:
-    """Return the string of one parameter, or None where the configuration does not have it."""
+    """Return the string value of one parameter, or None if the configuration does not have it."""
     return str(config.parameters[key].string_value) if key in config.parameters else None
 
 
 def _config_type() -> Any:
     try:
         from tritonclient.grpc.model_config_pb2 import ModelConfig
-    except (ImportError, RuntimeError):  # RuntimeError: tritonclient without its extra `grpc`
+    except (ImportError, RuntimeError):  # tritonclient raises RuntimeError without its extra `grpc`
         raise UsageError(
             "a model repository needs tritonclient, which has the schema of config.pbtxt: "
             "pip install 'tritonclient[grpc]'"

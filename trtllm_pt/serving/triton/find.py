@@ -1,6 +1,6 @@
 """Finds tritonserver, in the wheel nvidia-pytriton or in NVIDIA's container, and the options that it needs.
 
-Only files of the wheel are used, none of its Python code.
+Of the wheel, only files are used, and none of its Python code.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CONTAINER = Path("/opt/tritonserver/bin/tritonserver")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Triton:
-    """A tritonserver with the folders that it needs to know."""
+    """A tritonserver: its path, and the options and the environment with which it finds its backends and Python."""
 
     binary: Path
     options: tuple[str, ...]
@@ -29,20 +29,20 @@ class Triton:
 
 
 def find_triton(scratch: Path) -> Triton:
-    """Return the server to start. Raises UsageError where there is none.
+    """Return the tritonserver to start. Raises UsageError if there is none.
 
-    scratch: a folder that must exist while the server runs.
+    scratch: a folder for symbolic links. It must exist while the server runs.
     """
     if (wheel := _wheel()) is not None:
         return _of_wheel(wheel, scratch)
     found = shutil.which("tritonserver") or (str(CONTAINER) if CONTAINER.exists() else None)
     if found is None:
-        raise UsageError(f"there is no tritonserver here: {INSTALL_SERVE}, or use NVIDIA's container")
+        raise UsageError(f"tritonserver was not found: {INSTALL_SERVE}, or use NVIDIA's container")
     return Triton(binary=Path(found), options=(), environment=_environment())
 
 
 def _wheel() -> Path | None:
-    spec = importlib.util.find_spec("pytriton")  # does not import it
+    spec = importlib.util.find_spec("pytriton")  # find_spec does not import the package
     return Path(spec.origin).parent / "tritonserver" if spec and spec.origin else None
 
 
@@ -53,7 +53,7 @@ def _of_wheel(wheel: Path, scratch: Path) -> Triton:
 
 
 def _backends(wheel: Path, scratch: Path) -> Path:
-    """Make a backends folder as tritonserver wants it: the wheel keeps the stub of each Python version elsewhere."""
+    """Make the backends folder that tritonserver expects. The wheel keeps the stub for each Python elsewhere."""
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     stub = wheel / "python_backend_stubs" / version / "triton_python_backend_stub"
     if not stub.exists():

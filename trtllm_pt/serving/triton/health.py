@@ -1,6 +1,6 @@
-"""Sends Triton's Python models requests that show whether they work. `serve` runs it.
+"""Checks, with a request to each of Triton's Python models, whether they work. `serve` runs these checks.
 
-Triton 2.51 calls a model ready even when the model's process is dead.
+The readiness that Triton 2.51 reports stays true when a model's process is dead.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ _TIMEOUT_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True)
 class _Probe:
-    """A request that costs a model nothing."""
+    """A request that costs a model almost nothing."""
 
     model: str
     verb: str
     body: Mapping[str, Any]
-    working: tuple[ErrorCode, ...] = ()  # errors that only a working model answers with
+    working: tuple[ErrorCode, ...] = ()  # codes of errors that show that the model works
 
 
-_ENGINE = _Probe(  # a stop for an id that no request has
+_ENGINE = _Probe(  # a `stop` for an id that no request has
     tensors.ENGINE,
     "generate_stream",
     {"id": "health", "stop": True, "input_ids": [0], "input_lengths": 1, "request_output_len": 1},
 )
 _TEXT_MODELS = (
-    _Probe(  # the model asks preprocessing, which refuses the empty prompt
+    _Probe(  # the model calls preprocessing, which refuses the empty prompt
         tensors.BLS,
         "generate",
         {"text_input": "", "max_tokens": 1},
@@ -54,9 +54,10 @@ _TEXT_MODELS = (
 
 
 def fault(url: str, *, engine_in_python: bool) -> str | None:
-    """Return what is wrong with a model of the Triton at `url`, or None if all models work.
+    """Return a message about the first model of the Triton at `url` that does not work, or None if all models work.
 
-    engine_in_python: whether our Python model runs the engine. Otherwise all servers exit when one rank's does.
+    engine_in_python: whether our Python model runs the engine. If not, the engine needs no check, because all servers
+    exit when the server of one rank exits.
     """
     probes = (_ENGINE, *_TEXT_MODELS) if engine_in_python else _TEXT_MODELS
     return next((found for probe in probes if (found := _fault(url, probe)) is not None), None)
@@ -79,7 +80,7 @@ def _fault(url: str, probe: _Probe) -> str | None:
 
 
 def error_text(body: bytes) -> str | None:
-    """Return the error in the body of one of Triton's answers, JSON or a server-sent event; None if there is none."""
+    """Return the error in a response body of Triton, which is JSON or a server-sent event, or None if it has none."""
     try:
         answer = json.loads(body.strip().removeprefix(b"data: ") or b"{}")
         return str(answer["error"]) if "error" in answer else None

@@ -1,8 +1,8 @@
-"""The HTTP port of `serve`: a proxy before Triton's own port that corrects statuses. It runs in the process of `serve`.
+"""The HTTP port of `serve`: a reverse proxy that corrects the statuses of Triton's port. It runs in `serve`'s process.
 
-Triton 2.51 answers 400 to every error of a model over `generate` (it reads the error's code after it has freed it) and
-500 to JSON that it cannot read, truncates integers that are too large, and is busy for seconds with a large body. The
-proxy passes on everything else unchanged, both ways.
+Over `generate`, Triton 2.51 responds with 400 to every error of a model, because it reads the error's code after it has
+freed it. It responds with 500 to JSON that it cannot parse, truncates integers that are too large, and is busy for
+seconds with a large body. The proxy passes on everything else unchanged, in both directions.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _RANGES: dict[str, Callable[[int], bool]] = {
     "INT32": lambda value: -(2**31) <= value < 2**31,
     "UINT64": lambda value: 0 <= value < 2**64,
 }
-# Headers that belong to one connection, and those that aiohttp has dealt with.
+# Headers that belong to one connection, and headers that aiohttp handles itself.
 _NOT_PASSED_ON = {"connection", "keep-alive", "host", "transfer-encoding", "content-length", "expect", "date", "server"}
 
 
@@ -38,7 +38,7 @@ class HttpProxy:
         self._url = url
 
     def listening(self, host: str, port: int) -> AbstractContextManager[None]:
-        """Serve from a thread of its own until the block ends."""
+        """Serve from a thread of its own until the block ends. Raises UsageError if the port cannot be used."""
         app = web.Application(client_max_size=BODY_BYTES, middlewares=[_errors])
         app.router.add_route("*", "/{path:.*}", self._pass_on)
         app.cleanup_ctx.append(self._connection)
@@ -47,9 +47,8 @@ class HttpProxy:
     async def _connection(self, _: web.Application) -> AsyncIterator[None]:
         async with aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=None),
-            connector=aiohttp.TCPConnector(
-                limit=0, force_close=True
-            ),  # when Triton is told to exit, it waits for open connections
+            # Triton waits for open connections before it exits, so none is kept alive.
+            connector=aiohttp.TCPConnector(limit=0, force_close=True),
             auto_decompress=False,
             skip_auto_headers=("User-Agent", "Content-Type", "Accept-Encoding"),
         ) as self._session:
@@ -61,7 +60,7 @@ class HttpProxy:
         if generates:
             _check_numbers(request.path, json_object(body))
         headers = _passed_on(request.headers)
-        headers.pop("Content-Encoding", None)  # aiohttp has read it
+        headers.pop("Content-Encoding", None)  # aiohttp has decoded the body
         async with self._session.request(
             request.method, self._url + request.raw_path, data=body, headers=headers
         ) as answer:
@@ -71,13 +70,13 @@ class HttpProxy:
 
 
 def _check_numbers(path: str, body: Mapping[str, Any]) -> None:
-    """Raises UsageError for an integer that Triton would silently truncate to the width of its tensor."""
+    """Raise UsageError for an integer that Triton would silently truncate to the width of its tensor."""
     model = path.removeprefix("/v2/models/").split("/")[0]
     for tensor in inputs(model) if model in MODELS else ():
         given = body.get(tensor.name)
         for value in given if isinstance(given, list) else (given,):
             if tensor.type in _RANGES and type(value) is int and not _RANGES[tensor.type](value):
-                raise UsageError(f"{tensor.name} ({value}) does not fit into {tensor.type}")
+                raise UsageError(f"{tensor.name} ({value}) must fit into {tensor.type}")
 
 
 async def _error(answer: aiohttp.ClientResponse) -> web.Response:
@@ -94,7 +93,7 @@ async def _whole(request: web.Request, answer: aiohttp.ClientResponse) -> web.St
     try:
         async for piece in answer.content.iter_any():
             await response.write(piece)
-    except aiohttp.ClientError:  # Triton is gone: let the client see it
+    except aiohttp.ClientError:  # Triton has exited: the client must see a broken connection
         if request.transport is not None:
             request.transport.abort()
     return response
@@ -106,16 +105,16 @@ def _passed_on(headers: Mapping[str, str]) -> dict[str, str]:
 
 @web.middleware
 async def _errors(request: web.Request, handler: Any) -> web.StreamResponse:
-    """Answer an error of our own in the form of Triton's."""
+    """Respond to an error of the proxy itself in the form of Triton's errors."""
     try:
         answer: web.StreamResponse = await handler(request)
         return answer
     except web.HTTPRequestEntityTooLarge as error:
-        status, message = error.status, f"the body has more than {BODY_BYTES} bytes"
+        status, message = error.status, f"the body must have at most {BODY_BYTES} bytes"
     except UsageError as error:
         status, message = HTTP_STATUS["invalid"], str(error)
     except aiohttp.ClientError as error:
         status, message = HTTP_STATUS["unavailable"], f"Triton does not answer: {error}"
-    except ConnectionError:  # the client is gone
+    except ConnectionError:  # the client has disconnected
         raise asyncio.CancelledError from None
     return web.json_response({"error": message}, status=status)

@@ -1,9 +1,9 @@
-"""Starts a shell beside each of our Python models, which acts when either the model's process or the server is killed.
+"""Starts a shell beside each of our Python models, which acts when the model's process or the server is killed.
 
-A model whose server was killed may hang in Triton's code while it holds the GIL, and keep what it started: the shell
-kills it. When a model's process was killed, Triton 2.51 goes on calling the model ready: if the server loads models on
-request, the shell has it unload the model, so that `load` brings it back. Otherwise only a new server helps, and the
-shell ends this one.
+A model whose server was killed may hang in Triton's code while it holds the GIL, and its own child processes would
+stay: the shell kills the model. When a model's process was killed, Triton 2.51 still reports the model as ready. If the
+server loads models on request, the shell has it unload the model, and a client can load it again. Otherwise only a new
+server helps, and the shell stops this one.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 
-LAST_SECONDS = 10  # for which a server that cannot go on still answers with the reason
+LAST_SECONDS = 10  # how long a server that must exit still responds with the reason
 _CHECK_SECONDS = 1
 _UNLOAD_SECONDS = 60.0
 
 
 class ProcessGuard:
-    """Watches this process, which runs the model `name`, and its server, until `end` is called."""
+    """Watches this process, which runs the model `name`, and its server until `end` is called."""
 
     def __init__(self, name: str) -> None:
         server, own = os.getppid(), os.getpid()
@@ -32,7 +32,7 @@ class ProcessGuard:
             last = f"exec {shlex.join([sys.executable, '-m', __name__, _unload_url(options, name)])}"
         else:
             last = f"sleep {LAST_SECONDS}; kill {server}"
-        state = f"$(cut -d ' ' -f 3 /proc/{own}/stat)"  # Z: dead, but Triton has not noticed
+        state = f"$(cut -d ' ' -f 3 /proc/{own}/stat)"  # Z: the process is dead, but Triton has not reaped it
         script = (
             f"while kill -0 {server}; do case {state} in Z|'') {last}; exit;; esac; sleep {_CHECK_SECONDS}; done; "
             f"kill -9 {own}"
@@ -42,21 +42,23 @@ class ProcessGuard:
         )
 
     def end(self) -> None:
+        """Stop watching."""
         self._process.kill()
         self._process.wait()
 
 
 def server_loads_models() -> bool:
-    """Whether the server of this process loads and unloads models on request. If not, a request crashes Triton 2.51."""
+    """Return whether the server of this process loads and unloads models on request. If not, one crashes it."""
     return can_load(_options(os.getppid()))
 
 
 def can_load(options: Mapping[str, str]) -> bool:
+    """Return whether a tritonserver with these options loads and unloads models on request."""
     return options.get("--model-control-mode") == "explicit"
 
 
 def _options(pid: int) -> Mapping[str, str]:
-    """Return the options of a process, in either form: `--name value` and `--name=value`."""
+    """Return the command-line options of a process, which may have the form `--name value` or `--name=value`."""
     words = Path(f"/proc/{pid}/cmdline").read_text().replace("=", "\0").split("\0")
     return dict(itertools.pairwise(words))
 

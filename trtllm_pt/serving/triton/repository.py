@@ -16,8 +16,9 @@ from trtllm_pt.serving.triton import tensors
 from trtllm_pt.serving.triton.config_pbtxt import config_text
 
 DEFAULT_QUEUE = 1024  # requests
-# Each model's parameters and, in braces, the names under which TensorRT-LLM's tools fill them. What has no value here
-# stays in braces: the server takes its default, and fill_template.py of TensorRT-LLM can fill it.
+# The parameters of each model and, in braces, the names by which TensorRT-LLM's tools fill them in. A parameter for
+# which `_values` has no value stays in braces: the server uses its default, and TensorRT-LLM's fill_template.py can
+# fill it.
 _PARAMETERS = {
     "preprocessing": {
         "tokenizer_dir": "${tokenizer_dir}",
@@ -71,15 +72,15 @@ __all__ = ["TritonPythonModel"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Served:
-    """What a repository says of an engine directory."""
+    """The facts about an engine directory that its repository contains."""
 
     manifest: EngineManifest
-    engine_path: str  # of the engine directory, seen from a model's folder
+    engine_path: str  # the path of the engine directory; a relative path starts at a model's folder
     max_queue_size: int
 
     @property
     def in_python(self) -> bool:
-        """Whether our Python model runs the engine, not a backend of Triton's own."""
+        """Whether our Python model runs the engine. Otherwise a Triton backend in C++ does."""
         return self.manifest.backend.triton_backend == "python"
 
     @property
@@ -92,10 +93,10 @@ def write_repository(
 ) -> Served:
     """Write the model repository of an engine directory.
 
-    engine_path: where the engines lie on the machine that serves them; a relative one starts at a model's folder. None:
-    where they lie now, relative where our Python model runs them, so that repository and engines can move together.
-    max_queue_size: requests that wait for a place in the running batch before further ones are refused.
-    Raises UsageError where `engines` are none, or `output` is taken.
+    engine_path: the path of the engines on the machine that serves them; a relative path starts at a model's folder.
+    None: their present path, which is written as a relative path if our Python model runs the engine, so that the
+    repository and the engines can move together. max_queue_size: the number of requests that can wait for a slot;
+    further requests are refused. Raises UsageError if `engines` is not an engine directory, or if `output` exists.
     """
     manifest = read_engine(engines)
     if engine_path is None:
@@ -116,13 +117,13 @@ def _write_model(folder: Path, model: str, served: Served) -> None:
     (folder / "config.pbtxt").write_text(config_text(_config(model, served)))
     module = _module(model, served)
     if module is None:
-        (folder / "1" / ".gitkeep").touch()  # Triton wants the folder, and git keeps no empty one
+        (folder / "1" / ".gitkeep").touch()  # Triton requires the folder, and git does not keep an empty one
     else:
         (folder / "1" / "model.py").write_text(_CODE.format(module=module))
 
 
 def _module(model: str, served: Served) -> str | None:
-    """Return the module of a Python model, or None if Triton or another backend runs it."""
+    """Return the module of a Python model, or None if Triton itself or a C++ backend runs the model."""
     if model == tensors.ENGINE:
         return "engine" if served.in_python else None
     return None if model == "ensemble" else model.removeprefix(f"{tensors.ENGINE}_")
@@ -175,7 +176,7 @@ def _scheduling(model: str, served: Served) -> Mapping[str, Any]:
 
 
 def _steps() -> Sequence[Mapping[str, Any]]:
-    """Return the steps of the ensemble. Names with `_` are of tensors between steps, all others of its own tensors."""
+    """Return the steps of the ensemble. Tensors between steps have names with `_`; the others are its own."""
     to_engine = {name: f"_{key}" for key, name in tensors.FROM_PREPROCESSING.items()}
     to_engine |= {"end_id": "_PREPROCESSOR_END_ID", "pad_id": "_PREPROCESSOR_PAD_ID"}
     outputs = {"output_ids": "_TOKENS_BATCH", "sequence_length": "_SEQUENCE_LENGTH"}
@@ -211,7 +212,7 @@ def _parameters(model: str, served: Served) -> Mapping[str, Any]:
 
 
 def _values(served: Served) -> Mapping[str, str]:
-    """Return the values of the parameters that `repo` fills in, by their names in braces."""
+    """Return the values of the parameters that `repo` fills in, by the names that stand in braces in _PARAMETERS."""
     manifest = served.manifest
     return {
         "engine_dir": served.engine_path,

@@ -1,6 +1,6 @@
-"""Starts tritonserver over a model repository with all its ranks, watches it, and ends it.
+"""Starts tritonserver, with all ranks, on a model repository; checks its health; and stops it.
 
-Used in the process of `serve`.
+This code runs in the process of `serve`.
 """
 
 from __future__ import annotations
@@ -38,22 +38,23 @@ from trtllm_pt.serving.triton.models.base import MAX_BLS_REQUESTS
 
 logger = logging.getLogger(__name__)
 _START_SECONDS = 900.0  # large engines take minutes to load
-_EXIT_SECONDS = 15  # for requests that are running when the server is told to end
+_EXIT_SECONDS = 15  # how long running requests can continue after the server was asked to exit
 _POLL_SECONDS = 0.2
-_GRACE_SECONDS = 5.0  # what tritonserver itself takes to end
-_UNLOAD_SECONDS = 10.0  # for models to unload when no request is left
-_UNLOADING = b"All models are stopped, unloading models"  # what tritonserver says then
+_GRACE_SECONDS = 5.0  # the time that tritonserver itself needs to exit
+_UNLOAD_SECONDS = 10.0  # how long models can take to unload when no request is left
+_UNLOADING = b"All models are stopped, unloading models"  # tritonserver logs this when it unloads its models
 _PR_SET_PDEATHSIG = 1
-_STACK_BYTES = 1 << 30  # tritonserver 2.51 puts a request's JSON on a thread's stack: with 8 MB, 16 MB of it crash it
+# tritonserver 2.51 parses a request's JSON on a thread's stack: with a stack of 8 MB, a body of 16 MB crashes it.
+_STACK_BYTES = 1 << 30
 _SHARED_MEMORY = Path("/dev/shm")
-# A Python model that asks another one waits for its first answer on a thread of Triton's, of which the same few (32 by
-# default) pass on all answers: with too few, requests that wait for a slot would hold up the streams of those that run.
+# A Python model that calls another model waits for the first response on one of Triton's threads. The same threads (32
+# by default) pass on all responses, so with too few of them, requests that wait for a slot would delay running streams.
 _MODEL_THREADS = MAX_BLS_REQUESTS + 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Address:
-    """The ports on which the server listens. `http_host` is the host for HTTP if it is not `host`."""
+    """The host and the ports on which the server listens. `http_host`, if set, replaces `host` for HTTP."""
 
     host: str = "127.0.0.1"
     http: int = 8000
@@ -63,26 +64,27 @@ class Address:
 
     @classmethod
     def free(cls) -> Address:
-        """Return an address on loopback with free ports."""
+        """Return an address on the loopback interface with free ports."""
         http, grpc, metrics = free_ports(3)
         return cls(http=http, grpc=grpc, metrics=metrics)
 
     def behind_proxy(self) -> Address:
-        """Return this address with HTTP on a free port of loopback, for a proxy on the real one."""
+        """Return this address with HTTP on a free loopback port; a proxy then listens on the original HTTP port."""
         return replace(self, http=free_ports(1)[0], http_host="127.0.0.1")
 
     @property
     def reachable(self) -> str:
-        """The host for a client on this machine."""
+        """The host that a client on this machine connects to."""
         return "127.0.0.1" if self.host == "0.0.0.0" else self.host
 
     @property
     def url(self) -> str:
+        """The URL of Triton's HTTP port for a client on this machine."""
         return f"http://{self.http_host or self.reachable}:{self.http}"
 
 
 def free_ports(count: int) -> list[int]:
-    """Return free ports of loopback."""
+    """Return the numbers of `count` free ports on the loopback interface."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:
@@ -91,10 +93,10 @@ def free_ports(count: int) -> list[int]:
 
 
 class Server:
-    """A running server. It is a context manager, and `close` ends the server and all that it started.
+    """A running tritonserver. It is a context manager; leaving the block, or `close`, stops the server and all ranks.
 
-    Triton's log goes to the file `log`. Raises UsageError for a folder that is not a model repository, and where
-    something that the server needs is missing.
+    repository: the model repository. address: the ports. log: the file for Triton's log. Raises UsageError if the
+    folder is not a model repository, if a port is taken, or if tritonserver or MPI is missing.
     """
 
     def __init__(self, repository: Path, address: Address, log: Path) -> None:
@@ -105,21 +107,21 @@ class Server:
         self._in_python = _runs_in_python(repository)
         self._ranks, self._mpi_hint = _servers(repository)
         self._scratch = Path(tempfile.mkdtemp(prefix="trtllm_pt-serve-"))
-        self._prefix = self._scratch.name  # of what it puts into shared memory
+        self._prefix = self._scratch.name  # the prefix of its names in /dev/shm
         try:
             triton = find_triton(self._scratch)
             command, environment = server_command(
                 triton, repository.resolve(), address, self._ranks, self._prefix, self._mpi_hint
             )
-            with log.open("wb") as words:
+            with log.open("wb") as output:
                 self._process = subprocess.Popen(
                     command,
                     stdin=subprocess.DEVNULL,
-                    stdout=words,
+                    stdout=output,
                     stderr=subprocess.STDOUT,
-                    # What is left in its TMPDIR goes with us.
+                    # `close` removes what the server leaves in its TMPDIR.
                     env={**environment, "TMPDIR": str(self._scratch)},
-                    start_new_session=True,  # Ctrl-C is for us, who then end it
+                    start_new_session=True,  # so that Ctrl-C reaches this process alone, which then stops the server
                     preexec_fn=_prepare,
                 )
         except BaseException:
@@ -129,9 +131,9 @@ class Server:
         logger.info("tritonserver started", extra=started)
 
     def wait_until_ready(self, report: Callable[[float], None] = lambda seconds: None) -> None:
-        """Return when every model is ready. `report` is called now and then with the seconds since the start.
+        """Wait until every model is ready. `report` is called repeatedly with the seconds since the start.
 
-        Raises RunError with the server's own reason if it exits instead.
+        Raises RunError, with the server's reason, if the server exits instead, or after _START_SECONDS.
         """
         began = time.monotonic()
         while not self.ready():
@@ -139,11 +141,12 @@ class Server:
                 raise RunError(self.reason())
             seconds = time.monotonic() - began
             if seconds > _START_SECONDS:
-                raise RunError(f"the server was not ready after {seconds:.0f} s; see {self.log}")
+                raise RunError(f"the server was not ready after {seconds:.0f} s; see its log, {self.log}")
             report(seconds)
             time.sleep(_POLL_SECONDS)
 
     def ready(self) -> bool:
+        """Return whether Triton reports that the server and all of its models are ready."""
         try:
             with urllib.request.urlopen(f"{self.address.url}/v2/health/ready", timeout=5) as answer:
                 return bool(answer.status == 200)
@@ -151,29 +154,31 @@ class Server:
             return False
 
     def wait(self, seconds: float) -> int | None:
-        """Wait for the server to exit. Returns its exit status, or None if it still runs after that time."""
+        """Wait for the server to exit. Returns its exit status, or None if it still runs after `seconds`."""
         try:
             return self._process.wait(seconds)
         except subprocess.TimeoutExpired:
             return None
 
     def fault(self) -> str | None:
-        """Return what is wrong with a model, or None."""
+        """Return a message about a model that does not work, or None if all models work."""
         return fault(self.address.url, engine_in_python=self._in_python)
 
     def reason(self) -> str:
         """Return why the server exited: the first error in its log."""
-        words = self.log.read_text(errors="replace")
-        if failed := re.search(r"failed to load '(\w+)' version 1: \w+: (?:\w*Error: )?(.*?)(?:\\n|\"|$)", words):
+        log = self.log.read_text(errors="replace")
+        if failed := re.search(r"failed to load '(\w+)' version 1: \w+: (?:\w*Error: )?(.*?)(?:\\n|\"|$)", log):
             return f"{failed[1]}: {failed[2]}"
-        if other := re.search(r"^error: (.*)", words, re.MULTILINE):
+        if other := re.search(r"^error: (.*)", log, re.MULTILINE):
             return f"tritonserver: {other[1]}"
-        return f"tritonserver exited with status {self._process.poll()}; see {self.log}"
+        return f"tritonserver exited with status {self._process.poll()}; see its log, {self.log}"
 
     def close(self) -> int:
-        """End it now: requests that run have some seconds to finish. Returns its exit status, -9 where it was killed:
-        Triton 2.51 keeps a gRPC request for ever that its client cancelled just as it ended, and so never unloads its
-        model."""
+        """Stop the server, after giving running requests _EXIT_SECONDS to finish. Returns its exit status.
+
+        The status is -9 if the server had to be killed. Triton 2.51 never unloads a model that had a gRPC request which
+        the client cancelled just when it finished.
+        """
         was_running = self._process.poll() is None
         if was_running:
             self._process.send_signal(signal.SIGTERM)
@@ -189,8 +194,8 @@ class Server:
         return status
 
     def _wait_for_requests_and_models(self) -> None:
-        end = time.monotonic() + _EXIT_SECONDS + _GRACE_SECONDS
-        while time.monotonic() < end and self.wait(_POLL_SECONDS) is None:
+        deadline = time.monotonic() + _EXIT_SECONDS + _GRACE_SECONDS
+        while time.monotonic() < deadline and self.wait(_POLL_SECONDS) is None:
             if self._ranks == 1 and _UNLOADING in self.log.read_bytes():
                 self.wait(_UNLOAD_SECONDS)
                 return
@@ -203,7 +208,7 @@ class Server:
 
 
 def check_port(host: str, port: int, option: str) -> None:
-    """Raises UsageError, naming the option, for a port in use. Triton itself would share its HTTP port."""
+    """Raise UsageError, naming the option, if a port cannot be used. Triton itself would share its HTTP port."""
     with socket.socket() as one:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -214,11 +219,12 @@ def check_port(host: str, port: int, option: str) -> None:
 
 
 def is_repository(folder: Path) -> bool:
+    """Return whether a folder is a model repository that contains the model `tensorrt_llm`."""
     return (folder / tensors.ENGINE / "config.pbtxt").exists()
 
 
 def _runs_in_python(repository: Path) -> bool:
-    """Whether our Python model runs the engine, and not a backend of Triton's own."""
+    """Return whether our Python model runs the engine. Otherwise a Triton backend in C++ does."""
     return bool(_engine_config(repository).backend == "python")
 
 
@@ -229,8 +235,10 @@ def _engine_config(repository: Path) -> Any:
 
 
 def _servers(repository: Path) -> tuple[int, str]:
-    """How many servers run together, and what more than one needs: one server for each rank where a backend of Triton's
-    runs the engine. Our Python model starts the ranks itself."""
+    """Return the number of servers to start, and the MPI hint for several of them.
+
+    If a Triton backend in C++ runs the engine, every rank is a server. Our Python model starts the ranks itself.
+    """
     if _runs_in_python(repository):
         return 1, ""
     manifest = read_engine(engine_folder(repository))
@@ -238,7 +246,7 @@ def _servers(repository: Path) -> tuple[int, str]:
 
 
 def engine_folder(repository: Path) -> Path:
-    """Return the engine directory that a repository serves. Raises UsageError where the repository names none."""
+    """Return the engine directory that a repository serves. Raises UsageError if the repository names none."""
     path = parameter(_engine_config(repository), "gpt_model_path")
     if path is None:
         raise UsageError(f"{repository}: {tensors.ENGINE}/config.pbtxt has no gpt_model_path")
@@ -248,8 +256,12 @@ def engine_folder(repository: Path) -> Path:
 def server_command(
     triton: Triton, repository: Path, address: Address, ranks: int, prefix: str, mpi_hint: str = ""
 ) -> Launch:
-    """The command line and its environment. A backend of Triton's own has a server per rank, in TensorRT-LLM's leader
-    mode: rank 0 alone has ports and all models."""
+    """Return the command line and the environment that start the server, or one server per rank under mpirun.
+
+    Several servers run in TensorRT-LLM's leader mode: only rank 0 has ports and loads all models; the other ranks load
+    the engine alone. prefix: the prefix of the servers' names in /dev/shm. mpi_hint: what to install if mpirun is
+    missing.
+    """
     common = [
         str(triton.binary),
         *triton.options,
@@ -279,7 +291,7 @@ def server_command(
 
 
 def _prepare() -> None:
-    """In the new process: it ends when this one is gone, however that came, and its threads get large stacks."""
+    """Prepare the new process: it gets SIGTERM when this process exits, and its threads get large stacks."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     _, most = resource.getrlimit(resource.RLIMIT_STACK)

@@ -1,8 +1,8 @@
 """The tensors of the five Triton models, with the names and shapes that clients of TensorRT-LLM use. Only data.
 
-An entry is `name TYPE[dims]` without the batch axis, then `r`: the model sees a scalar (reshape to []), `?`: optional,
-`~`: requests of different lengths share a batch (ragged). `$logits`, `$table` and `$features` are types that depend on
-the engine.
+An entry is `name TYPE[dims]` without the batch axis, followed by flags. `r`: the model receives a scalar (Triton
+reshapes it to []). `?`: the tensor is optional. `~`: requests of different lengths can share a batch (ragged).
+`$logits`, `$table` and `$features` stand for types that depend on the engine.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from functools import cache
 
-# The names of NVIDIA's model repositories for TensorRT-LLM, whichever backend runs the engine: its clients know them.
+# The names in NVIDIA's model repositories for TensorRT-LLM, which its clients use. They are the same for every engine.
 ENGINE, BLS = "tensorrt_llm", "tensorrt_llm_bls"
 MODELS = ("preprocessing", ENGINE, "postprocessing", "ensemble", BLS)
 TYPES = {"$logits": "FP32", "$table": "FP16", "$features": "FP16"}
@@ -19,10 +19,10 @@ TYPES = {"$logits": "FP32", "$table": "FP16", "$features": "FP16"}
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """One input or output. `dims` has -1 where any size will do."""
+    """One input or output of a model. `dims` excludes the batch axis; -1 is a variable size."""
 
     name: str
-    type: str  # Triton's, without TYPE_
+    type: str  # Triton's type without `TYPE_`, such as INT32
     dims: tuple[int, ...]
     scalar: bool = False
     optional: bool = False
@@ -30,10 +30,12 @@ class Tensor:
 
 
 def inputs(model: str) -> tuple[Tensor, ...]:
+    """Return the input tensors of one of MODELS."""
     return _parse(_INPUTS[model])
 
 
 def outputs(model: str) -> tuple[Tensor, ...]:
+    """Return the output tensors of one of MODELS."""
     return _parse(_OUTPUTS[model])
 
 
@@ -143,7 +145,7 @@ _OUTPUTS = {
     BLS: f"text_output STRING[-1]; {_RESULTS} {_COUNTS}",
 }
 
-# From the names of the ensemble and of the BLS model to those of tensorrt_llm, where they are passed on as they are.
+# Inputs of the ensemble and of the BLS model that are passed on unchanged -> their names as inputs of tensorrt_llm.
 PASSED_ON = {
     "exclude_input_in_output": "exclude_input_in_output",
     "top_k": "runtime_top_k",
@@ -172,7 +174,7 @@ PASSED_ON = {
     "guided_decoding_guide_type": "guided_decoding_guide_type",
     "guided_decoding_guide": "guided_decoding_guide",
 }
-# The same for what preprocessing takes, and what of its outputs tensorrt_llm takes.
+# Inputs of the ensemble and of the BLS model -> their names as inputs of preprocessing.
 TO_PREPROCESSING = {
     "text_input": "QUERY",
     "decoder_text_input": "DECODER_QUERY",
@@ -185,6 +187,7 @@ TO_PREPROCESSING = {
     "pad_id": "PAD_ID",
     "prompt_table_extra_id": "PROMPT_TABLE_EXTRA_ID",
 }
+# Outputs of preprocessing -> their names as inputs of tensorrt_llm.
 FROM_PREPROCESSING = {
     "REQUEST_INPUT_LEN": "input_lengths",
     "INPUT_ID": "input_ids",

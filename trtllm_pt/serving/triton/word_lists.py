@@ -1,4 +1,4 @@
-"""Packs and unpacks stop and bad words as TensorRT-LLM's clients send them: [2, N] int32, token ids and word ends."""
+"""Packs and unpacks stop and bad words as TensorRT-LLM's clients send them: int32 [2, N], token ids and word ends."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy.typing as npt
 
 from trtllm_pt.errors import UsageError
 
-_MOST = 1 << 16  # tokens of all words together: every step looks for each
+_MOST = 1 << 16  # the limit for the tokens of all words, because every step searches for every word
 Int32s = npt.NDArray[np.int32]
 
 
 def pack(lists: Sequence[Sequence[Sequence[int]]]) -> Int32s:
-    """Pack one list of words per row of a batch into [B, 2, N]. Unused ids are 0, unused ends -1."""
+    """Pack one list of words per row of a batch into an array [B, 2, N]. Unused ids are 0, and unused ends are -1."""
     flat = [[token for word in words for token in word] for words in lists]
     packed = np.zeros((len(lists), 2, max((1, *map(len, flat))) if any(flat) else 0), np.int32)
     packed[:, 1] = -1
@@ -26,11 +26,11 @@ def pack(lists: Sequence[Sequence[Sequence[int]]]) -> Int32s:
 
 
 def unpack(packed: npt.NDArray[Any], name: str) -> tuple[tuple[int, ...], ...]:
-    """Return the words of one row [2, N]. Raises UsageError, naming the tensor, for any other form."""
+    """Return the words of one row, [2, N]. Raises UsageError, with the tensor's `name`, for any other form."""
     if packed.ndim != 2 or packed.shape[0] != 2:
-        raise UsageError(f"{name} has shape {list(packed.shape)}, but must have [2, N]: token ids, and word ends")
+        raise UsageError(f"{name} has shape {list(packed.shape)}, but must have shape [2, N]: token ids and word ends")
     if packed.shape[1] > _MOST:
-        raise UsageError(f"{name} has {packed.shape[1]} token ids, more than {_MOST}")
+        raise UsageError(f"{name} has {packed.shape[1]} token ids, but must have at most {_MOST}")
     ids, ends = packed.tolist()
     words, start = [], 0
     for end in ends:

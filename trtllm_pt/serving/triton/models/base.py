@@ -1,6 +1,6 @@
-"""Parameters, tensors and errors for our Python models, each of which runs in a process of Triton's.
+"""Parameters, tensors and errors of our Python models. Triton runs each model in a process of its own.
 
-Triton's `triton_python_backend_utils` exists only in those processes.
+Triton's module `triton_python_backend_utils` exists only in these processes.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import numpy.typing as npt
 from trtllm_pt.errors import UsageError
 from trtllm_pt.serving.error_codes import ErrorCode, with_code
 
-MAX_BLS_REQUESTS = 256  # that the model tensorrt_llm_bls works on at a time
-# The names of Triton's codes, which gRPC calls without a stream and `infer` over HTTP show.
+MAX_BLS_REQUESTS = 256  # the requests that the model tensorrt_llm_bls handles at the same time
+# The names of Triton's own codes. Clients see them in gRPC calls without a stream, and over HTTP for `infer`.
 _TRITON_CODES: Mapping[ErrorCode, str] = {
     "invalid": "INVALID_ARG",
     "not_found": "NOT_FOUND",
@@ -44,26 +44,28 @@ class Config:
 
     def __init__(self, args: Mapping[str, str]) -> None:
         self.name, self.version = args["model_name"], args["model_version"]
-        self.folder = Path(args["model_repository"])  # of this model
+        self.folder = Path(args["model_repository"])  # the folder of this model alone
         self.data = json.loads(args["model_config"])
 
     def text(self, key: str) -> str | None:
-        """Return a parameter, or None where it is missing, empty, or an unfilled `${…}`."""
+        """Return a parameter, or None if it is missing, empty, or an unfilled `${…}`."""
         value: str = self.data["parameters"].get(key, {}).get("string_value", "")
         return None if not value or value.startswith("${") else value
 
     def flag(self, key: str, default: bool) -> bool:
+        """Return a parameter that is true or false, or `default` if it has no value."""
         value = self.text(key)
         return default if value is None else is_true(value)
 
     def number(self, key: str, default: int) -> int:
+        """Return a parameter that is a whole number, or `default` if it has no value. Raises UsageError for text."""
         value = self.text(key)
         if value is not None and not value.isdigit():
             raise UsageError(f"{self.name}: parameter {key} ({value!r}) must be a whole number")
         return default if value is None else int(value)
 
     def path(self, key: str) -> Path:
-        """Return a parameter that is a path; a relative one starts at the model's folder."""
+        """Return a parameter that is a path, joined to the model's folder. Raises UsageError if it has no value."""
         value = self.text(key)
         if value is None:
             raise UsageError(f"{self.name}: parameter {key} is missing")
@@ -71,9 +73,10 @@ class Config:
 
 
 class Sender:
-    """Sends the responses of one request: any number of them, and then one end.
+    """Sends the responses to one request: any number of them with `send`, and then one call of `end`.
 
-    Triton 2.51 crashes if a stream is asked after its end whether it is cancelled, so one lock guards both calls.
+    Triton 2.51 crashes if it is asked, after the end of a stream, whether the stream was cancelled. So one lock guards
+    both calls.
     """
 
     def __init__(self, request: Any) -> None:
@@ -82,10 +85,11 @@ class Sender:
         self._ended = False
 
     def send(self, answer: Any) -> None:
+        """Send a response that is not the last one."""
         self._sender.send(answer)
 
     def end(self, answer: Any = None) -> None:
-        """End the request, with a last response if there is one. Triton keeps the request and its model until then."""
+        """End the request, with a last response if `answer` is given. Until then Triton cannot unload the model."""
         pb = triton()
         with self._lock:
             self._ended = True
@@ -94,33 +98,35 @@ class Sender:
                     self._sender.send(flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
                 else:
                     self._sender.send(answer, flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-            except Exception as error:  # the other requests must be ended, too
+            except Exception as error:  # an error here must not keep the other requests from ending
                 pb.Logger.log_error(f"a last response was lost: {error}")
             finally:
-                del self._sender  # Triton does not unload a model while one lives
+                del self._sender  # Triton does not unload a model while a response sender exists
 
     def is_cancelled(self) -> bool:
-        """Whether the client closed its stream."""
+        """Return whether the client has closed its stream before the end."""
         with self._lock:
             return not self._ended and bool(self._sender.is_cancelled())
 
 
 def is_true(value: str) -> bool:
-    """Whether a parameter's text means true, in the forms that TensorRT-LLM's own models accept."""
+    """Return whether a parameter's text means true, in the forms that TensorRT-LLM's own models accept."""
     return value.lower() in ("true", "t", "yes", "y", "1")
 
 
 def arrays(request: Any) -> dict[str, Array]:
+    """Return the input tensors of a request, by name."""
     return {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
 
 
 def response(outputs: Arrays) -> Any:
+    """Return a response with the given output tensors."""
     pb = triton()
     return pb.InferenceResponse([pb.Tensor(name, array) for name, array in outputs.items()])
 
 
 def error_response(message: str, code: ErrorCode = "invalid") -> Any:
-    """Return a response that is an error, with the code both as Triton's and in its text."""
+    """Return a response that is an error. It has the code both as Triton's own code and in its text."""
     pb = triton()
     return pb.InferenceResponse(
         error=pb.TritonError(with_code(message, code), getattr(pb.TritonError, _TRITON_CODES[code]))
@@ -128,7 +134,7 @@ def error_response(message: str, code: ErrorCode = "invalid") -> Any:
 
 
 def text(value: bytes, name: str) -> str:
-    """Decode a text. Raises UsageError, naming the field, where it is not UTF-8."""
+    """Decode UTF-8. Raises UsageError, with the field's `name`, for anything else."""
     try:
         return value.decode()
     except UnicodeDecodeError:
@@ -136,5 +142,5 @@ def text(value: bytes, name: str) -> str:
 
 
 def strings(values: list[str]) -> Array:
-    """Return texts as Triton wants them: an object array of bytes."""
+    """Return texts in the form that Triton expects: an object array of bytes."""
     return np.array([value.encode() for value in values], dtype=object)

@@ -1,7 +1,8 @@
-"""The model `tensorrt_llm_bls`: text to text, in whole characters, for any engine. It runs in a process of Triton's.
+"""The model `tensorrt_llm_bls`: it turns text into text, in whole characters, with any engine.
 
-It calls `preprocessing` and `tensorrt_llm`, and decodes the tokens itself with the settings of `postprocessing`. A stop
-word ends a text however the tokens split it. If a client closes its stream, the engine's request is stopped.
+Triton runs it in a process of its own. It calls `preprocessing` and `tensorrt_llm`, and decodes the tokens itself with
+the settings of `postprocessing`. A stop word ends a text no matter how tokens split the word. If a client closes its
+stream, the model stops the engine's request.
 """
 
 from __future__ import annotations
@@ -42,20 +43,22 @@ from trtllm_pt.text.stream import TextStream
 from trtllm_pt.text.tokenizer import load_tokenizer
 
 log = logging.getLogger(__name__)
-_CHECK_SECONDS = 0.1  # between looks for closed streams
+_CHECK_SECONDS = 0.1  # between two checks for closed streams
 _FROM_ENGINE = ["output_ids", "sequence_length", *tensors.RESULTS]
 
 
 class TritonPythonModel:
+    """The model, with the methods that Triton's Python backend calls."""
+
     def initialize(self, args: dict[str, str]) -> None:
         logs.set_up_from_environment()
         config = Config(args)
         self._engine = config.text("tensorrt_llm_model_name") or tensors.ENGINE
-        folder, self._skip = _postprocessing(config)  # this model's config has no place for a tokenizer
+        folder, self._skip = _postprocessing(config)  # TensorRT-LLM's config for this model has no tokenizer
         self._tokenizer = load_tokenizer(folder, required=True)
-        self._pool = ThreadPoolExecutor(MAX_BLS_REQUESTS)  # a thread each, asleep most of the time
+        self._pool = ThreadPoolExecutor(MAX_BLS_REQUESTS)  # each request has a thread, which sleeps most of the time
         self._free = threading.Semaphore(MAX_BLS_REQUESTS)
-        self._senders: dict[str, Sender] = {}  # of requests that the engine works on
+        self._senders: dict[str, Sender] = {}  # by the engine's id of each request that it works on
         self._closing = threading.Event()
         self._watcher = threading.Thread(target=self._watch, daemon=True)
         self._watcher.start()
@@ -73,7 +76,7 @@ class TritonPythonModel:
             if self._free.acquire(blocking=False):
                 self._pool.submit(self._answer, request, sender)
             else:
-                sender.end(error_response(f"the queue is full: {MAX_BLS_REQUESTS} requests wait or run", "queue_full"))
+                sender.end(error_response(f"the queue is full: {MAX_BLS_REQUESTS} requests are running", "queue_full"))
 
     def _answer(self, request: Any, sender: Sender) -> None:
         try:
@@ -90,7 +93,7 @@ class TritonPythonModel:
             last = error_response(str(error), "invalid")
         except ServedError as error:
             last = error_response(str(error), error.code)
-        except Exception as error:  # the pool would drop it
+        except Exception as error:  # the thread pool would drop it silently
             log.exception("a request failed unexpectedly")
             last = error_response(f"{type(error).__name__}: {error}", "internal")
         sender.end(last)
@@ -133,7 +136,7 @@ class TritonPythonModel:
             if answer.has_error():
                 raise ServedError.parse(answer.error().message())
             found = {tensor.name(): tensor.as_numpy() for tensor in answer.output_tensors()}
-            if found:  # else the end of the stream
+            if found:  # otherwise it is the end of the stream
                 yield found
 
     def _watch(self) -> None:
@@ -143,7 +146,7 @@ class TritonPythonModel:
                     self._stop(engine_id)
 
     def _stop(self, engine_id: str) -> None:
-        """Have the engine stop a request. Nothing happens if it has ended or the engine is down."""
+        """Ask the engine to stop a request. Nothing happens if the request has finished or the engine is down."""
         one = np.ones((1, 1), np.int32)
         stop = {"stop": one.astype(bool), "input_ids": one, "input_lengths": one, "request_output_len": one}
         with contextlib.suppress(ServedError):
@@ -152,13 +155,13 @@ class TritonPythonModel:
 
 
 def _engine_id(request_id: str) -> str:
-    """Return an id for the request to the engine. It is unique, for a `stop` ends all requests of an id."""
+    """Return a unique id for a request to the engine. It must be unique, as `stop` ends all requests with its id."""
     unique = uuid.uuid4().hex
     return f"{request_id}-{unique}" if request_id else unique
 
 
 def _to_engine(given: Arrays, ids: Arrays) -> dict[str, Array]:
-    """Return the tensors for `tensorrt_llm`. If the text is to include the prompt, this model adds it."""
+    """Return the inputs of `tensorrt_llm`. Its output excludes the prompt; this model adds the prompt if requested."""
     found = {name: ids[key] for key, name in tensors.FROM_PREPROCESSING.items() if key in ids}
     found |= {name: _column(given[own]) for own, name in tensors.PASSED_ON.items() if own in given}
     found["exclude_input_in_output"] = np.ones((len(ids["INPUT_ID"]), 1), bool)
@@ -166,12 +169,12 @@ def _to_engine(given: Arrays, ids: Arrays) -> dict[str, Array]:
 
 
 def _column(array: Array) -> Array:
-    """Return a scalar as a caller sends it, [batch, 1], where the called model sees [batch]."""
+    """Return scalars of shape [batch] in the shape [batch, 1], in which a caller must send them."""
     return array.reshape(-1, 1) if array.ndim == 1 else array
 
 
 class _OutputTexts:
-    """The texts of one request's outputs, by the row of the batch and the number of the sequence."""
+    """Decodes the outputs of one request. An output is identified by its row in the batch and its sequence number."""
 
     def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool, given: Arrays, ids: Arrays) -> None:
         self._tokenizer, self._skip = tokenizer, skip_special_tokens
@@ -187,10 +190,11 @@ class _OutputTexts:
 
     @property
     def all_stopped(self) -> bool:
+        """Whether every output has reached a stop word."""
         return len(self._streams) == self._outputs and all(stream.stopped for stream in self._streams.values())
 
     def take(self, part: dict[str, Array]) -> Iterator[dict[str, Array]]:
-        """Yield the response that one of the engine's responses leads to; none after a stop word."""
+        """Convert a response of the engine. Yields one response, or none if its output has reached a stop word."""
         ids, length = part.pop("output_ids"), part.pop("sequence_length")
         row, sequence = (
             int(part[name].ravel()[0]) if name in part else 0 for name in ("batch_index", "sequence_index")
@@ -206,7 +210,7 @@ class _OutputTexts:
         yield {"text_output": strings([new + (stream.stopped_by or "")]), **part}
 
     def rest(self) -> Iterator[dict[str, Array]]:
-        """Yield the texts that are still held back when the engine has finished."""
+        """Yield the texts that were held back, after the engine has finished."""
         for (row, sequence), stream in self._streams.items():
             if rest := stream.flush():
                 place = {"batch_index": row, "sequence_index": sequence}
@@ -225,7 +229,7 @@ def _flags(given: Arrays, name: str, rows: int, default: bool) -> list[bool]:
 
 
 def _postprocessing(config: Config) -> tuple[Path, bool]:
-    """Return the tokenizer folder of `postprocessing`, and whether it leaves special tokens out of the text."""
+    """Return the tokenizer folder of `postprocessing`, and whether it omits special tokens from texts."""
     folder = config.folder.parent / "postprocessing"
     written = read_config(folder / "config.pbtxt")
     tokenizer, skip = (parameter(written, key) for key in ("tokenizer_dir", "skip_special_tokens"))

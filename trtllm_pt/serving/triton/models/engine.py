@@ -1,8 +1,8 @@
-"""The model `tensorrt_llm` with the embedded engine: requests join the running batch and leave it between steps.
+"""The model `tensorrt_llm` with the embedded engine: requests join and leave the running batch between steps.
 
-It runs in a Python process of Triton's, in three threads: Triton's accepts requests, the engine's submits them and
-sends the responses, and the watching thread looks for closed streams, requests past their timeout, and stalled ranks.
-The ranks are processes of their own, so that the server outlives a rank that dies.
+Triton runs it in a Python process of its own, with three threads: Triton's thread accepts requests, the engine thread
+submits them and sends the responses, and the watcher thread looks for closed streams, requests that have timed out, and
+stalled ranks. The ranks are separate processes, so that the server survives the death of a rank.
 """
 
 from __future__ import annotations
@@ -33,24 +33,26 @@ from trtllm_pt.serving.triton.models.request import Output, is_stop, parse
 from trtllm_pt.serving.triton.process_guard import LAST_SECONDS, ProcessGuard, server_loads_models
 
 log = logging.getLogger(__name__)
-_BUSY_SECONDS = 0.01  # how long the engine's thread waits for tokens before it looks for new requests
-_IDLE_SECONDS = 0.5  # and for new requests, before it looks whether the ranks are still there
-_STALL_SECONDS = 8.0  # without processor time, after which a rank that has work is ended
+_BUSY_SECONDS = 0.01  # how long the engine thread waits for tokens before it checks for new requests
+_IDLE_SECONDS = 0.5  # how long it waits for new requests before it checks that the ranks still run
+_STALL_SECONDS = 8.0  # a rank that has work but uses no CPU time for this long is killed
 
 
 @dataclass(slots=True, eq=False)
 class _ServedRequest:
-    """A request of Triton that waits or runs: one output per row of its batch and sequence."""
+    """A request from Triton that is waiting or running. It has an output for each sequence of each row of its batch."""
 
     sender: Sender
-    name: str  # the client's id for it; may be empty
-    deadline: float | None
+    name: str  # the client's id for the request; may be empty
+    deadline: float | None  # on time.monotonic's clock; None: the request has no timeout
     log: RequestLog
-    outputs: dict[int, Output] = field(default_factory=dict)  # unfinished ones, by the runtime's id
+    outputs: dict[int, Output] = field(default_factory=dict)  # the unfinished outputs, by the runtime's id
     timed_out: bool = False
 
 
 class TritonPythonModel:
+    """The model, with the methods that Triton's Python backend calls."""
+
     def initialize(self, args: dict[str, str]) -> None:
         logs.set_up_from_environment()
         config = Config(args)
@@ -70,9 +72,9 @@ class TritonPythonModel:
         self._requests: dict[int, _ServedRequest] = {}  # by the runtime's id of each output
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._wake, self._closing = threading.Event(), threading.Event()
-        self._down: str | None = None  # the reason, once the engine is down
-        self._stalled: str | None = None  # which rank was, and so was ended
-        self._server = os.getppid()  # now: an orphan would get another one
+        self._down: str | None = None  # why the engine is down; None while it works
+        self._stalled: str | None = None  # the message about a stalled rank, which was killed
+        self._server = os.getppid()  # read now, because the kernel gives an orphan another parent
         self._threads = [threading.Thread(target=target, daemon=True) for target in (self._run, self._watch)]
         for thread in self._threads:
             thread.start()
@@ -83,11 +85,11 @@ class TritonPythonModel:
         self._wake.set()
         for thread in self._threads:
             thread.join()
-        del self._metrics  # Triton's stub crashes where a metric outlives this call
+        del self._metrics  # Triton's stub crashes if a metric outlives this call
         self._runtime.close()
         self._guard.end()
 
-    # Triton's thread
+    # Methods of Triton's thread
 
     def execute(self, requests: Sequence[Any]) -> None:
         for request in requests:
@@ -97,7 +99,7 @@ class TritonPythonModel:
             except UsageError as error:
                 sender.end(error_response(str(error)))
                 _log_refusal(request, "invalid")
-            except Exception as error:  # raised on, it would end what this call accepted before
+            except Exception as error:  # if it were raised, Triton would fail all requests of this call
                 sender.end(error_response(f"{type(error).__name__}: {error}", "internal"))
                 log.exception("a request failed unexpectedly")
 
@@ -105,7 +107,7 @@ class TritonPythonModel:
         tensors, name = arrays(request), request.request_id()
         if is_stop(tensors):
             if not name:
-                raise UsageError("stop needs the id of the request to end")
+                raise UsageError("stop needs a request id: the id of the request to stop")
             self._tell(lambda: self._stop(name, sender))
             return
         prompts = parse(tensors, self._limits, exclude_input=self._exclude_input)
@@ -130,14 +132,14 @@ class TritonPythonModel:
         self._tell(lambda: self._submit(served, wanted))
 
     def _tell(self, action: Callable[[], None]) -> None:
-        """Queue an action for the engine's thread."""
+        """Queue an action for the engine thread."""
         self._inbox.put(action)
         self._wake.set()
 
-    # The engine's thread
+    # Methods of the engine thread
 
     def _run(self) -> None:
-        due = 0.0  # when the next figures are
+        due = 0.0  # the time of the next metrics report
         while not self._closing.is_set():
             try:
                 while not self._inbox.empty():
@@ -152,8 +154,8 @@ class TritonPythonModel:
                         due = time.monotonic() + self._stats_seconds if self._requests else 0.0
             except TrtllmPtError as error:
                 self._fail(self._stalled or str(error))
-            except Exception as error:  # with this thread every request would hang
-                log.exception("the engine's thread failed")
+            except Exception as error:  # without this thread, every request would hang
+                log.exception("the engine thread failed")
                 self._fail(f"{type(error).__name__}: {error}")
             if not self._requests:
                 self._wake.wait(_IDLE_SECONDS)
@@ -163,7 +165,7 @@ class TritonPythonModel:
         if self._down is not None:
             self._end_with_error(served, f"the engine is down: {self._down}", "unavailable")
         elif self._most is not None and len(self._requests) + len(wanted) > self._most:
-            message = f"the queue is full: {len(self._requests)} outputs wait or run"
+            message = f"the queue is full: {len(self._requests)} outputs are waiting or running"
             self._end_with_error(served, message, "queue_full")
         else:
             for request, output in wanted:
@@ -204,7 +206,7 @@ class TritonPythonModel:
                 served.log.write(log)
 
     def _end_with_error(self, served: _ServedRequest, message: str, code: ErrorCode) -> None:
-        """Answer a whole request with an error, and cancel those of its outputs that are unfinished."""
+        """End a whole request with an error, and cancel its unfinished outputs."""
         served.sender.end(error_response(message, code))
         for number, output in served.outputs.items():
             served.log.output_ended(len(output.token_ids), code)
@@ -215,7 +217,7 @@ class TritonPythonModel:
         served.log.write(log)
 
     def _stop(self, name: str, sender: Sender) -> None:
-        """Cancel the requests with that id; their streams end with the tokens that they have."""
+        """Cancel the requests with the client's id `name`. Their streams end with the tokens generated so far."""
         if self._down is not None:
             sender.end(error_response(f"the engine is down: {self._down}", "unavailable"))
             return
@@ -230,21 +232,21 @@ class TritonPythonModel:
                 self._runtime.cancel(number)
 
     def _fail(self, message: str) -> None:
-        """End all requests: the ranks are gone."""
+        """End all requests with an error, because the ranks have exited, and take the model out of service."""
         self._down = message
         triton().Logger.log_error(f"the engine is down: {message}")
         for served in set(self._requests.values()):
             self._end_with_error(served, f"the engine is down: {message}", "unavailable")
-        threading.Thread(target=self._withdraw, daemon=True).start()  # an unloading model waits for this thread
+        threading.Thread(target=self._withdraw, daemon=True).start()  # unloading waits for the engine thread
 
     def _withdraw(self) -> None:
-        """Unload this model or end the server, for Triton itself goes on calling the model ready."""
+        """Unload this model or stop the server, because Triton itself keeps reporting the model as ready."""
         if server_loads_models():
             triton().unload_model(self._name)
         elif not self._closing.wait(LAST_SECONDS):
             os.kill(self._server, signal.SIGTERM)
 
-    # The watching thread
+    # Methods of the watcher thread
 
     def _watch(self) -> None:
         seen: set[_ServedRequest] = set()
@@ -265,9 +267,9 @@ class TritonPythonModel:
             seen &= requests
 
     def _end_stalled(self, rank: int) -> None:
-        """Kill a stalled rank. The engine's thread, which may be waiting for it, then sees that the job has ended."""
+        """Kill a stalled rank. The engine thread, which may be waiting for it, then sees that the job has exited."""
         pid = self._runtime.pids[rank]
-        self._stalled = f"rank {rank} (process {pid}) has not answered for {_STALL_SECONDS:.0f} s; all ranks end"
+        self._stalled = f"rank {rank} (process {pid}) has not answered for {_STALL_SECONDS:.0f} s; all ranks exit"
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 

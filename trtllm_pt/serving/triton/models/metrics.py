@@ -1,6 +1,6 @@
-"""The engine's metrics on Triton's metrics port, under the names of TensorRT-LLM's backend.
+"""The engine's metrics on Triton's metrics port, under the names that TensorRT-LLM's backend uses.
 
-Used by the model `tensorrt_llm`, in its process.
+This code runs in the process of the model `tensorrt_llm`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from trtllm_pt.requests.messages import Stats
 from trtllm_pt.serving.triton.models.base import triton
 
 _BUCKETS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000]  # tokens
-_GAUGES = {  # family: its label, what it is, its metrics
+_GAUGES = {  # name of the family: its label, its description, and the label's value for each of its metrics
     "nv_trt_llm_request_metrics": (
         "request_type",
         "Requests in the engine",
@@ -39,14 +39,14 @@ _GAUGES = {  # family: its label, what it is, its metrics
 
 
 class Metrics:
-    """The metrics of one model. `max_batch_size` is the number of requests that can run at a time."""
+    """The metrics of one model. `max_batch_size` is the number of outputs that can run at the same time."""
 
     def __init__(self, model: str, version: str, max_batch_size: int) -> None:
         pb = triton()
         labels = {"model": model, "version": version}
         self._max_batch_size = max_batch_size
         self._gauges: dict[tuple[str, str], Any] = {}
-        self._families: list[Any] = []  # Triton forgets a family that nobody holds
+        self._families: list[Any] = []  # kept because Triton removes a family without references
         for family, (label, description, kinds) in _GAUGES.items():
             made = pb.MetricFamily(name=family, description=description, kind=pb.MetricFamily.GAUGE)
             self._families.append(made)
@@ -58,8 +58,9 @@ class Metrics:
     def report(self, stats: Stats, begun: int, prompts: Sequence[int]) -> None:
         """Set the gauges.
 
-        begun: how many outputs in the engine have a token, including those that wait for pages again. prompts: the
-        prompt lengths of all other outputs, in order of arrival.
+        stats: the engine's counters. begun: the number of outputs in the engine that have at least one token, including
+        preempted ones, which wait for pages again. prompts: the prompt lengths of all other outputs, in tokens and in
+        the order of arrival.
         """
         total, used = stats.kv_pages_total, stats.kv_pages_used
         generating = min(begun, stats.active_requests)
@@ -84,7 +85,7 @@ class Metrics:
             "nv_trt_llm_inflight_batcher_metrics": {
                 "total_context_tokens": sum(prompts[:context]),
                 "generation_requests": generating,
-                "micro_batch_id": 0,  # there is one batch
+                "micro_batch_id": 0,  # the engine has only one batch
                 "paused_requests": begun - generating,
             },
             "nv_trt_llm_general_metrics": {"timestamp": time.time(), "iteration_counter": stats.steps},

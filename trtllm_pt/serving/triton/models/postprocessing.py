@@ -1,6 +1,6 @@
-"""The model `postprocessing`: token ids to text. It runs in a Python process of Triton's.
+"""The model `postprocessing`: it decodes token ids to text. Triton runs it in a Python process of its own.
 
-It decodes each response by itself, so a character of several tokens is whole only if one response has all of them. The
+It decodes each response separately, so a character of several tokens is whole only if one response has all of them. The
 model `tensorrt_llm_bls` joins tokens across responses.
 """
 
@@ -15,6 +15,8 @@ from trtllm_pt.text.tokenizer import load_tokenizer
 
 
 class TritonPythonModel:
+    """The model, with the methods that Triton's Python backend calls."""
+
     def initialize(self, args: dict[str, str]) -> None:
         config = Config(args)
         self._tokenizer = load_tokenizer(config.path("tokenizer_dir"), required=True)

@@ -1,4 +1,4 @@
-"""The model `preprocessing`: text to token ids. It runs in a Python process of Triton's."""
+"""The model `preprocessing`: it encodes text to token ids. Triton runs it in a Python process of its own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trtllm_pt.serving.triton.models.base import Array, Arrays, Config, arrays, 
 from trtllm_pt.serving.triton.process_guard import ProcessGuard
 from trtllm_pt.text.tokenizer import end_ids, load_tokenizer
 
-# What it takes; under the names that clients of the ensemble know.
+# Inputs that the model accepts -> their names as inputs of the ensemble, which error messages use.
 _TAKEN = {
     "QUERY": "text_input",
     "REQUEST_OUTPUT_LEN": "max_tokens",
@@ -25,6 +25,7 @@ _TAKEN = {
     "END_ID": "end_id",
     "PAD_ID": "pad_id",
 }
+# Inputs that the model refuses -> their names as inputs of the ensemble.
 _REFUSED = {
     "DECODER_QUERY": "decoder_text_input",
     "EMBEDDING_BIAS_WORDS": "embedding_bias_words",
@@ -34,6 +35,8 @@ _REFUSED = {
 
 
 class TritonPythonModel:
+    """The model, with the methods that Triton's Python backend calls."""
+
     def initialize(self, args: dict[str, str]) -> None:
         config = Config(args)
         build = read_json(config.path("gpt_model_path") / "config.json")["build_config"]
@@ -56,9 +59,9 @@ class TritonPythonModel:
 
 
 class Encoder:
-    """Turns texts into token ids with the tokenizer of a folder.
+    """Turns texts into token ids with the tokenizer in `folder`.
 
-    A text that is longer than `max_input_len` tokens can be is refused before it is tokenized.
+    A text with more bytes than `max_input_len` tokens can have is refused before it is tokenized.
     """
 
     def __init__(self, folder: Path, add_special_tokens: bool, max_input_len: int) -> None:
@@ -70,7 +73,10 @@ class Encoder:
         self._pad_id = _pad_id(self._tokenizer, folder, self._end_id)
 
     def encode(self, tensors: Arrays) -> dict[str, Array]:
-        """Return the output tensors for one request, with the batch axis. Raises UsageError, naming the field."""
+        """Return the output tensors for one request, with the batch axis.
+
+        Raises UsageError, naming the field, for an input that is not supported, empty, too long, or not UTF-8.
+        """
         for name in tensors:
             if name not in _TAKEN:
                 raise UsageError(f"{_REFUSED.get(name, name)} is not supported")
@@ -117,18 +123,18 @@ class Encoder:
 
 
 def most_bytes(tokenizer: Tokenizer, max_input_len: int) -> int:
-    """Return how many bytes `max_input_len` tokens can have at most. Tokenizing takes seconds per megabyte."""
-    return 4 * max_input_len * max(map(len, tokenizer.get_vocab()))  # 4: bytes of a character
+    """Return the largest number of bytes of `max_input_len` tokens. Tokenizing takes seconds per megabyte of text."""
+    return 4 * max_input_len * max(map(len, tokenizer.get_vocab()))  # a character has at most 4 bytes
 
 
 def check_bytes(number: int, most: int, name: str) -> None:
-    """Raises UsageError, naming the field, where `number` of bytes is above `most`."""
+    """Raise UsageError, with the field's `name`, if a text has more than `most` bytes."""
     if number > most:
-        raise UsageError(f"{name} has {number} bytes, more than the tokens of max_input_len can have ({most})")
+        raise UsageError(f"{name} has {number} bytes, but must have at most {most}: max_input_len tokens have no more")
 
 
 def _pad_id(tokenizer: Tokenizer, folder: Path, end_id: int) -> int:
-    """Return the token that fills up the shorter rows of a batch; the model does not see it."""
+    """Return the token that pads the shorter rows of a batch. The engine ignores it."""
     path = folder / "tokenizer_config.json"
     token = read_json(path).get("pad_token") if path.exists() else None
     found = tokenizer.token_to_id(token["content"] if isinstance(token, dict) else token) if token else None

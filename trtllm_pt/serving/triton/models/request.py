@@ -1,4 +1,4 @@
-"""Parses the tensors of a request to `tensorrt_llm` into the runtime's requests, and makes the tensors of responses."""
+"""Converts the input tensors of `tensorrt_llm` to sampling parameters, and its outputs to tensors of responses."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from trtllm_pt.requests.messages import SamplingParams
 from trtllm_pt.serving.triton import word_lists
 from trtllm_pt.serving.triton.models.base import Array, Arrays
 
-MOST_OUTPUTS = 1024  # of one request
+MOST_OUTPUTS = 1024  # the limit for the outputs of one request
 _SEEDS = 2**64
-# Fields without a meaning here: the values that ask for nothing. All others are refused, as are other fields.
+# Fields that are not supported, with the values that ask for nothing. Other values are refused, and so are other
+# fields.
 _NEUTRAL: dict[str, tuple[float, ...]] = {
     "beam_width": (1,),
     "len_penalty": (0, 1),
@@ -37,38 +38,39 @@ _TAKEN = """
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """One row of a request's batch, parsed."""
+    """One row of the batch of a request, after parsing."""
 
     token_ids: tuple[int, ...]
     sampling: SamplingParams
-    sequences: int  # outputs wanted
+    sequences: int  # the number of outputs
     streaming: bool
-    exclude_input: bool  # the prompt is no part of an unstreamed output; of a streamed one it never is
-    count_input: bool  # tell how many tokens the prompt has, and the output
-    count_output: bool
+    exclude_input: bool  # whether an unstreamed output excludes the prompt; a streamed one always does
+    count_input: bool  # whether responses report the number of prompt tokens
+    count_output: bool  # whether responses report the number of output tokens
 
     def samplings(self) -> Iterator[SamplingParams]:
-        """Yield the parameters of each output; their seeds count up from the request's seed."""
+        """Yield the parameters of each output. Their seeds count up from the seed of the request."""
         for number in range(self.sequences):
             yield replace(self.sampling, seed=(self.sampling.seed + number) % _SEEDS)
 
 
 def is_stop(tensors: Arrays) -> bool:
-    """Whether the request asks to stop the request with the same id."""
+    """Return whether a request asks to stop the running request that has the same id."""
     return "stop" in tensors and bool(tensors["stop"].any())
 
 
 def parse(tensors: Arrays, limits: Limits, *, exclude_input: bool) -> list[Prompt]:
-    """Return the rows of a request. Raises UsageError, naming the field.
+    """Return the rows of the batch of a request.
 
-    exclude_input: whether outputs leave out the prompt if the request does not say so itself.
+    exclude_input: whether outputs exclude the prompt if the request does not set exclude_input_in_output. Raises
+    UsageError, naming the field, for a field that is missing, not supported or wrong.
     """
     _refuse(tensors)
     if "input_ids" not in tensors:
         raise UsageError("input_ids is missing")
     ids = tensors["input_ids"]
     if ids.ndim != 2:
-        raise UsageError(f"input_ids has shape {list(ids.shape)}, but must have [batch, tokens]")
+        raise UsageError(f"input_ids has shape {list(ids.shape)}, but must have shape [batch, tokens]")
     return [_Row(tensors, row, len(ids)).prompt(limits, exclude_input) for row in range(len(ids))]
 
 
@@ -84,7 +86,7 @@ def _refuse(tensors: Arrays) -> None:
 
 
 class _Row:
-    """The scalars and lists of one row."""
+    """Reads the scalars and lists of one row of the batch."""
 
     def __init__(self, tensors: Arrays, row: int, rows: int) -> None:
         self._tensors, self._row, self._rows = tensors, row, rows
@@ -94,7 +96,7 @@ class _Row:
         length = self._scalar("input_lengths", len(ids))
         if not 0 <= length <= len(ids):
             raise UsageError(f"input_lengths ({length}) must be between 0 and the {len(ids)} tokens of input_ids")
-        limits.check_prompt(length)  # before it is read
+        limits.check_prompt(length)  # checked first, because converting a long prompt takes time
         sequences = self._scalar("num_return_sequences", 1)
         if not 1 <= sequences <= MOST_OUTPUTS:
             raise UsageError(f"num_return_sequences ({sequences}) must be between 1 and {MOST_OUTPUTS}")
@@ -110,7 +112,7 @@ class _Row:
 
     def _sampling(self) -> SamplingParams:
         top_k, top_p = self._scalar("runtime_top_k", 0), self._scalar("runtime_top_p", 0.0)
-        greedy = not top_k and not top_p  # TensorRT-LLM's rule: without either, whatever the temperature
+        greedy = not top_k and not top_p  # TensorRT-LLM's rule, which ignores the temperature
         return SamplingParams(
             max_tokens=self._scalar("request_output_len", None),
             temperature=0.0 if greedy else self._scalar("temperature", 1.0),
@@ -135,7 +137,7 @@ class _Row:
                 raise UsageError(f"{name} is missing")
             return default
         if array.size != self._rows:
-            raise UsageError(f"{name} has {array.size} values for a batch of {self._rows}: one each is wanted")
+            raise UsageError(f"{name} has {array.size} values, but must have one per row of the batch ({self._rows})")
         return array.reshape(-1)[self._row].item()
 
     def _words(self, name: str) -> tuple[tuple[int, ...], ...]:
@@ -143,13 +145,16 @@ class _Row:
         if array is None or not array.size:
             return ()
         if len(array) != self._rows:
-            raise UsageError(f"{name} has {len(array)} rows for a batch of {self._rows}")
+            raise UsageError(f"{name} has {len(array)} rows, but must have one per row of the batch ({self._rows})")
         return word_lists.unpack(array[self._row], name)
 
 
 @dataclass(slots=True)
 class Output:
-    """One output of a request while it grows."""
+    """One output of a request while it is generated.
+
+    row, rows: its row in the batch, and the size of the batch. sequence: its number among the outputs of the row.
+    """
 
     prompt: Prompt
     row: int
@@ -157,10 +162,10 @@ class Output:
     sequence: int
     token_ids: list[int]
     log_probs: list[float]
-    sent: int = 0  # tokens that left in responses
+    sent: int = 0  # tokens that earlier responses contained
 
     def response(self) -> dict[str, Array]:
-        """Return the tensors of the next response: the new tokens of a stream, else the whole output."""
+        """Return the tensors of the next response: the new tokens of a stream, or otherwise the whole output."""
         prompt = self.prompt
         new = self.token_ids[self.sent :]
         log_probs = self.log_probs[self.sent :]
