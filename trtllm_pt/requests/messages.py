@@ -11,35 +11,36 @@ from typing import Literal, Protocol
 import msgspec
 
 FinishReason = Literal["length", "end_id", "stop_words", "cancelled", "timed_out", "invalid", "error"]
-CLOSED = "this engine is closed"  # what a runtime says to a request after `close`
+CLOSED = "this engine is closed"  # the message of the error that a closed runtime raises
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """How a request's tokens are drawn. The defaults are greedy decoding.
+    """How the tokens of a request are sampled. The defaults are greedy decoding of 64 tokens.
 
-    Draws are counter-based by (seed, position): the same tokens alone, batched, preempted or restarted.
+    Random numbers are a function of (seed, position). So a request gets the same tokens whether it runs alone, in a
+    batch, after a preemption or after a restart.
     """
 
-    max_tokens: int = 64
-    temperature: float = 0.0  # 0: greedy
-    top_k: int = 0  # 0: no limit
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0  # on prompt and output; 1: none
-    presence_penalty: float = 0.0  # on output
-    frequency_penalty: float = 0.0  # on output
+    max_tokens: int = 64  # the output ends after this number of tokens
+    temperature: float = 0.0  # 0: greedy decoding
+    top_k: int = 0  # sample from the k likeliest tokens; 0: from all
+    top_p: float = 1.0  # sample from the likeliest tokens with this cumulative probability
+    min_p: float = 0.0  # sample from tokens with at least this share of the largest probability
+    repetition_penalty: float = 1.0  # applies to tokens of prompt and output; 1: no penalty
+    presence_penalty: float = 0.0  # applies to tokens of the output
+    frequency_penalty: float = 0.0  # applies to each occurrence in the output
     seed: int = 0
-    min_tokens: int = 0
-    end_id: int | None = None  # None: the tokenizer's, which LLM fills in; -1: never end
-    stop_words: tuple[tuple[int, ...], ...] = ()  # token sequences that end the output, kept out of it
-    include_stop_words: bool = False  # in the output after all, as TensorRT-LLM has them
+    min_tokens: int = 0  # end tokens and stop words do not end a shorter output
+    end_id: int | None = None  # None: the tokenizer's end token, which LLM fills in; -1: no token ends the output
+    stop_words: tuple[tuple[int, ...], ...] = ()  # token sequences that end the output and are not part of it
+    include_stop_words: bool = False  # whether a stop word is part of the output, as in TensorRT-LLM
     bad_words: tuple[tuple[int, ...], ...] = ()  # token sequences that never appear in the output
-    log_probs: bool = False
+    log_probs: bool = False  # whether to return the log-prob of each output token
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """One prompt. Its submitter chooses the `id`, which no other request in flight may have."""
+    """One prompt. The caller chooses the `id`, which must be unique among the requests in flight."""
 
     id: int
     token_ids: tuple[int, ...]
@@ -47,17 +48,17 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Tokens(msgspec.Struct, kw_only=True, tag=True):
-    """New tokens of a request, in order. The last message of a request has a `finish_reason`."""
+    """New tokens of a request, in order. Only the last message of a request has a `finish_reason`."""
 
     id: int
     token_ids: tuple[int, ...] = ()
-    log_probs: tuple[float, ...] = ()  # one per token where asked for, natural logarithm, before penalties
+    log_probs: tuple[float, ...] = ()  # natural logarithms before penalties, one per token if requested
     finish_reason: FinishReason | None = None
     error: str | None = None
 
 
 class Stats(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """A runtime's counters since it started, and its load now."""
+    """The counters of a runtime since it started, and its present load. None means that the engine cannot count it."""
 
     steps: int
     active_requests: int
@@ -67,30 +68,30 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     kv_pages_used: int
     prompt_tokens: int
     output_tokens: int
-    sync_points_seen: int | None  # boundary all-reduces per forward, counted at run time; None: cannot count
-    hops_per_step: float | None  # messages between ranks that are not boundaries, mean per step; None: cannot count
-    all_reduce_seconds: float | None = None  # of rank 0 in boundary all-reduces, waiting included; None: cannot tell
-    all_reduce_bytes: int | None = None  # of their messages; None: cannot count
-    peak_memory_bytes: int | None = None  # of the fullest rank, mapped weights included; None: cannot tell
-    kv_page_tokens: int | None = None  # tokens that a page holds; None: cannot tell
-    reused_tokens: int | None = None  # of prompts, found in the KV cache; None: cannot tell
+    sync_points_seen: int | None  # boundary all-reduces per forward pass, counted at run time
+    hops_per_step: float | None  # other messages between ranks, mean per step
+    all_reduce_seconds: float | None = None  # time of rank 0 in boundary all-reduces, including waiting
+    all_reduce_bytes: int | None = None  # the bytes of these all-reduces' messages
+    peak_memory_bytes: int | None = None  # of the rank that uses most, including mapped weights
+    kv_page_tokens: int | None = None  # tokens per page of the KV cache
+    reused_tokens: int | None = None  # prompt tokens that were found in the KV cache
 
 
-# What only the socket carries.
+# Messages that only the socket to rank 0 carries.
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
-    """Calls `cancel`."""
+    """Asks rank 0 to call `cancel`."""
 
     id: int
 
 
 class AskStats(msgspec.Struct, frozen=True, tag=True):
-    """Calls `stats`; the answer is a Stats."""
+    """Asks rank 0 to call `stats`. Rank 0 answers with a Stats."""
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
-    """All ranks have loaded the engine. pids: their processes, by rank."""
+    """Reports that all ranks have loaded the engine. pids: the process of each rank, in the order of ranks."""
 
     pids: list[int]
 
@@ -100,7 +101,7 @@ FromRank0 = Ready | Tokens | Stats
 
 
 class Runtime(Protocol):
-    """One engine directory, running. Lives on rank 0; the other ranks follow it."""
+    """The protocol of a running engine. The object is used on rank 0 or in its owner; the other ranks follow rank 0."""
 
     def submit(self, request: Request) -> None:
         """Queue a request. Raises UsageError for a prompt that the engine cannot take."""
@@ -109,7 +110,7 @@ class Runtime(Protocol):
         """End a request now, with finish reason `cancelled`; unknown ids are ignored."""
 
     def poll(self, timeout: float) -> list[Tokens]:
-        """The tokens made since the last call; waits up to `timeout` seconds for the first."""
+        """Return the tokens generated since the last call, after waiting up to `timeout` seconds for the first one."""
         ...
 
     def stats(self) -> Stats: ...

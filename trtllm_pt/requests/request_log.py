@@ -1,4 +1,4 @@
-"""The line that the log has for each request: counts, times and the finish reason, never text."""
+"""Logs one line per request, with counts, times and the finish reason. The line never contains text."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from trtllm_pt.logs import fields
 
 @dataclass(slots=True, kw_only=True)
 class RequestLog:
-    """What is counted and timed of one request, which may have several outputs. Times are in seconds of one clock."""
+    """Counts and times of one request, which may have several outputs. All times are in seconds of the same clock."""
 
     request_id: str
     prompt_tokens: int
     submitted: float
-    output_tokens: int = 0  # of all outputs that ended
-    longest: int = 0  # tokens of the longest output
-    first: float | None = None  # when the first token came, and the last
-    last: float = 0.0
-    reasons: set[str] = field(default_factory=set)  # why its outputs ended
+    output_tokens: int = 0  # tokens of all finished outputs
+    longest: int = 0  # tokens of the longest finished output
+    first: float | None = None  # time of the first token
+    last: float = 0.0  # time of the latest token
+    reasons: set[str] = field(default_factory=set)  # finish reasons of its outputs
 
     def tokens_came(self, now: float) -> None:
-        """Note that tokens of any of the outputs came."""
+        """Record the time `now` at which tokens of any output arrived."""
         if self.first is None:
             self.first = now
         self.last = now
 
     def output_ended(self, tokens: int, reason: str) -> None:
-        """Count an output of so many tokens."""
+        """Count a finished output. tokens: its number of tokens. reason: its finish reason."""
         self.output_tokens += tokens
         self.longest = max(self.longest, tokens)
         self.reasons.add(reason)

@@ -1,4 +1,4 @@
-"""A request on its way: the tokens of its output, when it ends, and which of them may be sent."""
+"""The state of a request in an engine: its output tokens, when the output ends, and which tokens may be sent."""
 
 from __future__ import annotations
 
@@ -11,25 +11,26 @@ from trtllm_pt.requests.messages import FinishReason, Request, SamplingParams, T
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """The state of one request. The first `computed` of its `tokens` lie in the KV cache."""
+    """The state of one request. The KV cache contains the first `computed` of its `tokens`."""
 
     request: Request
-    tokens: array[int]  # int64: prompt, then output so far; `take` adds what was sampled
-    limit: int  # tokens, prompt and output together, at which it ends
-    end_id: int  # the request's, else the engine's; -1: never end
-    log_probs: list[float] = field(default_factory=list)  # one per output token, where asked for
+    tokens: array[int]  # int64: the prompt and the output so far; `take` adds sampled tokens
+    limit: int  # the number of tokens, prompt included, at which the output ends
+    end_id: int  # the request's end token or, if it has none, the engine's; -1: no token ends the output
+    log_probs: list[float] = field(default_factory=list)  # one per output token if requested, else empty
     finish_reason: FinishReason | None = None
 
-    # Of the request, near at hand: whatever a step looks up, it waits for from memory.
+    # Copies of the request's fields. Every step reads them, and reaching them through `request` costs more memory
+    # accesses.
     id: int = field(init=False)
     stop_words: tuple[tuple[int, ...], ...] = field(init=False)
-    plain: bool = field(init=False)  # its tokens are those with the largest logits, and it asks for nothing else
-    sent: int = field(init=False)  # tokens that left in a message, or came in; the rest may be the start of a stop word
+    plain: bool = field(init=False)  # decoding is greedy, without penalties, bad words, min_tokens and log-probs
+    sent: int = field(init=False)  # tokens of the prompt and of earlier messages; the rest may start a stop word
 
-    # While it runs; set by the scheduler when it is admitted, reset when it is preempted.
-    pages: list[int] = field(default_factory=list)  # none: waiting
-    registered: int = 0  # pages, from the first, that are registered for reuse
-    computed: int = 0  # set when a step has run
+    # The scheduler sets these fields when it admits the request, and resets them when it preempts the request.
+    pages: list[int] = field(default_factory=list)  # pages of the KV cache; empty while the request waits
+    registered: int = 0  # the number of leading pages that are registered for reuse
+    computed: int = 0  # updated after each step
 
     def __post_init__(self) -> None:
         p = self.request.sampling
@@ -44,6 +45,7 @@ class Sequence:
 
     @classmethod
     def start(cls, request: Request, limit: int, end_id: int) -> Sequence:
+        """Return the state of a new request. limit: see the class. end_id: the engine's end token, or -1."""
         own = request.sampling.end_id
         return cls(request, array("q", request.token_ids), limit, end_id if own is None else own)
 
@@ -53,7 +55,7 @@ class Sequence:
 
     @property
     def known(self) -> int:
-        """Prompt and output tokens so far."""
+        """The number of prompt tokens and output tokens so far."""
         return len(self.tokens)
 
     @property
@@ -65,8 +67,10 @@ class Sequence:
         return len(self.tokens) - len(self.request.token_ids)
 
     def take(self, token: int, log_prob: float | None = None) -> FinishReason | None:
-        """Add a sampled token; why the output ends with it, if it does. An end id stays out of the output, a stop word
-        too unless it was asked for."""
+        """Add a sampled token. Returns the finish reason if the output ends with it, else None.
+
+        An end token is not part of the output, and a stop word is part of it only if include_stop_words is set.
+        """
         if token == self.end_id:
             return "end_id"
         self.tokens.append(token)
@@ -79,14 +83,14 @@ class Sequence:
         return "length" if len(self.tokens) == self.limit else None
 
     def send(self) -> Tokens | None:
-        """The output tokens not sent yet that no stop word can take back any more; None: there are none."""
+        """Return a message with the unsent tokens that cannot belong to a stop word any more, or None without any."""
         until = len(self.tokens)
         if self.stop_words:
             until -= self._possible_stop_word()
         return self._send(until)
 
     def end(self, reason: FinishReason, error: str | None = None) -> Tokens:
-        """The last message, with the tokens that were held back."""
+        """End the output. Returns the last message of the request, with all unsent tokens."""
         self.finish_reason = reason
         rest = self._send(len(self.tokens)) or Tokens(id=self.id)
         rest.finish_reason, rest.error = reason, error
@@ -104,12 +108,12 @@ class Sequence:
         return Tokens(id=self.id, token_ids=token_ids, log_probs=tuple(self.log_probs[since - prompt : until - prompt]))
 
     def _completed_stop_word(self) -> int:
-        """Tokens of the longest stop word at the end of the output; 0: none. Ends before min_tokens do not count."""
+        """Return the length of the longest stop word at the end of the output, after min_tokens; 0: there is none."""
         spare = self.num_output - self.sampling.min_tokens
         return max((len(w) for w in self.sampling.stop_words if len(w) <= spare and self._ends_with(w)), default=0)
 
     def _possible_stop_word(self) -> int:
-        """Tokens at the end of the output that may be the start of a stop word, and so may have to stay out of it."""
+        """Return how many tokens at the end of the output may start a stop word, and so may have to be removed."""
         if not self.sampling.stop_words or self.sampling.include_stop_words:
             return 0
         return max((possible_start(word, self.output) for word in self.sampling.stop_words), default=0)
@@ -119,7 +123,7 @@ class Sequence:
 
 
 def possible_start(word: tuple[int, ...], tokens: SequenceOf[int]) -> int:
-    """Tokens at the end of `tokens` with which `word` may have begun; 0: none."""
+    """Return how many tokens at the end of `tokens` are a proper prefix of `word`, at most; 0: none."""
     for length in range(min(len(word) - 1, len(tokens)), 0, -1):
         if tuple(tokens[-length:]) == word[:length]:
             return length
