@@ -1,4 +1,4 @@
-"""Parallel Track Transformers and their reduced-synchronisation relatives: built, run and measured.
+"""Build, run and measure Parallel Track Transformers and related models that synchronise their ranks less often.
 
 import trtllm_pt
 
@@ -49,7 +49,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Imported when asked for: a configuration or a schedule needs no torch."""
+    """Import a public name on first use, so that reading a config or a schedule does not import torch."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -30,7 +30,7 @@ def test_rank_by_rank(tmp_path: Path) -> None:
     whole, parts = init(PT, tmp_path / "whole", 4), tmp_path / "parts"
     for rank in (2, 0, 3):
         init(PT, parts, 4, rank)
-    with pytest.raises(UsageError, match=r"is incomplete, it lacks rank1.safetensors"):
+    with pytest.raises(UsageError, match=r"is incomplete: it lacks rank1.safetensors"):
         load_reference(parts)
     init(PT, parts, 4, 1)
     for file in sorted(path.name for path in whole.iterdir()):

@@ -52,8 +52,8 @@ def spoil(tensors: Tensors) -> None:
     ("damage", "message"),
     [
         (drop, f"lacks the tensors {QKV}, {FC}$"),
-        (add, "has tensors that its config does not: extra.0, extra.1, extra.2, extra.3, extra.4 and 2 more$"),
-        (reshape, rf"of other shapes than its config: {QKV} \[8, 127, 48\], wanted \[8, 128, 48\]"),
+        (add, "has tensors that its config does not call for: extra.0, extra.1, extra.2, extra.3, extra.4 and 2 more$"),
+        (reshape, rf"of other shapes than its config: {QKV} \[8, 127, 48\], expected \[8, 128, 48\]"),
         (retype, f"that are not bfloat16, float16 or float32: {FC} I8"),
         (spoil, f"NaN, infinity, or values beyond float32 in the tensors {QKV}, {FC}$"),
     ],
@@ -120,7 +120,7 @@ def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     ("change", "message"),
     [
         (lambda d: d["parallel_track"].update(format_version=2), "format version 2; this trtllm-pt reads 1"),
-        (lambda d: d.pop("parallel_track"), "it has no key 'parallel_track'"),
+        (lambda d: d.pop("parallel_track"), "the key 'parallel_track' is missing"),
         (lambda d: d["parallel_track"].update(more=1), "'parallel_track' has keys"),
         (
             lambda d: d.update(rotary_bas=1),
@@ -134,7 +134,10 @@ def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
         (lambda d: d.update(dtype="int4"), r"dtype \('int4'\) must be one of"),
         (lambda d: d["parallel_track"]["model"].update(tracks=0), r"tracks \(0\) must be at least 1"),
         (lambda d: d["parallel_track"]["schedule"].pop(), "is never finished"),
-        (lambda d: d["parallel_track"].update(schedule=[]), "steps are not those of its model's schedule 'pt'"),
+        (
+            lambda d: d["parallel_track"].update(schedule=[]),
+            "steps of 'schedule' are not those of the model's schedule 'pt'",
+        ),
     ],
 )
 def test_bad_manifests(change: Callable[[dict[str, Any]], object], message: str, tmp_path: Path) -> None:
@@ -163,7 +166,7 @@ def test_rank_files_that_are_not_there_or_another_models(tmp_path: Path) -> None
         with pytest.raises(UsageError, match=message):
             load_reference(checkpoint)
     (checkpoint / "rank1.safetensors").unlink()
-    with pytest.raises(UsageError, match=r"is incomplete, it lacks rank1.safetensors"):
+    with pytest.raises(UsageError, match=r"is incomplete: it lacks rank1.safetensors"):
         load_reference(checkpoint)
 
 

@@ -116,7 +116,7 @@ def test_defaults_are_tamms() -> None:
         ("num_heads", 5, r"num_heads \(5\) must divide attention_hidden_dim \(48\)"),
         ("adapters", {"lora": {}}, "adapters .* is not supported"),
         ("colour", "blue", "unknown key 'colour' in the tamm config"),
-        (TYPE_KEY, "models:AFMTextV7", "tamm model of type 'models:AFMTextV7' is not supported"),
+        (TYPE_KEY, "models:AFMTextV7", r"__tamm_type__ \('models:AFMTextV7'\) is not supported"),
     ],
 )
 def test_refusals(field: str, value: Any, message: str) -> None:

@@ -43,14 +43,14 @@ MISTAKES = {
         "build quantised -o out --engine embedded",
         r"quantization \(W8A16\): the embedded engine takes unquantised checkpoints; convert without --quantize",
     ),
-    "quantise twice": ("convert quantised -o out --quantize W4A16", r"the checkpoint is W8A16 already"),
+    "quantise twice": ("convert quantised -o out --quantize W4A16", r"the checkpoint is already W8A16"),
     "unknown algorithm": ("convert checkpoint -o out --quantize int8", r"--quantize.*'int8' is not one of 'W8A16'"),
     "FP8 without ranges": ("convert checkpoint -o out --quantize FP8", r"quantize \('FP8'\) needs calibrate"),
     "too narrow for int8": (
         "init pt-moe-tiny -o out --quantize W8A16",
         r"mlp\.proj\.weight has 64 outputs and 96 inputs on each of 1 rank; both must be multiples of 64",
     ),
-    "nothing to build": ("build -o out", r"build needs a checkpoint"),
+    "nothing to build": ("build -o out", r"CKPT is missing"),
     "bad number": ("run engine x --temperature -1", r"--temperature.*-1"),
 }
 

@@ -117,7 +117,7 @@ def test_a_checkpoint_is_no_engine(folder: Path) -> None:
     done = run_in(folder, "run", "checkpoint", "1")
     assert done.returncode == 2
     assert (
-        done.stderr == "Error: checkpoint is not an engine directory: it is a checkpoint, run `trtllm-pt build` on it\n"
+        done.stderr == "Error: checkpoint is not an engine directory: it is a checkpoint; run `trtllm-pt build` on it\n"
     )
 
 

@@ -34,7 +34,7 @@ MISTAKES = [
     ({"sync_every": 2}, r"sync_every \(2\) belongs to schedule 'desync', not to 'pt'"),
     ({"dropped_layers": (1,)}, r"dropped_layers \(\[1\]\) belongs to schedule 'spd'"),
     ({"combine": "max"}, r"combine \('max'\) must be 'mean' or 'sum'"),
-    ({"output_bias": True}, "only schedule 'tp' takes it, not 'pt'"),
+    ({"output_bias": True}, r"output_bias \(true\) belongs to schedule 'tp', not to 'pt'"),
     ({"schedule": "tp", "block_depth": None}, r"tracks \(4\) must be 1 for schedule 'tp'"),
     (
         {"schedule": "spd", "block_depth": None, "dropped_layers": (5,)},
@@ -48,7 +48,7 @@ MISTAKES = [
     ({"qk_norm_after_rope": True}, "needs qk_norm"),
     ({"rope_theta": 0}, r"rope_theta \(0\) must be above 0"),
     ({"rope_scaling": {"rope_type": "yarn"}}, "rope_type 'yarn'; supported: linear, llama3"),
-    ({"rope_scaling": {"rope_type": "linear"}}, r"has keys \['rope_type'\], wanted \['factor', 'rope_type'\]"),
+    ({"rope_scaling": {"rope_type": "linear"}}, r"has keys \['rope_type'\]; it must have \['factor', 'rope_type'\]"),
     ({"rope_scaling": {"rope_type": "linear", "factor": "2"}}, r"factor \('2'\) must be a number above 0"),
     (
         {"rope_scaling": {**LLAMA3, "low_freq_factor": 4, "original_max_position_embeddings": 64}},
@@ -80,7 +80,7 @@ def test_json_round_trip() -> None:
     ("text", "message"),
     [
         ("{", "is not a readable JSON file"),
-        ("[]", "holds a JSON list, wanted an object"),
+        ("[]", "holds a JSON list; it must hold an object"),
         ('{"hiden_size": 1}', "unknown key 'hiden_size' in the model config; did you mean 'hidden_size'?"),
         ('{"num_layers": 1}', "lacks 'hidden_size', 'num_heads'"),
     ],
@@ -129,7 +129,7 @@ def test_ranks_that_do_not_divide_are_refused() -> None:
     with pytest.raises(UsageError, match=r"rank \(2\) must be between 0 and ranks - 1 \(1\)"):
         rank_layout(SMALL, 2, 2)
     rank_layout(DENSE.replace(residual_norm=True), 1)
-    with pytest.raises(UsageError, match=r"residual_norm \(true\) norms a sub-layer's whole output"):
+    with pytest.raises(UsageError, match=r"ranks \(2\) must be 1 for residual_norm \(true\)"):
         rank_layout(DENSE.replace(residual_norm=True), 2)
 
 

@@ -1,4 +1,4 @@
-"""Building engines, inspecting them and running a rank of them. A folder per backend; nothing outside it names it."""
+"""Build, inspect and run engines. Each backend has a folder, and no code outside that folder names the backend."""
 
 from trtllm_pt.backends.backend import Backend, BuildReport
 from trtllm_pt.backends.build import build

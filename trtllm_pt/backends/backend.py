@@ -1,8 +1,8 @@
-"""What a backend is: one way to build engines from checkpoints and to run them.
+"""The interface of a backend: one way to build engines from checkpoints and to run them.
 
-A backend is a class in a folder of its own. Everything else in the package asks the backend of an engine directory,
-and never which backend it is. `registry.py` finds backends, those of other packages too; docs/extending.md shows how to
-write one.
+A backend is a class in a folder of its own. The rest of the package calls the methods of an engine's backend and never
+depends on which backend it is. `registry.py` finds the backends of this package and of other packages.
+docs/extending.md shows how to write a backend.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ REBUILD = "run `trtllm-pt build` again"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildReport:
-    """What a build did."""
+    """The result of a build."""
 
-    path: Path
+    path: Path  # the engine directory
     ranks: int
     seconds: float
-    cache: str | None = None  # "hit" or "miss" of the compiled graph's cache; None: this backend has no such cache
+    cache: str | None = None  # "hit" or "miss" of the cache of compiled graphs, None for a backend without such a cache
 
 
 @dataclass(frozen=True, slots=True)
 class BuildOption:
-    """One option of `trtllm-pt build` that a backend adds to the common ones.
+    """An option of `trtllm-pt build` that a backend adds to the common ones.
 
-    type: int, str, bool for a flag without a value, or the values to choose from. help: None leaves the
-    option out of the help's list; its name then stands in the help's last lines.
+    type: int, str, bool for a flag without a value, or a tuple of the values to choose from.
+    help: None leaves the option out of the help's list, and its last lines mention only the option's name.
     """
 
     name: str
@@ -52,131 +52,134 @@ class BuildOption:
 
 
 class RankRuntime(Runtime, Protocol):
-    """The runtime protocol on rank 0 of a running engine."""
+    """The runtime on rank 0 of a running engine."""
 
-    pids: list[int]  # the process of every rank
+    pids: list[int]  # the process id of each rank
 
     @property
     def busy(self) -> bool:
-        """Whether requests are in flight or messages wait for `poll`."""
+        """Whether requests are in flight or `poll` has messages to return."""
         ...
 
     def release(self) -> None:
-        """End the other ranks when a script exits without `close`, or after a failure."""
+        """Stop the other ranks, when a script exits without calling `close` or after a failure."""
 
 
 class Follower(Protocol):
-    """What the ranks other than 0 do for rank 0: an engine's steps, or another series of orders."""
+    """The part of the ranks other than 0 in work that rank 0 starts, such as the steps of an engine."""
 
     @property
     def waiting(self) -> bool:
-        """Whether an order of rank 0 has arrived."""
+        """Whether a message of rank 0 that asks for the next piece of work has arrived."""
         ...
 
     def run_next(self) -> bool:
-        """Carry out the next order of rank 0. Returns False once rank 0 has stopped."""
+        """Wait for the next message of rank 0 and do what it asks for. Returns False if rank 0 has stopped."""
         ...
 
 
 class Channel(Follower, Protocol):
-    """Orders of rank 0 to the other ranks, beside those of engines that run in the same processes."""
+    """Work that rank 0 starts on the other ranks, independently of the engines that run in the same processes."""
 
     def order(self) -> None:
-        """On rank 0: have the other ranks do their part now."""
+        """On rank 0, start the work on the other ranks."""
 
     def stop(self) -> None:
-        """On rank 0: the other ranks stop following this channel."""
+        """On rank 0, make the other ranks stop waiting for work on this channel."""
 
 
 class SharedRanks(Protocol):
-    """What a backend offers whose engines can run several at a time in the same processes, for comparisons.
+    """Runs several engines in the same processes, for comparisons. Only some backends can do this.
 
-    Several engines in one process see the same machine at the same moment, which no two jobs do.
+    Engines in one process are measured under the same conditions, which two separate jobs never are.
     """
 
     def load(self, comm: MPI.Intracomm, folder: Path | None = None) -> None:
-        """Load the backend's native code into the process of every rank, from an engine directory or built anew."""
+        """Load the backend's native code into the process of every rank.
+
+        folder: the engine directory to load it from. None compiles it, unless it is in the cache.
+        """
 
     def open(
         self, folders: Sequence[Path], threads: int | None, kv_tokens: int, beside: Sequence[Follower] = ()
     ) -> list[Runtime] | None:
-        """Open engines of equally many ranks in the ranks of this job.
+        """Open several engine directories in the ranks of this job. All must have the same number of ranks.
 
-        On rank 0: their runtimes. The other ranks follow them and what is `beside` them until rank 0 has closed all,
-        and then get None.
+        Rank 0 gets the runtimes. The other ranks follow them and the followers in `beside` until rank 0 has closed all
+        of them, and then get None.
         """
 
     def channel(self, comm: MPI.Intracomm, work: Callable[[], object]) -> Channel:
-        """A channel that has the ranks other than 0 run `work` when rank 0 orders it."""
+        """Return a channel on which rank 0 makes the other ranks run `work`."""
 
     def all_reduce(self, comm: MPI.Intracomm, numbers: int) -> tuple[Callable[[], object], Callable[[], float]]:
-        """The engine's own all-reduce (sum) of `numbers` float32 ones per rank: a call, and the first number of the
-        last call's result."""
+        """Return two functions: one sums `numbers` float32 ones per rank with the engine's all-reduce, the other
+        returns the first number of the last result."""
 
 
 class Backend(ABC):
     """One way to build and run engines. Instances have no state."""
 
-    name: ClassVar[str]  # the value of `--engine`, and of config.json's engine.backend
-    title: ClassVar[str]  # in messages: "the embedded engine"
-    format: ClassVar[int] = 1  # of its engine directories; to be raised when older ones can no longer be run
-    preference: ClassVar[int] = 0  # `--engine auto` takes the available backend with the largest
-    options: ClassVar[tuple[BuildOption, ...]] = ()  # of `trtllm-pt build`, beside the common ones
-    mpi_hint: ClassVar[str] = "mpi4py and an MPI library"  # what more than one rank needs
-    start_seconds: ClassVar[float] = 120.0  # in which all ranks must have loaded the engine
-    stop_seconds: ClassVar[float] = 5.0  # in which they must have exited
-    keeps_tied_head: ClassVar[bool] = True  # a tied output head takes memory of its own
-    scheduling_policy: ClassVar[str | None] = None  # in words, for benchmark reports
-    triton_backend: ClassVar[str] = "python"  # "python": our Python model runs it; else the name of a Triton backend
-    shared_ranks: ClassVar[SharedRanks | None] = None
+    name: ClassVar[str]  # the value of `--engine` and of engine.backend in config.json
+    title: ClassVar[str]  # the backend's name in messages, such as "the embedded engine"
+    format: ClassVar[int] = 1  # format number of its engine directories; raise it when older ones can no longer be run
+    preference: ClassVar[int] = 0  # `--engine auto` takes the available backend with the largest preference
+    options: ClassVar[tuple[BuildOption, ...]] = ()  # options of `trtllm-pt build` in addition to the common ones
+    mpi_hint: ClassVar[str] = "mpi4py and an MPI library"  # what to install for more than one rank
+    start_seconds: ClassVar[float] = 120.0  # time limit for all ranks to load the engine
+    stop_seconds: ClassVar[float] = 5.0  # time limit for all ranks to exit
+    keeps_tied_head: ClassVar[bool] = True  # whether a tied output head takes memory in addition to the embedding
+    scheduling_policy: ClassVar[str | None] = None  # description for benchmark reports
+    triton_backend: ClassVar[str] = "python"  # the Triton backend that serves it; "python" runs our Python model
+    shared_ranks: ClassVar[SharedRanks | None] = None  # None: only one engine at a time can run in a process
 
     @property
     def report_name(self) -> str:
-        """Its name in the reports of `bench throughput`."""
+        """The backend's name in the reports of `bench throughput`."""
         return self.name
 
     @property
     def planner_engine(self) -> str:
-        """The planner's model of this engine."""
+        """The name of the planner's model of this backend."""
         return self.name
 
     def unavailable(self) -> str | None:
-        """Why `--engine auto` does not take it on this machine; None: it can build and run engines here."""
+        """Return why `--engine auto` does not choose this backend on this machine, or None if it runs here."""
         return None
 
     def available(self) -> str:
-        """Why `--engine auto` takes it, where `unavailable` finds nothing."""
+        """Return the reason why `--engine auto` takes the backend, when `unavailable` returns None."""
         return f"{self.title} runs here"
 
     def checks(self) -> Sequence[Check]:
-        """What `trtllm-pt doctor` looks at for this backend."""
+        """Return the checks that `trtllm-pt doctor` makes for this backend."""
         return ()
 
     @abstractmethod
     def build(self, checkpoint: Path, output: Path, options: BuildOptions, progress: bool | None = None) -> BuildReport:
-        """Build an engine for every rank of a checkpoint; nothing stands at `output` unless it is whole.
+        """Build an engine for every rank of a checkpoint. `output` appears complete or not at all.
 
-        progress: a bar on stderr; None: where that is a terminal. Raises UsageError for what cannot be built, before
-        anything slow begins.
+        progress: whether to show a bar on stderr; None shows it on a terminal.
+        Raises UsageError for a checkpoint or options that cannot be built, before anything slow begins.
         """
 
     def recognises(self, folder: Path, config: Mapping[str, Any]) -> bool:
-        """Whether an engine directory with this config.json, which names no backend, is one of its own."""
+        """Return whether an engine directory whose config.json names no backend belongs to this backend."""
         return False
 
     def read(self, folder: Path, config: Mapping[str, Any], found: EngineManifest) -> EngineManifest:
-        """The manifest of one of its directories, from what config.json says about every engine.
+        """Return the manifest of an engine directory of this backend. `found` has the values common to all backends.
 
         Raises UsageError for options that contradict each other or the model.
         """
         return found
 
     def versions(self) -> Mapping[str, str]:
-        """Versions, by package, that must be the same where an engine is built and where it runs."""
+        """Return the versions, by package, that must be the same where an engine is built and where it runs."""
         return {}
 
     def check_versions(self, folder: Path, manifest: EngineManifest) -> None:
-        """Raises UsageError for an engine of another format, or built with other versions than those here."""
+        """Raise UsageError for an engine of another format, or one built with other versions than are installed."""
         if manifest.format != self.format:
             raise self.other_format(folder, manifest)
         for package, here in self.versions().items():
@@ -184,7 +187,7 @@ class Backend(ABC):
                 raise UsageError(f"{folder} was built with {package} {built}, but {here} is installed: {REBUILD}")
 
     def other_format(self, folder: Path, manifest: EngineManifest) -> UsageError:
-        """The error for an engine directory of another format."""
+        """Return the error for an engine directory of another format."""
         found = "no format number" if manifest.format is None else f"format {manifest.format}"
         return UsageError(f"{folder} has {found}, but this trtllm-pt reads engines of format {self.format}: {REBUILD}")
 
@@ -194,25 +197,25 @@ class Backend(ABC):
     ) -> RankRuntime | None:
         """Join the ranks of an engine directory and load this process's rank.
 
-        Rank 0 gets the engine's runtime. The other ranks work for it until it closes, and then get None. threads: per
-        rank; None: the machine's cores divided by the ranks. kv_tokens: tokens that the KV cache has room for; None:
-        what fits. Raises UsageError for an engine that cannot run here.
+        Rank 0 gets the engine's runtime. The other ranks run the engine with it until it closes, and then get None.
+        threads: threads per rank; None divides the machine's cores by the ranks. kv_tokens: tokens that fit into the KV
+        cache; None chooses a size that fits into memory. Raises UsageError for an engine that cannot run here.
         """
 
     def problems(self, sampling: SamplingParams) -> Iterable[str]:
-        """One sentence for each sampling field that this backend cannot honour."""
+        """Yield one sentence for each sampling field that this backend does not support."""
         return ()
 
     def collectives(self, model: ModelConfig, ranks: int, dtype: str) -> Sequence[cost.Collective]:
-        """Every message between ranks in a forward."""
+        """Return every message between ranks in a forward pass."""
         return cost.collectives(model, ranks, dtype, logits_dtype=dtype)
 
     def triton_parameters(self, manifest: EngineManifest) -> Mapping[str, str]:
-        """Parameters of Triton's engine model that differ from what the manifest says."""
+        """Return parameters of Triton's engine model that differ from those that follow from the manifest."""
         return {}
 
     def manifest(self, checkpoint: CheckpointManifest, capacity: Capacity) -> EngineManifest:
-        """That of an engine which is built here and now."""
+        """Return the manifest of an engine that this installation builds."""
         return EngineManifest(
             backend=self,
             checkpoint=checkpoint,
@@ -235,7 +238,7 @@ class Backend(ABC):
 
 
 def check_files(checkpoint: Path, manifest: CheckpointManifest) -> None:
-    """Raises UsageError for a rank's file or tensor that is missing, has another shape or another dtype."""
+    """Raise UsageError if a rank's file or a tensor is missing, or a tensor has another shape or dtype."""
     from trtllm_pt.checkpoint.ranks import open_rank
 
     missing = manifest.missing_ranks(checkpoint)

@@ -1,4 +1,4 @@
-"""Checkpoint to engines, by the backend that is asked for."""
+"""Build the engines of a checkpoint with a backend."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ def build(
 ) -> BuildReport:
     """Build an engine for every rank of the directory `checkpoint` into the new directory `output`.
 
-    engine: the name of a backend, or "auto" for the best that can run on this machine. progress: a bar on stderr; None:
-    where that is a terminal. Raises UsageError for what cannot be built, before anything slow begins. After any
-    failure nothing stands at `output`.
+    engine: the name of a backend, or "auto" for the preferred one that can run on this machine.
+    progress: whether to show a bar on stderr; None shows it on a terminal.
+    Raises UsageError for a checkpoint or options that cannot be built, before anything slow begins. `output` does not
+    exist after a failure.
     """
     backend, _ = choose(engine)
     return backend.build(Path(checkpoint), Path(output), options or BuildOptions(), progress)

@@ -1,4 +1,4 @@
-"""What `trtllm-pt doctor` reports: one finding per part that the package or a backend needs."""
+"""The report of `trtllm-pt doctor`: one finding for each part that the package or a backend needs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-_SECONDS = 30.0  # that a command may take
+_SECONDS = 30.0  # time limit of a command
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,17 +16,17 @@ class Finding:
 
     name: str
     ok: bool
-    found: str
-    install: str | None = None  # what would help, where not ok
-    needed_for: str | None = None  # what needs it, in words
-    essential: bool = True  # its backend cannot run engines without it
+    found: str  # the version that was found, or the problem
+    install: str | None = None  # how to repair it, if not ok
+    needed_for: str | None = None  # the purpose for which it is needed, if not always
+    essential: bool = True  # whether the backend cannot run engines without it
 
 
 Check = Callable[[], Finding]
 
 
 def version(package: str) -> str | None:
-    """The installed version of a package; None: it is not installed."""
+    """Return the installed version of a package, or None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -34,9 +34,9 @@ def version(package: str) -> str | None:
 
 
 def output(command: Sequence[str], environment: Mapping[str, str] | None = None) -> str | None:
-    """What a command prints; None where it fails or takes longer than 30 seconds.
+    """Return the stdout of a command, or None if it fails or takes longer than 30 seconds.
 
-    environment: to start it in; None: that of this process.
+    environment: the command's environment variables; None passes those of this process.
     """
     try:
         done = subprocess.run(

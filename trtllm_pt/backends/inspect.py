@@ -1,4 +1,4 @@
-"""What a checkpoint or an engine directory holds, and every message between its ranks."""
+"""Describe a checkpoint or an engine directory, with every message between its ranks."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from trtllm_pt.model.schedule import schedule_of, sync_points, tensor_parallel_s
 
 
 def inspect(folder: str | Path) -> dict[str, Any]:
-    """The keys of `inspect --json`. Raises UsageError where `folder` is neither a checkpoint nor an engine directory.
+    """Return the JSON object that `inspect --json` prints.
 
-    `kind`: "checkpoint", or the name of the engine's backend. `collectives`: as the backend sends them; those of a
-    checkpoint are counted in its own dtype. `recorded`: the plugin layers that the built network was seen to have, by
-    plugin; null where the backend does not count them.
+    `kind` is "checkpoint" or the name of the engine's backend. `collectives` lists the messages that the backend sends;
+    for a checkpoint their sizes are those of its dtype. `recorded` has the number of layers of each plugin in rank 0's
+    network, or null if the backend does not count them.
+
+    Raises UsageError if `folder` is neither a checkpoint nor an engine directory.
     """
     folder = Path(folder)
     data, recorded, keeps_tied_head = read_json(folder / "config.json"), None, True

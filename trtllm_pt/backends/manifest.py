@@ -1,5 +1,8 @@
-"""An engine directory's `config.json`: {version, pretrained_config, build_config} as TensorRT-LLM has them, and a key
-`engine` of ours: the backend, the format of its directory, and the versions of what the engine depends on."""
+"""The `config.json` of an engine directory.
+
+Its keys `version`, `pretrained_config` and `build_config` are TensorRT-LLM's. The key `engine` is ours: it has the
+backend, the format of the directory, and the versions of the packages that the engine depends on.
+"""
 
 from __future__ import annotations
 
@@ -17,24 +20,24 @@ if TYPE_CHECKING:
     from trtllm_pt.backends.backend import Backend
 
 ENGINE_KEY = "engine"
-RECORDED = "recorded_plugins"  # a key of config.json: how many layers of each plugin the ranks' networks have
+RECORDED = "recorded_plugins"  # key of config.json: the number of layers of each plugin in rank 0's network
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capacity:
-    """What an engine can take, under the names of trtllm-build."""
+    """The sizes that an engine is built for, with the names of trtllm-build."""
 
     max_batch_size: int  # requests in flight
     max_input_len: int  # tokens of a prompt
     max_seq_len: int  # tokens of a prompt and its output
-    max_num_tokens: int  # tokens of a step
+    max_num_tokens: int  # tokens of a step, over all requests
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildOptions:
-    """What is asked of a build, under the names of trtllm-build. None: the backend's default.
+    """The options of a build, with the names of trtllm-build. None selects the default.
 
-    extra: the options that a backend adds to these, by name.
+    extra: the values of the options that a backend adds, by name.
     """
 
     max_batch_size: int | None = None
@@ -44,8 +47,10 @@ class BuildOptions:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def resolved(self, config: ModelConfig, max_batch_size: int = 16, max_num_tokens: int = 2048) -> Capacity:
-        """Every value set, the two defaults as given. Raises UsageError for values that contradict each other or the
-        model."""
+        """Return the options with defaults filled in; the arguments are the backend's defaults.
+
+        Raises UsageError for values that contradict each other or the model.
+        """
         most = config.max_position_embeddings
         max_seq_len = most if self.max_seq_len is None else self.max_seq_len
         found = Capacity(
@@ -67,22 +72,22 @@ class BuildOptions:
         if found.max_num_tokens < found.max_batch_size:
             raise UsageError(
                 f"max_num_tokens ({found.max_num_tokens}) must be at least max_batch_size ({found.max_batch_size}): "
-                "a step decodes a token of every request"
+                "a step decodes one token of every request"
             )
         return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineManifest:
-    """What an engine directory holds."""
+    """The backend, model, sizes and versions of an engine directory."""
 
     backend: Backend
     checkpoint: CheckpointManifest
     options: Capacity
-    versions: Mapping[str, str]  # of what the engine was built with, by package
-    format: int | None  # of the directory; None: none was written
-    reuses_pages: bool = True  # a known beginning of a prompt is read from the KV cache, not computed again
-    chunks_prompts: bool = True  # a prompt may be computed in several steps
+    versions: Mapping[str, str]  # of the packages that the engine was built with
+    format: int | None  # format number of the directory; None if config.json has none
+    reuses_pages: bool = True  # whether a prefix that an earlier request computed is read from the KV cache
+    chunks_prompts: bool = True  # whether a long prompt is computed in several steps
 
     @property
     def model(self) -> ModelConfig:
@@ -98,7 +103,7 @@ class EngineManifest:
 
     @property
     def limits(self) -> Limits:
-        """What requests the engine can take."""
+        """The limits on the requests that the engine accepts."""
         return Limits(
             vocab_size=self.model.vocab_size,
             max_seq_len=self.options.max_seq_len,
@@ -108,13 +113,14 @@ class EngineManifest:
 
     @property
     def windows(self) -> tuple[int, ...] | None:
-        """Tokens that each layer's attention sees; None where every layer sees all."""
+        """The number of tokens that each layer attends to, or None if every layer attends to all tokens."""
         if self.model.window is None:
             return None
         layers = range(self.model.num_layers)
         return tuple(min(self.model.layer_window(i) or self.max_seq_len, self.max_seq_len) for i in layers)
 
     def to_json(self) -> dict[str, Any]:
+        """Return the contents of config.json."""
         return {
             "version": __version__,
             "pretrained_config": self.checkpoint.to_json(),
@@ -123,12 +129,12 @@ class EngineManifest:
         }
 
     def engine_json(self) -> dict[str, Any]:
-        """The key of config.json that says which backend made the directory, and with what."""
+        """Return the part of config.json that names the backend, its format and its versions."""
         return {ENGINE_KEY: {"backend": self.backend.name, "format": self.format, "versions": dict(self.versions)}}
 
 
 def whole_numbers(build: Mapping[str, Any]) -> dict[str, int]:
-    """The values of a Capacity from config.json's build_config. Raises UsageError, naming those that are missing."""
+    """Return the fields of a Capacity from build_config. Raises UsageError, naming those that are not whole numbers."""
     given: dict[str, Any] = {field.name: build.get(field.name) for field in fields(Capacity)}
     if bad := [name for name, value in given.items() if type(value) is not int]:
         raise UsageError(f"build_config must have a whole number for {', '.join(bad)}")

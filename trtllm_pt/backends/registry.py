@@ -1,7 +1,7 @@
-"""Finds the backends: the folders of this package that have a `backend.py`, and other packages' entry points.
+"""Find the backends: the folders of this package that have a `backend.py`, and the entry points of other packages.
 
-Another package adds a backend by an entry point in the group `trtllm_pt.backends`, whose value names a subclass of
-`Backend`; it needs no call, so that the ranks of a job, which are processes of their own, find it as well.
+Another package adds a backend with an entry point in the group `trtllm_pt.backends` that names a subclass of `Backend`.
+An entry point needs no call, so every process finds the backend, including the ranks of a job.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ AUTO = "auto"
 
 @functools.cache
 def backends() -> Mapping[str, Backend]:
-    """Every backend by name, the one that `--engine auto` prefers first.
+    """Return every backend by name, in the order in which `--engine auto` prefers them.
 
-    Raises UsageError for an entry point that does not load, or two backends of one name.
+    Raises UsageError for an entry point that does not load, or for two backends of the same name.
     """
     found: dict[str, Backend] = {}
     for backend in sorted([*_own(), *_of_other_packages()], key=lambda backend: -backend.preference):
         if backend.name in found or backend.name == AUTO:
-            raise UsageError(f"there are two backends of the name {backend.name!r}; uninstall one of their packages")
+            raise UsageError(f"there are two backends with the name {backend.name!r}; uninstall one of their packages")
         found[backend.name] = backend
     return found
 
@@ -60,9 +60,9 @@ def _of_other_packages() -> list[Backend]:
 
 
 def choose(engine: str) -> tuple[Backend, str | None]:
-    """The backend that `engine` names and, where that is "auto", the reason for the choice.
+    """Return the backend that `engine` names and, if `engine` is "auto", the reason for the choice.
 
-    Raises UsageError for an unknown name, and where no backend can run here.
+    Raises UsageError for an unknown name, or if no backend can run on this machine.
     """
     known = backends()
     if engine in known:
@@ -75,18 +75,18 @@ def choose(engine: str) -> tuple[Backend, str | None]:
         if reason is None:
             return backend, "; ".join([*reasons, backend.available()])
         reasons.append(reason)
-    raise UsageError(f"no backend can run here: {'; '.join(reasons)}")
+    raise UsageError(f"no backend can run on this machine: {'; '.join(reasons)}")
 
 
 def read_engine(folder: str | Path) -> EngineManifest:
-    """What an engine directory holds. Raises UsageError where `folder` is not one that this version can read."""
+    """Read the manifest of an engine directory. Raises UsageError if `folder` is not one that this version can read."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UsageError(f"there is no engine directory at {folder}")
     path = folder / "config.json"
     config = read_json(path)
     if not isinstance(config.get("pretrained_config"), dict) or not isinstance(config.get("build_config"), dict):
-        hint = ": it is a checkpoint, run `trtllm-pt build` on it" if "parallel_track" in config else ""
+        hint = ": it is a checkpoint; run `trtllm-pt build` on it" if "parallel_track" in config else ""
         raise UsageError(f"{folder} is not an engine directory{hint}")
     backend, own = _backend_of(folder, config)
     try:
@@ -103,7 +103,7 @@ def read_engine(folder: str | Path) -> EngineManifest:
 
 
 def _backend_of(folder: Path, config: Mapping[str, Any]) -> tuple[Backend, Mapping[str, Any]]:
-    """The backend that config.json names, or one that knows the files, and config.json's own key."""
+    """Return the backend that config.json names or that recognises the files, and the value of the key `engine`."""
     try:
         own = _object(config, ENGINE_KEY)
     except UsageError as error:
@@ -111,16 +111,16 @@ def _backend_of(folder: Path, config: Mapping[str, Any]) -> tuple[Backend, Mappi
     known = backends()
     if (name := own.get("backend")) is not None:
         if name not in known:
-            raise UsageError(f"{folder} is made for the backend {name!r}, which is not installed; {_installed()}")
+            raise UsageError(f"{folder} needs the backend {name!r}, which is not installed; {_installed()}")
         return known[name], own
     for backend in known.values():
         if backend.recognises(folder, config):
             return backend, own
-    raise UsageError(f"{folder} is incomplete: no backend knows its files ({_installed()}); build it again")
+    raise UsageError(f"{folder} is incomplete: no backend recognises its files ({_installed()}); build it again")
 
 
 def _installed() -> str:
-    return f"installed are {', '.join(backends())}"
+    return f"the installed backends are {', '.join(backends())}"
 
 
 def _object(data: Mapping[str, Any], key: str) -> dict[str, Any]:

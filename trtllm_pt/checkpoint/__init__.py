@@ -1,1 +1,1 @@
-"""Formats in and out: MODEL_DIR, CKPT, the Llama family, tamm; random initialisation."""
+"""Read models (MODEL_DIR, the Llama family, tamm), initialise random ones, and read and write checkpoints (CKPT)."""

@@ -1,4 +1,4 @@
-"""Runs text through the reference network and keeps the largest values that FP8 will have to hold."""
+"""Run text through the reference network to find the ranges of values that FP8 has to represent."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from trtllm_pt.model.tensors import tensors
 from trtllm_pt.network.reference import ReferenceModel
 from trtllm_pt.text.tokenizer import load_tokenizer
 
-SEQUENCES, LENGTH = 128, 512  # at most
-_CHARACTERS = SEQUENCES * LENGTH * 16  # of a text, whatever its tokens are
+SEQUENCES, LENGTH = 128, 512  # at most this many sequences, of at most this many tokens
+_CHARACTERS = SEQUENCES * LENGTH * 16  # enough characters of a text for that many tokens
 
 
 def calibrate(source: Source, file: Path, progress: bool | None = None) -> Ranges:
-    """The ranges over `file`'s first tokens: 128 sequences of 512, or as many as there are.
+    """Return the ranges of values for the first tokens of `file`, up to 128 sequences of 512.
 
-    file: text, for a model with a tokenizer; or token ids, a .json list of lists or a .jsonl with a list per line.
-    Peak memory: the whole model in float32, and the activations of one sequence in one layer.
-    Raises UsageError for a file that gives no tokens of this model, and for activations that are not finite.
+    file: UTF-8 text, for a model with a tokenizer, or token ids: a .json list of lists, or a .jsonl with one list per
+    line. Peak memory: the whole model in float32, and the activations of one sequence in one layer.
+    Raises UsageError for a file without tokens of this model, and for activations that are not finite.
     """
     sequences = token_sequences(source, file)
     return measure(reference_of(source, torch.float32), sequences, progress)
 
 
 def measure(model: ReferenceModel, sequences: list[list[int]], progress: bool | None = None) -> Ranges:
-    """The largest magnitudes, by hooks on the input of every quantised matrix and on what the KV cache keeps."""
+    """Return the largest magnitudes of every quantised matrix's input and of every layer's keys and values."""
     config = model.config
     matrices = {
         spec.name: model.get_submodule(spec.name.removesuffix(".weight"))
@@ -68,11 +68,14 @@ def measure(model: ReferenceModel, sequences: list[list[int]], progress: bool | 
 def _check_finite(ranges: Ranges) -> None:
     for name, largest in ranges.inputs.items():
         if not all(map(math.isfinite, largest)):
-            raise UsageError(f"calibrate: the input of {name} becomes NaN or infinite; are the weights sound?")
+            raise UsageError(f"calibrate: the input of {name} becomes NaN or infinite; check the model's weights")
 
 
 def token_sequences(source: Source, file: Path) -> list[list[int]]:
-    """The file's first sequences, of 512 tokens at most or as many as the model has positions for."""
+    """Return the first 128 sequences of the file, each cut at 512 tokens or at the model's number of positions.
+
+    Raises UsageError for a file that cannot be read, holds no tokens, or has tokens outside the vocabulary.
+    """
     length = min(LENGTH, source.config.max_position_embeddings)
     try:
         if file.suffix in (".json", ".jsonl"):
@@ -86,7 +89,7 @@ def token_sequences(source: Source, file: Path) -> list[list[int]]:
     except UnicodeDecodeError:
         raise UsageError(f"calibrate: {file} is not UTF-8 text") from None
     except (ValueError, RecursionError):
-        wanted = "a list of token ids per line" if file.suffix == ".jsonl" else "a list of lists of token ids"
+        wanted = "one list of token ids per line" if file.suffix == ".jsonl" else "a list of lists of token ids"
         raise UsageError(f"calibrate: {file} must hold {wanted}") from None
     if not sequences:
         raise UsageError(f"calibrate: {file} holds no tokens")
@@ -95,7 +98,7 @@ def token_sequences(source: Source, file: Path) -> list[list[int]]:
 
 
 def _token_ids(text: str, is_lines: bool) -> list[list[int]]:
-    """Raises ValueError for anything but lists of whole numbers."""
+    """Parse lists of token ids. Raises ValueError for anything else."""
     found: Any = [json.loads(line) for line in text.splitlines() if line.strip()] if is_lines else json.loads(text)
     good = isinstance(found, list) and all(
         isinstance(tokens, list) and all(type(token) is int for token in tokens) for tokens in found
@@ -109,7 +112,7 @@ def _token_ids(text: str, is_lines: bool) -> list[list[int]]:
 def _encoded(source: Source, file: Path) -> list[int]:
     tokenizer: Tokenizer | None = load_tokenizer(source.tokenizer) if source.tokenizer else None
     if tokenizer is None:
-        raise UsageError(f"calibrate: the model has no tokenizer.json to read {file} with; give token ids as .jsonl")
+        raise UsageError(f"calibrate: the model has no tokenizer.json to encode {file}; give token ids as .jsonl")
     with open(file, encoding="utf-8") as text:
         return list(tokenizer.encode(text.read(_CHARACTERS)).ids)
 

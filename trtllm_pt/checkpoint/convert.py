@@ -1,4 +1,4 @@
-"""From any model directory that we read to a checkpoint: one file per rank."""
+"""Convert a model directory to a checkpoint with one file per rank."""
 
 from __future__ import annotations
 
@@ -26,16 +26,21 @@ def convert(
     calibrate: str | Path | None = None,
     progress: bool | None = None,
 ) -> Path:
-    """Writes `model_dir` (our MODEL_DIR, a CKPT of other ranks, Llama family, tamm) as a checkpoint for `ranks` ranks.
+    """Write `model_dir` as a checkpoint for `ranks` ranks.
 
-    dtype: bfloat16, float16, float32, or "auto", the source's own.
-    quantize: W8A16, W4A16 or FP8, for the layers' matrices; kv_cache: FP8. A quantised CKPT stays so, bit for bit.
-    calibrate: text, or token ids as .json or .jsonl, whose first 128 sequences of 512 tokens give the ranges that FP8
-    has to hold (calibrate.py). FP8 matrices need it; an FP8 KV cache has scale 1 without, as TensorRT-LLM's own has.
+    model_dir: a MODEL_DIR, a CKPT of any number of ranks, a model of the Llama family, or a tamm model.
+    dtype: bfloat16, float16, float32, or "auto" for the source's dtype.
+    quantize: W8A16, W4A16 or FP8, for the layers' matrices. kv_cache: FP8. A quantised CKPT keeps its quantisation and
+    its values, bit for bit.
+    calibrate: a file of text, or of token ids as .json or .jsonl, whose first 128 sequences of 512 tokens give the
+    ranges that FP8 has to represent (calibrate.py). FP8 matrices require it. Without it an FP8 KV cache has scale 1, as
+    in TensorRT-LLM.
+    progress: whether to show a bar on stderr; None shows it on a terminal.
+
     Returns `output`, which appears complete or not at all.
-    Peak memory: twice one track of the largest weight, or 9 bytes for each of its values where they are quantised; the
-    source is mapped, not loaded. While it calibrates: the whole model in float32.
-    Raises UsageError for anything wrong with the source, the request or the output; RunError where the disk fails.
+    Peak memory: twice the size of one track of the largest weight, or 9 bytes per value of it if it is quantised; the
+    source is memory-mapped. Calibration holds the whole model in float32.
+    Raises UsageError if the source, an argument or the output is invalid, and RunError if writing fails.
     """
     output = Path(output)
     refuse_existing(output)
@@ -67,23 +72,24 @@ def _check_request(quantize: str | None, kv_cache: str | None, calibrate: str | 
         if value not in (None, *known):
             raise UsageError(f"{name} ({value!r}) must be {' or '.join(known)}")
     if quantize == "FP8" and calibrate is None:
-        raise UsageError("quantize ('FP8') needs calibrate: a text that shows what ranges the activations have")
+        raise UsageError("quantize ('FP8') needs calibrate: a text from which the ranges of activations are measured")
     if calibrate is not None and "FP8" not in (quantize, kv_cache):
-        raise UsageError(f"calibrate ({str(calibrate)!r}) is of use to FP8 alone: set quantize or kv_cache to FP8")
+        raise UsageError(f"calibrate ({str(calibrate)!r}) applies only to FP8: set quantize or kv_cache to FP8")
 
 
 def _divided(
     source: CheckpointDir, ranks: int, dtype: str, quantize: str | None, kv_cache: str | None
 ) -> CheckpointManifest:
-    """A quantised checkpoint's own manifest, for another number of ranks: nothing else of it can be changed."""
+    """Return the manifest of a quantised checkpoint for another number of ranks, which is all that can change."""
     own = source.manifest
     for name, value in (("quantize", quantize), ("kv_cache", kv_cache)):
         if value is not None:
             raise UsageError(
-                f"{name} ({value!r}): the checkpoint is {own.quantized} already; convert what it was made of"
+                f"{name} ({value!r}) cannot be applied: the checkpoint is already {own.quantized}; "
+                "convert the model from which it was made"
             )
     if dtype not in ("auto", own.dtype):
         raise UsageError(
-            f"dtype ({dtype!r}): the checkpoint is {own.quantized} with scales in {own.dtype}; leave it so"
+            f"dtype ({dtype!r}) must be 'auto' or {own.dtype!r}, as the checkpoint is already {own.quantized}"
         )
     return replace(own, ranks=ranks)

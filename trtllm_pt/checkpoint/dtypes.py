@@ -1,4 +1,4 @@
-"""torch's dtypes under the names that files use."""
+"""PyTorch's dtypes by the names that checkpoints use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights of a source as a checkpoint stores them: rounded to its dtype, or quantised; a track of one at a time."""
+"""Encode a source's weights as a checkpoint stores them: rounded to its dtype or quantised, one track at a time."""
 
 from __future__ import annotations
 
@@ -16,40 +16,44 @@ from trtllm_pt.model.config import ModelConfig
 from trtllm_pt.model.quantization import WEIGHT_ONLY, is_quantized, stored
 from trtllm_pt.model.tensors import TensorSpec, tensors
 
-_NOMINAL = 28.0
+_NOMINAL = 28.0  # 448 / 16, which gives a scale of 1/16
 
 
 @dataclass(frozen=True, slots=True)
 class Ranges:
-    """The largest magnitudes that text gave rise to: what FP8's scales are made of."""
+    """The largest magnitudes of activations, from which FP8's scales are computed."""
 
-    inputs: dict[str, list[float]]  # by the weight that they are multiplied with, for each track
-    kv: list[float]  # what the KV cache of each layer holds, over all tracks
+    inputs: dict[str, list[float]]  # weight -> the magnitude of its input on each track
+    kv: list[float]  # of each layer's keys and values, over all tracks
 
     @classmethod
     def nominal(cls, config: ModelConfig) -> Ranges:
-        """For weights that nobody trained: 28 everywhere, a scale of 1/16."""
+        """Return 28 for every range, for models with random weights. FP8's scales are then 1/16."""
         quantized = filter(is_quantized, tensors(config))
         inputs = {spec.name: [_NOMINAL] * config.tracks for spec in quantized}
         return cls(inputs, kv=[_NOMINAL] * config.num_layers)
 
 
 class StoredWeights(Protocol):
-    """What a writer of rank files asks for."""
+    """The weights that `write_ranks` writes."""
 
     def stored(self, spec: TensorSpec, track: int) -> list[Tensor]:
-        """One track of the tensors that `quantization.stored` lists for the weight, whole; int4 values unpacked."""
+        """Return one track of the tensors that `quantization.stored` lists for the weight, not divided over ranks.
+
+        4-bit values are not packed: there is one int8 per value.
+        """
         ...
 
     def kv_scale(self, layer: int) -> Tensor:
-        """The scale of a layer's FP8 KV cache, float32 [1]."""
+        """Return the scale of a layer's FP8 KV cache, float32 [1]."""
         ...
 
 
 class Encoded:
-    """Weights of a source, stored as the manifest says. FP8 matrices need `ranges`; a KV cache has scale 1 without.
+    """The weights of a source in the dtype and quantisation of a manifest.
 
-    Peak memory: 9 bytes for each value of one track of the largest weight where it is quantised.
+    FP8 matrices need `ranges`; without them an FP8 KV cache has scale 1.
+    Peak memory with quantisation: 9 bytes for each value of one track of the largest weight.
     """
 
     def __init__(self, source: Source, manifest: CheckpointManifest, ranges: Ranges | None = None) -> None:
@@ -71,5 +75,5 @@ class Encoded:
 
 
 def _origin(spec: TensorSpec, config: ModelConfig) -> TensorSpec:
-    """Where a tied head's rows come from: the embedding, the first of all weights."""
+    """Return the weight to read for `spec`: for a tied output head the embedding, which is the first weight."""
     return next(tensors(config)) if config.tie_embeddings and spec.name == "lm_head.weight" else spec

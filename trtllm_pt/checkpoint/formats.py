@@ -1,4 +1,4 @@
-"""Which of the formats a model directory has."""
+"""Detect the format of a model directory."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from trtllm_pt.model.config import HF_KEYS, read_json
 
 
 def open_source(folder: Path) -> Source:
-    """The weights of our MODEL_DIR, a CKPT directory, a model of the Llama family, or a tamm model.
+    """Open a MODEL_DIR, a CKPT directory, a model of the Llama family, or a tamm model, reading only headers.
 
-    Reads headers only. Raises UsageError where the directory is none of these, or does not hold what it promises.
+    Raises UsageError if the directory is none of these, or if its tensors do not match its config.
     """
     if not folder.is_dir():
         raise UsageError(f"there is no model directory {folder}")
@@ -30,5 +30,5 @@ def open_source(folder: Path) -> Source:
     except UsageError as error:
         raise error if str(folder) in str(error) else UsageError(f"{folder}: {error}") from None
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        # Other people's files, with more keys than we know: what does not compute is the file's fault.
+        # Files of other projects can hold any value under any key, and the readers do not check them all.
         raise UsageError(f"{folder / 'config.json'}: a value has the wrong type or size ({error})") from error

@@ -1,6 +1,6 @@
-"""Random weights, counter-based: every number is a function of (seed, name of the weight, track, place in it).
+"""Random weights from a counter-based generator: every value is a function of seed, weight name, track and index.
 
-So the model is the same for any number of ranks, a rank can be made alone, and blocks are made in parallel.
+So a model is the same for any number of ranks, one rank's file can be written alone, and threads work in parallel.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from trtllm_pt.model.config import ModelConfig
 from trtllm_pt.model.layout import rank_layout
 from trtllm_pt.model.tensors import TensorSpec
 
-_BLOCK = 1 << 18  # numbers of one counter; part of what a seed means
-_BATCH = 16  # blocks made before they are rounded: 16 MiB of float32
+_BLOCK = 1 << 18  # values drawn from one counter; another size would change the model of every seed
+_BATCH = 16  # blocks drawn before they are rounded: 16 MiB of float32
 _EMBEDDING_STD = 0.02
 
 
 def std(config: ModelConfig, spec: TensorSpec) -> float:
-    """The standard deviation of a weight's initial values.
+    """Return the standard deviation of a weight's initial values.
 
-    1/sqrt(fan_in), and for what is added to the residual stream 1/sqrt(2L) of that (GPT-2). A mean over n tracks that
-    differ shrinks their updates by about sqrt(n): there output projections are larger by that.
+    It is 1/sqrt(fan_in), times 1/sqrt(2L) for output projections, which add to the residual stream (GPT-2). A mean over
+    n different tracks shrinks their updates by about sqrt(n), so output projections are then larger by sqrt(n).
     """
     if spec.kind == "embedding":
         return _EMBEDDING_STD
@@ -50,9 +50,9 @@ def std(config: ModelConfig, spec: TensorSpec) -> float:
 
 
 def initial(config: ModelConfig, spec: TensorSpec, track: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """One track of one weight, [*spec.shape]: norms one, biases zero, all others normal. Rounded once, from float32.
+    """Return the initial values of one track of a weight, [*spec.shape], rounded once from float32 to `dtype`.
 
-    Peak memory: the weight itself and 16 MiB.
+    Norms are one, biases zero, all other weights normally distributed. Peak memory: the weight and 16 MiB.
     """
     if spec.kind == "norm":
         return torch.ones(spec.shape, dtype=dtype)
@@ -72,8 +72,8 @@ def initial(config: ModelConfig, spec: TensorSpec, track: int, seed: int, dtype:
 
 
 def _fill(normal: np.ndarray[tuple[int], np.dtype[np.float32]], key: int, scale: float, first: int, block: int) -> None:
-    """Fills one block; numpy lets go of the interpreter lock meanwhile."""
-    counter = (first + block) << 192  # Philox counts up from there, in the low words
+    """Fill one block. NumPy releases the interpreter lock meanwhile, so threads run in parallel."""
+    counter = (first + block) << 192  # Philox increments the low words of the counter
     generator = np.random.Generator(np.random.Philox(key=key, counter=counter))
     out = normal[block * _BLOCK : (block + 1) * _BLOCK]
     generator.standard_normal(dtype=np.float32, out=out)
@@ -86,7 +86,7 @@ def _threads() -> ThreadPoolExecutor:
 
 
 class RandomWeights:
-    """A source of initial weights."""
+    """A `Source` of initial weights."""
 
     tokenizer: Path | None = None
 
@@ -108,13 +108,14 @@ def init(
     kv_cache: str | None = None,
     progress: bool | None = None,
 ) -> Path:
-    """Writes a checkpoint of random weights for `ranks` ranks; returns `output`.
+    """Write a checkpoint of random weights for `ranks` ranks and return `output`.
 
-    rank: write that rank's file alone (and config.json, where it is not there yet), for machines that share no disk or
-    have room for one rank; the checkpoint is complete when all ranks' files are in the directory.
-    quantize: W8A16, W4A16 or FP8; kv_cache: FP8. FP8's scales for activations and KV cache are nominal: 1/16.
-    Peak memory: one track of the largest weight, and 16 MiB; where it is quantised 9 bytes for each of its values.
-    Raises UsageError where `output` holds something else already; RunError where the disk fails.
+    rank: write only this rank's file (and config.json unless it exists), for machines that share no disk or have room
+    for one rank only. The checkpoint is complete when the files of all ranks are in the directory.
+    quantize: W8A16, W4A16 or FP8. kv_cache: FP8. FP8's scales for activations and the KV cache are 1/16.
+    progress: whether to show a bar on stderr; None shows it on a terminal.
+    Peak memory: one track of the largest weight and 16 MiB; if it is quantised, 9 bytes per value of that track.
+    Raises UsageError for invalid arguments or if `output` holds something else, and RunError if writing fails.
     """
     output = Path(output)
     if seed < 0:
@@ -133,18 +134,21 @@ def init(
 
 @contextmanager
 def _shared_folder(output: Path, manifest: CheckpointManifest, rank: int, seed: int) -> Iterator[Path]:
-    """A directory that several processes fill, each its own rank."""
+    """Yield `output` for the block to write one rank's file; other processes may write those of other ranks.
+
+    Raises UsageError if `output` holds anything that is not part of the same checkpoint with the same seed.
+    """
     rank_layout(manifest.model, manifest.ranks, rank)
     ours = (output / "config.json", *(rank_file(output, other) for other in range(manifest.ranks)))
     if not any(path.exists() for path in ours):
         refuse_existing(output)
     if (output / "config.json").exists() and CheckpointManifest.from_dir(output) != manifest:
-        raise UsageError(f"{output} holds another checkpoint: its config.json differs; remove it or choose another")
+        raise UsageError(f"{output} holds another checkpoint: its config.json differs; choose another output")
     for path in (rank_file(output, other) for other in range(manifest.ranks)):
         if path == rank_file(output, rank) and path.exists():
             raise UsageError(f"{path} already exists; remove it or choose another output")
         if path.exists() and (found := SafetensorsFile(path).metadata.get("seed")) != str(seed):
-            raise UsageError(f"{path} was made with seed {found}, not {seed}: the ranks would not be one model")
+            raise UsageError(f"{path} was made with seed {found}, not {seed}; all ranks must have the same seed")
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The Llama family of Hugging Face's transformers, as dense models of schedule `tp`."""
+"""Read models of the Llama family of Hugging Face's transformers, as dense models with schedule `tp`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from trtllm_pt.model.tensors import DOWN, GATE, UP, TensorSpec, tensors
 
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
-# Theirs -> ours; several of theirs are stacked in this order. None: known and not needed.
+# Names in transformers -> our names. Several tensors with one of our names are stacked in this order. None marks
+# tensors that are not needed.
 _MODEL: dict[str, str | None] = {
     "model.embed_tokens.weight": "transformer.vocab_embedding.weight",
     "model.norm.weight": "transformer.ln_f.weight",
@@ -43,7 +44,10 @@ _LAYER: dict[str, str | None] = {
 
 
 class LlamaDir:
-    """A directory as transformers' save_pretrained writes it. Raises UsageError for what our config cannot say."""
+    """A `Source` that reads a directory written by transformers' save_pretrained.
+
+    Raises UsageError for a model that `ModelConfig` cannot describe, and for tensors that do not match the config.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.tokenizer: Path | None = folder
@@ -61,7 +65,7 @@ class LlamaDir:
 
 
 def _names(config: ModelConfig) -> tuple[dict[str, dict[str, tuple[int, ...]]], list[str]]:
-    """Our names -> the names and shapes that make them up; and the names that are not needed."""
+    """Return, for each of our names, the names and shapes of the tensors it consists of; and the names to ignore."""
     parts: dict[str, dict[str, tuple[int, ...]]] = {spec.name: {} for spec in tensors(config)}
     shapes = {spec.name: spec.shape for spec in tensors(config)}
     heads = {"q": config.num_heads, "k": config.num_kv_heads, "v": config.num_kv_heads}
@@ -73,7 +77,7 @@ def _names(config: ModelConfig) -> tuple[dict[str, dict[str, tuple[int, ...]]], 
                 letter = theirs.split(".")[-2][0]
                 shape = (heads[letter] * config.head_size, *shape[1:])
             parts[ours][theirs] = shape
-        elif ours is None or ours == "lm_head.weight":  # tied: a copy of the embedding, which transformers ignores too
+        elif ours is None or ours == "lm_head.weight":  # transformers ignores a tied head's copy too
             dropped.append(theirs)
     return parts, dropped
 
@@ -87,7 +91,7 @@ def _table(config: ModelConfig) -> dict[str, str | None]:
 
 
 def llama_to_model_config(hf: dict[str, Any]) -> ModelConfig:
-    """transformers' config.json, of version 4 or 5. Raises UsageError for a missing key or what we cannot carry."""
+    """Convert the config.json of transformers 4 or 5. Raises UsageError for a missing key or an unsupported value."""
     architecture = (hf.get("architectures") or [None])[0]
     _refuse(hf, architecture)
     heads, width = _need(hf, "num_attention_heads"), _need(hf, "hidden_size")
@@ -134,12 +138,12 @@ def _need(hf: dict[str, Any], key: str) -> Any:
 
 
 def _rope(hf: dict[str, Any]) -> dict[str, Any]:
-    """rope_theta, rope_type and the type's own keys: in one object since transformers 5, before that in two places."""
+    """Return rope_theta, rope_type and the keys of that type, which transformers 4 has in two places, 5 in one."""
     found = dict(hf.get("rope_parameters") or hf.get("rope_scaling") or {})
     old_type = found.pop("type", "default")
     found.setdefault("rope_type", old_type)
     if found["rope_type"] == "default" and (rest := set(found) - {"rope_type", "rope_theta", "partial_rotary_factor"}):
-        raise UsageError(f"RoPE parameters {sorted(rest)} belong to no rope_type: give one")
+        raise UsageError(f"RoPE parameters {sorted(rest)} need a rope_type; rope_type is 'default'")
     found["rope_theta"] = float(found.get("rope_theta") or hf.get("rope_theta") or 10000.0)
     rotated = found.pop("partial_rotary_factor", None) or hf.get("partial_rotary_factor") or 1.0
     if rotated != 1.0:
@@ -148,7 +152,7 @@ def _rope(hf: dict[str, Any]) -> dict[str, Any]:
 
 
 def _attention(hf: dict[str, Any], architecture: object) -> tuple[tuple[str, ...], int | None]:
-    """The pattern of attention kinds and the window, which counts the current token there as here."""
+    """Return attention_pattern and window. Like ours, transformers' window includes the current token."""
     window, layers = hf.get("sliding_window"), _need(hf, "num_hidden_layers")
     if architecture == "LlamaForCausalLM" or window is None:
         return ("global",), None
@@ -160,7 +164,7 @@ def _attention(hf: dict[str, Any], architecture: object) -> tuple[tuple[str, ...
     types = hf.get("layer_types") or ["sliding_attention" if i >= first else "full_attention" for i in range(layers)]
     unknown = set(types) - {"sliding_attention", "full_attention"}
     if unknown or len(types) != layers:
-        raise UsageError(f"layer_types must be {layers} of 'sliding_attention' and 'full_attention', found {types}")
+        raise UsageError(f"layer_types must be {layers} of 'sliding_attention' and 'full_attention', not {types}")
     kinds = tuple("sliding" if kind == "sliding_attention" else "global" for kind in types)
     if "sliding" not in kinds:
         return ("global",), None

@@ -1,4 +1,4 @@
-"""Between directories and the reference model in memory: what training and tests work with."""
+"""Load a model directory as a reference model and save it again, for training and tests."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _SHARD_BYTES = 5 << 30
 
 
 def load_reference(model_dir: Path, dtype: torch.dtype = torch.float32) -> ReferenceModel:
-    """Any directory that `convert` reads, or a checkpoint, as the plain reference, in `dtype`.
+    """Load a directory that `convert` reads as a reference model in `dtype`.
 
-    Raises UsageError where the directory is not a model that we read.
+    Raises UsageError if the directory is not a model in a supported format.
     """
     return reference_of(open_source(model_dir), dtype)
 
 
 def reference_of(source: Source, dtype: torch.dtype) -> ReferenceModel:
-    """A source's weights as the plain reference."""
+    """Load the weights of a source into a reference model in `dtype`."""
     model = ReferenceModel(source.config).to(dtype)
     parameters = dict(model.named_parameters())
     with torch.no_grad():
@@ -42,10 +42,11 @@ def reference_of(source: Source, dtype: torch.dtype) -> ReferenceModel:
 
 
 def save_model(model: ReferenceModel, model_dir: Path, dtype: str = "auto", shard_bytes: int = _SHARD_BYTES) -> Path:
-    """Writes the model as a MODEL_DIR, replacing weights and config that are there; other files (tokenizer) stay.
+    """Write a model as a MODEL_DIR and return `model_dir`.
 
-    dtype: bfloat16, float16, float32, or "auto", the parameters' own; routers are float32 in any case.
-    More than shard_bytes: several files and an index.
+    Weights and config that exist there are replaced; other files, such as the tokenizer's, stay.
+    dtype: bfloat16, float16, float32, or "auto" for the parameters' dtype. Routers are always float32.
+    shard_bytes: the size from which the weights are written to several files with an index.
     """
     specs = list(tensors(model.config))
     parameters = dict(model.named_parameters())
@@ -68,7 +69,7 @@ def save_model(model: ReferenceModel, model_dir: Path, dtype: str = "auto", shar
 
 
 def _shards(specs: list[TensorSpec], infos: dict[str, TensorInfo], limit: int) -> dict[str, list[str]]:
-    """File names -> the weights in them, in order, each file up to `limit` bytes where no single weight is larger."""
+    """Return the weights of each file. A file has at most `limit` bytes, unless a single weight is larger."""
     groups: list[list[str]] = [[]]
     room = limit
     for spec in specs:
@@ -84,7 +85,7 @@ def _shards(specs: list[TensorSpec], infos: dict[str, TensorInfo], limit: int) -
 
 
 def _finish(model_dir: Path, config: ModelConfig, shards: dict[str, list[str]], total: int) -> None:
-    """Index and config; then weights of an earlier, otherwise sharded model go."""
+    """Write the index and the config, and remove shards that an earlier model left."""
     index = model_dir / "model.safetensors.index.json"
     if len(shards) > 1:
         weight_map = {name: file for file, members in shards.items() for name in members}

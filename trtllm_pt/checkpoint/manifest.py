@@ -1,8 +1,8 @@
-"""A checkpoint's `config.json`: TensorRT-LLM's PretrainedConfig keys, and one key of ours, `parallel_track`.
+"""The `config.json` of a checkpoint: the keys of TensorRT-LLM's PretrainedConfig, and the key `parallel_track` of ours.
 
-Heads, KV heads and the FFN width are totals over the tracks, as TensorRT-LLM's runtime divides them by the ranks;
-`hidden_size` is the width of one track, which is what travels between ranks. All of it follows from the model config,
-the number of ranks and the dtype; so a file in which the two halves disagree is refused.
+Heads, KV heads and the FFN width are totals over the tracks, because TensorRT-LLM's runtime divides them by the ranks.
+`hidden_size` is the width of one track, which is also the width of an all-reduce. TensorRT-LLM's keys follow from the
+model config, the ranks, the dtype and the quantisation; a file whose keys contradict each other is refused.
 """
 
 from __future__ import annotations
@@ -30,16 +30,17 @@ _MAPPING = {"pp_size": 1, "cp_size": 1, "gpus_per_node": 8}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointManifest:
-    """What a checkpoint directory holds.
+    """The model, division, dtype and quantisation of a checkpoint.
 
-    Raises UsageError for ranks that do not divide the model, another dtype, or what cannot be quantised so.
+    Raises UsageError if the model cannot be divided over `ranks`, or for an unknown dtype or quantisation, or sizes
+    that the quantisation does not support.
     """
 
     model: ModelConfig
     ranks: int
-    dtype: str  # of all weights but the experts' routers, which are float32, and those that are quantised
+    dtype: str  # of all weights except routers, which are float32, and quantised matrices
     quant_algo: str | None = None  # of the layers' matrices: W8A16, W4A16 or FP8
-    kv_cache_quant_algo: str | None = None  # FP8
+    kv_cache_quant_algo: str | None = None  # of the KV cache: FP8
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -49,26 +50,29 @@ class CheckpointManifest:
 
     @property
     def quantized(self) -> str:
-        """What is quantised, for messages: `W8A16`, `FP8 + FP8 KV cache`; empty where nothing is."""
+        """The quantisation in the form of messages: `W8A16`, `FP8 + FP8 KV cache`, or "" without any."""
         kv_cache = self.kv_cache_quant_algo and f"{self.kv_cache_quant_algo} KV cache"
         return " + ".join(filter(None, (self.quant_algo, kv_cache)))
 
     @property
     def schedule(self) -> Schedule:
+        """The model's sync schedule."""
         return schedule_of(self.model)
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        import torch  # here: to look into a manifest needs none
+        """`dtype` as a PyTorch dtype."""
+        import torch  # imported here, so that reading a manifest does not import it
 
         dtype: torch.dtype = getattr(torch, self.dtype)
         return dtype
 
     def missing_ranks(self, folder: Path) -> list[int]:
-        """Ranks whose file is not in `folder` (yet)."""
+        """Return the ranks whose file is not in `folder`."""
         return [rank for rank in range(self.ranks) if not rank_file(folder, rank).exists()]
 
     def to_json(self) -> dict[str, Any]:
+        """Return the contents of config.json."""
         c = self.model
         ffn = c.intermediate_size or c.moe_intermediate_size
         fields: dict[str, Any] = {
@@ -94,7 +98,7 @@ class CheckpointManifest:
             "use_parallel_embedding": False,
             "embedding_sharding_dim": 0,
         }
-        if c.has_moe:  # normalisation 1: the weights of the chosen experts sum to one
+        if c.has_moe:  # normalization_mode 1: the weights of the chosen experts sum to 1
             fields["moe"] = {"num_experts": c.num_experts, "top_k": c.experts_per_token, "normalization_mode": 1}
         if c.window is not None:
             windows = [c.layer_window(layer) or c.max_position_embeddings for layer in range(c.num_layers)]
@@ -104,9 +108,10 @@ class CheckpointManifest:
 
     @classmethod
     def from_json(cls, data: dict[str, Any], strict: bool = True) -> CheckpointManifest:
-        """Raises UsageError for another format version, and where `strict` for an unknown, missing or differing key.
+        """Read a manifest from the contents of config.json.
 
-        Not strict: the pretrained_config of an engine, to which TensorRT-LLM has added keys of its own.
+        strict: False accepts additional keys, as in the pretrained_config of an engine, where TensorRT-LLM adds some.
+        Raises UsageError for another format version, and if strict, for an unknown, missing or contradicting key.
         """
         manifest = cls._of_own_key(data)
         if strict:
@@ -117,21 +122,21 @@ class CheckpointManifest:
     def _of_own_key(cls, data: dict[str, Any]) -> CheckpointManifest:
         own = data.get(_KEY)
         if not isinstance(own, dict):
-            raise UsageError(f"not a checkpoint of trtllm-pt: it has no key {_KEY!r}")
+            raise UsageError(f"not a checkpoint of trtllm-pt: the key {_KEY!r} is missing")
         version = own.get("format_version")
         if version != FORMAT_VERSION:
             raise UsageError(
                 f"checkpoint format version {version!r}; this trtllm-pt reads {FORMAT_VERSION}: convert again"
             )
         if set(own) != {"format_version", "model", "schedule"}:
-            raise UsageError(f"{_KEY!r} has keys {sorted(own)}, wanted format_version, model, schedule")
+            raise UsageError(f"{_KEY!r} has keys {sorted(own)}; it must have format_version, model, schedule")
         mapping, dtype = data.get("mapping"), data.get("dtype")
         ranks = mapping.get("world_size") if isinstance(mapping, dict) else None
         if not isinstance(ranks, int):
             raise UsageError(f"mapping.world_size ({ranks!r}) must be a whole number")
         model = ModelConfig.from_json(own["model"])
         if not isinstance(own["schedule"], list) or schedules.from_json(own["schedule"]) != schedule_of(model):
-            raise UsageError(f"the checkpoint's steps are not those of its model's schedule {model.schedule!r}")
+            raise UsageError(f"the steps of 'schedule' are not those of the model's schedule {model.schedule!r}")
         algos = data.get("quantization")
         if not isinstance(algos, dict):
             raise UsageError(f"quantization ({algos!r}) must be an object")
@@ -146,7 +151,7 @@ class CheckpointManifest:
 
     @classmethod
     def from_dir(cls, folder: Path) -> CheckpointManifest:
-        """Raises UsageError where `folder` is not a checkpoint directory that this version reads."""
+        """Read the manifest of a checkpoint directory. Raises UsageError, naming the file, if it is not valid."""
         path = folder / "config.json"
         data = read_json(path)
         try:
@@ -167,4 +172,5 @@ def _compare(found: dict[str, Any], wanted: dict[str, Any]) -> None:
 
 
 def rank_file(folder: Path, rank: int) -> Path:
+    """Return the path of a rank's file in a checkpoint directory."""
     return folder / f"rank{rank}.safetensors"

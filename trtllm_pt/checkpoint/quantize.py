@@ -1,6 +1,6 @@
-"""The arithmetic of quantised weights, forth and back.
+"""Quantise and dequantise weights.
 
-[...] experts, where there are any   O outputs   I inputs
+Shapes: [...] is the expert axis of a weight with experts, otherwise empty; O outputs, I inputs.
 """
 
 from __future__ import annotations
@@ -10,26 +10,27 @@ import math
 import torch
 from torch import Tensor
 
-FP8_MAX = 448.0  # of float8_e4m3fn
-_SMALLEST_EXPONENT = -14  # of float16's normal numbers: TensorRT-LLM keeps a copy of a scale in the model's dtype
+FP8_MAX = 448.0  # the largest value of float8_e4m3fn
+# The smallest exponent of float16's normal numbers. TensorRT-LLM keeps a copy of a scale in the model's dtype.
+_SMALLEST_EXPONENT = -14
 
 
 def quantize_rows(weight: Tensor, bits: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """float32 [..., O, I] -> int8 [..., O, I] of `bits` bits, and a scale per output [..., O] in `dtype`.
+    """Quantise float32 [..., O, I] to int8 [..., O, I] of `bits` bits, with a scale per output [..., O] in `dtype`.
 
-    Symmetric, as TensorRT-LLM's own weight-only quantisation: scale = amax / 2^(bits - 1), so that the largest
-    positive value of a row loses one step. The integers are those nearest under the scale as `dtype` has it.
+    Quantisation is symmetric with scale = amax / 2^(bits - 1), as in TensorRT-LLM's weight-only quantisation, so a
+    positive amax is rounded down by one step. The integers are the nearest ones for the scale as rounded to `dtype`.
     """
     most = 1 << (bits - 1)
     low, high = weight.aminmax(dim=-1)
     scale = (torch.maximum(-low, high) / most).to(dtype)
-    scale = scale.masked_fill(scale == 0, 1.0)  # a row of zeros
+    scale = scale.masked_fill(scale == 0, 1.0)  # avoids 0 / 0 in a row of zeros
     values = weight / scale.float()[..., None]
     return values.round_().clamp_(-most, most - 1).to(torch.int8), scale
 
 
 def quantize_fp8(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """float32 [..., O, I] -> float8_e4m3fn [..., O, I], and a scale per matrix, float32 [..., 1]."""
+    """Quantise float32 [..., O, I] to float8_e4m3fn [..., O, I], with a scale per matrix, float32 [..., 1]."""
     low, high = weight.flatten(-2).aminmax(dim=-1)
     largest: list[float] = torch.maximum(-low, high).reshape(-1).tolist()
     scale = torch.tensor([fp8_scale(amax) for amax in largest]).view(*weight.shape[:-2], 1)
@@ -37,10 +38,10 @@ def quantize_fp8(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def fp8_scale(amax: float) -> float:
-    """The least power of two under which `amax` does not exceed FP8_MAX; 1 for 0; NaN and infinity stay.
+    """Return the smallest power of two s with amax / s <= FP8_MAX, 1 if `amax` is 0, or `amax` if it is not finite.
 
-    A power of two, since TensorRT-LLM multiplies by one copy of a scale that is rounded to the model's dtype and
-    divides by another that is not: both are exact then.
+    TensorRT-LLM multiplies by a copy of the scale that is rounded to the model's dtype, and divides by one that is not.
+    A power of two is exact in both.
     """
     if amax == 0 or not math.isfinite(amax):
         return amax or 1.0
@@ -49,22 +50,22 @@ def fp8_scale(amax: float) -> float:
 
 
 def to_fp8(x: Tensor, scale: Tensor | float) -> Tensor:
-    """x / scale in float8_e4m3fn, to nearest even; what is beyond its range becomes its largest value."""
+    """Return x / scale in float8_e4m3fn, rounded to nearest even and clamped to its largest values."""
     return (x / scale).clamp_(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
 
 
 def dequantize(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """Any of the above [..., O, I] with its scale ([..., O], or [..., 1] of a matrix) -> the weight in `dtype`."""
+    """Return quantised values [..., O, I] times their scale, [..., O] per output or [..., 1] per matrix, in `dtype`."""
     wide = torch.promote_types(dtype, torch.float32)
     return (weight.to(wide) * scale.to(wide)[..., None]).to(dtype)
 
 
 def pack_int4(values: Tensor) -> Tensor:
-    """int8 [..., I] of -8 to 7 -> int8 [..., I / 2], the even one of two in the low half of their byte."""
+    """Pack int8 [..., I] with values from -8 to 7 into int8 [..., I / 2]; even inputs are in the low half of a byte."""
     even, odd = values[..., 0::2], values[..., 1::2]
     return (even & 15) | (odd << 4)
 
 
 def unpack_int4(packed: Tensor) -> Tensor:
-    """The inverse."""
+    """Unpack int8 [..., I / 2] that `pack_int4` packed into int8 [..., I]."""
     return torch.stack((packed << 4 >> 4, packed >> 4), -1).flatten(-2)

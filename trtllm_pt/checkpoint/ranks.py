@@ -1,4 +1,4 @@
-"""A rank's file: which part of a weight it holds, written from any source, and read back into whole weights."""
+"""Write the files of a checkpoint's ranks, each with its part of every weight, and read them back as whole weights."""
 
 from __future__ import annotations
 
@@ -28,14 +28,15 @@ _HEAD = "lm_head.weight"
 
 
 def rank_tensors(config: ModelConfig) -> Iterator[TensorSpec]:
-    """The weights of a rank's file. A tied head is among them: a slice of the vocabulary cannot share the embedding."""
+    """Yield the weights of a rank's file. Unlike `tensors`, they include a tied output head, because a rank's slice of
+    the vocabulary cannot share the whole embedding."""
     yield from tensors(config)
     if config.tie_embeddings:
         yield TensorSpec(_HEAD, (config.vocab_size, config.hidden_size), False, "vocab", fan_in=config.hidden_size)
 
 
 def rank_infos(manifest: CheckpointManifest, rank: int) -> dict[str, TensorInfo]:
-    """Names, dtypes and shapes of a rank's file."""
+    """Return the names, dtypes and shapes of the tensors in a rank's file."""
     config, layout = manifest.model, rank_layout(manifest.model, manifest.ranks, rank)
     held = [tensor for spec in rank_tensors(config) for tensor in stored(spec, manifest.dtype, manifest.quant_algo)]
     held += kv_scales(config, manifest.kv_cache_quant_algo)
@@ -45,7 +46,7 @@ def rank_infos(manifest: CheckpointManifest, rank: int) -> dict[str, TensorInfo]
 
 
 def rank_part(spec: TensorSpec, config: ModelConfig, layout: RankLayout, whole: Tensor) -> Tensor:
-    """What a rank holds of one track's weight [*spec.shape]; vocabulary rows beyond the last are zero."""
+    """Return a rank's part of one track's weight [*spec.shape]. Rows that pad the vocabulary are zero."""
     if spec.split == "first_rank":
         return whole if layout.rank == 0 else torch.zeros_like(whole)
     axis, spans = spec.rows(config, layout)
@@ -59,7 +60,7 @@ def rank_part(spec: TensorSpec, config: ModelConfig, layout: RankLayout, whole: 
 
 
 def place_part(spec: TensorSpec, config: ModelConfig, layout: RankLayout, part: Tensor, whole: Tensor) -> None:
-    """The inverse: puts a rank's part of one track's weight where it belongs in `whole`."""
+    """Copy a rank's part of one track's weight to its place in `whole` [*spec.shape]; the inverse of `rank_part`."""
     axis, spans = spec.rows(config, layout)
     if spec.split == "vocab":
         rows = max(0, min(layout.vocab.stop, config.vocab_size) - layout.vocab.start)
@@ -83,11 +84,11 @@ def write_ranks(
     metadata: Mapping[str, str] | None = None,
     progress: bool | None = None,
 ) -> None:
-    """Writes all ranks' files into `folder`, or that of rank `only`, one track of one weight at a time.
+    """Write the files of all ranks, or only that of rank `only`, into `folder`, one track of one weight at a time.
 
-    Peak memory: what `weights` holds of one track of one weight, and a rank's part of it where that is not a plain
-    range of rows. progress: a bar on stderr; None: where that is a terminal.
-    Raises UsageError naming the weights that hold NaN or infinity, or values beyond the dtype; then no file is left.
+    progress: whether to show a bar on stderr; None shows it on a terminal.
+    Peak memory: one track of one weight, and a rank's part of it if that is not a contiguous range of rows.
+    Raises UsageError, naming the weights, if some hold NaN, infinity or values beyond the dtype; no file is left then.
     """
     config = manifest.model
     ranks = range(manifest.ranks) if only is None else [only]
@@ -106,7 +107,7 @@ def write_ranks(
             tensors_of_it = stored(spec, manifest.dtype, manifest.quant_algo)
             for tensor, whole in zip(tensors_of_it, weights.stored(spec, track), strict=True):
                 if whole.dtype in TORCH_DTYPES.values() and not _is_finite(whole):
-                    bad[spec.name] = None  # where it is quantised, its scale shows it
+                    bad[spec.name] = None  # a quantised weight is found by its scale, which is then not finite
                 for at in holders:
                     part = rank_part(tensor.spec, config, at, whole)
                     writers[at.rank].append(tensor.spec.name, pack_int4(part) if tensor.per_byte == 2 else part)
@@ -118,19 +119,22 @@ def write_ranks(
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    low, high = torch.aminmax(tensor)  # of a tensor with a NaN both are NaN; and no mask as large as the tensor
+    low, high = torch.aminmax(tensor)  # NaN propagates to both; unlike isfinite(tensor) this allocates no mask
     return bool(low.isfinite() and high.isfinite())
 
 
 class CheckpointDir:
-    """A CKPT directory of any number of ranks, read back as whole weights, or as what is stored of them."""
+    """A CKPT directory of any number of ranks, as a `Source` of weights and as `StoredWeights`.
+
+    Raises UsageError if files or tensors are missing or do not match config.json.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.manifest = manifest = CheckpointManifest.from_dir(folder)
         missing = manifest.missing_ranks(folder)
         if missing:
             files = [rank_file(folder, rank).name for rank in missing]
-            raise UsageError(f"{folder} is incomplete, it lacks {listed(files)}")
+            raise UsageError(f"{folder} is incomplete: it lacks {listed(files)}")
         self.config, self.dtype, self.tokenizer = manifest.model, manifest.dtype, folder / "tokenizer"
         self._layouts = [rank_layout(self.config, manifest.ranks, rank) for rank in range(manifest.ranks)]
         self._files = [open_rank(folder, manifest, rank) for rank in range(manifest.ranks)]
@@ -148,7 +152,7 @@ class CheckpointDir:
         return self._whole(tensor, 0)
 
     def _whole(self, tensor: StoredTensor, track: int) -> Tensor:
-        """One track of a stored tensor, put together from the ranks' parts."""
+        """Assemble one track of a stored tensor from the ranks' parts."""
         spec = tensor.spec
         whole = torch.empty(spec.shape, dtype=getattr(torch, tensor.dtype))
         for layout, file in zip(self._layouts, self._files, strict=True):
@@ -158,18 +162,18 @@ class CheckpointDir:
             if spec.per_track and len(layout.tracks) > 1:
                 part = part[track - layout.tracks.start]
             place_part(spec, self.config, layout, unpack_int4(part) if tensor.per_byte == 2 else part, whole)
-            if spec.split == "none":  # all that have it have it alike
+            if spec.split == "none":  # all ranks that hold the tensor hold the same values
                 break
         return whole
 
 
 def open_rank(folder: Path, manifest: CheckpointManifest, rank: int) -> SafetensorsFile:
-    """A rank's file. Raises UsageError where it does not hold what the manifest says."""
+    """Open a rank's file. Raises UsageError if its tensors are not those of the manifest."""
     file, infos = SafetensorsFile(rank_file(folder, rank)), rank_infos(manifest, rank)
     if set(file.names()) != set(infos):
         raise UsageError(f"{file.path} does not fit its config.json: {listed(sorted(set(file.names()) ^ set(infos)))}")
     for name, info in infos.items():
         if file.shape(name) != info.shape or file.dtype(name) != info.dtype:
             found, wanted = f"{file.dtype_name(name)} {list(file.shape(name))}", f"{info.dtype} {list(info.shape)}"
-            raise UsageError(f"{file.path} does not fit its config.json: {name} is {found}, wanted {wanted}")
+            raise UsageError(f"{file.path} does not fit its config.json: {name} is {found}, expected {wanted}")
     return file

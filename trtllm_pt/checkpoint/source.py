@@ -1,6 +1,6 @@
-"""Where weights come from: one interface over all formats, and the directory format of our own.
+"""The interface of all model formats, `Source`, and our own directory format.
 
-A source gives one track of one weight at a time, under our names and in our order; writers ask for nothing else.
+A source returns one track of one weight at a time, under our names and with our order of rows.
 """
 
 from __future__ import annotations
@@ -22,28 +22,33 @@ _LISTED = 5
 
 
 class Source(Protocol):
-    """A model's weights."""
+    """A model's config and weights."""
 
     @property
-    def config(self) -> ModelConfig: ...
+    def config(self) -> ModelConfig:
+        """The model's config."""
+        ...
 
     @property
     def dtype(self) -> str:
-        """What `dtype="auto"` means for this model."""
+        """The dtype of the model's weights, which `dtype="auto"` selects."""
         ...
 
     @property
     def tokenizer(self) -> Path | None:
-        """The folder with the tokenizer's files."""
+        """The folder with the tokenizer's files, or None."""
         ...
 
     def read(self, spec: TensorSpec, track: int, dtype: torch.dtype) -> Tensor:
-        """One track of one weight, [*spec.shape]; track 0 where it belongs to no track. May be a view of a file."""
+        """Return one track of a weight, [*spec.shape]. It may be a view of a mapped file.
+
+        track: 0 for a weight that is not per track.
+        """
         ...
 
 
 class ModelDir:
-    """Our HF-style MODEL_DIR: our names, tracks stacked in front."""
+    """A `Source` that reads our own format, MODEL_DIR: Hugging Face's layout with the names of `tensors(config)`."""
 
     def __init__(self, folder: Path) -> None:
         self.tokenizer: Path | None = folder
@@ -58,18 +63,18 @@ class ModelDir:
 
 
 def check_tensors(files: ModelFiles, wanted: Mapping[str, tuple[int, ...]], dropped: Iterable[str] = ()) -> None:
-    """Raises UsageError naming tensors that are missing, unknown, misshapen, or of a dtype that is not read.
+    """Raise UsageError, naming the tensors, if some are missing, unknown, or of another shape or an unsupported dtype.
 
-    wanted: shapes by the names in the files; dropped: names that may be there and are not needed.
+    wanted: the shapes of all tensors by their names in the files. dropped: names of tensors to ignore.
     """
     missing = [name for name in wanted if name not in files]
     if missing:
         raise UsageError(f"{files.folder} lacks the tensors {listed(missing)}")
     extra = sorted(set(files.names()) - set(wanted) - set(dropped))
     if extra:
-        raise UsageError(f"{files.folder} has tensors that its config does not: {listed(extra)}")
+        raise UsageError(f"{files.folder} has tensors that its config does not call for: {listed(extra)}")
     misshapen = [
-        f"{name} {list(files.shape(name))}, wanted {list(shape)}"
+        f"{name} {list(files.shape(name))}, expected {list(shape)}"
         for name, shape in wanted.items()
         if files.shape(name) != shape
     ]
@@ -81,10 +86,11 @@ def check_tensors(files: ModelFiles, wanted: Mapping[str, tuple[int, ...]], drop
 
 
 def dtype_of(files: ModelFiles, name: str) -> str:
+    """Return the name of a tensor's dtype: bfloat16, float16 or float32."""
     return next(text for text, dtype in TORCH_DTYPES.items() if dtype == files.dtype(name))
 
 
 def listed(names: list[str], separator: str = ", ") -> str:
-    """The first five names, and how many there are."""
+    """Return the first five names joined, and the number of the others."""
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return separator.join(names[:_LISTED]) + more

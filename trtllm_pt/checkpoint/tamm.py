@@ -1,14 +1,15 @@
-"""Apple's `tamm` package (PyPI, MIT): its AFMParallelTrackMoE models, the one official implementation of tracks.
+"""Read AFMParallelTrackMoE models of Apple's `tamm` package (PyPI, MIT), the official implementation of tracks.
 
-A directory holds `config.json`, as `tamm.utils.json.dump` writes the model's config (fields at their defaults left out,
-`__tamm_type__` beside them), and `model.safetensors`, the model's state dict. What differs from here:
+A directory holds `config.json`, the model's config as written by `tamm.utils.json.dump` (with `__tamm_type__`, without
+fields at their defaults), and `model.safetensors`, the model's state dict. The differences from our format are:
 
-- weights are [tracks, in, out]; ours [tracks, out, in];
-- RoPE turns pairs of neighbours, ours pairs of halves: rows of q and k, and the QK norms, are put in the other order.
-  The same order for q and k leaves scores alone, so it is done in layers without positions too;
-- its QK norms follow RoPE: `qk_norm_after_rope`;
-- `local_attention_window_size` does not count the current token, our window does;
-- an expert's gate is `linear_0` and its up is `linear_1`; ours are one matrix, the rows of up before those of the gate.
+- tamm's weights are [tracks, in, out], ours [tracks, out, in];
+- tamm's RoPE rotates pairs of neighbouring elements, ours pairs from the two halves, so the rows of q and k and the
+  weights of the QK norms are reordered. Reordering q and k alike does not change attention scores, so this is also done
+  in layers without positions;
+- tamm applies the QK norms after RoPE (`qk_norm_after_rope`);
+- tamm's `local_attention_window_size` excludes the current token, our window includes it;
+- tamm's experts have a gate `linear_0` and an up `linear_1`; ours have one matrix, the rows of up before the gate's.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from trtllm_pt.model.tensors import DOWN, GATE, UP, UP_GATE, TensorSpec, tensors
 TYPE_KEY = "__tamm_type__"
 _TYPE = "module_configs:AFMParallelTrackMoEConfig"
 
-# tamm 0.2.0's fields that shape the model, with their defaults.
+# The fields of tamm 0.2.0 that determine the model, with their defaults.
 _DEFAULTS: dict[str, Any] = {
     "vocab_size": 153600,
     "num_tracks": 8,
@@ -56,7 +57,7 @@ _DEFAULTS: dict[str, Any] = {
     "norm_eps": 1e-5,
     "tracks_combine_op": "mean",
 }
-# What we can carry of those that choose between kinds.
+# The supported values of the fields that select a kind of module.
 _ACCEPTED: dict[str, tuple[Any, ...]] = {
     "pre_norm": ("rms_norm",),
     "post_norm": (None,),
@@ -66,7 +67,7 @@ _ACCEPTED: dict[str, tuple[Any, ...]] = {
     "adapters": (None,),
     "arch_optimizers": (None,),
 }
-# They choose an implementation or belong to training: no trace in the logits.
+# Fields that select an implementation or belong to training. They do not change the logits.
 _IGNORED = (
     TYPE_KEY,
     "sdpa_implementation",
@@ -85,13 +86,14 @@ _IGNORED = (
 )
 _ATTENTION = {"local": "sliding", "local_rope": "sliding", "global_nope": "global_nope"}
 _FEED_FORWARD = {"dense": "dense", "sparse": "moe"}
-_POSITIONS = 65536  # tamm sets no limit
+_POSITIONS = 65536  # tamm has no limit
 
-# Theirs -> ours; several of theirs are stacked in this order. None: known and not needed.
+# Names in tamm -> our names. Several tensors with one of our names are stacked in this order. None marks tensors that
+# are not needed.
 _MODEL: dict[str, str | None] = {
     "embedding.weight": "transformer.vocab_embedding.weight",
     "output_norm.weight": "transformer.ln_f.weight",
-    "output_transform.weight": None,  # the embedding again
+    "output_transform.weight": None,  # the same tensor as the embedding
 }
 _SEGMENT_START = {"input_transform.norm.weight": "dispatch_layernorm.weight"}
 _SEGMENT_END = {"output_transform.norm.weight": "combine_layernorm.weight"}
@@ -112,14 +114,17 @@ _DENSE = {
 }
 _SPARSE = {
     "feed_forward.router.input_transform.weight": "mlp.router.weight",
-    "feed_forward.experts.hidden_transform.linear_1.weight": UP_GATE,  # up, stacked before
-    "feed_forward.experts.hidden_transform.linear_0.weight": UP_GATE,  # the gate
+    "feed_forward.experts.hidden_transform.linear_1.weight": UP_GATE,  # up comes first
+    "feed_forward.experts.hidden_transform.linear_0.weight": UP_GATE,  # the gate comes second
     "feed_forward.experts.output_transform.weight": DOWN,
 }
 
 
 class TammDir:
-    """A directory with a tamm config and state dict. Raises UsageError for what our config cannot say."""
+    """A `Source` that reads a directory with a tamm config and state dict.
+
+    Raises UsageError for a model that `ModelConfig` cannot describe, and for tensors that do not match the config.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.tokenizer: Path | None = folder
@@ -137,7 +142,7 @@ class TammDir:
 
     def read(self, spec: TensorSpec, track: int, dtype: torch.dtype) -> Tensor:
         names = self._parts[spec.name]
-        if not names:  # a QK norm without weights
+        if not names:  # tamm's QK norms have no weights if scale_qk_norm is false
             return torch.ones(spec.shape, dtype=dtype)
         parts = [self._files.get(name)[track] if spec.per_track else self._files.get(name) for name in names]
         if _is_matrix(spec):
@@ -156,7 +161,7 @@ def _is_matrix(spec: TensorSpec) -> bool:
 
 
 def _halves(x: Tensor, head_size: int) -> Tensor:
-    """Rows of heads [heads * D, ...] from pairs of neighbours to pairs of halves."""
+    """Reorder the rows of heads [heads * D, ...] so that RoPE's pairs are in the two halves instead of neighbouring."""
     return x.reshape(-1, head_size // 2, 2, *x.shape[1:]).transpose(1, 2).reshape(x.shape)
 
 
@@ -166,7 +171,7 @@ def _their_shape(spec: TensorSpec, config: ModelConfig, parts: int) -> tuple[int
 
 
 def _parts(config: ModelConfig, scaled_qk_norm: bool) -> dict[str, list[str]]:
-    """Our names -> the names that make them up."""
+    """Return, for each of our names, the names of the tensors it consists of."""
     parts: dict[str, list[str]] = {spec.name: [] for spec in tensors(config)}
     for theirs, ours in _table(config).items():
         if ours in parts and (scaled_qk_norm or ".qk_norm." not in theirs):
@@ -196,7 +201,7 @@ def _value(data: dict[str, Any], key: str) -> Any:
 
 
 def tamm_to_model_config(tamm_config: dict[str, Any]) -> ModelConfig:
-    """An AFMParallelTrackMoEConfig as tamm's JSON has it. Raises UsageError naming what we cannot carry."""
+    """Convert an AFMParallelTrackMoEConfig from tamm's JSON. Raises UsageError, naming the field, if unsupported."""
     _refuse(tamm_config)
     c = {key: _value(tamm_config, key) for key in _DEFAULTS}
     attention = _pattern(c, "attention_layer_pattern", _ATTENTION)
@@ -240,7 +245,7 @@ def tamm_to_model_config(tamm_config: dict[str, Any]) -> ModelConfig:
 
 def _refuse(data: dict[str, Any]) -> None:
     if data.get(TYPE_KEY, _TYPE) != _TYPE:
-        raise UsageError(f"tamm model of type {data[TYPE_KEY]!r} is not supported; supported: {_TYPE}")
+        raise UsageError(f"{TYPE_KEY} ({data[TYPE_KEY]!r}) is not supported; it must be {_TYPE!r}")
     unknown = sorted(set(data) - set(_DEFAULTS) - set(_ACCEPTED) - set(_IGNORED))
     if unknown:
         raise UsageError(f"unknown key {unknown[0]!r} in the tamm config")

@@ -1,4 +1,4 @@
-"""The tokenizer's files, which travel beside the weights."""
+"""Copy the tokenizer's files from a model to a checkpoint or an engine."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ TOKENIZER_FILES = (
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy the tokenizer's files of the folder `source` to the folder `target`, which is made where there are any.
+    """Copy the tokenizer's files from the folder `source` to the folder `target`, which is created if there are any.
 
-    Older models have their end token in config.json alone: its token ids are then written as a generation config.
+    Older models name their end token only in config.json; its token ids are then written to generation_config.json.
     """
     found = [source / name for name in TOKENIZER_FILES if (source / name).exists()]
     if found:

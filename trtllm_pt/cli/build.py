@@ -1,4 +1,4 @@
-"""`trtllm-pt build`: a checkpoint to an engine per rank."""
+"""The command `trtllm-pt build`, which builds an engine for each rank of a checkpoint."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from trtllm_pt.job import launchers
 @click.command(
     "build",
     epilog=epilog(),
-    context_settings={"token_normalize_func": lambda name: name.replace("-", "_")},  # --max-batch-size as well
+    context_settings={"token_normalize_func": lambda name: name.replace("-", "_")},  # accepts --max-batch-size too
 )
 @click.argument("checkpoint", metavar="CKPT", required=False, type=click.Path(path_type=Path))
 @click.option("--checkpoint_dir", type=click.Path(path_type=Path), hidden=True)  # trtllm-build's name for CKPT
@@ -33,7 +33,7 @@ from trtllm_pt.job import launchers
 )
 @build_options
 def command(checkpoint: Path | None, checkpoint_dir: Path | None, output: Path, engine: str, **parsed: Any) -> None:
-    """Build one engine per rank of a checkpoint.
+    """Build an engine for each rank of a checkpoint.
 
     \b
     Examples:
@@ -44,7 +44,7 @@ def command(checkpoint: Path | None, checkpoint_dir: Path | None, output: Path, 
     """
     source = checkpoint or checkpoint_dir
     if source is None:
-        raise UsageError("build needs a checkpoint: `trtllm-pt build CKPT -o ENGINES`")
+        raise UsageError("CKPT is missing; use `trtllm-pt build CKPT -o ENGINES`")
     backend, why = choose(engine)
     if why and not launchers.launched_rank():
         click.echo(f"engine: {backend.name}, because {why}", err=True)
@@ -52,7 +52,7 @@ def command(checkpoint: Path | None, checkpoint_dir: Path | None, output: Path, 
     common = {name: values.pop(name) for name in COMMON if name in values}
     _refuse_foreign(engine, backend.name, values)
     report = build(source, output, engine=backend.name, options=BuildOptions(**common, extra=values))
-    if launchers.launched_rank() > 0:  # the first rank reports for all
+    if launchers.launched_rank() > 0:  # rank 0 reports for all ranks
         return
     if parsed.get("dry_run"):
         click.echo(f"dry run: all {report.ranks} ranks can be built; nothing was written", err=True)
@@ -62,9 +62,9 @@ def command(checkpoint: Path | None, checkpoint_dir: Path | None, output: Path, 
 
 
 def _refuse_foreign(engine: str, name: str, values: dict[str, Any]) -> None:
-    """Raises UsageError for an option that belongs to other backends only."""
+    """Raise UsageError for an option that belongs only to other backends."""
     own = {option.name for option in backends()[name].options}
     foreign = [f"--{option}" for option in values if option not in own]
     if foreign:
         taken = ", ".join(f"--{option}" for option in (*COMMON, *sorted(own)))
-        raise UsageError(f"{', '.join(foreign)} cannot be honoured by --engine {name}, which takes {taken}")
+        raise UsageError(f"{', '.join(foreign)} cannot be used with --engine {name}, which takes {taken}")

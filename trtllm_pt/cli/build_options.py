@@ -1,4 +1,4 @@
-"""The options of `trtllm-pt build`: the common ones, under trtllm-build's names, and those that backends add."""
+"""The options of `trtllm-pt build`: the common ones, with trtllm-build's names, and those that backends add."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from trtllm_pt.backends import backends
 from trtllm_pt.backends.backend import BuildOption
 from trtllm_pt.cli.options import Decorator
 
-# Name (and trtllm-build's second name for it), default in words, help.
+# Name (and an alternative name in trtllm-build), default as text, help.
 _COMMON = (
-    (("max_batch_size",), "16", "Requests in flight."),
-    (("max_input_len",), "max_seq_len - 1", "Tokens of a prompt."),
-    (("max_seq_len", "max_decoder_seq_len"), "the model's positions", "Tokens of a prompt and its output."),
-    (("max_num_tokens",), "2048", "Tokens of a step, over all requests."),
+    (("max_batch_size",), "16", "Maximum number of requests in flight."),
+    (("max_input_len",), "max_seq_len - 1", "Maximum tokens of a prompt."),
+    (("max_seq_len", "max_decoder_seq_len"), "the model's positions", "Maximum tokens of a prompt and its output."),
+    (("max_num_tokens",), "2048", "Maximum tokens of a step, over all requests."),
 )
 COMMON = tuple(names[0] for names, _, _ in _COMMON)
 
 
 def build_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Declare all options. Those of backends that have no help text are listed in the help's last lines."""
+    """Add all build options to a command. Backend options without a help text appear only in the epilog."""
     for backend in reversed(list(backends().values())):
         for option in reversed(backend.options):
             command = _declare(backend.name, option)(command)
@@ -34,7 +34,7 @@ def build_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def epilog() -> str:
-    """Every option of each backend that the list of options leaves out."""
+    """Return the last lines of the command's help: the backend options that its list of options leaves out."""
     lines = []
     for backend in backends().values():
         if names := [f"--{option.name}" for option in backend.options if not option.help]:

@@ -1,4 +1,4 @@
-"""`trtllm-pt convert`: a trained model to a checkpoint."""
+"""The command `trtllm-pt convert`, which writes a trained model as a checkpoint."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from trtllm_pt.cli.options import dtype_option, kv_cache_option, output_option, 
     "--calibrate",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="What FP8 takes its ranges from: text, or token ids (.json: a list of lists, .jsonl: a list per line), of "
-    "which the first 128 sequences of 512 tokens are run. Needs memory for the whole model in float32. FP8 matrices "
-    "need it; without it the KV cache has scale 1.",
+    help="File from which the ranges of FP8 values are measured: text or token ids (.json: a list of lists, .jsonl: "
+    "one list per line). The first 128 sequences of 512 tokens are run, with the whole model in memory in float32. "
+    "Required for FP8 matrices; an FP8 KV cache has scale 1 without it.",
 )
 def command(
     model_dir: Path,
@@ -33,10 +33,10 @@ def command(
     kv_cache: str | None,
     calibrate: Path | None,
 ) -> None:
-    """Convert a trained model to a checkpoint, one file per rank.
+    """Convert a trained model to a checkpoint with one file per rank.
 
-    MODEL_DIR is a folder in Hugging Face's layout (config.json, *.safetensors, tokenizer files): a Parallel Track
-    model, a dense model of the Llama family, or Apple's tamm.
+    MODEL_DIR is a folder in Hugging Face's layout (config.json, *.safetensors, tokenizer files) with a Parallel Track
+    model, a dense model of the Llama family, or a model of Apple's tamm package.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""`trtllm-pt init`: a checkpoint with random weights."""
+"""The command `trtllm-pt init`, which writes a checkpoint of random weights."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from trtllm_pt.model.presets import preset
 @click.argument("model", metavar="PRESET|CONFIG.json")
 @output_option("CKPT")
 @ranks_option
-@click.option("--rank", type=int, help="Write only this rank's file.  [default: all, one after the other]")
+@click.option("--rank", type=int, help="Write only this rank's file.  [default: all ranks]")
 @dtype_option("bfloat16", "float32", default="bfloat16")
-@click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same model on any ranks.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Random seed. A model does not depend on --ranks.")
 @quantize_option
 @kv_cache_option
 def command(
@@ -31,10 +31,10 @@ def command(
     quantize: str | None,
     kv_cache: str | None,
 ) -> None:
-    """Write a checkpoint of a preset, or of your own config, with random weights.
+    """Write a checkpoint of random weights for a preset or a config file.
 
-    A rank's file is written without ever holding the whole model. FP8's scales for activations and the KV cache are
-    nominal, 1/16: good for measuring speed.
+    The whole model is never held in memory. With FP8, the scales of activations and the KV cache are set to 1/16, which
+    is enough to measure speed.
 
     \b
     Examples:
@@ -43,7 +43,7 @@ def command(
       trtllm-pt init mine.json -o build/mine --seed 7
     """
     config = ModelConfig.from_file(Path(model)) if _is_path(model) else preset(model)
-    rank_layout(config, ranks, rank or 0)  # refuse what cannot be divided before torch is imported
+    rank_layout(config, ranks, rank or 0)  # report a model that cannot be divided before torch is imported
     from trtllm_pt.checkpoint.init import init
 
     path = init(config, output, ranks=ranks, rank=rank, dtype=dtype, seed=seed, quantize=quantize, kv_cache=kv_cache)

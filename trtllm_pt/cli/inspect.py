@@ -1,4 +1,4 @@
-"""`trtllm-pt inspect`: model, memory per rank, every message between ranks."""
+"""The command `trtllm-pt inspect`, which shows the model, the memory per rank and every message between ranks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trtllm_pt.cli.text import count, memory, table
 @click.argument("folder", metavar="CKPT|ENGINES", type=click.Path(path_type=Path))
 @json_option
 def command(folder: Path, as_json: bool) -> None:
-    """Show what a checkpoint or an engine directory holds, and every message between its ranks.
+    """Show the model in a checkpoint or an engine directory, and every message between its ranks.
 
     \b
     Examples:
@@ -46,7 +46,7 @@ def _page(folder: Path, found: dict[str, Any]) -> Iterable[str]:
     if found["collectives"]:
         yield table(_rows(found["collectives"]), ("message", "after", "op", "type", "bytes per token", "ranks"), left=4)
     else:
-        yield "One rank: no messages at all."
+        yield "A single rank sends no messages."
 
 
 def _types(found: dict[str, Any]) -> str:
@@ -72,9 +72,10 @@ def _rows(collectives: list[dict[str, Any]]) -> list[tuple[object, ...]]:
 
 
 def schedule_line(steps: list[dict[str, Any]]) -> str:
-    """The program in short, repeated stretches once: `((attention ffn) x4 [stream mean]) x8`.
+    """Return a schedule on one line, with repetitions folded: `((attention ffn) x4 [stream mean]) x8`.
 
-    `[` an all-reduce begins, `]` its result enters the shared stream, `*` reads the shared stream alone.
+    `[` marks the start of an all-reduce, `]` the place where its result enters the shared stream, and `*` a sub-layer
+    that reads only the shared stream.
     """
     line = " ".join(_fold([_word(step) for step in steps]))
     return line.replace("> ]", "]").replace(">", "")
@@ -87,7 +88,7 @@ def _word(step: dict[str, Any]) -> str:
 
 
 def _fold(words: list[str]) -> list[str]:
-    """`a b a b c` -> `(a b) x2 c`: at every place the stretch whose repeats reach furthest."""
+    """Fold repetitions: `a b a b c` -> `(a b) x2 c`. At each word, the repetition that covers most words is folded."""
     folded, place = [], 0
     while place < len(words):
         length, times = _best_repeat(words[place:])
@@ -101,7 +102,7 @@ def _fold(words: list[str]) -> list[str]:
 
 
 def _best_repeat(words: list[str]) -> tuple[int, int]:
-    """The stretch at the start, (its length, how often it stands there); (1, 1) where nothing repeats."""
+    """Return the length of the repeated words at the start and how often they occur, or (1, 1) without a repetition."""
     best = (1, 1)
     for length in range(1, len(words) // 2 + 1):
         times = 1

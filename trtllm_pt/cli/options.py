@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""Options that several commands have."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from trtllm_pt.model.quantization import KV_CACHE_QUANT_ALGOS, QUANT_ALGOS
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 ranks_option = click.option(
-    "--ranks", "-g", type=click.IntRange(min=1), default=1, show_default=True, help="Ranks to divide the model over."
+    "--ranks", "-g", type=click.IntRange(min=1), default=1, show_default=True, help="Number of ranks."
 )
 quantize_option = click.option(
     "--quantize",
     type=click.Choice(QUANT_ALGOS),
-    help="The layers' matrices in 8 or 4 bits, or in FP8. For --engine tensorrt_llm.",
+    help="Quantise the layers' matrices to 8 or 4 bits or FP8. Only --engine tensorrt_llm can build the result.",
 )
 kv_cache_option = click.option(
     "--kv-cache",
     type=click.Choice(KV_CACHE_QUANT_ALGOS),
-    help="The KV cache in FP8. For --engine tensorrt_llm.",
+    help="Keep the KV cache in FP8. Only --engine tensorrt_llm can build the result.",
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 def output_option(what: str, *names: str) -> Decorator:
+    """Return the required option --output, with metavar `what` and further option names `names`."""
     return click.option(
         "-o",
         "--output",
@@ -37,9 +38,10 @@ def output_option(what: str, *names: str) -> Decorator:
         metavar=what,
         required=True,
         type=click.Path(path_type=Path),
-        help="Folder to write.",
+        help="Folder to create.",
     )
 
 
 def dtype_option(*choices: str, default: str) -> Decorator:
+    """Return the option --dtype with the given choices."""
     return click.option("--dtype", type=click.Choice(choices), default=default, show_default=True, help="Weight type.")

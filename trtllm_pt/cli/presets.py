@@ -1,4 +1,4 @@
-"""`trtllm-pt presets`: the sizes that come with the project."""
+"""The command `trtllm-pt presets`, which lists the model sizes that come with the project."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from trtllm_pt.model.schedule import schedule_of, sync_points, tensor_parallel_s
 @click.argument("name", required=False)
 @json_option
 def command(name: str | None, as_json: bool) -> None:
-    """List the presets, or show one as a model config.
+    """List the presets, or print one of them as a model config.
 
     \b
     Examples:

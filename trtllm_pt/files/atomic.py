@@ -1,9 +1,9 @@
-"""Files and folders that appear whole or not at all.
+"""Write files and folders that appear whole or not at all.
 
-Everything is first written to a hidden name beside the place where it belongs, and renamed at the end: a reader, or
-somebody who interrupts, finds the old state or the new one and nothing in between. The hidden name is
-`.NAME.HOST.PID-N.partial`, where HOST and PID tell which process writes it. A process that is killed cannot remove what
-it has begun: the next one that writes the same NAME on that host does.
+Everything is first written under a hidden name in the target's folder and renamed at the end, so a reader finds either
+the old state or the new one, also after an interruption. The hidden name is `.NAME.HOST.PID-N.partial`, where HOST and
+PID identify the process that writes it. A process that is killed cannot remove its partial file; the next process that
+writes the same NAME on that host removes it.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from typing import Any
 
 from trtllm_pt.errors import RunError, UsageError
 
-_numbers = itertools.count()  # threads of one process may write the same file
+_numbers = itertools.count()  # several threads of one process may write the same file
 
 
 class PartialFile:
-    """A hidden file beside `target`, at `path`, which `keep` gives the target's name and `drop` removes.
+    """A hidden file at `path`, in the folder of `target`. `keep` renames it to `target`, `drop` removes it.
 
-    `new_file` is the simpler form, where one block of code writes all of the file.
+    Use `new_file` where one block of code writes the whole file.
     """
 
     def __init__(self, target: Path) -> None:
@@ -35,16 +35,20 @@ class PartialFile:
         self.target, self.path = target, _hidden(target)
 
     def keep(self) -> None:
+        """Rename the file to `target`, replacing any file there."""
         os.replace(self.path, self.target)
 
     def drop(self) -> None:
+        """Remove the file, if it still has its hidden name."""
         self.path.unlink(missing_ok=True)
 
 
 @contextmanager
 def new_file(target: Path) -> Iterator[Path]:
-    """The path of a file to be written by the block. It replaces `target` at the end of the block, and is removed where
-    the block raises an exception."""
+    """Yield the path of a hidden file for the block to write.
+
+    The file replaces `target` at the end of the block, and is removed if the block raises an exception.
+    """
     partial = PartialFile(target)
     try:
         yield partial.path
@@ -54,7 +58,7 @@ def new_file(target: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write the whole file at once. Raises RunError where the disk refuses; the file is then as it was before."""
+    """Write the whole file at once. Raises RunError if that fails; the old file is then unchanged."""
     try:
         with new_file(path) as partial:
             partial.write_text(text)
@@ -63,19 +67,19 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
-    """Write the whole file at once, indented. Raises OSError where the disk refuses."""
+    """Write `data` as indented JSON, the whole file at once. Raises OSError if that fails."""
     with new_file(path) as partial:
         partial.write_text(json.dumps(data, indent=2) + "\n")
 
 
 @contextmanager
 def new_folder(output: Path) -> Iterator[Path]:
-    """A hidden directory to be filled by the block. It becomes `output` at the end of the block, and is removed where
-    the block raises an exception.
+    """Yield a hidden directory for the block to fill.
 
-    Raises UsageError where something is already at `output`, RunError where the disk refuses.
+    The directory becomes `output` at the end of the block, and is removed if the block raises an exception.
+    Raises UsageError if `output` already exists or its parent cannot be written to, RunError if writing fails later.
     """
-    output = output.resolve()  # of a link, or of `.`, the folder that is meant
+    output = output.resolve()  # renaming needs the real folder behind a symbolic link or `.`
     partial = _hidden(output)
     try:
         refuse_existing(output)
@@ -94,17 +98,17 @@ def new_folder(output: Path) -> Iterator[Path]:
 
 
 def refuse_existing(output: Path) -> None:
-    """Raises UsageError unless `output` is free, or an empty directory that another can take the place of."""
+    """Raise UsageError unless `output` does not exist or is an empty directory that can be replaced."""
     if output.is_mount() or output.resolve() == Path.cwd():
-        raise UsageError(f"{output} cannot be replaced as a whole; choose a folder inside it")
+        raise UsageError(f"{output} is a mount point or the current directory; choose a folder inside it")
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise UsageError(f"{output} already exists; remove it or choose another")
 
 
 def remove_partials_of_the_dead(target: Path) -> None:
-    """Remove what processes of this host that no longer run have left of `target`.
+    """Remove the partial files of `target` that were left by processes of this host that no longer run.
 
-    Files of other hosts, which may share the folder, stay: nothing tells here whether their writers run.
+    Partial files of other hosts that share the folder stay, because this host cannot check whether their writers run.
     """
     written_here = re.compile(re.escape(f".{target.name}.{socket.gethostname()}.") + r"(\d+)-\d+\.partial")
     for path in _entries(target.parent):
@@ -124,7 +128,7 @@ def _hidden(target: Path) -> Path:
 def _entries(folder: Path) -> list[Path]:
     try:
         return list(folder.iterdir())
-    except OSError:  # whoever writes there says why that is not possible
+    except OSError:  # the write that follows reports the reason
         return []
 
 
@@ -133,6 +137,6 @@ def _runs(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # it is another user's
+    except PermissionError:  # the process exists and belongs to another user
         return True
     return True

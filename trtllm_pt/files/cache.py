@@ -1,4 +1,4 @@
-"""The folder that keeps what was compiled, so that it is compiled once."""
+"""The cache folder of compiled ops and graphs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from pathlib import Path
 
 
 def cache_dir() -> Path:
-    """$TRTLLM_PT_CACHE, else $XDG_CACHE_HOME/trtllm_pt, else ~/.cache/trtllm_pt. The folder need not exist yet."""
+    """Return $TRTLLM_PT_CACHE if set, else $XDG_CACHE_HOME/trtllm_pt, else ~/.cache/trtllm_pt.
+
+    The folder may not exist yet.
+    """
     own = os.environ.get("TRTLLM_PT_CACHE")
     if own:
         return Path(own)

@@ -1,9 +1,9 @@
-"""Safetensors files, written tensor by tensor and read through a memory map.
+"""Write safetensors files tensor by tensor, and read them through a memory map.
 
-A file is eight bytes (header length), a JSON header padded with spaces, and the tensors. The data starts at a multiple
-of 64. The format allows no holes, so every tensor lies at a multiple of 64 only where all sizes are multiples of 64;
-to come as near as it allows, the writer puts tensors with the larger power of two in their size first, which leaves
-the few odd ones at the end.
+A file consists of the header length (8 bytes), a JSON header padded with spaces, and the tensors. The data starts at a
+multiple of 64 bytes. The format allows no gaps, so all tensors are 64-byte aligned only if all their sizes are
+multiples of 64. The writer therefore sorts tensors by the power of two that divides their size, largest first: the few
+tensors of odd sizes come last and misalign no others.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _NAMES = {dtype: code for code, dtype in _CODES.items()}
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """A tensor's dtype and shape."""
+    """The dtype and shape of a tensor."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -56,10 +56,10 @@ class TensorInfo:
 
 
 class SafetensorsWriter:
-    """Writes a file whose names, dtypes and shapes are known beforehand, holding none of its tensors.
+    """Writes a file whose names, dtypes and shapes are known beforehand, without keeping tensors in memory.
 
-    The file appears under its name, complete, on `close`; until then there is a hidden one beside it. As a context
-    manager: closed at the end, dropped on an exception.
+    The data goes to a hidden file, which `close` renames to `path`. As a context manager, the writer is closed at the
+    end of the block, and dropped if the block raises an exception.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class SafetensorsWriter:
         self._file.write(header)
 
     def append(self, name: str, tensor: Tensor) -> None:
-        """The next elements of a tensor in row-major order: all of it, or some rows of its first axis."""
+        """Write the next elements of a tensor in row-major order: all of it, or some rows of its first axis."""
         info = self.tensors[name]
         data = tensor.contiguous().flatten().view(torch.uint8).numpy()
         done = self._written[name]
@@ -85,6 +85,7 @@ class SafetensorsWriter:
         self._written[name] = done + data.nbytes
 
     def close(self) -> None:
+        """Flush the file to disk and rename it to `path`. All tensors must be complete."""
         for name, info in self.tensors.items():
             assert self._written[name] == info.nbytes, f"{name}: {self._written[name]} of {info.nbytes} bytes written"
         self._file.flush()
@@ -93,10 +94,10 @@ class SafetensorsWriter:
         self._partial.keep()
 
     def drop(self) -> None:
-        """Leaves nothing behind."""
+        """Close and remove the hidden file."""
         try:
             self._file.close()
-        finally:  # on a full disk closing fails too
+        finally:  # on a full disk, closing fails too
             self._partial.drop()
 
     def __enter__(self) -> SafetensorsWriter:
@@ -112,7 +113,7 @@ class SafetensorsWriter:
 
 
 def _offsets(tensors: Mapping[str, TensorInfo]) -> dict[str, int]:
-    """Where each tensor starts in the data: most aligned sizes first, otherwise in the order given."""
+    """Return the byte offset of each tensor in the data: most aligned sizes first, ties in the order given."""
     offsets, offset = {}, 0
     for name in sorted(tensors, key=lambda name: -math.gcd(tensors[name].nbytes, ALIGNMENT)):
         offsets[name] = offset
@@ -121,7 +122,7 @@ def _offsets(tensors: Mapping[str, TensorInfo]) -> dict[str, int]:
 
 
 def _header(tensors: Mapping[str, TensorInfo], offsets: Mapping[str, int], metadata: Mapping[str, str] | None) -> bytes:
-    """The header with its length in front, padded so that the data starts at a multiple of ALIGNMENT."""
+    """Return the header preceded by its length, padded so that the data starts at a multiple of ALIGNMENT."""
     fields: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     for name, start in offsets.items():
         info = tensors[name]
@@ -133,9 +134,9 @@ def _header(tensors: Mapping[str, TensorInfo], offsets: Mapping[str, int], metad
 
 
 class SafetensorsFile:
-    """A file that is read through a memory map: only the pages of the tensors that are used are read.
+    """A safetensors file that is read through a memory map, so that only the pages of used tensors are loaded.
 
-    Raises UsageError, naming the file, where it cannot be read or is not a whole safetensors file.
+    Raises UsageError, naming the file, if it cannot be read, is damaged, or has another format.
     """
 
     def __init__(self, path: Path) -> None:
@@ -159,22 +160,25 @@ class SafetensorsFile:
         return tuple(self._slices[name].get_shape())
 
     def dtype(self, name: str) -> torch.dtype | None:
-        """The dtype of a tensor; None where this package does not read its kind of number."""
+        """Return the tensor's dtype, or None for a dtype that this package does not read."""
         return _CODES.get(self.dtype_name(name))
 
     def dtype_name(self, name: str) -> str:
-        """The format's own name of a tensor's kind of number, such as `BF16`."""
+        """Return the dtype's code in the file, such as "BF16"."""
         name_of_type: str = self._slices[name].get_dtype()
         return name_of_type
 
     def get(self, name: str) -> Tensor:
-        """The tensor as a view of the file, which must not be written to. A misaligned tensor is copied."""
+        """Return the tensor as a view of the file, which must not be written to. A misaligned tensor is copied."""
         tensor: Tensor = self._file.get_tensor(name)
         return tensor.clone() if tensor.data_ptr() % tensor.dtype.itemsize else tensor
 
 
 class ModelFiles:
-    """The weights of a model directory: `model.safetensors`, or the shards of `model.safetensors.index.json`."""
+    """The weights of a model directory: `model.safetensors`, or the shards of `model.safetensors.index.json`.
+
+    Raises UsageError if the directory has neither, or if the index does not match its shards.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -190,13 +194,15 @@ class ModelFiles:
         return self._files[name].shape(name)
 
     def dtype(self, name: str) -> torch.dtype | None:
+        """Return the tensor's dtype, or None for a dtype that this package does not read."""
         return self._files[name].dtype(name)
 
     def dtype_name(self, name: str) -> str:
+        """Return the dtype's code in the file, such as "BF16"."""
         return self._files[name].dtype_name(name)
 
     def get(self, name: str) -> Tensor:
-        """The tensor as a view of its file."""
+        """Return the tensor as a view of its mapped file, to be read only."""
         return self._files[name].get(name)
 
 

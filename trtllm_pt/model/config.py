@@ -1,4 +1,4 @@
-"""The model configuration: validated, one error per mistake, naming the field, the value and what would be right."""
+"""The model configuration and its validation. An error names the field, its value and what would be right."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from typing import Any
 from trtllm_pt.errors import UsageError
 
 SCHEDULES = ("tp", "pt", "spd", "desync", "parallel", "ladder")
-# Their result depends on the number of tracks, so it is a property of the checkpoint; the others have one track,
-# and layout.py splits its heads and FFN over the ranks.
+# The result of these schedules depends on the number of tracks, which is therefore a property of the checkpoint. The
+# other schedules have one track, whose heads and FFN layout.py splits over the ranks.
 TRACKED = ("pt", "spd", "desync")
 ATTENTION_KINDS = ("global", "sliding", "global_nope", "sliding_nope")
 FFN_KINDS = ("dense", "moe")
@@ -23,13 +23,17 @@ ROPE_SCALING_KEYS = {
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
 }
-# Keys that Hugging Face's tools expect beside ours; they carry nothing that we read.
+# Keys that Hugging Face's tools expect in a config.json. They are written, and ignored when reading.
 HF_KEYS = {"model_type": "parallel_track", "architectures": ["ParallelTrackForCausalLM"]}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """A decoder of `tracks` tracks. Heads, KV heads and FFN widths are per track; `hidden_size` is a track's width."""
+    """The configuration of a decoder with `tracks` tracks.
+
+    Heads, KV heads, head_size, FFN widths, experts and hidden_size are those of one track. Raises UsageError for the
+    first field that is invalid or contradicts another.
+    """
 
     num_layers: int
     hidden_size: int
@@ -42,29 +46,29 @@ class ModelConfig:
 
     tracks: int = 1
     schedule: str = "tp"
-    block_depth: int | None = None  # pt: layers between two boundaries (the paper's D)
-    sync_every: int | None = None  # desync: layers between two syncs
-    dropped_layers: tuple[int, ...] = ()  # spd: layers without a sync after attention
-    combine: str = "mean"  # pt: how a boundary merges the tracks: mean or sum
-    dispatch_norm: bool = False  # pt: a norm per track at the start of every block
-    combine_norm: bool = False  # pt: a norm per track before every boundary
+    block_depth: int | None = None  # pt: layers per track block (the paper's D)
+    sync_every: int | None = None  # desync: layers per all-reduce
+    dropped_layers: tuple[int, ...] = ()  # spd: layers without an all-reduce after attention
+    combine: str = "mean"  # pt: how a block boundary merges the tracks: "mean" or "sum"
+    dispatch_norm: bool = False  # pt: each track has a norm at the start of every block
+    combine_norm: bool = False  # pt: each track has a norm before every block boundary
 
     attention_pattern: tuple[str, ...] = ("global",)  # layer i has kind i mod length
-    window: int | None = None  # tokens that a sliding layer sees, the current one included
+    window: int | None = None  # tokens that a sliding layer attends to, including the current token
     rope_theta: float = 10000.0
-    rope_scaling: dict[str, Any] | None = None  # {"rope_type": "linear" or "llama3", …}
+    rope_scaling: dict[str, Any] | None = None  # {"rope_type": "linear" or "llama3", …}; see ROPE_SCALING_KEYS
     qk_norm: bool = False
-    qk_norm_after_rope: bool = False  # tamm's order; others norm before
-    residual_norm: bool = False  # a norm on a sub-layer's output, before the residual add
+    qk_norm_after_rope: bool = False  # tamm applies RoPE before the norms, other models after them
+    residual_norm: bool = False  # a norm on the output of each sub-layer, before the residual add
     norm_eps: float = 1e-5
     qkv_bias: bool = False
-    output_bias: bool = False  # on the attention output projection; tp only
+    output_bias: bool = False  # a bias of the attention output projection; schedule tp only
 
     ffn_pattern: tuple[str, ...] = ("dense",)
     num_experts: int = 0  # per track
-    experts_per_token: int = 0
+    experts_per_token: int = 0  # per track
     moe_intermediate_size: int = 0
-    router_logits_cap: float | None = None
+    router_logits_cap: float | None = None  # c: the router's logits become c * tanh(logits / c)
 
     tie_embeddings: bool = False
 
@@ -73,13 +77,14 @@ class ModelConfig:
             raise UsageError(problem)
 
     def attention_kind(self, layer: int) -> str:
+        """Return the layer's kind of attention, one of ATTENTION_KINDS."""
         return self.attention_pattern[layer % len(self.attention_pattern)]
 
     def has_rope(self, layer: int) -> bool:
         return not self.attention_kind(layer).endswith("nope")
 
     def layer_window(self, layer: int) -> int | None:
-        """Tokens that the layer's attention sees, the current one included; None: all."""
+        """Return how many tokens the layer attends to, including the current one, or None for all tokens."""
         return self.window if self.attention_kind(layer).startswith("sliding") else None
 
     def is_moe(self, layer: int) -> bool:
@@ -87,15 +92,15 @@ class ModelConfig:
 
     @property
     def block_layers(self) -> int:
-        """The number of layers in a block, at whose end the tracks' streams merge; all layers without blocks."""
+        """The number of layers per block, at whose end the tracks' streams merge; num_layers for other schedules."""
         return self.block_depth or self.sync_every or self.num_layers
 
     def starts_block(self, layer: int) -> bool:
-        """Whether the layer is the first of a block."""
+        """Return whether the layer is the first of a block."""
         return layer % self.block_layers == 0
 
     def ends_block(self, layer: int) -> bool:
-        """Whether the layer is the last of a block. The model's last block may be shorter than the others."""
+        """Return whether the layer is the last of a block. The model's last block may be shorter than the others."""
         return (layer + 1) % self.block_layers == 0 or layer + 1 == self.num_layers
 
     @property
@@ -104,22 +109,26 @@ class ModelConfig:
 
     @property
     def qkv_size(self) -> int:
-        """Rows of a track's fused projection, laid q | k | v."""
+        """The number of rows of one track's fused QKV projection, in the order q, k, v."""
         return (self.num_heads + 2 * self.num_kv_heads) * self.head_size
 
     def replace(self, **changes: Any) -> ModelConfig:
+        """Return a copy with some fields changed, validated like any config."""
         return dataclasses.replace(self, **changes)
 
     def to_json(self) -> dict[str, Any]:
-        """Every field, with Hugging Face's two marker keys."""
+        """Return every field and the keys HF_KEYS, as a JSON object."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return HF_KEYS | {name: list(v) if isinstance(v, tuple) else v for name, v in fields.items()}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> ModelConfig:
-        """Raises UsageError for an unknown key (naming the nearest known one), a missing field or a wrong type."""
+        """Read a config from a JSON object.
+
+        Raises UsageError for an unknown key (suggesting the nearest known one), a missing field or an invalid value.
+        """
         if not isinstance(data, dict):
-            raise UsageError(f"the model config is a {type(data).__name__}, wanted an object")
+            raise UsageError(f"the model config is a JSON {type(data).__name__}; it must be an object")
         fields = {f.name: f for f in dataclasses.fields(cls)}
         values: dict[str, Any] = {}
         for key, value in data.items():
@@ -135,11 +144,12 @@ class ModelConfig:
 
     @classmethod
     def from_file(cls, path: Path) -> ModelConfig:
+        """Read a config from a JSON file. Raises UsageError as `read_json` and `from_json` do."""
         return cls.from_json(read_json(path))
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises UsageError, naming the file."""
+    """Read a JSON object from a file. Raises UsageError, naming the file, if it holds none."""
     try:
         data = json.loads(path.read_text())
     except FileNotFoundError:
@@ -147,12 +157,12 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not a readable JSON file: {error}") from None
     if not isinstance(data, dict):
-        raise UsageError(f"{path} holds a JSON {type(data).__name__}, wanted an object")
+        raise UsageError(f"{path} holds a JSON {type(data).__name__}; it must hold an object")
     return data
 
 
 def unknown_key(key: str, known: Iterable[str], where: str) -> UsageError:
-    """The error, with the nearest known key."""
+    """Return the error for an unknown key. It suggests the nearest key in `known`, if one is near."""
     near = difflib.get_close_matches(key, known, 1)
     return UsageError(f"unknown key {key!r} in {where}" + (f"; did you mean {near[0]!r}?" if near else ""))
 
@@ -167,7 +177,7 @@ _COUNTS = (
     "max_position_embeddings",
     "tracks",
 )
-_MOST = 2**31 - 1  # of anything counted
+_MOST = 2**31 - 1  # the largest value of any integer field
 _KINDS: dict[type, str] = {
     int: "a whole number",
     float: "a number",
@@ -234,14 +244,14 @@ def _schedule_problems(c: ModelConfig) -> Iterator[str]:
         if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < c.num_layers:
             yield f"dropped_layers ({layer!r}) must be layers between 0 and num_layers - 1 ({c.num_layers - 1})"
     if len(set(c.dropped_layers)) != len(c.dropped_layers):
-        yield f"dropped_layers ({list(c.dropped_layers)}) must name a layer once"
+        yield f"dropped_layers ({list(c.dropped_layers)}) must name each layer only once"
     if c.combine not in ("mean", "sum"):
         yield f"combine ({c.combine!r}) must be 'mean' or 'sum'"
     for name, default in (("combine", "mean"), ("dispatch_norm", False), ("combine_norm", False)):
         if c.schedule != "pt" and getattr(c, name) != default:
             yield f"{name} ({getattr(c, name)}) belongs to schedule 'pt', not to {c.schedule!r}"
     if c.output_bias and c.schedule != "tp":
-        yield f"output_bias (true) stands outside the partial sums: only schedule 'tp' takes it, not {c.schedule!r}"
+        yield f"output_bias (true) belongs to schedule 'tp', not to {c.schedule!r}"
 
 
 def _attention_problems(c: ModelConfig) -> Iterator[str]:
@@ -265,7 +275,7 @@ def _attention_problems(c: ModelConfig) -> Iterator[str]:
             yield f"rope_scaling has rope_type {rope_type!r}; supported: {', '.join(ROPE_SCALING_KEYS)}"
         wanted = {"rope_type", *ROPE_SCALING_KEYS[rope_type]}
         if set(c.rope_scaling) != wanted:
-            yield f"rope_scaling of type {rope_type!r} has keys {sorted(c.rope_scaling)}, wanted {sorted(wanted)}"
+            yield f"rope_scaling of type {rope_type!r} has keys {sorted(c.rope_scaling)}; it must have {sorted(wanted)}"
         for key in ROPE_SCALING_KEYS[rope_type]:
             value = c.rope_scaling[key]
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:

@@ -1,4 +1,4 @@
-"""Parameters, bytes, FLOPs and collectives, counted from config, schedule and layout: for `inspect` and benchmarks."""
+"""Count a model's parameters, bytes, FLOPs and collectives from its config, schedule and layout."""
 
 from __future__ import annotations
 
@@ -15,33 +15,34 @@ from trtllm_pt.model.tensors import TensorSpec, tensors
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "float8_e4m3fn": 1}
 
 
-# What the embedded runtime sends the other ranks to decode one token: 11 numbers of 8 bytes (its step_plan.py).
+# Size of the message that announces one decode step to the other ranks in the embedded engine: 11 numbers of 8 bytes
+# (backends/embedded/step_plan.py).
 STEP_PLAN_BYTES = 88
 
 
 @dataclass(frozen=True, slots=True)
 class Collective:
-    """One message between ranks per forward: a row of `inspect --json`. Bytes are a rank's payload for one token."""
+    """One message between ranks in a forward pass, which is a row of `inspect --json`."""
 
     kind: Literal["all_reduce", "gather", "broadcast"]
-    layer: int | None
-    place: str
-    group: tuple[int, ...]
-    op: str | None
+    layer: int | None  # the layer after which the message is sent
+    place: str  # the sub-layer after which the message is sent, or what it carries
+    group: tuple[int, ...]  # the ranks that take part
+    op: str | None  # "sum" or "mean" for an all-reduce
     dtype: str
-    bytes_per_token: int
+    bytes_per_token: int  # payload of one rank
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "group": list(self.group)}
 
 
 def parameters(config: ModelConfig) -> int:
-    """All weights once, over all tracks; a tied head counts as the embedding."""
+    """Return the number of weights over all tracks. A tied output head is not counted apart from the embedding."""
     return sum(math.prod(spec.global_shape(config)) for spec in tensors(config))
 
 
 def active_parameters(config: ModelConfig) -> int:
-    """Weights that one token meets: of the experts only those chosen."""
+    """Return the number of weights that one token uses: of the experts, only those that its router chooses."""
     idle = 0
     for spec in tensors(config):
         if is_expert(spec):
@@ -54,6 +55,7 @@ def active_parameters(config: ModelConfig) -> int:
 
 
 def is_expert(spec: TensorSpec) -> bool:
+    """Return whether the weight has an expert axis."""
     return len(spec.shape) == 3
 
 
@@ -65,9 +67,9 @@ def bytes_per_rank(
     kv_cache_quant_algo: str | None = None,
     own_head: bool = False,
 ) -> int:
-    """Weights of rank 0 and their scales, the router in float32. Bytes.
+    """Return the bytes of weights and quantisation scales on rank 0. Routers count as float32.
 
-    own_head: a tied head's slice of the vocabulary is held beside the embedding, not read from it.
+    own_head: count a tied output head's slice of the vocabulary in addition to the embedding.
     """
     layout = rank_layout(config, ranks)
     held = [tensor for spec in tensors(config) for tensor in stored(spec, dtype, quant_algo)]
@@ -79,7 +81,7 @@ def bytes_per_rank(
 
 
 def kv_bytes_per_token(config: ModelConfig, ranks: int, dtype: str, kv_cache_quant_algo: str | None = None) -> int:
-    """KV cache of one token on one rank, all layers. Bytes."""
+    """Return the bytes of KV cache that one token takes on one rank, over all layers."""
     layout = rank_layout(config, ranks)
     heads = len(layout.tracks) * len(layout.kv_heads)
     size = 1 if kv_cache_quant_algo == "FP8" else DTYPE_BYTES[dtype]
@@ -87,10 +89,10 @@ def kv_bytes_per_token(config: ModelConfig, ranks: int, dtype: str, kv_cache_qua
 
 
 def flops_per_token(config: ModelConfig, context: int) -> int:
-    """Multiply-adds counted as two, over all tracks, for one token that attends to `context` keys."""
+    """Return the FLOPs over all tracks for one token that attends to `context` keys. A multiply-add counts as two."""
     matmul = 2 * (active_parameters(config) - _vector_parameters(config))
     if not config.tie_embeddings:
-        matmul -= 2 * config.vocab_size * config.hidden_size  # the embedding is a look-up
+        matmul -= 2 * config.vocab_size * config.hidden_size  # the embedding is a look-up, not a product
     inner = config.tracks * config.num_heads * config.head_size
     keys = sum(min(context, config.layer_window(layer) or context) for layer in range(config.num_layers))
     return matmul + 4 * inner * keys
@@ -103,11 +105,10 @@ def _vector_parameters(config: ModelConfig) -> int:
 def collectives(
     config: ModelConfig, ranks: int, wire_dtype: str, logits_dtype: str = "float32", step_bytes: int = 0
 ) -> list[Collective]:
-    """Every message between ranks of one forward, in order; none at all on one rank.
+    """Return every message between ranks in one forward pass, in order. With one rank there are none.
 
-    `wire_dtype` is what boundaries send, `logits_dtype` what the logits are gathered in. `step_bytes`: what announces
-    a step to the other ranks, for one token (the embedded engine's step plan); 0 where the engine's own runtime does
-    that out of sight.
+    wire_dtype: of the all-reduces. logits_dtype: of the gathered logits. step_bytes: size of the broadcast that
+    announces a step of one token (the embedded engine's step plan); 0 if the engine's runtime announces steps itself.
     """
     if ranks == 1:
         return []

@@ -1,4 +1,4 @@
-"""n tracks on g ranks: which tracks, heads, FFN rows and vocabulary rows a rank holds. Nobody else works that out."""
+"""Which tracks, heads, FFN rows and vocabulary rows each rank holds. No other module computes this."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from trtllm_pt.model.config import TRACKED, ModelConfig
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Rows [start, stop)."""
+    """The rows from `start` up to but excluding `stop`."""
 
     start: int
     stop: int
@@ -21,7 +21,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class RankLayout:
-    """What rank `rank` of `ranks` holds. Head, KV head and FFN spans are inside each of its tracks."""
+    """The part of a model that one rank holds. Spans of heads, KV heads and FFN rows apply to each of its tracks."""
 
     rank: int
     ranks: int
@@ -34,12 +34,12 @@ class RankLayout:
 
 
 def padded_vocab_size(config: ModelConfig, ranks: int) -> int:
-    """The vocabulary rounded up to a multiple of the ranks; the added logits are -inf before sampling."""
+    """Return the vocabulary size rounded up to a multiple of `ranks`. The padding's logits are -inf when sampling."""
     return -(-config.vocab_size // ranks) * ranks
 
 
 def rank_layout(config: ModelConfig, ranks: int, rank: int = 0) -> RankLayout:
-    """Raises UsageError where the model cannot be divided over `ranks`."""
+    """Return what rank `rank` of `ranks` holds. Raises UsageError if the model cannot be divided over `ranks`."""
     if ranks < 1:
         raise UsageError(f"ranks ({ranks}) must be at least 1")
     if not 0 <= rank < ranks:
@@ -77,7 +77,7 @@ def _part(size: int, ranks: int, rank: int) -> Span:
 
 
 def _kv_heads(config: ModelConfig, ranks: int, rank: int) -> Span:
-    """With fewer KV heads than ranks each is held by several."""
+    """Return a rank's KV heads. If there are fewer KV heads than ranks, several ranks hold the same one."""
     if config.num_kv_heads >= ranks:
         return _part(config.num_kv_heads, ranks, rank)
     head = rank * config.num_kv_heads // ranks
@@ -94,6 +94,6 @@ def _check_split(config: ModelConfig, ranks: int) -> None:
         raise UsageError(f"ranks ({ranks}) must divide num_kv_heads ({config.num_kv_heads}), or be divided by it")
     if config.residual_norm and ranks > 1:
         raise UsageError(
-            f"residual_norm (true) norms a sub-layer's whole output, of which each of the ranks ({ranks}) has a part "
-            f"with schedule {config.schedule!r}: such a model runs on 1 rank"
+            f"ranks ({ranks}) must be 1 for residual_norm (true) with schedule {config.schedule!r}: the norm needs a "
+            "sub-layer's whole output, and each rank has only a part of it"
         )

@@ -1,8 +1,8 @@
-"""Model sizes, data only.
+"""The model sizes that come with the project.
 
-pt-6b, pt-13b, pt-30b: layers, heads and tracks of arXiv:2602.07306, Table 1. The paper gives no widths: a track's is
-about the dense width over sqrt(8), and FFN widths (and vocabulary 32000) are set so that each PT model and its dense
-twin have the same number of parameters within 0.1 %.
+pt-6b, pt-13b and pt-30b have the layers, heads and tracks of arXiv:2602.07306, Table 1. The paper gives no widths: here
+a track's width is about the dense width over sqrt(8), and the FFN widths (with a vocabulary of 32000) make each PT
+model and its dense counterpart equal in parameters within 0.1 %.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import difflib
 from trtllm_pt.errors import UsageError
 from trtllm_pt.model.config import ModelConfig
 
-# layers, width, heads, KV heads, head size, FFN, vocabulary, positions; heads and FFN per track
+# (layers, width, heads, KV heads, head size, FFN rows, vocabulary, positions); width, heads and FFN rows are per track.
 _SIZES: dict[str, tuple[int, int, int, int, int, int, int, int]] = {
     "pt-tiny": (4, 64, 2, 1, 32, 192, 512, 256),
     "pt-150m": (12, 384, 2, 1, 64, 1280, 16384, 2048),
@@ -58,7 +58,8 @@ def _presets() -> dict[str, ModelConfig]:
             continue
         found[name] = _config(size, _DEFAULT_DEPTH)
         found |= {f"{name}-d{depth}": _config(size, depth) for depth in _DEPTHS if depth <= size[0]}
-    # Apple's PT-MoE in small: 3 sliding RoPE layers to 1 global without positions, dense and sparse FFNs in turn.
+    # A small model in the shape of Apple's PT-MoE: 3 sliding layers with RoPE for each global layer without positions,
+    # and alternating dense and MoE FFNs.
     found["pt-moe-tiny"] = found["pt-tiny"].replace(
         attention_pattern=("sliding", "sliding", "sliding", "global_nope"),
         window=64,
@@ -77,7 +78,7 @@ PRESETS: dict[str, ModelConfig] = _presets()
 
 
 def preset(name: str) -> ModelConfig:
-    """Raises UsageError for an unknown name, naming the nearest."""
+    """Return the config of a preset. Raises UsageError for an unknown name, suggesting the nearest one."""
     if name not in PRESETS:
         near = difflib.get_close_matches(name, PRESETS, 1)
         hint = f"did you mean {near[0]!r}?" if near else "`trtllm-pt presets` lists them"

@@ -1,11 +1,10 @@
-"""How a weight is stored: as one tensor, or quantised, as several under the names of TensorRT-LLM's layers.
+"""Which tensors store a weight: one, or if it is quantised several, under the names of TensorRT-LLM's layers.
 
-W8A16  X.weight int8, X.per_channel_scale                     a scale per output, activations as they are
-W4A16  X.weight int8, two values a byte along the inputs,     the even input in the low half of the byte
-       X.per_channel_scale
-FP8    X.weight float8_e4m3fn, X.weights_scaling_factor,      a scale per matrix, one for what it is multiplied
-       X.activation_scaling_factor                            with; both float32
-FP8 KV cache: attention.kv_cache_scaling_factor, float32, one per layer over all tracks
+W8A16         X.weight int8; X.per_channel_scale, one per output. Activations are not quantised.
+W4A16         As W8A16, with two 4-bit inputs per byte; the even input is in the low half.
+FP8           X.weight float8_e4m3fn; X.weights_scaling_factor and X.activation_scaling_factor, float32, one each per
+              matrix.
+FP8 KV cache  attention.kv_cache_scaling_factor, float32, one per layer for all tracks.
 """
 
 from __future__ import annotations
@@ -18,35 +17,36 @@ from trtllm_pt.model.config import ModelConfig
 from trtllm_pt.model.layout import RankLayout, rank_layout
 from trtllm_pt.model.tensors import TensorSpec, tensors
 
-WEIGHT_ONLY = {"W8A16": 8, "W4A16": 4}  # bits
+WEIGHT_ONLY = {"W8A16": 8, "W4A16": 4}  # bits per weight
 QUANT_ALGOS = (*WEIGHT_ONLY, "FP8")
 KV_CACHE_QUANT_ALGOS = ("FP8",)
-_MULTIPLE = 64  # of TensorRT-LLM's weight-only layers; they pad what is not
+_MULTIPLE = 64  # TensorRT-LLM's weight-only layers pad other sizes
 
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """One tensor of a rank's file, over all tracks and ranks."""
+    """A tensor that stores a weight or a scale, before it is divided over tracks and ranks."""
 
-    spec: TensorSpec  # its own name and shape; divided over the ranks as that says
+    spec: TensorSpec  # the name, shape and division of this tensor, which for a scale are not those of its weight
     dtype: str
-    per_byte: int = 1  # values in an element of the file, along the last axis
+    per_byte: int = 1  # values per stored element along the last axis
 
     def rank_shape(self, config: ModelConfig, layout: RankLayout) -> tuple[int, ...]:
-        """The shape in a rank's checkpoint file."""
+        """Return the tensor's shape in a rank's checkpoint file."""
         *rows, columns = self.spec.rank_shape(config, layout)
         return (*rows, columns // self.per_byte)
 
 
 def is_quantized(spec: TensorSpec) -> bool:
-    """The layers' matrices are; embedding, head, routers, norms and biases are not."""
+    """Return whether `quant_algo` applies to a weight. It applies to the layers' matrices and not to the embedding, the
+    output head, routers, norms and biases."""
     return spec.per_track and spec.kind in ("matrix", "output")
 
 
 def stored(spec: TensorSpec, dtype: str, quant_algo: str | None = None) -> tuple[StoredTensor, ...]:
-    """The tensors that hold a weight in a checkpoint of `dtype`, the weight's own first.
+    """Return the tensors that store a weight in a checkpoint of `dtype`: the weight first, then its scales.
 
-    Routers stay float32: a rounded logit may choose another expert.
+    Routers stay float32, because a rounded logit may choose another expert.
     """
     if quant_algo is None or not is_quantized(spec):
         return (StoredTensor(spec, "float32" if spec.kind == "router" else dtype),)
@@ -68,14 +68,14 @@ def stored(spec: TensorSpec, dtype: str, quant_algo: str | None = None) -> tuple
 
 
 def kv_scales(config: ModelConfig, kv_cache_quant_algo: str | None) -> Iterator[StoredTensor]:
-    """A scale per layer, the same in every rank's file."""
+    """Yield the KV cache's scale of every layer, which is the same in every rank's file."""
     for layer in range(config.num_layers if kv_cache_quant_algo else 0):
         name = f"transformer.layers.{layer}.attention.kv_cache_scaling_factor"
         yield StoredTensor(TensorSpec(name, (1,), per_track=False, kind="scale"), "float32")
 
 
 def check(config: ModelConfig, ranks: int, quant_algo: str | None, kv_cache_quant_algo: str | None) -> None:
-    """Raises UsageError for an unknown algorithm, and for sizes that it does not take."""
+    """Raise UsageError for an unknown algorithm, or for matrices of sizes that it does not support."""
     if quant_algo not in (None, *QUANT_ALGOS):
         raise UsageError(f"quant_algo ({quant_algo!r}) must be one of {', '.join(QUANT_ALGOS)}")
     if kv_cache_quant_algo not in (None, *KV_CACHE_QUANT_ALGOS):

@@ -1,7 +1,7 @@
-"""The sync schedule: where ranks meet, as a program.
+"""The sync schedule: a program that says where a forward pass has its all-reduces.
 
 A schedule is an immutable tuple of three kinds of step. Network definitions run it (network/walk.py), `inspect` prints
-it, benchmarks count it; none of them asks for its name. A new schedule is one function here.
+it and benchmarks count its steps; none of them depends on the schedule's name. A new schedule is one function here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,11 @@ ReduceOp = Literal["sum", "mean"]
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A sub-layer. It reads the shared stream plus the track's own unshared outputs ("local"), or the first alone."""
+    """Run a sub-layer of each track.
+
+    It reads the shared stream plus the track's own outputs that are not shared yet (reads "local"), or the shared
+    stream alone (reads "shared").
+    """
 
     layer: int
     place: Place
@@ -30,11 +34,12 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """An all-reduce begins, after the sub-layer named by `key`.
+    """Start an all-reduce after the sub-layer `key`.
 
-    payload "partial": the outputs not yet shared; their sum is added to the shared stream.
+    payload "partial": the tracks' outputs that are not shared yet; the result is added to the shared stream.
     payload "stream": the tracks' whole streams; the result replaces the shared stream.
-    payload "partial+mean": the last output plus 1/n of the stream before it; the sum replaces the shared stream.
+    payload "partial+mean": each track's last output plus 1/n of its stream before that output, for n tracks; the result
+    replaces the shared stream.
     """
 
     key: tuple[int, Place]
@@ -44,7 +49,7 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """The result of the all-reduce `key` enters the shared stream."""
+    """Wait for the all-reduce that started after sub-layer `key`, and apply its result to the shared stream."""
 
     key: tuple[int, Place]
 
@@ -54,19 +59,20 @@ Schedule = tuple[Step, ...]
 
 
 def schedule_of(config: ModelConfig) -> Schedule:
-    """The config's sync schedule."""
+    """Return the sync schedule of a model."""
     steps = tuple(_SCHEDULES[config.schedule](config))
     check(steps)
     return steps
 
 
 def sync_points(schedule: Schedule) -> int:
-    """All-reduces per forward."""
+    """Return the number of all-reduces per forward pass."""
     return sum(isinstance(step, Start) for step in schedule)
 
 
 def tensor_parallel_sync_points(config: ModelConfig) -> int:
-    """What dense tensor parallelism needs: one after every attention and one after every FFN (Megatron-LM)."""
+    """Return the all-reduces per forward pass of a dense model under tensor parallelism (Megatron-LM): one after each
+    attention and one after each FFN."""
     return 2 * config.num_layers
 
 
@@ -80,14 +86,14 @@ def _sync(key: tuple[int, Place], payload: Payload = "partial", op: ReduceOp = "
 
 
 def tp(config: ModelConfig) -> Iterable[Step]:
-    """Dense tensor parallelism (arXiv:1909.08053): a sync after every sub-layer, 2L."""
+    """Yield dense tensor parallelism (arXiv:1909.08053): an all-reduce after each sub-layer, 2L for L layers."""
     for key in _sub_layers(config):
         yield Run(*key)
         yield from _sync(key)
 
 
 def spd(config: ModelConfig) -> Iterable[Step]:
-    """Sync-Point Drop (arXiv:2502.20727): some layers go without the sync after attention, 2L - dropped."""
+    """Yield Sync-Point Drop (arXiv:2502.20727): each of `dropped_layers` saves its all-reduce after attention."""
     for layer, place in _sub_layers(config):
         yield Run(layer, place)
         if place == "ffn" or layer not in config.dropped_layers:
@@ -95,7 +101,7 @@ def spd(config: ModelConfig) -> Iterable[Step]:
 
 
 def parallel(config: ModelConfig) -> Iterable[Step]:
-    """Attention and FFN side by side (GPT-J, PaLM): one sync a layer, L."""
+    """Yield parallel attention and FFN (GPT-J, PaLM): one all-reduce per layer."""
     for layer in range(config.num_layers):
         yield Run(layer, "attention", "shared")
         yield Run(layer, "ffn", "shared")
@@ -103,7 +109,8 @@ def parallel(config: ModelConfig) -> Iterable[Step]:
 
 
 def desync(config: ModelConfig) -> Iterable[Step]:
-    """Desync residual (arXiv:2501.06589's code): streams drift apart for `sync_every` layers, ceil(L/every)."""
+    """Yield desync residual (arXiv:2501.06589's code): an all-reduce after every `sync_every` layers and the last one;
+    the tracks' streams differ in between."""
     for layer in range(config.num_layers):
         yield Run(layer, "attention")
         yield Run(layer, "ffn")
@@ -112,7 +119,7 @@ def desync(config: ModelConfig) -> Iterable[Step]:
 
 
 def ladder(config: ModelConfig) -> Iterable[Step]:
-    """Ladder residual (arXiv:2501.06589): 2L all-reduces, each overlapped with the next sub-layer."""
+    """Yield ladder residual (arXiv:2501.06589): 2L all-reduces, each overlapping with the next sub-layer."""
     flying = None
     for key in _sub_layers(config):
         yield Run(*key, "shared")
@@ -125,7 +132,8 @@ def ladder(config: ModelConfig) -> Iterable[Step]:
 
 
 def pt(config: ModelConfig) -> Iterable[Step]:
-    """Parallel Track (arXiv:2602.07306, Algorithm 1): whole streams merge every `block_depth` layers, ceil(L/D)."""
+    """Yield Parallel Track (arXiv:2602.07306, Algorithm 1): one all-reduce of the tracks' streams at the end of each
+    block of `block_depth` layers."""
     for layer in range(config.num_layers):
         yield Run(layer, "attention")
         yield Run(layer, "ffn")
@@ -144,7 +152,7 @@ _SCHEDULES: dict[str, Callable[[ModelConfig], Iterable[Step]]] = {
 
 
 def check(schedule: Sequence[Step]) -> None:
-    """A program is valid if it ends with nothing unshared and nothing in flight.
+    """Check that every output is shared and every all-reduce that starts is finished, in that order.
 
     Raises UsageError otherwise, naming the step.
     """
@@ -173,12 +181,12 @@ _KINDS: dict[str, Callable[..., Step]] = {"run": Run, "start": Start, "finish": 
 
 
 def to_json(schedule: Schedule) -> list[dict[str, Any]]:
-    """The steps as plain JSON objects, for checkpoints and `inspect`."""
+    """Return the steps as JSON objects, for checkpoints and `inspect`."""
     return [{"step": type(step).__name__.lower(), **asdict(step)} for step in schedule]
 
 
 def from_json(steps: Sequence[dict[str, Any]]) -> Schedule:
-    """The inverse of `to_json`. Raises UsageError for a step that is not one, or a program that is not valid."""
+    """Return the schedule that `to_json` wrote. Raises UsageError for an invalid step or an invalid schedule."""
     schedule = []
     for data in steps:
         try:

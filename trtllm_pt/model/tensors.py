@@ -1,9 +1,7 @@
 """Every weight of a model: its name, its shape, and how it is divided over the ranks.
 
-Names are TensorRT-LLM's. In a MODEL_DIR a per-track weight has a leading track axis; in a rank's file that axis is
-there only where the rank holds more than one track.
-
-    V vocabulary   W hidden_size   H, G heads, KV heads   D head_size   F FFN rows   E experts   n tracks
+Names are TensorRT-LLM's. In a MODEL_DIR a per-track weight has a leading track axis. A rank's file has that axis only
+if the rank holds more than one track.
 """
 
 from __future__ import annotations
@@ -15,31 +13,33 @@ from typing import Literal
 from trtllm_pt.model.config import ModelConfig
 from trtllm_pt.model.layout import RankLayout, Span
 
-# A gated FFN computes down(silu(gate(x)) * up(x)). Files have TensorRT-LLM's names, which call the gate `fc` and the
-# matrix beside it `gate`; everywhere else the gate is what passes through the activation. Only this place translates.
+# A gated FFN computes down(silu(gate(x)) * up(x)). Files have TensorRT-LLM's names, which call the gate matrix `fc` and
+# the up matrix `gate`. Everywhere else, "gate" is the matrix whose output passes through the activation.
 GATE, UP, DOWN = "mlp.fc.weight", "mlp.gate.weight", "mlp.proj.weight"
-UP_GATE = "mlp.fc.weight"  # of experts: one matrix with the rows of up and then those of the gate
+UP_GATE = "mlp.fc.weight"  # experts have one matrix with the rows of up, followed by those of the gate
 
-# How the first axis after the track axis (or the axis named) is divided: by heads, FFN rows, vocabulary, or not at all.
+# How a weight is divided over the ranks: by heads (of q, k and v, or of the output projection's inputs), by FFN rows or
+# inputs, by vocabulary rows, or not at all. `TensorSpec.rows` has the axes.
 Split = Literal["none", "qkv", "heads_in", "ffn", "ffn_pair", "ffn_in", "vocab", "first_rank"]
 
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """One weight, over all tracks and ranks."""
+    """One weight of the whole model, over all tracks and ranks."""
 
     name: str
     shape: tuple[int, ...]  # without the track axis
     per_track: bool
     split: Split = "none"
     kind: Literal["norm", "embedding", "matrix", "output", "router", "bias", "scale"] = "matrix"
-    fan_in: int = 0
+    fan_in: int = 0  # inputs of a matrix, which set the scale of its initial values
 
     def global_shape(self, config: ModelConfig) -> tuple[int, ...]:
+        """Return the shape in a MODEL_DIR, with the track axis of a per-track weight."""
         return (config.tracks, *self.shape) if self.per_track else self.shape
 
     def rank_shape(self, config: ModelConfig, layout: RankLayout) -> tuple[int, ...]:
-        """The shape in a rank's checkpoint file."""
+        """Return the shape in a rank's checkpoint file."""
         axis, rows = self.rows(config, layout)
         shape = list(self.shape)
         if rows is not None:
@@ -48,7 +48,7 @@ class TensorSpec:
         return (tracks, *shape) if self.per_track and tracks > 1 else tuple(shape)
 
     def rows(self, config: ModelConfig, layout: RankLayout) -> tuple[int, list[Span] | None]:
-        """The divided axis of `shape` and the spans of it that the rank holds; None: all of it."""
+        """Return the divided axis of `shape` and the spans of it that the rank holds, or None if it holds all of it."""
         match self.split:
             case "qkv":
                 size, heads, kv = config.head_size, layout.heads, layout.kv_heads
@@ -76,7 +76,7 @@ def _scaled(span: Span, size: int, first: int = 0) -> Span:
 
 
 def tensors(config: ModelConfig) -> Iterator[TensorSpec]:
-    """All weights, in the order of the forward pass. A tied head is not listed apart from the embedding."""
+    """Yield all weights in the order of the forward pass. A tied output head is not listed apart from the embedding."""
     width = config.hidden_size
     yield TensorSpec("transformer.vocab_embedding.weight", (config.vocab_size, width), False, kind="embedding")
     for layer in range(config.num_layers):
@@ -105,7 +105,7 @@ def _layer(config: ModelConfig, layer: int) -> Iterator[TensorSpec]:
     inner = config.num_heads * size
     yield TensorSpec(f"{prefix}attention.dense.weight", (width, inner), True, "heads_in", "output", fan_in=inner)
     if config.output_bias:
-        # It must enter the sum over ranks once: rank 0 holds it, the others zeros.
+        # The sum over ranks must contain the bias once, so rank 0 holds it and the other ranks hold zeros.
         yield TensorSpec(f"{prefix}attention.dense.bias", (width,), True, "first_rank", "bias")
     if config.residual_norm:
         yield norm("attention_residual_layernorm")

@@ -1,1 +1,1 @@
-"""The model, twice: reference.py (the plain truth) and embedded.py (run by walk.py)."""
+"""The reference network (reference.py), and the walk of a sync schedule that the backends' networks use (walk.py)."""

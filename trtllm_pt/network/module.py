@@ -1,4 +1,4 @@
-"""torch's module with the types that it lacks."""
+"""A typed base class for PyTorch modules."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class Module(nn.Module):
-    """A module whose call gives a tensor."""
+    """A module whose call returns a tensor."""
 
     if TYPE_CHECKING:
 

@@ -1,9 +1,9 @@
-"""The plain truth: all tracks in one process, every schedule's formula written out, trainable.
+"""The reference network: trainable, with all tracks in one process and every schedule's formula written out.
 
-It does not use walk.py, so that one mistake cannot be in both.
+Engines are compared with it. It does not use walk.py, so that a mistake there shows as a difference.
 
-    n tracks   B sequences   S tokens of each   W hidden_size   H, G heads, KV heads   D head_size   F FFN rows
-    E experts
+Shapes: n tracks, B sequences, S tokens per sequence, V vocabulary, W hidden_size, H heads, D head_size, E experts, and
+I inputs and O outputs of a matrix.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from trtllm_pt.network.module import Module
 
 
 class ReferenceModel(Module):
-    """The model of a config. Parameter names and shapes are those of `tensors(config)`, tracks stacked in front."""
+    """The whole model of a config. Parameters have the names and global shapes of `tensors(config)`."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -29,19 +29,21 @@ class ReferenceModel(Module):
         self.lm_head = None if config.tie_embeddings else Weight(config.vocab_size, config.hidden_size)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """tokens [B, S] -> logits [B, S, V], every position attending to itself and those before it."""
+        """Return the logits [B, S, V] of `tokens` [B, S], with causal attention."""
         head = self.transformer.vocab_embedding if self.lm_head is None else self.lm_head
         return self.transformer(tokens) @ head.weight.mT
 
 
 class Transformer(Module):
+    """The model without its output head: tokens [B, S] -> hidden states [B, S, W]."""
+
     layers: Sequence[Layer]
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.vocab_embedding = Weight(config.vocab_size, config.hidden_size)
-        # A ModuleList knows no element type.
+        # nn.ModuleList has no element type.
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_layers))  # type: ignore[assignment]
         self.ln_f = Norm(config, config.hidden_size, per_track=False)
         self.streams: Callable[[Tensor], Tensor] = getattr(self, f"_{config.schedule}")
@@ -49,7 +51,7 @@ class Transformer(Module):
     def forward(self, tokens: Tensor) -> Tensor:
         return self.ln_f(self.streams(F.embedding(tokens, self.vocab_embedding.weight)))
 
-    # Each schedule's formula. x is the shared stream [B, S, W]; h the tracks' own streams [n, B, S, W].
+    # One method per schedule. x is the shared stream [B, S, W], h the tracks' own streams [n, B, S, W].
 
     def _tp(self, x: Tensor) -> Tensor:
         for layer in self.layers:
@@ -58,7 +60,7 @@ class Transformer(Module):
         return x
 
     def _pt(self, x: Tensor) -> Tensor:
-        """arXiv:2602.07306, Algorithm 1, with the reset of h inside the condition."""
+        """Run arXiv:2602.07306, Algorithm 1, with the reset of h inside the condition."""
         n, depth, last = self.config.tracks, self.config.block_depth, self.config.num_layers
         assert depth is not None
         h = x.expand(n, *x.shape)
@@ -75,7 +77,7 @@ class Transformer(Module):
         return x
 
     def _spd(self, x: Tensor) -> Tensor:
-        """arXiv:2502.20727, Fig. 2: a dropped layer's FFN sees its own track's attention output only."""
+        """Run arXiv:2502.20727, Fig. 2: the FFN of a dropped layer reads only its own track's attention output."""
         n = self.config.tracks
         for number, layer in enumerate(self.layers):
             p = layer.attention_out(x.expand(n, *x.shape))
@@ -87,7 +89,8 @@ class Transformer(Module):
         return x
 
     def _desync(self, x: Tensor) -> Tensor:
-        """x <- sum_r f_r(x_r) + mean_r x_r at a sync (arXiv:2501.06589's code), x_r <- f_r(x_r) + x_r elsewhere."""
+        """Compute x <- sum_r f_r(x_r) + mean_r x_r at an all-reduce, and x_r <- f_r(x_r) + x_r elsewhere
+        (arXiv:2501.06589's code)."""
         n, every, last = self.config.tracks, self.config.sync_every, self.config.num_layers
         assert every is not None
         h = x.expand(n, *x.shape)
@@ -107,7 +110,7 @@ class Transformer(Module):
         return x
 
     def _ladder(self, x: Tensor) -> Tensor:
-        """x_{i+1} = h_{i+1}(x_{i-1}) + x_i over sub-layers i, x_{-1} = x_0 (arXiv:2501.06589, section 4.1)."""
+        """Compute x_{i+1} = h_{i+1}(x_{i-1}) + x_i over sub-layers i, x_{-1} = x_0 (arXiv:2501.06589, section 4.1)."""
         before, now = x, x
         for layer in self.layers:
             for sub_layer in (layer.attention_out, layer.ffn_out):
@@ -116,7 +119,7 @@ class Transformer(Module):
 
 
 class Layer(Module):
-    """The two sub-layers, norms included, residuals not."""
+    """The two sub-layers of a layer with their norms, without the residual adds."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -135,24 +138,26 @@ class Layer(Module):
             self.combine_layernorm = Norm(config, width)
 
     def attention_out(self, h: Tensor) -> Tensor:
-        """h [n, B, S, W] -> the attention's output, to be added to it."""
+        """Return the attention's output for h [n, B, S, W], to be added to h."""
         out = self.attention(self.input_layernorm(h))
         return self.attention_residual_layernorm(out) if self.config.residual_norm else out
 
     def ffn_out(self, h: Tensor) -> Tensor:
-        """h [n, B, S, W] -> the FFN's output, to be added to it."""
+        """Return the FFN's output for h [n, B, S, W], to be added to h."""
         out = self.mlp(self.post_layernorm(h))
         return self.mlp_residual_layernorm(out) if self.config.residual_norm else out
 
 
 class Attention(Module):
+    """Causal grouped-query attention, x [n, B, S, W] -> [n, B, S, W]."""
+
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         n, inner = config.tracks, config.num_heads * config.head_size
         self.config, self.window, self.has_rope = config, config.layer_window(layer), config.has_rope(layer)
         self.qkv = Linear(n, config.qkv_size, config.hidden_size, config.qkv_bias)
         self.dense = Linear(n, config.hidden_size, inner, config.output_bias)
-        self.kv_cache = nn.Identity()  # K and V as an engine keeps them, for whoever hooks in
+        self.kv_cache = nn.Identity()  # sees K and V as an engine caches them; calibration hooks into it
         if config.qk_norm:
             self.q_layernorm = Norm(config, config.head_size)
             self.k_layernorm = Norm(config, config.head_size)
@@ -182,7 +187,7 @@ class Attention(Module):
 
 
 class GatedMLP(Module):
-    """SwiGLU (arXiv:2002.05202): down(silu(gate(x)) * up(x)). The attributes have the files' names."""
+    """SwiGLU (arXiv:2002.05202): down(silu(gate(x)) * up(x)). The attributes have the names of the tensors in files."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -197,7 +202,11 @@ class GatedMLP(Module):
 
 
 class Experts(Module):
-    """Experts local to each track, top-k of soft-capped router logits, weights by softmax over the chosen."""
+    """A mixture of experts in each track.
+
+    The router chooses the top k experts by their logits, soft-capped if the config says so; a softmax over the chosen
+    logits gives the experts' weights.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -215,14 +224,14 @@ class Experts(Module):
             logits = self.config.router_logits_cap * torch.tanh(logits / self.config.router_logits_cap)
         chosen, experts = logits.topk(self.config.experts_per_token, -1)
         weights = torch.zeros_like(logits).scatter(-1, experts, chosen.softmax(-1)).to(x.dtype)
-        # Every expert sees every token: plain, and exact since what those not chosen give is 0.
+        # Every expert computes every token: simple, and exact because experts that are not chosen have weight 0.
         up, gate = self.fc(x[..., None, :]).chunk(2, -1)
         hidden = F.silu(gate) * up * (weights != 0)[..., None]
         return torch.einsum("nbsew,nbse->nbsw", self.proj(hidden), weights)
 
 
 class Linear(Module):
-    """x [n, ..., I] times weight [n, O, I], track by track."""
+    """The product of x [n, ..., I] with the transposed weight [n, O, I], for each track."""
 
     def __init__(self, tracks: int, rows: int, columns: int, bias: bool = False) -> None:
         super().__init__()
@@ -237,7 +246,7 @@ class Linear(Module):
 
 
 class ExpertLinear(Module):
-    """x [n, B, S, E or 1, I] times weight [n, E, O, I], expert by expert."""
+    """The product of x [n, B, S, E or 1, I] with the transposed weight [n, E, O, I], for each track and expert."""
 
     def __init__(self, tracks: int, experts: int, rows: int, columns: int) -> None:
         super().__init__()
@@ -248,7 +257,7 @@ class ExpertLinear(Module):
 
 
 class Norm(Module):
-    """RMSNorm (arXiv:1910.07467) over the last axis of x [n, ..., I], in float32 or better."""
+    """RMSNorm (arXiv:1910.07467) over the last axis of x [n, ..., I], computed in float32 or a wider dtype."""
 
     def __init__(self, config: ModelConfig, features: int, per_track: bool = True) -> None:
         super().__init__()
@@ -264,13 +273,15 @@ class Norm(Module):
 
 
 class Weight(Module):
+    """A module that holds one parameter, `weight`."""
+
     def __init__(self, *shape: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(shape))
 
 
 def inverse_frequencies(config: ModelConfig) -> Tensor:
-    """RoPE's angle per position, float32 [D/2] (arXiv:2104.09864, eq. 15), with the config's scaling."""
+    """Return RoPE's angle per position, float32 [D/2] (arXiv:2104.09864, eq. 15), with the config's scaling."""
     half = torch.arange(0, config.head_size, 2, dtype=torch.float64)
     freq: Tensor = config.rope_theta ** -(half / config.head_size)
     scaling = config.rope_scaling
@@ -279,7 +290,7 @@ def inverse_frequencies(config: ModelConfig) -> Tensor:
     if scaling["rope_type"] == "linear":
         stretched: Tensor = freq / scaling["factor"]
         return stretched.float()
-    # Llama 3.1: long waves are stretched by `factor`, short ones kept, those between interpolated.
+    # Llama 3.1 divides low frequencies by `factor`, keeps high ones, and interpolates in between.
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     turns = scaling["original_max_position_embeddings"] * freq / (2 * math.pi)
     keep = ((turns - low) / (high - low)).clamp(0, 1)
@@ -288,19 +299,19 @@ def inverse_frequencies(config: ModelConfig) -> Tensor:
 
 
 def rotary(config: ModelConfig, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and sin, each [S, D/2]."""
+    """Return cos and sin of RoPE's angles for `positions` [S], each [S, D/2]."""
     angles = positions[:, None].float() * inverse_frequencies(config).to(positions.device)
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """RoPE on halves (GPT-NeoX order): x [..., S, D]."""
+    """Apply RoPE to x [..., S, D], which pairs element i with element i + D/2 (GPT-NeoX order)."""
     a, b = x.chunk(2, -1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
 
 
 def sliding_mask(length: int, window: int, device: torch.device) -> Tensor:
-    """True where position i sees j: the last `window` positions, itself included. [S, S]."""
+    """Return a mask [S, S] that is true where position i attends to j: at the last `window` positions up to i."""
     position = torch.arange(length, device=device)
     distance = position[:, None] - position
     return (distance >= 0) & (distance < window)

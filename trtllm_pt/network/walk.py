@@ -1,4 +1,4 @@
-"""Runs a sync schedule on the few operations that a network definition supplies. Tracing unrolls it."""
+"""Run a sync schedule on the operations of a backend's network. Tracing the network unrolls the schedule."""
 
 from __future__ import annotations
 
@@ -9,39 +9,40 @@ from typing import Any, Generic, Protocol, TypeVar
 from trtllm_pt.model.config import ModelConfig
 from trtllm_pt.model.schedule import Finish, ReduceOp, Run, Schedule, Start
 
-V = TypeVar("V")  # one value per track: an engine's tensor
+V = TypeVar("V")  # a backend's tensor that holds one value per track
 
 
 class Ops(Protocol[V]):
-    """What a network definition supplies."""
+    """The operations that a backend's network supplies."""
 
     def sublayer(self, run: Run, x: V) -> V:
-        """Attention or FFN with its norms, without the residual."""
+        """Return the output of an attention or FFN with its norms, without the residual add."""
         ...
 
     def dispatch(self, layer: int, shared: V) -> V:
-        """The tracks' streams at the start of the block that begins with `layer`."""
+        """Return the tracks' streams at the start of the block that begins with `layer`."""
         ...
 
     def combine(self, layer: int, stream: V) -> V:
-        """The tracks' streams as the boundary after `layer` reduces them."""
+        """Return the tracks' streams in the form that the block boundary after `layer` reduces."""
         ...
 
     def all_reduce(self, x: V, op: ReduceOp) -> V:
-        """Sum or mean over all tracks of all ranks (over all ranks, where tracks is 1)."""
+        """Return the sum or mean over the tracks of all ranks. For a model of one track, the sum is over the ranks."""
         ...
 
     def add(self, a: V, b: V) -> V: ...
 
     def scale_mean(self, x: V) -> V:
-        """x times 1/n, for n tracks."""
+        """Return x times 1/n, for n tracks."""
         ...
 
 
 class TrackOps(Generic[V]):
-    """The operations that are the same in every engine: the norms at a block's ends, and the addition.
+    """The operations that are the same in every backend: the norms at a block's start and end, and the addition.
 
-    `layers` are the engine's own; those that begin or end a block have the norms that the model asks for.
+    `layers` are the backend's own modules. If the model has dispatch or combine norms, the first or last layer of each
+    block has a `dispatch_layernorm` or `combine_layernorm`.
     """
 
     def __init__(self, model: ModelConfig, layers: Sequence[Any]) -> None:
@@ -56,11 +57,11 @@ class TrackOps(Generic[V]):
         return combined
 
     def add(self, a: V, b: V) -> V:
-        return a + b  # type: ignore[operator, no-any-return]  # an engine's tensors add; V alone does not say so
+        return a + b  # type: ignore[operator, no-any-return]  # every backend's tensors can be added; V cannot say so
 
 
 def walk(schedule: Schedule, ops: Ops[V], shared: V) -> V:
-    """The shared stream after the last step; `shared` is the embedding. The only place where a stream continues."""
+    """Return the shared stream after the last step. `shared` is the shared stream at the start: the embedding."""
     streams = _Streams(ops, shared)
     flying: dict[tuple[int, str], tuple[V, bool]] = {}
     for step in schedule:
@@ -74,7 +75,8 @@ def walk(schedule: Schedule, ops: Ops[V], shared: V) -> V:
                 streams.take()
                 flying[key] = ops.all_reduce(stream, op), False
             case Start(key, "partial+mean", op):
-                # The stream from before the last sub-layer, kept: no subtraction of large numbers.
+                # Taking the stream from before the last sub-layer avoids subtracting that sub-layer's output again,
+                # which would lose precision.
                 last = streams.pop()
                 kept = streams.local(key[0])
                 streams.take()
@@ -86,20 +88,20 @@ def walk(schedule: Schedule, ops: Ops[V], shared: V) -> V:
 
 
 class _Streams(Generic[V]):
-    """The shared stream, and beside it the outputs that are not shared yet."""
+    """The shared stream, and the tracks' outputs that are not shared yet."""
 
     def __init__(self, ops: Ops[V], shared: V) -> None:
         self.ops = ops
         self.shared = shared
         self.outputs: list[V] = []  # since the last Start
-        self.stream: V | None = None  # the tracks' own: dispatched shared stream plus the first `folded` outputs
+        self.stream: V | None = None  # each track's: the dispatched shared stream plus the first `folded` outputs
         self.folded = 0
 
     def append(self, output: V) -> None:
         self.outputs.append(output)
 
     def pop(self) -> V:
-        assert self.folded < len(self.outputs), "the last output is in the stream already"
+        assert self.folded < len(self.outputs), "the last output is already part of the stream"
         return self.outputs.pop()
 
     def take(self) -> list[V]:

@@ -164,8 +164,8 @@ def _retype(weights: dict[str, torch.Tensor]) -> None:
     ("damage", "message"),
     [
         (_drop, "transformer.ln_f.weight"),
-        (_reshape, r"transformer.ln_f.weight is BF16 \[3\], wanted torch.bfloat16 \[48\]"),
-        (_retype, r"transformer.ln_f.weight is F32 \[48\], wanted torch.bfloat16 \[48\]"),
+        (_reshape, r"transformer.ln_f.weight is BF16 \[3\], expected torch.bfloat16 \[48\]"),
+        (_retype, r"transformer.ln_f.weight is F32 \[48\], expected torch.bfloat16 \[48\]"),
     ],
 )
 def test_a_damaged_checkpoint_is_refused_first(
