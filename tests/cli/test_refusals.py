@@ -37,11 +37,11 @@ MISTAKES = {
     "missing weights": ("convert incomplete -o out --ranks 1", r"rank1\.safetensors"),
     "foreign build option": (
         "build checkpoint -o out --engine embedded --gemm-plugin auto --strip_plan",
-        r"the embedded engine cannot honour --gemm_plugin, --strip_plan; it takes --max_batch_size",
+        r"--gemm_plugin, --strip_plan cannot be used with --engine embedded, which takes --max_batch_size",
     ),
     "a quantised checkpoint": (
         "build quantised -o out --engine embedded",
-        r"quantization \(W8A16\): the embedded engine takes unquantised checkpoints; convert without --quantize",
+        r"quantization \(W8A16\) is not supported by the embedded engine",
     ),
     "quantise twice": ("convert quantised -o out --quantize W4A16", r"the checkpoint is already W8A16"),
     "unknown algorithm": ("convert checkpoint -o out --quantize int8", r"--quantize.*'int8' is not one of 'W8A16'"),

@@ -24,11 +24,11 @@ from trtllm_pt.job.world import World
 # the command's name and defines `command`. The first sentence of its help is repeated here so that listing the commands
 # does not import their modules.
 COMMANDS = {
-    "presets": "List the presets, or show one as a model config.",
-    "init": "Write a checkpoint of a preset, or of your own config, with random weights.",
-    "convert": "Convert a trained model to a checkpoint, one file per rank.",
-    "build": "Build one engine per rank of a checkpoint.",
-    "inspect": "Show what a checkpoint or an engine directory holds, and every message between its ranks.",
+    "presets": "List the presets, or print one of them as a model config.",
+    "init": "Write a checkpoint of random weights for a preset or a config file.",
+    "convert": "Convert a trained model to a checkpoint with one file per rank.",
+    "build": "Build an engine for each rank of a checkpoint.",
+    "inspect": "Show the model in a checkpoint or an engine directory, and every message between its ranks.",
     "run": "Generate text from prompts.",
     "repo": "Write a Triton model repository for an engine directory.",
     "serve": "Serve engines through NVIDIA Triton, and start all their ranks.",

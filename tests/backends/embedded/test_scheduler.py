@@ -389,7 +389,7 @@ GOOD = request(1, (1, 2, 3), max_tokens=4)
         (replace(GOOD, token_ids=(1, 50)), r"token_ids\[1\] \(50\) must be a token id between 0 and 49"),
         (replace(GOOD, token_ids=(-1,)), r"token_ids\[0\] \(-1\) must be a token id between 0 and 49"),
         (replace(GOOD, token_ids=(1.5,)), r"token_ids\[0\] \(1.5\) must be a token id"),
-        (request(1, (1,) * 100, max_tokens=61), r"need 10 KV pages of 16 tokens, the engine has 9"),
+        (request(1, (1,) * 100, max_tokens=61), r"need 10 KV pages of 16 tokens; the engine has 9"),
         (request(1, (1,), top_p=2.0), r"top_p \(2.0\) must be a number above 0 and at most 1"),
     ],
 )

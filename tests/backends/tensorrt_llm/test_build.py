@@ -215,7 +215,7 @@ def test_auto_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_a_network_with_other_messages_is_not_compiled(recorded: dict[str, int]) -> None:
     manifest = CheckpointManifest(model=SMALL, ranks=2, dtype="bfloat16")
-    with pytest.raises(RunError, match=r"network of rank 1 sends .*, its schedule 3 AllReduce, 1 AllGather"):
+    with pytest.raises(RunError, match=r"network of rank 1 sends .*, but its schedule has 3 AllReduce, 1 AllGather"):
         check_messages(recorded, manifest, 1)
 
 
@@ -483,7 +483,9 @@ def test_a_dropped_all_reduce_ends_the_build(checkpoint: Path, tmp_path: Path, w
     done = run(tmp_path, "trtllm_pt", *arguments, prelude=DROPPED)
     assert done.returncode == 1, done.stderr
     (error,) = (line for line in done.stderr.splitlines() if line.startswith("Error"))
-    assert re.search(r"rank \d sends 2 AllReduce, 1 AllGather, its schedule 3 AllReduce, 1 AllGather", error), error
+    assert re.search(r"rank \d sends 2 AllReduce, 1 AllGather, but its schedule has 3 AllReduce, 1 AllGather", error), (
+        error
+    )
     assert names(tmp_path) == {"site"}
 
 
@@ -492,7 +494,7 @@ def test_a_worker_that_is_killed_is_told(checkpoint: Path, tmp_path: Path) -> No
     prelude = "import sys\nif 'trtllm_pt.backends.tensorrt_llm.build_rank' in sys.orig_argv: os.kill(os.getpid(), 9)\n"
     done = run(tmp_path, "trtllm_pt", "build", checkpoint, "-o", "engines", "--workers", 2, prelude=prelude)
     assert done.returncode == 1
-    assert re.search(r"the worker that built the ranks [01] was ended by signal 9", done.stderr.splitlines()[-1])
+    assert re.search(r"the worker that built the ranks [01] was killed by signal 9", done.stderr.splitlines()[-1])
     assert names(tmp_path) == {"site"}
 
 

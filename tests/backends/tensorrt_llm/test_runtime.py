@@ -293,7 +293,7 @@ def test_what_nobody_foresaw_is_refused_in_one_line(runtime: TensorRTRuntime, mo
         raise RuntimeError("[TensorRT-LLM][ERROR] Assertion failed: mMaxNewTokens > 0\n1  0x7f frame")
 
     monkeypatch.setattr(type(runtime._executor), "enqueue_request", fail)
-    with pytest.raises(UsageError, match=r"does not take this request: .*mMaxNewTokens > 0$"):
+    with pytest.raises(UsageError, match=r"does not accept this request: .*mMaxNewTokens > 0$"):
         runtime.submit(request())
 
 
@@ -474,7 +474,7 @@ def test_a_rank_may_be_shown_a_gpu_of_its_own(
             rf"TensorRT-LLM 1\.2\.0.* 1\.2\.1 .*`trtllm-pt build`.*{INSTALL}",
         ),
         ({}, {}, rf"this machine has 0 NVIDIA GPUs for a rank of the engine: {INSTALL}"),
-        ({}, {"threads": 2}, r"threads \(2\) is for the embedded engine"),
+        ({}, {"threads": 2}, r"threads \(2\) applies only to the embedded engine"),
     ],
     ids=["another version", "no GPU", "threads"],
 )

@@ -1,4 +1,4 @@
-"""The boundaries' all-reduces as the op counted them, by session: the op counts for the whole process."""
+"""Count all-reduces per session. The op itself counts those of the whole process."""
 
 from __future__ import annotations
 
@@ -9,26 +9,29 @@ import torch
 
 @dataclass(slots=True, eq=False)
 class Reduces:
-    """Of one session: calls, bytes of the messages, seconds with waiting. Right once `settle` has been called."""
+    """The all-reduces of one session: calls, bytes of messages, and seconds including waiting.
+
+    The numbers are current after a call of `settle`.
+    """
 
     calls: int = 0
     bytes: int = 0
     seconds: float = 0.0
 
     def begin(self) -> None:
-        """From here on the process's all-reduces are this session's, until another one begins."""
+        """Count the process's all-reduces for this session from now on, until another session calls `begin`."""
         global _counting
         if _counting is not self:
             settle()
             _counting = self
 
 
-_counting = Reduces()  # whose all-reduces those since `_seen` are
+_counting = Reduces()  # the session for which all-reduces since `_seen` count
 _seen: tuple[int, int, float] = (0, 0, 0.0)
 
 
 def settle() -> None:
-    """Give the session that runs what the op has counted since the last time. Once a step would cost too much."""
+    """Add what the op has counted since the last call to the current session. Too slow to be called in every step."""
     global _seen
     now = torch.ops.trtllm_pt.reduce_totals()
     _counting.calls += now[0] - _seen[0]

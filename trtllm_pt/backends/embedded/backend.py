@@ -1,4 +1,4 @@
-"""The embedded engine as a backend. It imports neither torch nor MPI before an engine is built or run."""
+"""The backend class of the embedded engine. It imports neither torch nor MPI before an engine is built or run."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from trtllm_pt.model.config import ModelConfig
 
 
 class EmbeddedBackend(Backend):
-    """An ahead-of-time compiled graph over our own C++ ops, for any x86-64 machine; MPI between ranks."""
+    """Runs an ahead-of-time compiled graph of our own C++ ops on any x86-64 machine with AVX2; ranks use MPI."""
 
     name = "embedded"
     title = "the embedded engine"
-    # Raise it when an engine directory of today could not be run any more: when the graph's inputs, the ops' schemas
-    # or the order of packed weights change. tests/backends/embedded/test_format.py notices such a change.
+    # Raise this number when existing engine directories can no longer be run: when the graph's inputs, the ops' schemas
+    # or the order of packed weights change. tests/backends/embedded/test_format.py fails on such a change.
     format = 1
     mpi_hint = MPI_OF_EMBEDDED
     keeps_tied_head = False
@@ -36,7 +36,7 @@ class EmbeddedBackend(Backend):
     def build(self, checkpoint: Path, output: Path, options: BuildOptions, progress: bool | None = None) -> BuildReport:
         if options.extra:
             foreign = ", ".join(f"--{name}" for name in options.extra)
-            raise UsageError(f"{self.title} cannot honour {foreign}")
+            raise UsageError(f"{self.title} does not take {foreign}")
         try:
             from trtllm_pt.backends.embedded import engine
         except ModuleNotFoundError as error:
@@ -44,7 +44,7 @@ class EmbeddedBackend(Backend):
         return engine.build(self, checkpoint, output, options, progress)
 
     def recognises(self, folder: Path, config: Mapping[str, Any]) -> bool:
-        """Engines that were built before config.json named the backend."""
+        """Return whether this is an engine that was built before config.json named the backend."""
         return (folder / "model.pt2").exists()
 
     def read(self, folder: Path, config: Mapping[str, Any], found: EngineManifest) -> EngineManifest:
@@ -68,7 +68,7 @@ class EmbeddedBackend(Backend):
         return open_rank(folder, threads=threads, kv_tokens=kv_tokens)
 
     def collectives(self, model: ModelConfig, ranks: int, dtype: str) -> Sequence[cost.Collective]:
-        """All-reduces and logits travel in float32, and rank 0 announces each step."""
+        """Return all-reduces and logits in float32, and the broadcast with which rank 0 announces each step."""
         return cost.collectives(model, ranks, "float32", step_bytes=cost.STEP_PLAN_BYTES)
 
 

@@ -1,4 +1,4 @@
-"""What `trtllm-pt doctor` looks at for the embedded engine."""
+"""The checks that `trtllm-pt doctor` makes for the embedded engine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trtllm_pt.errors import INSTALL_EMBEDDED, MPI_OF_EMBEDDED, UsageError
 from trtllm_pt.files import compiler as files_compiler
 from trtllm_pt.job.mpirun import find_mpirun, launch
 
-# Each rank writes once, so that the lines of two ranks do not mix.
+# Each rank writes with a single call, so that the output of two ranks is not interleaved.
 _HELLO = "import os; from mpi4py import MPI; os.write(1, b'ranks=%d;' % MPI.COMM_WORLD.size)"
 _LIBRARY = "from mpi4py import MPI; print(MPI.Get_library_version().splitlines()[0])"
 _AVX2 = {"avx2", "fma", "f16c"}
@@ -27,12 +27,14 @@ _INSTRUCTION_SETS: tuple[tuple[str, set[str]], ...] = (
 
 
 def torch() -> Finding:
+    """Check that the installed torch is the one that the op library is compiled for."""
     wanted, found = _pinned("torch"), version("torch")
     good = found is not None and found.split("+")[0] == wanted
     return Finding("torch", good, found or "none", None if good else f"{INSTALL_EMBEDDED} (torch {wanted})")
 
 
 def mpi4py() -> Finding:
+    """Check that mpi4py is installed and loads an MPI library."""
     found = version("mpi4py")
     if found is None:
         return Finding("mpi4py", False, "none", INSTALL_EMBEDDED)
@@ -43,7 +45,7 @@ def mpi4py() -> Finding:
 
 
 def mpirun() -> Finding:
-    """Two ranks report how many they are: the mpirun of another MPI starts two worlds of one rank."""
+    """Check that mpirun starts two ranks in one world. The mpirun of another MPI starts two worlds of one rank each."""
     try:
         path = find_mpirun(MPI_OF_EMBEDDED)
     except UsageError:
@@ -58,7 +60,7 @@ def mpirun() -> Finding:
 
 
 def mpirun_on_path() -> Finding:
-    """What a user gets who starts the ranks by hand."""
+    """Check that the first mpirun on PATH, which users call by hand, belongs to the same MPI as mpi4py."""
     name, use = "mpirun on PATH", "starting ranks by hand"
     path = shutil.which("mpirun")
     own = Path(sys.prefix) / "bin" / "mpirun"
@@ -70,7 +72,7 @@ def mpirun_on_path() -> Finding:
 
 
 def instruction_set() -> Finding:
-    """The best that the ops have kernels for."""
+    """Check for AVX2, and find the best instruction set for which the ops have kernels."""
     flags = _cpu_flags()
     for name, needed in _INSTRUCTION_SETS:
         if needed <= flags:
@@ -80,6 +82,7 @@ def instruction_set() -> Finding:
 
 
 def compiler() -> Finding:
+    """Check that there is a C++ compiler that runs."""
     try:
         printed, found = output([files_compiler.compiler(), "--version"]), "none that runs"
     except UsageError as error:
@@ -92,7 +95,7 @@ CHECKS: tuple[Check, ...] = (torch, mpi4py, mpirun, mpirun_on_path, instruction_
 
 
 def _pinned(package: str) -> str | None:
-    """The version that the package's `embedded` extra asks for."""
+    """Return the version of a package that the extra `embedded` requires."""
     for requirement in importlib.metadata.requires("trtllm_pt") or ():
         if found := re.match(rf"{package}==([\w.]+)", requirement):
             return found[1]
@@ -100,7 +103,7 @@ def _pinned(package: str) -> str | None:
 
 
 def _hello(mpirun: str) -> list[int] | None:
-    """The number of ranks as each of two ranks sees it."""
+    """Start two ranks and return the size of the MPI world that each of them sees, or None if that fails."""
     said = output(*launch(mpirun, (2, [sys.executable, "-c", _HELLO])))
     return None if said is None else [int(size) for size in re.findall(r"ranks=(\d+);", said)]
 

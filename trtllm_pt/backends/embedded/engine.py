@@ -1,6 +1,6 @@
-"""The embedded engine: built once into a directory, then one object per rank that runs batches.
+"""Build the directory of an embedded engine, and load a rank of it that runs batches.
 
-T tokens   B sequences   R logits wanted   P pages   V vocabulary
+Shapes: T tokens, B sequences, M pages of the longest sequence, R rows of logits, V vocabulary.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ DTYPES = ("bfloat16", "float32")
 def build(
     backend: Backend, checkpoint: Path, output: Path, options: BuildOptions, progress: bool | None = None
 ) -> BuildReport:
-    """Checkpoint to engine directory; nothing stands at `output` unless it is whole.
+    """Build an engine directory from a checkpoint. `output` appears complete or not at all.
 
-    Peak memory: one track of one matrix, twice, beside what the compiler takes. Raises UsageError for a checkpoint or
-    options that cannot be built, before anything slow.
+    Peak memory: twice one track of the largest matrix, and the memory of the compiler. Raises UsageError for a
+    checkpoint or options that cannot be built, before anything slow begins.
     """
     began = time.monotonic()
     manifest = _checked(checkpoint)
@@ -57,16 +57,16 @@ def build(
 
 
 def _checked(checkpoint: Path) -> CheckpointManifest:
-    """The manifest of a complete checkpoint whose files hold what it says."""
+    """Return the manifest of a checkpoint. Raises UsageError if it is incomplete or not supported by this backend."""
     manifest = CheckpointManifest.from_dir(checkpoint)
     if manifest.dtype not in DTYPES:
         raise UsageError(
-            f"dtype ({manifest.dtype!r}): the embedded engine takes {' and '.join(DTYPES)}; convert with --dtype"
+            f"dtype ({manifest.dtype!r}) must be {' or '.join(DTYPES)} for the embedded engine; convert with --dtype"
         )
     if manifest.quantized:
         raise UsageError(
-            f"quantization ({manifest.quantized}): the embedded engine takes unquantised checkpoints; convert without "
-            "--quantize, or build with --engine tensorrt_llm"
+            f"quantization ({manifest.quantized}) is not supported by the embedded engine; convert without --quantize "
+            "and --kv-cache, or build with --engine tensorrt_llm"
         )
     _check_kernels(manifest)
     check_files(checkpoint, manifest)
@@ -74,28 +74,28 @@ def _checked(checkpoint: Path) -> CheckpointManifest:
 
 
 def _check_kernels(manifest: CheckpointManifest) -> None:
-    """Raises UsageError for sizes that the ops do not take."""
+    """Raise UsageError for sizes that the ops do not support."""
     config = manifest.model
     if config.head_size % TILE or config.head_size > MAX_HEAD_SIZE:
         raise UsageError(
-            f"head_size ({config.head_size}): the embedded engine takes multiples of {TILE} up to {MAX_HEAD_SIZE}"
+            f"head_size ({config.head_size}) must be a multiple of {TILE} up to {MAX_HEAD_SIZE} for the embedded engine"
         )
     for name, value in (("tracks", config.tracks), ("ranks", manifest.ranks)):
         if value > MAX_SUMMANDS:
-            raise UsageError(f"{name} ({value}): the embedded engine takes at most {MAX_SUMMANDS}")
+            raise UsageError(f"{name} ({value}) must be at most {MAX_SUMMANDS} for the embedded engine")
 
 
 class EmbeddedEngine:
-    """One rank of an engine directory, loaded: its graph, its mapped weights, its KV cache of `pages` pages.
+    """A loaded rank of an engine directory: its graph, its memory-mapped weights and its KV cache of `pages` pages.
 
-    The caller checks the directory's versions (Backend.check_versions) before anything of it is loaded.
-    Raises UsageError for one that is incomplete. No compiler is needed.
+    The caller must have checked the directory's versions (Backend.check_versions). No compiler is needed.
+    Raises UsageError if the directory is incomplete.
     """
 
     def __init__(self, folder: Path, manifest: EngineManifest, rank: int, pages: int) -> None:
         self.manifest, self.rank, self.pages = manifest, rank, pages
         load(folder / LIBRARY)
-        # Not torch._inductor.aoti_load_package: that imports the whole compiler.
+        # torch._inductor.aoti_load_package would import the whole compiler.
         try:
             self._loader = torch._C._aoti.AOTIModelPackageLoader(str(folder / MODEL_FILE), "model", False, 1, -1)
         except RuntimeError as error:
@@ -104,18 +104,20 @@ class EmbeddedEngine:
         self._files, self._weights = _map_weights(folder, manifest, rank)
         wanted = set(self._loader.get_constant_fqns())
         constants = {name: tensor for name, tensor in self._weights.items() if name in wanted}
-        self._loader.load_constants(constants, False, True, True)  # the weights stay ours: mapped, not copied
+        self._loader.load_constants(constants, False, True, True)  # user_managed: weights stay mapped, not copied
         shape = caches_shape(manifest.model, manifest.ranks, pages)
-        # Not cleared: the ops clear a page when its first token is written, and until then it takes no memory.
+        # The memory is not cleared, so a page that is never used takes none. The ops clear a page when they write its
+        # first token.
         self._caches = [
             torch.empty(shape, dtype=manifest.checkpoint.torch_dtype) for _ in range(manifest.model.num_layers)
         ]
 
     def run(self, tokens: Tensor, starts: Tensor, offsets: Tensor, pages: Tensor, last: Tensor) -> Tensor:
-        """One forward, all int64 and contiguous: tokens [T], starts [B], offsets [B + 1], pages [B, M], last [R].
+        """Run one forward pass and return this rank's logits, float32 [R, padded V / ranks].
 
-        Returns this rank's float32 logits [R, padded V / ranks]. Raises RunError for inputs that do not fit each
-        other, as the ops find them; that `last` lies within the tokens is the caller's to see to.
+        Inputs are int64 and contiguous: tokens [T], starts [B], offsets [B + 1], pages [B, M], last [R]; see StepPlan.
+        The caller ensures that `last` has indices into `tokens`. Raises RunError if the ops find that other inputs
+        contradict each other.
         """
         try:
             (logits,) = self._loader.boxed_run([tokens, starts, offsets, pages, last, *self._caches])
@@ -125,7 +127,10 @@ class EmbeddedEngine:
 
 
 def _map_weights(folder: Path, manifest: EngineManifest, rank: int) -> tuple[list[SafetensorsFile], dict[str, Tensor]]:
-    """The graph's constants as views of the mapped files, their shapes checked: the graph would take any."""
+    """Return the mapped files and the graph's constants as views of them.
+
+    Raises UsageError if a shape or dtype is wrong, which the graph itself does not check.
+    """
     infos = weight_infos(manifest.checkpoint)
     shared = shared_names(manifest.model, infos)
     files = {True: SafetensorsFile(folder / SHARED_FILE), False: SafetensorsFile(folder / f"rank{rank}.safetensors")}
@@ -134,7 +139,7 @@ def _map_weights(folder: Path, manifest: EngineManifest, rank: int) -> tuple[lis
         file = files[name in shared]
         if name not in file or file.shape(name) != info.shape or file.dtype(name) != info.dtype:
             raise UsageError(
-                f"{file.path} does not fit this engine: {name} is missing or has another shape; build it again"
+                f"{file.path} does not fit this engine: {name} is missing or has another shape; build the engine again"
             )
         weights[name] = file.get(name)
     return list(files.values()), weights

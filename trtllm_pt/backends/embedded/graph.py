@@ -1,6 +1,6 @@
-"""The compiled graph of the embedded engine: torch.export, then AOTInductor, once per distinct graph.
+"""Compile the graph of the embedded engine with torch.export and AOTInductor, once for each distinct graph.
 
-One package serves all batch shapes and all ranks. Weights stay outside; rank and communicator are read at run time.
+One package serves all batch shapes and all ranks: it contains no weights, and reads rank and communicator at run time.
 """
 
 from __future__ import annotations
@@ -30,23 +30,29 @@ from trtllm_pt.model.layout import rank_layout
 from trtllm_pt.requests.limits import MAX_BATCH, MAX_TOKENS
 
 _MAX_PAGES = 1 << 24
-# The graph is compiled for AVX2 so that a package runs on every x86-64 server; the ops choose their own path.
+# The graph is compiled for AVX2 so that a package runs on every x86-64 server. The ops choose their instruction set at
+# run time.
 _INDUCTOR = {"aot_inductor.package_constants_in_so": False, "cpp.simdlen": 256, "cpp.march": "x86-64-v3"}
 
 
 @dataclass(frozen=True, slots=True)
 class Graph:
+    """A compiled graph in the cache."""
+
     path: Path
     cache_hit: bool
 
 
 def compiled_graph(config: ModelConfig, ranks: int, dtype: torch.dtype) -> Graph:
-    """The package for this model on `ranks` ranks, from the cache where it is. The op library must be loaded."""
+    """Return the compiled graph of a model on `ranks` ranks, and compile it if the cache does not have it.
+
+    The op library must be loaded. Raises UsageError without a C++ compiler, and RunError if compiling fails.
+    """
     program = compiler()
     path = cache_dir() / "graphs" / f"{_key(config, ranks, dtype, program)}.pt2"
     if path.exists():
         return Graph(path, cache_hit=True)
-    os.environ["CXX"] = program  # inductor is to use the same one
+    os.environ["CXX"] = program  # makes Inductor use the same compiler
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="trtllm_pt-") as scratch, new_file(path) as partial:
         shutil.copyfile(_compile(config, ranks, dtype, Path(scratch) / "model.pt2"), partial)
@@ -54,14 +60,17 @@ def compiled_graph(config: ModelConfig, ranks: int, dtype: torch.dtype) -> Graph
 
 
 def caches_shape(config: ModelConfig, ranks: int, pages: int) -> tuple[int, ...]:
-    """One layer's KV cache on one rank: [2, P, K * G, PAGE * D]."""
+    """Return the shape of one layer's KV cache on one rank: [2, P, K * G, PAGE * D].
+
+    P pages, K tracks on the rank, G KV heads per track, D head_size; the first axis is keys and values.
+    """
     layout = rank_layout(config, ranks)
     return (2, pages, len(layout.tracks) * len(layout.kv_heads), PAGE * config.head_size)
 
 
 def _key(config: ModelConfig, ranks: int, dtype: torch.dtype, program: str) -> str:
-    """Everything that decides the compiled graph: the model, torch, the compiler and its flags, and the code that is
-    traced. Editing a comment changes nothing here."""
+    """Return a digest of everything that determines the compiled graph: the model, torch, the compiler and its flags,
+    and the traced code without its comments."""
     built_by = torch.__version__, compiler_version(program), sorted(_INDUCTOR.items())
     parts = [json.dumps(config.to_json()), ranks, dtype, *built_by, traced_code()]
     return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:32]
@@ -73,7 +82,7 @@ def _compile(config: ModelConfig, ranks: int, dtype: torch.dtype, package: Path)
 
     from trtllm_pt.backends.embedded.kernels import fakes
 
-    fakes.register()  # the shapes of the ops, for tracing
+    fakes.register()  # tracing needs the shapes of the ops' results
 
     dim = torch.export.Dim
     tokens, batch = dim("tokens", min=1, max=MAX_TOKENS), dim("batch", min=1, max=MAX_BATCH)
@@ -88,7 +97,7 @@ def _compile(config: ModelConfig, ranks: int, dtype: torch.dtype, package: Path)
         [{1: pages}] * config.num_layers,
     )
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch's own, of its own parts
+        warnings.simplefilter("ignore", FutureWarning)  # torch uses deprecated parts of itself
         model = EmbeddedModel(config, ranks, dtype).eval()
         exported = torch.export.export(model, _example(config, ranks, dtype), dynamic_shapes=shapes, strict=False)
         try:
@@ -99,7 +108,7 @@ def _compile(config: ModelConfig, ranks: int, dtype: torch.dtype, package: Path)
 
 
 def _example(config: ModelConfig, ranks: int, dtype: torch.dtype) -> tuple[Tensor | list[Tensor], ...]:
-    """A batch whose every axis is neither 0 nor 1, which tracing would take for constants."""
+    """Return an example batch. No axis has size 0 or 1, because tracing treats these sizes as constants."""
     int64 = torch.int64
     return (
         torch.zeros(8, dtype=int64),
@@ -112,7 +121,7 @@ def _example(config: ModelConfig, ranks: int, dtype: torch.dtype) -> tuple[Tenso
 
 
 def ops_in_order(package: Path) -> list[str]:
-    """The project's ops that a package calls, in order: what the graph really does."""
+    """Return the names of our ops that a compiled package calls, in order."""
     with zipfile.ZipFile(package) as archive:
         names = [name for name in archive.namelist() if name.endswith(".wrapper.json")]
         nodes = json.loads(archive.read(names[0]))["nodes"]

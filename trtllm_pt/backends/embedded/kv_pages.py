@@ -1,4 +1,4 @@
-"""The pages of the KV cache: who holds which, and which hold a prefix worth keeping. Rank 0 only."""
+"""The pages of the KV cache: which sequences hold them, and which are kept for reuse as a prefix. Rank 0 only."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from trtllm_pt.backends.embedded.constants import PAGE
 
 ROOT = -1  # the parent of a sequence's first page
 
-# (page of the 16 tokens before, these 16 tokens): with the chain, all tokens from the start
+# (page of the previous 16 tokens, these 16 tokens). The chain of previous pages identifies all tokens from the start.
 PageKey = tuple[int, bytes]
 
 
 def pages_for(tokens: int) -> int:
-    """Pages that `tokens` tokens fill."""
+    """Return the number of pages that `tokens` tokens need."""
     return -(-tokens // PAGE)
 
 
 def page_key(tokens: array[int], page: int) -> bytes:
-    """The tokens (int64) of the full page number `page` of a sequence."""
+    """Return the tokens of page number `page` of a sequence as bytes of int64. The page must be full."""
     return tokens[page * PAGE : (page + 1) * PAGE].tobytes()
 
 
 class PagePool:
-    """A fixed number of pages, each free, held by sequences (counted), or idle: held by none, but kept for reuse.
+    """A fixed number of pages. Each page is free, held by one or more sequences, or idle: not held, but kept for reuse.
 
-    A full page is registered under its tokens and the page before it. That chain is exact because a page never loses
-    its registered parent: whoever holds a page holds its parent, sequences let go of their last page first, and the
-    page that was let go first is the first to be overwritten.
+    A full page is registered under its tokens and its parent, the page before it. This chain is exact because a page
+    never loses its registered parent: a sequence that holds a page also holds its parent, sequences release their last
+    page first, and the page that was released first is the first to be overwritten.
     """
 
     def __init__(self, total: int) -> None:
@@ -47,10 +47,14 @@ class PagePool:
 
     @property
     def held(self) -> int:
+        """Pages that sequences hold."""
         return self.total - self.available
 
     def match(self, keys: Iterable[bytes]) -> list[int]:
-        """The longest run of registered pages for a sequence whose full pages hold `keys`. Takes no reference."""
+        """Return the longest run of registered pages for a sequence whose full pages have these keys.
+
+        Takes no references.
+        """
         pages: list[int] = []
         parent = ROOT
         for key in keys:
@@ -62,7 +66,7 @@ class PagePool:
         return pages
 
     def idle(self, pages: Sequence[int]) -> int:
-        """How many of `pages` nobody holds: those that `share` takes away from `available`."""
+        """Return how many of `pages` no sequence holds. `share` reduces `available` by this number."""
         return sum(not self._references[page] for page in pages)
 
     def share(self, pages: Sequence[int]) -> None:
@@ -73,8 +77,8 @@ class PagePool:
             self._references[page] += 1
 
     def allocate(self) -> int:
-        """A page to write to, with one reference; overwrites the longest idle page when none is free."""
-        assert self.available, "the caller looks at `available` first"
+        """Return a page to write to, with one reference: a free one, otherwise the one that was idle longest."""
+        assert self.available, "the caller checks `available` first"
         if self._free:
             page = self._free.pop()
         else:
@@ -87,8 +91,11 @@ class PagePool:
         return page
 
     def register(self, page: int, parent: int, key: bytes) -> int:
-        """Offer a full page for reuse. Returns the page to hold from now on: where the same tokens are registered
-        already that is the other page, whose content is the same to the bit, and `page` is free again."""
+        """Register a full page for reuse, and return the page to hold from now on.
+
+        If the same tokens are already registered, that is the other page, whose content is the same bit for bit;
+        `page` is then released.
+        """
         twin = self._registered.setdefault((parent, key), page)
         if twin == page:
             self._keys[page] = (parent, key)
@@ -98,7 +105,7 @@ class PagePool:
         return twin
 
     def release(self, pages: Sequence[int]) -> None:
-        """Let go of a sequence's pages, given in its order."""
+        """Release a sequence's pages, which are given in the sequence's order."""
         for page in reversed(pages):
             self._references[page] -= 1
             assert self._references[page] >= 0, f"page {page} was released twice"
@@ -109,7 +116,7 @@ class PagePool:
                     self._idle[page] = None
 
     def check_integrity(self, holders: Iterable[Sequence[int]] = ()) -> None:
-        """Assert that the books agree: `holders` are the page lists of all live sequences."""
+        """Assert that all fields are consistent. `holders` are the page lists of all live sequences."""
         counts = Counter(page for pages in holders for page in pages)
         assert self._references == [counts[page] for page in range(self.total)], "references differ from the holders"
         held = [page for page in range(self.total) if self._references[page]]

@@ -1,10 +1,10 @@
-"""The embedded engine's network: one rank's tracks, the heavy work in our own ops, run by the schedule walker.
+"""The network of the embedded engine: the tracks of one rank on our own ops, run by the schedule walker.
 
-Weights are buffers in the packed order of `trtllm_pt::pack`; the graph is the same for every rank, and reads from the
-buffer `lm_head.first` and from the communicator which rank it is.
+Weights are buffers in the packed order of `trtllm_pt::pack`. The graph is the same for every rank: the rank is known
+only from the buffer `lm_head.first` and the communicator.
 
-    T tokens in the call   B sequences   R logits wanted   P pages   M pages of a sequence   K tracks on this rank
-    W hidden_size   H, G heads, KV heads of a track on this rank   D head_size   F FFN rows   E experts
+Shapes: T tokens in the step, B sequences, R rows of logits, P pages, M pages of the longest sequence, K tracks on this
+rank, W hidden_size, G KV heads per track on this rank, D head_size, I inputs of a matrix.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from trtllm_pt.model.schedule import ReduceOp, Run, schedule_of
 from trtllm_pt.network import walk
 from trtllm_pt.network.module import Module
 
-ops = torch.ops.trtllm_pt  # untyped, hence the ignores
+ops = torch.ops.trtllm_pt  # the ops have no types, hence the `type: ignore` comments
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Any mix of prefill chunks and decode steps, sequence after sequence."""
+    """The sequences of a step, in any mix of prefill chunks and decode steps."""
 
-    starts: Tensor  # int64 [B] position of a sequence's first token in this call
-    offsets: Tensor  # int64 [B + 1] where its tokens lie
-    pages: Tensor  # int64 [B, M] its KV pages
-    rotary: Tensor | None  # float32 [T, D] cos | sin
-    caches: list[Tensor]  # per layer [2, P, K * G, PAGE * D]
+    starts: Tensor  # int64 [B]: position of each sequence's first token in this step
+    offsets: Tensor  # int64 [B + 1]: where each sequence's tokens begin and end
+    pages: Tensor  # int64 [B, M]: each sequence's KV pages
+    rotary: Tensor | None  # float32 [T, D]: cos, then sin; None without RoPE
+    caches: list[Tensor]  # of each layer, [2, P, K * G, PAGE * D]
 
 
 class EmbeddedModel(Module):
-    """One rank of `ranks`. `forward` gives float32 logits [R, V / ranks] of the tokens at `last`."""
+    """The network of one rank of `ranks`."""
 
     def __init__(self, config: ModelConfig, ranks: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -48,12 +48,17 @@ class EmbeddedModel(Module):
     def forward(
         self, tokens: Tensor, starts: Tensor, offsets: Tensor, pages: Tensor, last: Tensor, caches: list[Tensor]
     ) -> Tensor:
-        """tokens int64 [T], last int64 [R], the rest as in Batch."""
+        """Return float32 logits [R, padded V / ranks] of the tokens at `last`.
+
+        tokens: int64 [T]. last: int64 [R], indices into `tokens`. The other arguments are as in Batch.
+        """
         stream = self.transformer(tokens, starts, offsets, pages, last, caches)
         return self.lm_head(stream, self.transformer.vocab_embedding)
 
 
 class Transformer(Module):
+    """The network without its output head."""
+
     layers: Sequence[Layer]
     inv_freq: Tensor | None
 
@@ -63,7 +68,7 @@ class Transformer(Module):
         self.schedule = schedule_of(config)
         self.vocab_embedding = Packed((), config.vocab_size, config.hidden_size, dtype)
         layers = (Layer(config, layout, layer, dtype) for layer in range(config.num_layers))
-        self.layers = nn.ModuleList(layers)  # type: ignore[assignment]  # a ModuleList knows no element type
+        self.layers = nn.ModuleList(layers)  # type: ignore[assignment]  # nn.ModuleList has no element type
         self.ln_f = Norm(1, config.hidden_size, config, dtype)
         if any(config.has_rope(layer) for layer in range(config.num_layers)):
             self.register_buffer("inv_freq", torch.empty(1, config.head_size // 2))
@@ -73,7 +78,7 @@ class Transformer(Module):
     def forward(
         self, tokens: Tensor, starts: Tensor, offsets: Tensor, pages: Tensor, last: Tensor, caches: list[Tensor]
     ) -> Tensor:
-        """The normed stream [R, W] of the tokens at `last`."""
+        """Return the normalised stream [R, W] of the tokens at `last`."""
         rotary = None if self.inv_freq is None else ops.rotary(tokens, starts, offsets, self.inv_freq[0])
         batch = Batch(starts, offsets, pages, rotary, caches)
         x = ops.gather_rows(tokens, self.vocab_embedding.weight, self.config.hidden_size)
@@ -82,7 +87,7 @@ class Transformer(Module):
 
 
 class TrackOps(walk.TrackOps[Tensor]):
-    """The walker's operations. The shared stream is [1, T, W] and the tracks' own streams are [K, T, W].
+    """The operations of the schedule walker. The shared stream is [1, T, W] and the tracks' own streams are [K, T, W].
 
     Without a dispatch norm, the first add broadcasts the shared stream to the tracks.
     """
@@ -96,7 +101,7 @@ class TrackOps(walk.TrackOps[Tensor]):
         return layer.attention_out(x, self.batch) if run.place == "attention" else layer.ffn_out(x)
 
     def all_reduce(self, x: Tensor, op: ReduceOp) -> Tensor:
-        """The only all-reduce of the network."""
+        """Return the sum or mean over all tracks of all ranks, [1, T, W]. No other code of the network calls the op."""
         scale = 1.0 / self.model.tracks if op == "mean" else 1.0
         return ops.all_reduce(x, self.ranks, scale)  # type: ignore[no-any-return]
 
@@ -105,7 +110,7 @@ class TrackOps(walk.TrackOps[Tensor]):
 
 
 class Layer(Module):
-    """The two sub-layers, norms included, residuals not."""
+    """The two sub-layers of a layer with their norms, without the residual adds."""
 
     def __init__(self, config: ModelConfig, layout: RankLayout, layer: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -134,7 +139,7 @@ class Layer(Module):
 
 
 class Attention(Module):
-    """One call over all the rank's heads: norms, RoPE, cache and softmax are inside the op."""
+    """Attention over all heads of the rank. One op does QK norms, RoPE, KV cache and softmax."""
 
     def __init__(self, config: ModelConfig, layout: RankLayout, layer: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -169,7 +174,7 @@ class Attention(Module):
 
 
 class GatedMLP(Module):
-    """SwiGLU: down(silu(gate(x)) * up(x)), with gate and up in one product."""
+    """SwiGLU: down(silu(gate(x)) * up(x)), with gate and up in one matrix product."""
 
     def __init__(self, config: ModelConfig, layout: RankLayout, dtype: torch.dtype) -> None:
         super().__init__()
@@ -183,7 +188,7 @@ class GatedMLP(Module):
 
 
 class Experts(Module):
-    """Each track's own experts, gated FFNs, of which the router chooses some for each token."""
+    """The experts of each track, which are gated FFNs. A router chooses some of them for each token."""
 
     def __init__(self, config: ModelConfig, layout: RankLayout, dtype: torch.dtype) -> None:
         super().__init__()
@@ -200,13 +205,13 @@ class Experts(Module):
 
 
 class Head(Module):
-    """This rank's slice of the logits. A tied head reads its rows of the embedding, which all ranks map."""
+    """The output head for this rank's slice of the vocabulary. A tied head reads these rows of the embedding."""
 
     def __init__(self, config: ModelConfig, layout: RankLayout, dtype: torch.dtype) -> None:
         super().__init__()
         self.rows = len(layout.vocab)
         self.first: Tensor
-        # Two axes, like inv_freq: the compiler writes the values of a short vector into the graph.
+        # Like inv_freq it has two axes, because the compiler writes the values of a short vector into the graph.
         self.register_buffer("first", torch.empty(1, 1, dtype=torch.int64))
         if not config.tie_embeddings:
             self.register_buffer("weight", Packed((), self.rows, config.hidden_size, dtype).weight)
@@ -217,7 +222,7 @@ class Head(Module):
 
 
 class Linear(Module):
-    """x [K, T, I] times packed weight, track by track."""
+    """The product of x [K, T, I] with a packed weight, for each track."""
 
     def __init__(self, tracks: int, rows: int, columns: int, dtype: torch.dtype, bias: bool = False) -> None:
         super().__init__()
@@ -230,6 +235,8 @@ class Linear(Module):
 
 
 class Norm(Module):
+    """RMSNorm of x [K, T, features], with a weight per track."""
+
     def __init__(self, tracks: int, features: int, config: ModelConfig, dtype: torch.dtype) -> None:
         super().__init__()
         self.eps = config.norm_eps
@@ -240,23 +247,28 @@ class Norm(Module):
 
 
 class Weight(Module):
+    """A module that holds one buffer, `weight`."""
+
     weight: Tensor
 
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         super().__init__()
-        # Never touched: the graph is traced over shapes, so even a huge weight takes no memory.
+        # Tracing needs only shapes and never writes to the buffer, so even a huge weight takes no memory.
         self.register_buffer("weight", torch.empty(shape, dtype=dtype))
 
 
 class Packed(Weight):
-    """Room for a [*lead, rows, columns] matrix in packed order."""
+    """A buffer for a matrix [*lead, rows, columns] in packed order."""
 
     def __init__(self, lead: tuple[int, ...], rows: int, columns: int, dtype: torch.dtype) -> None:
         super().__init__(packed_shape((*lead, rows, columns), dtype), dtype)
 
 
 def packed_shape(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[int, ...]:
-    """The shape that `trtllm_pt::pack` gives a matrix [*lead, N, I]: [*lead, ceil(N / 16), ceil(I / e), 16 * e]."""
+    """Return the shape of a matrix [*lead, N, I] after `trtllm_pt::pack`: [*lead, ceil(N / 16), ceil(I / e), 16 * e].
+
+    e is STEP_BYTES divided by the size of an element.
+    """
     *lead, rows, columns = shape
     inputs = STEP_BYTES // dtype.itemsize
     return (*lead, -(-rows // TILE), -(-columns // inputs), TILE * inputs)

@@ -1,4 +1,4 @@
-"""The Python code that decides the compiled graph, as one digest: part of the key under which graphs are cached."""
+"""A digest of the Python code that determines the compiled graph. It is part of the key of the cache of graphs."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _ROOT = "trtllm_pt"
-# What is traced, the shapes of its ops, and the axes, example and flags that it is compiled with.
+# The traced network, the shapes of its ops, and the axes, example inputs and flags with which it is compiled.
 _DECIDES = tuple(f"trtllm_pt.backends.embedded.{name}" for name in ("network", "kernels.fakes", "graph"))
 
 
 @functools.cache
 def traced_code() -> str:
-    """A digest of the modules that decide the graph. Comments, docstrings and layout are left out."""
+    """Return a digest of the modules that determine the graph, without comments, docstrings and layout."""
     found = deciding_modules()
     text = "\0".join(f"{name}\0{found[name]}" for name in sorted(found))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def deciding_modules() -> dict[str, str]:
-    """The code, by module, of what decides the graph and of all that it imports of this package, however deep."""
+    """Return the code, by module, that determines the graph: _DECIDES and all modules of this package they import,
+    directly or indirectly."""
     found: dict[str, str] = {}
     queue = list(_DECIDES)
     while queue:
@@ -36,7 +37,7 @@ def deciding_modules() -> dict[str, str]:
 
 
 def code_of(tree: ast.Module) -> str:
-    """A module without comments, docstrings and layout."""
+    """Return the code of a module without comments, docstrings and layout."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and _docstring(node):
             node.body = node.body[1:] or [ast.Pass()]
@@ -49,7 +50,7 @@ def _docstring(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunc
 
 
 def imports(tree: ast.Module) -> Iterator[str]:
-    """The modules of this package that a module imports, anywhere in it."""
+    """Yield the modules of this package that a module imports, also inside functions."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == _ROOT:
             for alias in node.names:

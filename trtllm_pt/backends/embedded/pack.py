@@ -1,6 +1,6 @@
-"""Weights of the embedded engine: from a rank's checkpoint file into the order that the ops read, once, at build time.
+"""Rewrite the weights of a checkpoint in the order in which the ops read them, when an engine is built.
 
-What all ranks hold alike goes to one file that all of them map.
+Weights that are the same on all ranks go to one file, which all ranks map.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ SHARED_FILE = "shared.safetensors"
 
 
 def weight_infos(manifest: CheckpointManifest) -> dict[str, TensorInfo]:
-    """Every constant of the graph, by name; the same for all ranks."""
+    """Return the dtype and shape of every constant of the graph by name. They are the same for all ranks."""
     model = EmbeddedModel(manifest.model, manifest.ranks, manifest.torch_dtype)
     return {name: TensorInfo(tensor.dtype, tuple(tensor.shape)) for name, tensor in model.state_dict().items()}
 
 
 def shared_names(config: ModelConfig, infos: dict[str, TensorInfo]) -> set[str]:
-    """Constants that all ranks hold alike."""
+    """Return the names of the constants whose values are the same on all ranks."""
     alike = {
         spec.name for spec in tensors(config) if spec.split == "none" and (not spec.per_track or config.tracks == 1)
     }
@@ -39,7 +39,7 @@ def shared_names(config: ModelConfig, infos: dict[str, TensorInfo]) -> set[str]:
 
 
 def write_weights(checkpoint: Path, manifest: CheckpointManifest, output: Path, progress: bool | None = None) -> None:
-    """Writes `shared.safetensors` and `rank{r}.safetensors` into `output`, a track of one matrix at a time."""
+    """Write `shared.safetensors` and every `rank{r}.safetensors` into `output`, one track of one matrix at a time."""
     infos = weight_infos(manifest)
     shared = shared_names(manifest.model, infos)
     jobs = [(output / SHARED_FILE, 0, sorted(shared))]
@@ -66,13 +66,13 @@ def write_weights(checkpoint: Path, manifest: CheckpointManifest, output: Path, 
 
 
 def packed(name: str, source: SafetensorsFile, manifest: CheckpointManifest, rank: int) -> Iterator[Tensor]:
-    """One constant of the graph, in pieces along its first axis."""
+    """Yield one constant of the graph, in pieces along its first axis."""
     config, layout = manifest.model, rank_layout(manifest.model, manifest.ranks, rank)
     tracks = len(layout.tracks)
     pack = torch.ops.trtllm_pt.pack
 
     def of(stored: str) -> Tensor:
-        """A per-track weight with its track axis, which a file leaves out where there is one track."""
+        """Return a per-track weight with its track axis, which the file of a rank with one track leaves out."""
         tensor = source.get(stored)
         return tensor if tracks > 1 else tensor[None]
 
@@ -80,7 +80,7 @@ def packed(name: str, source: SafetensorsFile, manifest: CheckpointManifest, ran
     if name == "transformer.inv_freq":
         yield inverse_frequencies(config)[None]
     elif name == "lm_head.first":
-        # A tied head reads its rows of the whole embedding, an own one starts at its first.
+        # A tied head reads the rank's rows of the whole embedding; an untied head's table has only the rank's rows.
         yield torch.tensor([[layout.vocab.start if config.tie_embeddings else 0]])
     elif name == "transformer.ln_f.weight":
         yield source.get(name)[None]
@@ -96,5 +96,5 @@ def packed(name: str, source: SafetensorsFile, manifest: CheckpointManifest, ran
     elif name.endswith((".qkv.weight", ".dense.weight", "mlp.down.weight")):
         for track in of(name.replace("mlp.down.weight", DOWN)):
             yield pack(track)[None]
-    else:  # norms, biases, routers: as they are
+    else:  # norms, biases and routers are not packed
         yield of(name)

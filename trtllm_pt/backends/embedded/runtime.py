@@ -1,4 +1,4 @@
-"""The runtime protocol on the embedded engine, on rank 0. It works while it is polled: no thread, no lock."""
+"""The runtime of the embedded engine on rank 0. It runs steps only while it is polled, without threads or locks."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from trtllm_pt.backends.embedded.session import Session, open_session
 from trtllm_pt.errors import UsageError
 from trtllm_pt.requests.messages import CLOSED, Request, Stats, Tokens
 
-_PREFILL_CHUNK = 256  # prompt tokens of a step in which others decode: their next token must not wait long
+_PREFILL_CHUNK = 256  # prompt tokens in a step with decoding requests, so that their next token does not wait long
 
 
 class EmbeddedRuntime:
-    """Requests in, tokens out, all ranks in step. Everything that decides is here; the others follow."""
+    """Turns requests into tokens on all ranks. Rank 0 makes all decisions here, and the other ranks run its plans."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -30,8 +30,8 @@ class EmbeddedRuntime:
             chunk=min(_PREFILL_CHUNK, options.max_num_tokens),
         )
         self._closed = False
-        self.broken = False  # set where a step failed: the other ranks may wait in it for ever
-        self._done: list[Tokens] = []  # of requests that ended between steps
+        self.broken = False  # set when a step failed, in which the other ranks may wait forever
+        self._done: list[Tokens] = []  # messages of requests that finished between steps
 
     @property
     def busy(self) -> bool:
@@ -46,7 +46,7 @@ class EmbeddedRuntime:
             self._done.append(message)
 
     def poll(self, timeout: float) -> list[Tokens]:
-        """Runs steps until there are tokens, nothing is left to do, or the time is over; at least one step."""
+        """Run at least one step, and more until there are tokens, no request is left, or `timeout` seconds are over."""
         if self._closed:
             raise UsageError(CLOSED)
         deadline = time.monotonic() + timeout
@@ -64,7 +64,7 @@ class EmbeddedRuntime:
         try:
             logits = self.session.run(plan)
         except BaseException:
-            self._closed = self.broken = True  # the ranks are no longer in step
+            self._closed = self.broken = True  # the ranks may be at different places in the step
             raise
         sampled = sample(logits, self._scheduler.wanted)
         return messages + self._scheduler.finish_step(sampled)
@@ -105,7 +105,7 @@ class EmbeddedRuntime:
 
 
 def open_rank(folder: Path, *, threads: int | None, kv_tokens: int | None) -> EmbeddedRuntime | None:
-    """See Backend.open_rank."""
+    """Join the ranks of an engine and load this one, as described at Backend.open_rank."""
     session = open_session(folder, threads=threads, kv_tokens=kv_tokens)
     if session.world.rank:
         session.follow()

@@ -1,7 +1,8 @@
-"""From logits to tokens, on rank 0. A row's result depends on that row and its sequence only, to the bit.
+"""Sample tokens from logits, on rank 0. The result of a row depends only on that row and its sequence, bit for bit.
 
-The order: log-probs of the raw logits; repetition, frequency and presence penalties; forbidden tokens (bad words, ends
-before min_tokens); temperature; top_k; top_p; min_p; one draw by (seed, position). R rows, V vocabulary.
+The order is: log-probs of the raw logits; repetition, frequency and presence penalties; forbidden tokens (bad words,
+and end tokens before min_tokens); temperature; top_k; top_p; min_p; one draw by (seed, position).
+Shapes: R rows, V vocabulary.
 """
 
 from __future__ import annotations
@@ -18,19 +19,22 @@ from trtllm_pt.requests.sequence import Sequence
 
 Floats = npt.NDArray[np.float64]
 Int64s = npt.NDArray[np.int64]
-Logits = npt.NDArray[np.float32] | Floats  # float64 where something has changed them
+Logits = npt.NDArray[np.float32] | Floats  # float64 after penalties or forbidden tokens
 
-BLOCK = 64  # logits of which the largest is looked at first, so that top_k need not look at all
+BLOCK = 64  # top_k first compares the largest logits of blocks of this size, so that it need not sort all logits
 _WORD = (1 << 64) - 1
-BINS, BINS_PER_UNIT = 1024, 8  # log-weights by size, so that top_p need not sort those far below its cut
+BINS, BINS_PER_UNIT = 1024, 8  # top_p first sorts log-weights into bins, so that it need not sort those below its cut
 
 
-# One entry per row: tokens; log-probs, None: not asked for; why the row has no token, and so the request ends.
+# One entry per row: the tokens; the log-probs, or None if not requested; the errors that end a request, or None.
 Sampled = tuple[list[int], list[float | None], list[str | None]]
 
 
 def sample(logits: npt.NDArray[np.float32], sequences: SequenceOf[Sequence]) -> Sampled:
-    """The next token of each sequence. logits [R, V], without padding. No sequences: no row was wanted."""
+    """Return the next token of each sequence. logits: [R, V], without the vocabulary's padding.
+
+    `sequences` is empty for a step whose logits are not used.
+    """
     log_probs: list[float | None] = [None] * len(sequences)
     errors: list[str | None] = [None] * len(sequences)
     if not sequences:
@@ -50,20 +54,20 @@ def sample(logits: npt.NDArray[np.float32], sequences: SequenceOf[Sequence]) -> 
 
 
 def is_untouched(sequence: Sequence) -> bool:
-    """Nothing changes a logit."""
+    """Return whether neither penalties nor forbidden tokens can change the sequence's logits."""
     p = sequence.sampling
     unpenalised = p.repetition_penalty == 1 and p.presence_penalty == 0 and p.frequency_penalty == 0
     return unpenalised and not p.bad_words and may_end(sequence)
 
 
 def may_end(sequence: Sequence) -> bool:
-    """Neither the end id nor the last token of a stop word can come too early any more."""
+    """Return whether min_tokens no longer forbids an end token or the last token of a stop word."""
     p = sequence.sampling
     return p.min_tokens == 0 or sequence.num_output + 1 >= p.min_tokens + max((1, *map(len, p.stop_words)))
 
 
 def pick(x: Logits, best: int, sequence: Sequence) -> int:
-    """The next token of one sequence; -1: every token is forbidden. x [V]: its logits, the largest at `best`."""
+    """Return the next token of a sequence, or -1 if every token is forbidden. x: logits [V], the largest at `best`."""
     if math.isnan(x[best]):
         return best
     if not is_untouched(sequence):
@@ -82,15 +86,19 @@ def pick(x: Logits, best: int, sequence: Sequence) -> int:
 
 
 def log_prob(row: npt.NDArray[np.float32], token: int) -> float:
-    """log softmax(row)[token], in float64."""
+    """Return log softmax(row)[token], computed in float64."""
     x = row.astype(np.float64)
     top = x.max()
     return float(x[token] - top - np.log(np.exp(x - top).sum()))
 
 
 def penalise(x: Floats, sequence: Sequence) -> None:
-    """Repetition (Keskar et al. 2019: a positive logit is divided, a negative one multiplied; prompt and output), then
-    frequency times the count and presence once (OpenAI; output only). In place, x [V]."""
+    """Apply the penalties to logits x [V], in place.
+
+    The repetition penalty divides positive logits and multiplies negative ones, for tokens of prompt and output (Keskar
+    et al. 2019, arXiv:1909.05858). Then the frequency penalty times a token's count and the presence penalty are
+    subtracted, for tokens of the output (as in OpenAI's API).
+    """
     p = sequence.sampling
     if p.repetition_penalty != 1:
         seen = np.unique(sequence.tokens)
@@ -101,7 +109,7 @@ def penalise(x: Floats, sequence: Sequence) -> None:
 
 
 def forbidden(sequence: Sequence) -> Iterator[int]:
-    """Tokens that would complete a bad word, or end the output before min_tokens."""
+    """Yield the tokens that would complete a bad word, or end the output before min_tokens."""
     p, count = sequence.sampling, sequence.num_output
     if sequence.end_id >= 0 and count < p.min_tokens:
         yield sequence.end_id
@@ -113,10 +121,11 @@ def forbidden(sequence: Sequence) -> Iterator[int]:
 
 
 def keep(x: Logits, top: float, p: SamplingParams) -> tuple[Int64s, Floats]:
-    """Tokens that top_k, top_p and min_p leave, with their weights (not normalised). x [V]: logits, the largest `top`.
+    """Return the tokens that top_k, top_p and min_p keep, with their weights, which are not normalised.
 
-    top_k takes the k largest (ties: the lower id); top_p the fewest of those, largest first, that hold the share top_p;
-    min_p those with at least min_p times the largest weight.
+    x: logits [V], of which `top` is the largest. top_k keeps the k largest, with the lower id on ties. top_p keeps the
+    fewest of those, largest first, whose weights add up to at least the share top_p. min_p keeps those with at least
+    min_p times the largest weight.
     """
     tokens = largest(x, p.top_k) if 0 < p.top_k < len(x) else None
     logs = log_weights(x if tokens is None else x[tokens], top, p.temperature)
@@ -137,22 +146,26 @@ def keep(x: Logits, top: float, p: SamplingParams) -> tuple[Int64s, Floats]:
 
 
 def log_weights(x: Logits, top: float, temperature: float) -> Floats:
-    with np.errstate(over="ignore"):  # a tiny temperature sends all but the largest to -inf, as it should
+    """Return (x - top) / temperature in float64."""
+    with np.errstate(over="ignore"):  # with a tiny temperature, all but the largest become -inf, which is intended
         return (x.astype(np.float64) - top) / temperature
 
 
 def largest(x: Logits, k: int) -> Int64s:
-    """Indices of the k largest values, largest first, the lower index first on ties."""
+    """Return the indices of the k largest values, largest first, the lower index first on ties."""
     heads = x[: len(x) // BLOCK * BLOCK].reshape(-1, BLOCK).max(axis=1)
     some = heads if len(heads) >= k else x
-    bound = np.partition(some, len(some) - k)[len(some) - k]  # at least k values are not below it
+    bound = np.partition(some, len(some) - k)[len(some) - k]  # at least k values are >= bound
     candidates = (x >= bound).nonzero()[0]
     found: Int64s = candidates[(-x[candidates]).argsort(kind="stable")[:k]]
     return found
 
 
 def largest_share(logs: Floats, weights: Floats, share: float) -> Int64s:
-    """Indices of weights that together hold `share` of all, and hardly more, largest first; logs: their logarithms."""
+    """Return indices of weights, largest first, that together have at least `share` of the total, and few others.
+
+    logs: the logarithms of the weights.
+    """
     bins = (np.minimum(-logs, BINS / BINS_PER_UNIT - 1) * BINS_PER_UNIT).astype(np.int64)
     sums = np.bincount(bins, weights).cumsum()
     candidates = (bins <= sums.searchsorted(share * sums[-1])).nonzero()[0]
@@ -161,8 +174,11 @@ def largest_share(logs: Floats, weights: Floats, share: float) -> Int64s:
 
 
 def uniform(seed: int, position: int) -> float:
-    """A number in [0, 1) that depends on nothing else: Philox4x64-10 (Salmon et al. 2011), key `seed`, counter
-    `position` + 1, as in numpy, whose generator takes longer to make than this."""
+    """Return a number in [0, 1) that depends only on seed and position.
+
+    It is Philox4x64-10 (Salmon et al. 2011) with key `seed` and counter `position` + 1, and equals NumPy's, whose
+    generator takes longer to construct than this function takes.
+    """
     a, b, c, d, key, other = position + 1, 0, 0, 0, seed, 0
     for _ in range(10):
         first, second = 0xD2E7470EE14C6C93 * a, 0xCA5A826395121157 * c
@@ -172,7 +188,7 @@ def uniform(seed: int, position: int) -> float:
 
 
 def draw(tokens: Int64s, weights: Floats, u: float) -> int:
-    """The token at which the cumulative weight passes u of the whole: never one of weight 0."""
+    """Return the token at which the cumulative weight exceeds u times the total. It never has weight 0."""
     sums = weights.cumsum()
     target = min(u * sums[-1], np.nextafter(sums[-1], 0))
     return int(tokens[sums.searchsorted(target, side="right")])

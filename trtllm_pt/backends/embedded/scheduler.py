@@ -1,6 +1,6 @@
-"""In-flight batching: which tokens of which requests run in the next step. Decided on rank 0 alone, by arrival only.
+"""In-flight batching: choose the tokens of the requests that run in the next step. Runs on rank 0 only.
 
-A step of the runtime:
+The choice depends only on the order of arrival. A step of the runtime is:
 
     plan = scheduler.schedule()
     if plan is None:
@@ -26,12 +26,12 @@ from trtllm_pt.requests.sequence import Sequence
 
 
 class Scheduler:
-    """Running sequences and the queue, together always in order of arrival: first come, first served, last preempted.
+    """The running sequences and the queue. Requests run in order of arrival, and the latest is preempted first.
 
-    max_batch_size: sequences that run at a time. max_num_tokens: tokens in a step. num_pages: KV pages of 16
-    tokens. chunk: prompt tokens that a step takes beside sequences that are decoding (default: up to max_num_tokens),
-    so that a long prompt does not stall them. end_id: of requests that name none; -1: none. Raises UsageError for
-    limits that contradict each other.
+    max_batch_size: the most sequences that run at a time. max_num_tokens: the most tokens in a step. num_pages: the
+    number of KV pages of 16 tokens. chunk: the most prompt tokens in a step with decoding sequences, so that a long
+    prompt does not stall them; None sets it to max_num_tokens. end_id: the end token of requests that name none, or -1.
+    Raises UsageError for limits that contradict each other.
     """
 
     def __init__(
@@ -53,21 +53,21 @@ class Scheduler:
 
         self.pages = PagePool(num_pages)
         self.running: list[Sequence] = []  # in order of arrival
-        self.waiting: deque[Sequence] = deque()  # in order of arrival, all later than the running
-        self.wanted: list[Sequence] = []  # those whose logits the current plan asks for, in the order of plan.last
+        self.waiting: deque[Sequence] = deque()  # in order of arrival, all later than the running ones
+        self.wanted: list[Sequence] = []  # the sequences that get a token in this step, in the order of plan.last
         self.steps = 0
         self.preemptions = 0
-        self.prompt_tokens = 0  # of all requests taken
-        self.reused_tokens = 0  # found in the cache when a request was admitted
-        self.output_tokens = 0  # sampled, end ids and stop words included
+        self.prompt_tokens = 0  # of all accepted requests
+        self.reused_tokens = 0  # prompt tokens found in the KV cache when a request was admitted
+        self.output_tokens = 0  # sampled tokens, including end tokens and stop words
 
         self._by_id: dict[int, Sequence] = {}
-        self._step: list[tuple[Sequence, int]] = []  # the last: sequence and number of its tokens
+        self._step: list[tuple[Sequence, int]] = []  # the sequences of the last step, with the number of their tokens
         self._in_flight = False
-        self._lasting: StepPlan | None = None  # the last plan, if the next step may be the same one token further
+        self._lasting: StepPlan | None = None  # the last plan, if the next step can be the same, one token further
 
     def add(self, request: Request) -> None:
-        """Queue a request. Raises UsageError, naming the field, for one that could never run."""
+        """Queue a request. Raises UsageError, naming the field, for a request that can never run."""
         self._check_request(request)
         sequence = Sequence.start(request, self.limits.length(request), self.end_id)
         self._by_id[request.id] = sequence
@@ -76,16 +76,19 @@ class Scheduler:
         self.prompt_tokens += len(request.token_ids)
 
     def cancel(self, request_id: int, reason: FinishReason = "cancelled", error: str | None = None) -> Tokens | None:
-        """End a request and free its pages now, also while a step runs. None: no such request (any more)."""
+        """Finish a request and free its pages now, even while a step runs.
+
+        Returns the request's last message, or None if it is not waiting or running.
+        """
         sequence = self._by_id.get(request_id)
         if sequence is None:
             return None
         return self._finish(sequence, reason, error)
 
     def schedule(self) -> StepPlan | None:
-        """The next step: decodes first, then prompts in order of arrival. None: nothing to do.
+        """Return the next step, or None if there is no request: decodes first, then prompts in order of arrival.
 
-        Every plan must be answered by one `finish_step` before the next, which may write over it.
+        Call `finish_step` once after each step. The next call may overwrite the plan.
         """
         assert not self._in_flight, "the last step was not finished"
         plan = self._one_further() or self._new_plan()
@@ -93,8 +96,10 @@ class Scheduler:
         return plan
 
     def _one_further(self) -> StepPlan | None:
-        """The last plan with the tokens that came of it, if all who run decode and nobody came, left or needs a page:
-        nothing else can have changed, and most steps are so."""
+        """Return the last plan, updated to the tokens it produced, if the same sequences only decode further.
+
+        This is the case for most steps: no request has arrived or finished, and no sequence needs another page.
+        """
         plan = self._lasting
         if plan is not None:
             for row, sequence in enumerate(self.wanted):
@@ -120,9 +125,9 @@ class Scheduler:
         return plan
 
     def finish_step(self, sampled: Sampled) -> list[Tokens]:
-        """Take in what the step computed: `sampled` has one token for each of `wanted`, in order."""
+        """Record a step's results and return the messages to send. `sampled` has one token for each of `wanted`."""
         for sequence, count in self._step:
-            if sequence.finish_reason is None:  # else: cancelled while the step ran
+            if sequence.finish_reason is None:  # otherwise the request was cancelled while the step ran
                 sequence.computed += count
                 if sequence.computed >= (sequence.registered + 1) * PAGE:
                     self._register_full_pages(sequence)
@@ -139,16 +144,17 @@ class Scheduler:
 
     @property
     def idle(self) -> bool:
+        """Whether no request is running or waiting."""
         return not self._by_id
 
     def check_integrity(self) -> None:
-        """Assert that pages and queues agree."""
+        """Assert that pages and queues are consistent."""
         self.pages.check_integrity(s.pages for s in self.running)
         assert len(self.running) <= self.max_batch_size and all(s.pages for s in self.running)
         assert {id(s) for s in self._by_id.values()} == {id(s) for s in (*self.running, *self.waiting)}
         assert not any(s.pages or s.computed for s in self.waiting)
 
-    # What is refused
+    # Checks
 
     def _check_limits(self, num_pages: int) -> None:
         limits = ("max_batch_size", "max_num_tokens", "chunk")
@@ -158,7 +164,7 @@ class Scheduler:
         if self.max_num_tokens < self.max_batch_size:
             raise UsageError(
                 f"max_num_tokens ({self.max_num_tokens}) must be at least max_batch_size ({self.max_batch_size}): "
-                "a step decodes a token of every sequence"
+                "a step decodes one token of every sequence"
             )
 
     def _check_request(self, request: Request) -> None:
@@ -166,21 +172,24 @@ class Scheduler:
         needed = pages_for(self.limits.length(request) - 1)  # the last token is never computed
         if needed > self.pages.total:
             raise UsageError(
-                f"prompt and max_tokens together need {needed} KV pages of {PAGE} tokens, "
+                f"prompt and max_tokens together need {needed} KV pages of {PAGE} tokens; "
                 f"the engine has {self.pages.total}"
             )
 
-    # Who goes next
+    # Choosing the next step
 
     def _add_decodes(self) -> int:
-        """Put every sequence with one token to compute into the step; returns how many."""
-        for sequence in list(self.running):  # oldest first: whoever is preempted on the way comes later in the list
+        """Add every sequence with one token to compute to the step, and return their number."""
+        for sequence in list(self.running):  # oldest first, so a sequence that is preempted comes later in the list
             if sequence.pages and sequence.known - sequence.computed == 1 and self._has_page(sequence):
                 self._step.append((sequence, 1))
         return len(self._step)
 
     def _has_page(self, sequence: Sequence) -> bool:
-        """Give it a page for its newest token, preempting the youngest while there is none; False: that was itself."""
+        """Allocate a page for a sequence's newest token if it needs one, preempting the latest sequences if necessary.
+
+        Returns False if the sequence itself was preempted.
+        """
         if len(sequence.pages) * PAGE >= sequence.known:
             return True
         while not self.pages.available:
@@ -204,15 +213,18 @@ class Scheduler:
         while self.waiting and len(self.running) < self.max_batch_size and budget:
             sequence = self.waiting[0]
             if not self._give_prompt_pages(sequence):
-                break  # nobody overtakes
+                break  # later requests do not overtake
             self.running.append(self.waiting.popleft())
             count = min(sequence.known - sequence.computed, budget)
             self._step.append((sequence, count))
             budget -= count
 
     def _give_prompt_pages(self, sequence: Sequence) -> bool:
-        """Give it pages for all its known tokens, the longest cached prefix among them, if there are enough: one is
-        left for every running sequence, else the newcomer would soon be preempted again."""
+        """Allocate pages for all known tokens of a sequence, reusing the longest cached prefix.
+
+        Returns False if there are not enough. One page is left for every running sequence, because otherwise the new
+        sequence would soon be preempted again.
+        """
         spare = self.pages.available - len(self.running)
         if spare <= 0:
             return False
@@ -230,7 +242,7 @@ class Scheduler:
         return True
 
     def _preempt(self, sequence: Sequence) -> None:
-        """Back to the head of the queue; its tokens stay known and are computed again."""
+        """Move a sequence back to the head of the queue. Its tokens are kept and will be computed again."""
         self.running.remove(sequence)
         self._release(sequence)
         self.waiting.appendleft(sequence)
@@ -253,7 +265,7 @@ class Scheduler:
                 last.append(len(tokens) - 1)
         return StepPlan(tokens, starts, offsets, last or [len(tokens) - 1], pages)
 
-    # What came of it
+    # Results
 
     def _register_full_pages(self, sequence: Sequence) -> None:
         while sequence.registered < sequence.computed // PAGE:
@@ -264,7 +276,7 @@ class Scheduler:
             sequence.registered += 1
 
     def _take(self, sequence: Sequence, token: int, log_prob: float | None, error: str | None) -> Tokens | None:
-        """Add a sampled token; the message that follows from it, if any."""
+        """Add a sampled token to a sequence, and return the message that follows from it, if any."""
         if error is not None:
             return self._finish(sequence, "error", error)
         self.output_tokens += 1
@@ -272,7 +284,7 @@ class Scheduler:
         return sequence.send() if reason is None else self._finish(sequence, reason)
 
     def _finish(self, sequence: Sequence, reason: FinishReason, error: str | None = None) -> Tokens:
-        """Free what it holds."""
+        """Finish a request, free its pages and return its last message."""
         self._lasting = None
         del self._by_id[sequence.request.id]
         if sequence.pages:

@@ -1,4 +1,4 @@
-"""What every rank does in a step: run the plan that rank 0 made, and give it the logits."""
+"""Run the steps of an engine on every rank: each rank runs the plan of rank 0 and sends its logits to rank 0."""
 
 from __future__ import annotations
 
@@ -32,9 +32,10 @@ from trtllm_pt.backends.registry import read_engine
 from trtllm_pt.errors import RunError, UsageError
 
 log = logging.getLogger(__name__)
-_SILENCE_SECONDS = 8.0  # of a rank that is stopped, after which the others end; it beats even while it computes
-_SPIN_SECONDS, _LONGEST_SLEEP = 0.002, 0.002  # of a rank that waits for rank 0
-_MEMORY_SHARE = 0.5  # of what is available now, for the KV caches of all ranks on this machine
+# The other ranks abort if a rank gives no heartbeat for this long. A rank that computes still has a heartbeat.
+_SILENCE_SECONDS = 8.0
+_SPIN_SECONDS, _LONGEST_SLEEP = 0.002, 0.002  # how a rank waits for rank 0: it spins first, then sleeps
+_MEMORY_SHARE = 0.5  # share of the available memory for the KV caches of all ranks on this machine
 
 
 class Session:
@@ -56,22 +57,25 @@ class Session:
 
     @property
     def reduces(self) -> Reduces:
-        """Of this session until now."""
+        """The all-reduces of this session until now."""
         settle()
         return self._reduces
 
     @property
     def sync_points_seen(self) -> int | None:
-        """All-reduces per forward since this session began; None before the first. Raises RunError for a fraction."""
+        """The number of all-reduces per forward pass in this session, or None before the first.
+
+        Raises RunError if it is not a whole number.
+        """
         if not self.forwards:
             return None
         calls = self.reduces.calls
         if calls % self.forwards:
-            raise RunError(f"{calls} all-reduces were seen in {self.forwards} forwards")
+            raise RunError(f"{calls} all-reduces were counted in {self.forwards} forward passes: not a multiple")
         return calls // self.forwards
 
     def run(self, plan: StepPlan) -> npt.NDArray[np.float32]:
-        """Rank 0: one forward on all ranks; float32 logits [R, V], good until the next."""
+        """On rank 0, run one forward pass on all ranks and return float32 logits [R, V], valid until the next call."""
         self.message.write(plan)
         if self.world.size > 1:
             self.world.send_plan(self.message.numbers)
@@ -81,11 +85,11 @@ class Session:
 
     @property
     def waiting(self) -> bool:
-        """On the ranks other than 0: whether rank 0 has sent the next step."""
+        """On a rank other than 0, whether rank 0 has sent the next step."""
         return self.world.has_message
 
     def run_next(self) -> bool:
-        """Ranks but 0: the next forward that rank 0 asks for; False: it has stopped."""
+        """On a rank other than 0, run the next step that rank 0 sends. Returns False if rank 0 has stopped."""
         going_on = self.world.receive_plan(self.message.room)
         if going_on:
             self.message.read()
@@ -99,21 +103,21 @@ class Session:
         return logits if self.world.size == 1 else self.world.gather_logits(logits)
 
     def follow(self) -> None:
-        """Ranks but 0: run plans until rank 0 stops."""
+        """On a rank other than 0, run steps until rank 0 stops."""
         follow([self])
 
     def peak_memory_bytes(self) -> int | None:
-        """Of the fullest of the ranks on this machine, since its process began, mapped files included."""
+        """Return the largest peak memory of the ranks on this machine, including mapped files, or None if unknown."""
         return max((peak for pid in self.pids if (peak := _peak_bytes(pid)) is not None), default=None)
 
     def close(self) -> None:
-        """Rank 0: the others stop following."""
+        """On rank 0, make the other ranks stop."""
         torch.ops.trtllm_pt.leave_watch()
         self.world.send_plan(None)
 
 
 def follow(followers: Sequence[Follower]) -> None:
-    """On the ranks other than 0: carry out the orders of rank 0 until it has stopped every follower."""
+    """On a rank other than 0, do the work that rank 0 asks for until it has stopped every follower."""
     open_ones = list(followers)
     while open_ones:
         follower = _first_with_an_order(open_ones)
@@ -123,7 +127,8 @@ def follow(followers: Sequence[Follower]) -> None:
 
 
 def _first_with_an_order(followers: Sequence[Follower]) -> Follower:
-    """Polls without pause at first, then with growing pauses: at work it loses no time, idle it takes no core."""
+    """Wait until a message of rank 0 arrives. Polls without a pause at first, which loses no time between steps, and
+    then with growing pauses, so that an idle engine does not occupy a core."""
     began, pause = time.monotonic(), 0.0
     while True:
         for follower in followers:
@@ -137,8 +142,8 @@ def _first_with_an_order(followers: Sequence[Follower]) -> Follower:
 def open_session(folder: Path, *, threads: int | None = None, kv_tokens: int | None = None) -> Session:
     """Join the ranks of an engine directory and load this one.
 
-    threads: per rank; None: the machine's cores divided among the ranks. kv_tokens: tokens that the KV cache has room
-    for; None: enough for every slot, within half of the memory available.
+    threads: threads per rank; None divides the machine's cores by the ranks. kv_tokens: tokens that fit into the KV
+    cache; None makes it large enough for max_batch_size sequences of max_seq_len, within half of the available memory.
     Raises UsageError for an engine that cannot run here.
     """
     return open_sessions([folder], threads=threads, kv_tokens=kv_tokens)[0]
@@ -147,14 +152,17 @@ def open_session(folder: Path, *, threads: int | None = None, kv_tokens: int | N
 def open_sessions(
     folders: Sequence[Path], *, threads: int | None = None, kv_tokens: int | None = None
 ) -> list[Session]:
-    """Several engine directories of as many ranks each, in the same processes, for work on one at a time."""
+    """Open several engine directories in the same ranks. Only one of them may run at a time.
+
+    Raises UsageError if they have different numbers of ranks.
+    """
     manifests = [read_engine(folder) for folder in folders]
     first = manifests[0]
     for folder, manifest in zip(folders, manifests, strict=True):
         manifest.backend.check_versions(folder, manifest)
         if manifest.ranks != first.ranks:
-            raise UsageError(f"{folder} has {manifest.ranks} ranks, {folders[0]} has {first.ranks}: build them alike")
-    # Before all else: a rank that exits before MPI is up would leave the others waiting.
+            raise UsageError(f"{folder} has {manifest.ranks} ranks, {folders[0]} has {first.ranks}; both need the same")
+    # MPI starts first, because a rank that exits before it has started would leave the others waiting.
     world = RankMessages.join(first.ranks, first.backend.mpi_hint)
     torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // first.ranks))
     torch.set_grad_enabled(False)
@@ -174,7 +182,7 @@ def _load(folder: Path, manifest: EngineManifest, world: RankMessages, kv_tokens
 
 
 def _check_processor() -> None:
-    """Raises UsageError where the graph cannot run, or TRTLLM_PT_ISA names what is not there."""
+    """Raise UsageError if this CPU cannot run the graph, or does not have the instruction set in TRTLLM_PT_ISA."""
     if torch.backends.cpu.get_cpu_capability() == "DEFAULT":
         raise UsageError("the embedded engine needs a processor with AVX2")
     try:
@@ -184,14 +192,14 @@ def _check_processor() -> None:
 
 
 def _watch_ranks(world: RankMessages) -> None:
-    """From here on a rank that hangs ends the others. Only where all ranks are on one machine: they share a page."""
+    """Make all ranks abort when one of them hangs. Works only for ranks on one machine, which share a memory page."""
     if world.size == 1 or len(set(world.gather_all(socket.gethostname()))) > 1:
         return
     with tempfile.NamedTemporaryFile(prefix="trtllm_pt-watch-", dir=_shared_memory()) as page:
         page.write(bytes(16 * world.size))
         page.flush()
         torch.ops.trtllm_pt.watch_ranks(world.broadcast(page.name), world.rank, world.size, _SILENCE_SECONDS)
-        world.barrier()  # all have it mapped: its name is not needed any more
+        world.barrier()  # after this every rank has mapped the file, and its name can be removed
 
 
 def _shared_memory() -> str | None:
@@ -199,7 +207,7 @@ def _shared_memory() -> str | None:
 
 
 def _pages(manifest: EngineManifest, kv_tokens: int | None) -> int:
-    """KV pages of a rank."""
+    """Return the number of KV pages per rank. Raises UsageError if one sequence of max_seq_len does not fit."""
     sequence, config = pages_for(manifest.max_seq_len), manifest.model
     if kv_tokens is not None:
         pages = kv_tokens // PAGE
@@ -219,13 +227,13 @@ def _pages(manifest: EngineManifest, kv_tokens: int | None) -> int:
 def _peak_bytes(pid: int) -> int | None:
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:  # it runs on another machine
+    except OSError:  # the process runs on another machine
         return None
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), None)
 
 
 def _available_bytes() -> int:
-    """Of the machine, or of the container that this runs in."""
+    """Return the available memory of the machine, or of the container if that has less."""
     lines = Path("/proc/meminfo").read_text().splitlines()
     available = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) * 1024
     limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")

@@ -1,4 +1,4 @@
-"""Several embedded engines in the same ranks, and the engine's all-reduce by itself: for comparisons."""
+"""Run several embedded engines in the same ranks, and the engine's all-reduce alone, for comparisons."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 class EmbeddedSharedRanks:
-    """See backend.SharedRanks."""
+    """Implements backend.SharedRanks."""
 
     def load(self, comm: MPI.Intracomm, folder: Path | None = None) -> None:
-        """Rank 0 compiles the op library where the cache lacks it; the other ranks then find it there."""
+        """Load the op library. If the cache does not have it, rank 0 compiles it before the other ranks look for it."""
         from trtllm_pt.backends.embedded.kernels.build import LIBRARY, build_library
         from trtllm_pt.backends.embedded.kernels.library import load
 
@@ -48,24 +48,24 @@ class EmbeddedSharedRanks:
         return _Orders(comm, work)
 
     def all_reduce(self, comm: MPI.Intracomm, numbers: int) -> tuple[Callable[[], object], Callable[[], float]]:
-        """A fixed tree over the ranks, in shared memory or in messages."""
+        """Return functions for the engine's all-reduce: a fixed tree over the ranks, in shared memory or messages."""
         import torch
 
         torch.ops.trtllm_pt.set_communicator(comm.py2f())
         ones = torch.ones(1, 1, numbers)
         last = [ones]
         ranks = comm.size
-        op = torch.ops.trtllm_pt.all_reduce.default  # looked up once, as a compiled graph has it
+        op = torch.ops.trtllm_pt.all_reduce.default  # looked up only once, as in a compiled graph
 
         def call() -> None:
-            last.clear()  # its memory is free for the next result, as it is in a graph
+            last.clear()  # frees the memory for the next result, as in a compiled graph
             last.append(op(ones, ranks, 1.0))
 
         return call, lambda: float(last[0].flatten()[0])
 
 
 class _Orders:
-    """See backend.Channel. An order is one message of rank 0 on a communicator of its own."""
+    """Implements backend.Channel: rank 0 asks for work with a message on a communicator of its own."""
 
     def __init__(self, comm: MPI.Intracomm, work: Callable[[], object]) -> None:
         from trtllm_pt.backends.embedded.all_reduce_counts import Reduces
@@ -80,7 +80,7 @@ class _Orders:
         return self._world.has_message
 
     def order(self) -> None:
-        self._reduces.begin()  # the all-reduces from here on are no engine's
+        self._reduces.begin()  # the all-reduces from here on must not count for an engine
         self._world.send_plan(self._message)
 
     def run_next(self) -> bool:

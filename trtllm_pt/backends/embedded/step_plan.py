@@ -1,6 +1,6 @@
-"""What rank 0 tells the other ranks about a step: lists on rank 0, then one message, which all ranks' engines read.
+"""The plan of a step: lists on rank 0, and one message to all ranks, which the engines read in place.
 
-T tokens in the step, B sequences, R rows of logits wanted, M pages of the sequence that has most.
+Shapes: T tokens in the step, B sequences, R rows of logits, M pages of the longest sequence.
 """
 
 from __future__ import annotations
@@ -15,40 +15,40 @@ from torch import Tensor
 
 from trtllm_pt.backends.embedded.kv_pages import pages_for
 
-# Size of the whole message, T, B, R, M. A message never has size 0, so a session may give 0 its own meaning.
+# The message begins with its size and T, B, R and M. Its size is never 0, which marks the message to stop.
 HEADER = 5
 
 
 class StepPlan(NamedTuple):
-    """One forward."""
+    """The plan of one forward pass."""
 
-    tokens: array[int]  # int64 [T], sequence after sequence
-    starts: array[int]  # int64 [B] position of a sequence's first token in this step
-    offsets: Sequence[int]  # [B + 1] where its tokens lie in `tokens`
-    last: Sequence[int]  # [R] indices into `tokens` whose logits are wanted; R is at least 1, for a graph needs a row
-    pages: Sequence[Sequence[int]]  # [B] its pages in order, as many as the step reads or writes
+    tokens: array[int]  # int64 [T]: the tokens to compute, sequence after sequence
+    starts: array[int]  # int64 [B]: position of each sequence's first token in this step
+    offsets: Sequence[int]  # [B + 1]: where each sequence's tokens begin and end in `tokens`
+    last: Sequence[int]  # [R]: indices into `tokens` whose logits to compute; R >= 1, because the graph needs a row
+    pages: Sequence[Sequence[int]]  # [B]: the pages of each sequence that the step reads or writes, in order
 
 
 class StepMessage:
-    """The place of one rank's step plans, one after the other: the engine's inputs lie in the message itself.
+    """The buffer of one rank for the messages with step plans. The engine's inputs are views of the buffer.
 
-    Python that was thrown out of the caches costs microseconds a call, and a step's weights throw out everything: so
-    while the sizes of a step stay, as they mostly do when all decode, its tensors stay, and of a plan that comes again
-    only tokens and starts are written.
+    A step's weights evict Python's data from the CPU caches, after which each call takes microseconds. So the views are
+    kept while the sizes of a step stay the same, as they mostly do while all sequences decode, and if the same plan
+    comes again, only its tokens and starts are written.
     """
 
     def __init__(self, max_batch_size: int, max_num_tokens: int, max_seq_len: int) -> None:
         room = HEADER + max_num_tokens + max_batch_size * (3 + pages_for(max_seq_len)) + 1
         numbers = array("q", bytes(8 * room))
-        self.room = memoryview(numbers)  # int64, for the longest message under these limits
+        self.room = memoryview(numbers)  # int64, large enough for any message within the limits
         self._tensor = torch.frombuffer(numbers, dtype=torch.int64)
         self._sizes: list[int] = []
-        self._plan: StepPlan | None = None  # the last
-        # Of the engine, int64: tokens [T], starts [B], offsets [B + 1], pages [B, M], last [R].
+        self._plan: StepPlan | None = None  # the last plan that was written
+        # The engine's inputs, int64: tokens [T], starts [B], offsets [B + 1], pages [B, M], last [R].
         self.inputs: tuple[Tensor, ...] = ()
 
     def write(self, plan: StepPlan) -> None:
-        """The plan as header, tokens, starts, offsets, last, and pages [B, M], unused entries 0."""
+        """Write a plan as header, tokens, starts, offsets, last, and pages [B, M] with unused entries 0."""
         if plan is self._plan:
             new, sequences = len(plan.tokens), len(plan.starts)
             self.room[HEADER : HEADER + new] = plan.tokens
@@ -68,11 +68,11 @@ class StepMessage:
 
     @property
     def numbers(self) -> memoryview:
-        """The message: as many int64s as its first says."""
+        """The int64 numbers of the message, whose length is the first number."""
         return self.room[: self.room[0]]
 
     def read(self) -> None:
-        """Set `inputs` for the message that the room holds now."""
+        """Set `inputs` for the message that is now in the buffer."""
         sizes = self.room[:HEADER].tolist()
         if sizes != self._sizes:
             self._sizes = sizes

@@ -1,4 +1,4 @@
-"""TensorRT engines through TensorRT-LLM as a backend. Nothing of NVIDIA's is imported before it is needed."""
+"""The backend class of TensorRT engines, which TensorRT-LLM builds and runs. It imports NVIDIA's packages on demand."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class TensorRTLLMBackend(Backend):
     preference = 10
     options = OPTIONS
     mpi_hint = MPI_OF_TENSORRT_LLM
-    start_seconds, stop_seconds = 900.0, 60.0  # a GPU takes in and gives back many gigabytes
+    start_seconds, stop_seconds = 900.0, 60.0  # loading and freeing many gigabytes on a GPU takes long
     triton_backend = "tensorrtllm"
-    report_name = "TRT"  # as trtllm-bench has it
+    report_name = "TRT"  # the name in trtllm-bench
 
     def unavailable(self) -> str | None:
         if importlib.util.find_spec("tensorrt_llm") is None:
@@ -55,14 +55,15 @@ class TensorRTLLMBackend(Backend):
         return build(self, checkpoint, output, options, progress)
 
     def recognises(self, folder: Path, config: Mapping[str, Any]) -> bool:
-        """Directories that plain trtllm-build made."""
+        """Return whether this is a directory that plain trtllm-build has written."""
         return (folder / "rank0.engine").exists()
 
     def read(self, folder: Path, config: Mapping[str, Any], found: EngineManifest) -> EngineManifest:
-        """TensorRT-LLM ignores max_input_len where prompts are packed and their attention is fused.
+        """Return the manifest with the limits that TensorRT-LLM really applies.
 
-        A prompt cannot be computed in several steps where layers differ in their window: its chunks would be too small
-        for windowed kernels (trtGptModelInflightBatching.cpp names it as work to do).
+        TensorRT-LLM ignores max_input_len when prompts are packed and their attention is fused. It cannot compute a
+        prompt in several steps if the layers have different windows, because the chunks would be too small for windowed
+        kernels (trtGptModelInflightBatching.cpp names this as work to do).
         """
         plugins = config["build_config"].get("plugin_config") or {}
         paged = bool(plugins.get("use_paged_context_fmha"))
@@ -76,13 +77,15 @@ class TensorRTLLMBackend(Backend):
         return replace(found, options=replace(capacity, max_input_len=min(capacity.max_seq_len - 1, step)))
 
     def check_versions(self, folder: Path, manifest: EngineManifest) -> None:
-        """An engine runs with the TensorRT-LLM that built it, whose version plain trtllm-build writes at the top of
-        config.json."""
+        """Raise UsageError unless the installed TensorRT-LLM is the version that built the engine.
+
+        Plain trtllm-build writes this version at the top of config.json.
+        """
         try:
             here = version("tensorrt_llm")
         except PackageNotFoundError:
             raise UsageError(f"{folder} holds TensorRT engines: {INSTALL_TENSORRT_LLM}") from None
-        if manifest.format not in (None, self.format):  # plain trtllm-build writes none
+        if manifest.format not in (None, self.format):  # plain trtllm-build writes no format number
             raise self.other_format(folder, manifest)
         if (built := manifest.versions.get(_PACKAGE)) != here:
             raise UsageError(
@@ -103,11 +106,12 @@ class TensorRTLLMBackend(Backend):
         return (f"{problem}, on a TensorRT engine" for problem in problems(sampling))
 
     def triton_parameters(self, manifest: EngineManifest) -> Mapping[str, str]:
-        """No reuse of the KV cache where prompts are computed in chunks.
+        """Turn off KV cache reuse in Triton if prompts are computed in chunks.
 
-        TensorRT-LLM 1.2.1 with both: a prompt that is cancelled between two chunks leaves blocks for reuse that were
-        never computed (NVIDIA/TensorRT-LLM#12673), and its Triton backend cancels whenever a client goes away. Chunks
-        stay on: without them no prompt may exceed max_num_tokens, and a long one delays all others.
+        With both, TensorRT-LLM 1.2.1 keeps KV blocks for reuse that were never computed when a prompt is cancelled
+        between two chunks (NVIDIA/TensorRT-LLM#12673), and its Triton backend cancels a request whenever a client
+        disconnects. Chunks stay on, because without them no prompt may exceed max_num_tokens, and a long prompt delays
+        all other requests.
         """
         reuse = manifest.reuses_pages and not manifest.chunks_prompts
         return {"enable_kv_cache_reuse": "true" if reuse else "false"}

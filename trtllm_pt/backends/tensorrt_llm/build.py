@@ -1,4 +1,4 @@
-"""The TensorRT engine: one per rank, built by TensorRT-LLM's own builder, in parallel under mpirun or by workers."""
+"""Build a TensorRT engine for each rank with TensorRT-LLM's builder, in parallel under mpirun or in workers."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ from trtllm_pt.model.config import read_json
 from trtllm_pt.model.quantization import WEIGHT_ONLY
 
 Report = Callable[[BuiltRank], None]
-_PATIENCE = 60.0  # seconds for a killed worker to give back its GPU's memory
+_PATIENCE = 60.0  # seconds for a killed worker to free its GPU's memory
 
 
 def build(
     backend: Backend, checkpoint: Path, output: Path, options: BuildOptions, progress: bool | None = None
 ) -> BuildReport:
-    """Checkpoint to engine directory; nothing stands at `output` unless it is whole.
+    """Build an engine directory from a checkpoint. `output` appears complete or not at all.
 
-    Under mpirun, MPI rank r builds the ranks r, r + size, …; else `workers` processes share them. Raises UsageError for
-    a checkpoint or options that cannot be built, before TensorRT-LLM is even imported.
+    Under mpirun, MPI rank r builds the ranks r, r + size and so on; otherwise the ranks are divided over `workers`
+    processes. Raises UsageError for a checkpoint or options that cannot be built, before TensorRT-LLM is imported.
     """
     began = time.monotonic()
     checkpoint, dry_run = checkpoint.resolve(), bool(options.extra.get("dry_run"))
@@ -58,7 +58,7 @@ def build(
     found = _check_machine(manifest)
     world = World.join(None, MPI_OF_TENSORRT_LLM)
     if found != TENSORRT_LLM_VERSION and world.rank == 0:
-        _say(f"TensorRT-LLM {found} is here; trtllm_pt is made for {TENSORRT_LLM_VERSION}")
+        _say(f"TensorRT-LLM {found} is installed, but trtllm_pt is made for {TENSORRT_LLM_VERSION}")
     bars = progress if world.size == 1 else False
 
     def fill() -> None:
@@ -75,10 +75,12 @@ def build(
 
 
 def _check_machine(manifest: CheckpointManifest) -> str:
-    """TensorRT-LLM's version. Raises UsageError where it, its engine backend, or a GPU that can run the checkpoint is
-    missing."""
+    """Return the version of TensorRT-LLM.
+
+    Raises UsageError if TensorRT-LLM, its engine builder, or a GPU that can run the checkpoint is missing.
+    """
     try:
-        import_module("tensorrt_llm.builder")  # later versions have the name, but no such module
+        import_module("tensorrt_llm.builder")  # later versions of tensorrt_llm do not have this module
         found = str(import_module("tensorrt_llm.version").__version__)
     except (ImportError, OSError) as error:
         reason = " ".join(str(error).split())
@@ -87,17 +89,18 @@ def _check_machine(manifest: CheckpointManifest) -> str:
         raise UsageError("no GPU is visible: TensorRT chooses an engine's kernels by timing them on the GPU")
     gpu = torch.cuda.get_device_properties(0)
     if "FP8" in manifest.quantized and (gpu.major, gpu.minor) < (8, 9):
-        raise UsageError(f"quantization ({manifest.quantized}): FP8 needs a GPU from Ada on, here is a {gpu.name}")
+        raise UsageError(f"quantization ({manifest.quantized}): FP8 needs an Ada GPU or newer; this is a {gpu.name}")
     if manifest.quant_algo in WEIGHT_ONLY and 10 <= gpu.major < 12:
         raise UsageError(
-            f"quantization ({manifest.quantized}): TensorRT-LLM has no such kernels for Blackwell, here is a {gpu.name}"
+            f"quantization ({manifest.quantized}) is not supported by TensorRT-LLM on Blackwell; this is a {gpu.name}"
         )
     return found
 
 
 @contextmanager
 def _folder(output: Path, world: World, dry_run: bool) -> Iterator[Path]:
-    """Where all processes put their ranks; it becomes `output` when rank 0 leaves it. A dry run's is thrown away."""
+    """Yield the folder to which all processes write their ranks. It becomes `output` when rank 0 leaves the block,
+    and is removed after a dry run."""
     if dry_run:
         with tempfile.TemporaryDirectory() as scratch:
             yield Path(scratch)
@@ -110,7 +113,7 @@ def _folder(output: Path, world: World, dry_run: bool) -> Iterator[Path]:
 
 
 def _build(checkpoint: Path, folder: Path, options: BuildOptions, ranks: int, world: World, report: Report) -> None:
-    """This process's share of the ranks."""
+    """Build this process's share of the ranks, in this process or in workers."""
     devices = torch.cuda.device_count()
     workers = 1 if world.size > 1 else min(workers_of(options), ranks, devices)
     share, of = (world.rank, world.size) if workers == 1 else (0, workers)
@@ -131,12 +134,12 @@ def _build(checkpoint: Path, folder: Path, options: BuildOptions, ranks: int, wo
             build_ranks(jobs[0], report)
     except TrtllmPtError as error:
         if world.size > 1:
-            _say(f"{error}; the other processes finish theirs first")
+            _say(f"{error}; the other processes finish their ranks first")
         raise
 
 
 def _in_workers(jobs: Sequence[Job], report: Report) -> None:
-    """A process per job. The first failure ends the others and is raised."""
+    """Run each job in a process. The first failure stops the other processes and is raised."""
     command = [sys.executable, "-m", "trtllm_pt.backends.tensorrt_llm.build_rank"]
     workers = [subprocess.Popen([*command, job.to_json()], stdout=subprocess.PIPE, text=True) for job in jobs]
     with ThreadPoolExecutor(len(workers)) as pool:
@@ -150,7 +153,7 @@ def _in_workers(jobs: Sequence[Job], report: Report) -> None:
 
 
 def _follow(worker: subprocess.Popen[str], job: Job, report: Report) -> None:
-    """Passes on what a worker has finished, until it ends. Raises its failure."""
+    """Report the ranks that a worker finishes until it exits. Raises the worker's failure as UsageError or RunError."""
     assert worker.stdout is not None
     for line in worker.stdout:
         said = json.loads(line)
@@ -158,12 +161,12 @@ def _follow(worker: subprocess.Popen[str], job: Job, report: Report) -> None:
             raise (UsageError if said["usage"] else RunError)(said["error"])
         report(BuiltRank(**said))
     if status := worker.wait():
-        how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
+        how = f"was killed by signal {-status}" if status < 0 else f"exited with status {status}"
         raise RunError(f"the worker that built the ranks {', '.join(map(str, job.ranks))} {how}; nothing was kept")
 
 
 class _Progress:
-    """A line per rank and, on a terminal, a clock. `built`: the ranks so far, by number."""
+    """Shows a line for each finished rank and, on a terminal, a bar with a clock. `built` has the finished ranks."""
 
     def __init__(self, ranks: int, shown: bool | None) -> None:
         self.built: dict[int, BuiltRank] = {}
@@ -195,11 +198,11 @@ def _say(line: str) -> None:
 
 
 def _finish(backend: Backend, checkpoint: Path, folder: Path, manifest: CheckpointManifest, first: BuiltRank) -> None:
-    """What TensorRT-LLM leaves out: the tokenizer, and what rank 0's network was seen to have; and no path of this
-    machine in config.json."""
+    """Add the tokenizer and the number of plugin layers to the engine directory, and remove paths of this machine from
+    config.json."""
     lacking = [rank for rank in range(manifest.ranks) if not (folder / f"rank{rank}.engine").exists()]
     if lacking:
-        raise RunError(f"rank{lacking[0]}.engine is not there: do all processes see {folder.parent}? nothing was kept")
+        raise RunError(f"rank{lacking[0]}.engine is missing: do all processes share {folder.parent}? nothing was kept")
     config = read_json(folder / "config.json") | {RECORDED: dict(first.plugins)}
     built = config["build_config"]
     caches = {name: built.get(name) for name in ("input_timing_cache", "output_timing_cache")}

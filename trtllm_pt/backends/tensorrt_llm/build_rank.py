@@ -1,6 +1,7 @@
-"""Builds ranks of a TensorRT engine in this process, with TensorRT-LLM's own builder, as `trtllm-build` does.
+"""Build ranks of a TensorRT engine in this process with TensorRT-LLM's builder, as `trtllm-build` does.
 
-As a module of its own it is a worker of `trtllm-pt build --workers`: a Job as JSON, a line of JSON per finished rank.
+Run as a program, this module is a worker of `trtllm-pt build --workers`: its argument is a Job as JSON, and it prints a
+line of JSON for each finished rank.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _MESSAGES = ("AllReduce", "AllGather", "ReduceScatter", "Send", "Recv", "GemmAll
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """Ranks of a checked checkpoint, to be built one after the other into `folder`."""
+    """The ranks of a checkpoint that one process builds into `folder`, one after the other."""
 
     checkpoint: Path
     folder: Path
@@ -39,7 +40,7 @@ class Job:
     device: int
 
     def to_json(self) -> str:
-        return json.dumps({**asdict(self), "ranks": list(self.ranks)}, default=str)  # its paths
+        return json.dumps({**asdict(self), "ranks": list(self.ranks)}, default=str)  # str converts the paths
 
     @classmethod
     def from_json(cls, text: str) -> Job:
@@ -50,14 +51,19 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuiltRank:
+    """The result of building one rank."""
+
     rank: int
     seconds: float
-    bytes: int  # of the engine's file
-    plugins: Mapping[str, int]  # layers of the recorded network, by plugin
+    bytes: int  # size of the engine file, 0 after a dry run
+    plugins: Mapping[str, int]  # plugin -> the number of its layers in the network
 
 
 def build_ranks(job: Job, report: Callable[[BuiltRank], None]) -> None:
-    """Raises UsageError for a value that TensorRT-LLM refuses, RunError naming the rank for any other failure."""
+    """Build the ranks of a job and call `report` after each of them.
+
+    Raises UsageError for a value that TensorRT-LLM refuses, and RunError, naming the rank, for any other failure.
+    """
     manifest = CheckpointManifest.from_dir(job.checkpoint)
     build_config = _build_config(job, manifest)
     torch.cuda.set_device(job.device)
@@ -67,17 +73,17 @@ def build_ranks(job: Job, report: Callable[[BuiltRank], None]) -> None:
             plugins = _build_rank(job, manifest, build_config, rank)
         except TrtllmPtError:
             raise
-        except Exception as error:  # TensorRT-LLM's own are of every kind
+        except Exception as error:  # TensorRT-LLM raises exceptions of many types
             reason = " ".join(str(error).split())
             raise RunError(f"building rank {rank} failed: {type(error).__name__}: {reason}") from error
-        gc.collect()  # networks are full of cycles, and hold the weights
+        gc.collect()  # frees the network, which has reference cycles and holds the weights
         file = job.folder / f"rank{rank}.engine"
         size = file.stat().st_size if file.exists() else 0  # none after a dry run
         report(BuiltRank(rank=rank, seconds=time.monotonic() - began, bytes=size, plugins=plugins))
 
 
 def _build_rank(job: Job, manifest: CheckpointManifest, build_config: Any, rank: int) -> Mapping[str, int]:
-    """Returns how many layers of each plugin the rank's network has."""
+    """Build one rank, and return the number of layers of each plugin in its network."""
     from tensorrt_llm.builder import build
     from tensorrt_llm.logger import logger
 
@@ -86,7 +92,7 @@ def _build_rank(job: Job, manifest: CheckpointManifest, build_config: Any, rank:
     plugins: Counter[str] = Counter()
 
     class Counted(ParallelTrackForCausalLM):
-        """Its network is held to the schedule when it is recorded, before the slow part."""
+        """A model whose messages are compared with the schedule once the network is recorded, before the slow build."""
 
         def forward(self, *args: Any, **kwargs: Any) -> Any:
             outputs = super().forward(*args, **kwargs)
@@ -105,7 +111,7 @@ def _build_rank(job: Job, manifest: CheckpointManifest, build_config: Any, rank:
 
 
 def _build_config(job: Job, manifest: CheckpointManifest) -> Any:
-    """TensorRT-LLM's BuildConfig. Its timing cache goes into the engine's folder."""
+    """Return TensorRT-LLM's BuildConfig. Its timing cache is written to the engine's folder."""
     from pydantic import ValidationError
     from tensorrt_llm.builder import BuildConfig
     from tensorrt_llm.plugin import PluginConfig
@@ -124,7 +130,7 @@ def _build_config(job: Job, manifest: CheckpointManifest) -> Any:
 
 
 def recorded_plugins() -> Counter[str]:
-    """How many layers of each plugin stand in the network that is being recorded."""
+    """Return the number of layers of each plugin in the network that is being recorded."""
     from tensorrt_llm._common import default_net
 
     layers = (layer for layer in default_net().get_layers() if layer.type.name == "PLUGIN_V2")
@@ -132,11 +138,12 @@ def recorded_plugins() -> Counter[str]:
 
 
 def check_messages(recorded: Mapping[str, int], manifest: CheckpointManifest, rank: int) -> None:
-    """Raises RunError where a recorded network sends anything but the schedule's all-reduces and its logits."""
+    """Raise RunError if a recorded network sends messages other than its schedule's all-reduces and one gather of
+    logits."""
     wanted = {"AllReduce": sync_points(manifest.schedule), "AllGather": 1} if manifest.ranks > 1 else {}
     found = {name: recorded[name] for name in _MESSAGES if recorded.get(name)}
     if found != wanted:
-        raise RunError(f"the network of rank {rank} sends {_counted(found)}, its schedule {_counted(wanted)}")
+        raise RunError(f"the network of rank {rank} sends {_counted(found)}, but its schedule has {_counted(wanted)}")
 
 
 def _counted(messages: Mapping[str, int]) -> str:
@@ -144,7 +151,8 @@ def _counted(messages: Mapping[str, int]) -> str:
 
 
 def main() -> None:
-    """The worker. Its standard output is for the one who started it; what libraries print goes to standard error."""
+    """Run the worker. Only its reports go to stdout, which the parent process reads; output of libraries goes to
+    stderr."""
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
 

@@ -1,4 +1,4 @@
-"""What `trtllm-pt doctor` looks at for TensorRT engines that TensorRT-LLM builds and runs."""
+"""The checks that `trtllm-pt doctor` makes for TensorRT engines."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _CONTAINER = f"nvcr.io/nvidia/tensorrt-llm/release:{TENSORRT_LLM_VERSION}"
 
 
 def tensorrt_llm() -> Finding:
-    """Without importing it, which takes long and needs a GPU."""
+    """Check that a TensorRT-LLM that can build engines is installed. It is not imported, which would need a GPU."""
     found, spec = version("tensorrt_llm"), importlib.util.find_spec("tensorrt_llm")
     builder = spec is not None and spec.origin is not None and (Path(spec.origin).parent / "builder.py").exists()
     words = found or "none"
@@ -27,13 +27,14 @@ def tensorrt_llm() -> Finding:
 
 
 def tensorrt() -> Finding:
+    """Check that TensorRT 10.14 is installed."""
     found = version("tensorrt") or version("tensorrt_cu13")
     good = found is not None and found.startswith("10.14.")
     return Finding("TensorRT", good, found or "none", f"TensorRT 10.14, as in {_CONTAINER}", _NEEDED_FOR)
 
 
 def gpu() -> Finding:
-    """How many of each kind: name, memory, compute capability, driver."""
+    """Check for GPUs, and report the number of each kind with name, memory, compute capability and driver."""
     query = ["nvidia-smi", "--query-gpu=name,memory.total,compute_cap,driver_version", "--format=csv,noheader"]
     listed = output(query) if shutil.which("nvidia-smi") else None
     gpus = Counter(" ".join(line.split()) for line in (listed or "").splitlines() if line.strip())
@@ -42,7 +43,7 @@ def gpu() -> Finding:
 
 
 def model_class() -> Finding:
-    """The file that plain trtllm-build needs to know our checkpoints."""
+    """Report the file that plain trtllm-build needs to read our checkpoints."""
     path = Path(__file__).with_name("shim.py")
     return Finding("--model_cls_file", path.exists(), str(path), needed_for="plain trtllm-build", essential=False)
 

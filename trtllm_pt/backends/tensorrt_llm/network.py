@@ -1,11 +1,11 @@
-"""The TensorRT-LLM network: one rank's tracks in TensorRT-LLM's own idiom, run by the schedule walker.
+"""The TensorRT-LLM network of one rank, run by the schedule walker. Plain `trtllm-build --model_cls_file` can use it.
 
-Plain `trtllm-build --model_cls_file` takes it. One track on a rank is made of TensorRT-LLM's stock layers; several are
-multiplied side by side, with one attention call over all their heads, so that the KV cache keeps its geometry. Without
-TensorRT-LLM this file imports, and the first config or model raises UsageError.
+One track per rank consists of TensorRT-LLM's stock layers. Several tracks are computed with batched products and one
+attention call over all their heads, so that the KV cache has its usual geometry. Without TensorRT-LLM this module can
+be imported, and constructing a config or a model raises UsageError.
 
-    T packed tokens   K tracks on this rank   W hidden_size   H, G heads, KV heads of a track on this rank
-    D head_size   F FFN rows   E experts
+Shapes: T packed tokens, K tracks on this rank, W hidden_size, H heads and G KV heads per track on this rank,
+D head_size, I inputs and O outputs of a matrix.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ try:
     from tensorrt_llm.module import Module, ModuleList
     from tensorrt_llm.parameter import Parameter
     from tensorrt_llm.quantization.functional import dequantize
-except (ImportError, OSError):  # OSError: its libraries want the GPU's driver
+except (ImportError, OSError):  # OSError: TensorRT-LLM's libraries need the GPU driver
 
     class _Missing(type):
-        def __getattr__(cls, name: str) -> Any:  # from_checkpoint and the like
+        def __getattr__(cls, name: str) -> Any:  # for class methods such as from_checkpoint
             raise AttributeError(name) if name.startswith("__") else UsageError(INSTALL_TENSORRT_LLM)
 
     class Module(metaclass=_Missing):  # type: ignore[no-redef]
@@ -72,7 +72,7 @@ ARCHITECTURE = "ParallelTrackForCausalLM"
 
 
 class ParallelTrackConfig(PretrainedConfig):
-    """A checkpoint's config.json. Raises UsageError naming what this network cannot carry."""
+    """The config.json of a checkpoint. Raises UsageError, naming the key, for a value that is not supported."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class ParallelTrackConfig(PretrainedConfig):
         self.parallel_track = parallel_track
         self.rotary_base = rotary_base
         self.rotary_scaling = rotary_scaling
-        if moe is not None:  # null would end the C++ runtime, which looks inside wherever the key is
+        if moe is not None:  # the C++ runtime reads the object if the key exists, and crashes on null
             self.moe = moe
         self.all_reduce_strategy = all_reduce_strategy
         for problem in _problems(self):
@@ -96,16 +96,21 @@ class ParallelTrackConfig(PretrainedConfig):
 
     @staticmethod
     def create_runtime_defaults(defaults: Any = None) -> Any:
-        """As they are: the compiled class that TensorRT-LLM makes of them can neither be copied, as its builder does
-        with a config, nor written to the engine's config.json."""
+        """Return the defaults unchanged.
+
+        TensorRT-LLM would convert them to a compiled class, which can neither be copied with the config, as its builder
+        does, nor be written to the engine's config.json.
+        """
         return defaults
 
     @property
     def model(self) -> ModelConfig:
+        """The model's config."""
         return ModelConfig.from_json(self.parallel_track["model"])
 
     @property
     def layout(self) -> RankLayout:
+        """The part of the model on the rank of `mapping`."""
         return rank_layout(self.model, self.mapping.tp_size, self.mapping.tp_rank)
 
 
@@ -128,7 +133,10 @@ def _problems(config: ParallelTrackConfig) -> list[str]:
 
 
 class ParallelTrackForCausalLM(DecoderModelForCausalLM):
-    """One rank of `config.mapping.tp_size`. Output: logits [requests, padded vocabulary], alike on all ranks."""
+    """The network of one rank of `config.mapping.tp_size`.
+
+    Its output is the logits [requests, padded vocabulary], which are the same on all ranks.
+    """
 
     config_class = ParallelTrackConfig
 
@@ -154,7 +162,7 @@ class ParallelTrackForCausalLM(DecoderModelForCausalLM):
         *,
         preprocess_weights_hook: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
     ) -> ParallelTrackForCausalLM:
-        """The model with the weights of `rank` (or of config.mapping.rank), brought into the modules' own order."""
+        """Return the model with the weights of `rank`, by default of config.mapping.rank."""
         from trtllm_pt.backends.tensorrt_llm.weights import module_weights
 
         config = config or PretrainedConfig.from_checkpoint(ckpt_dir)
@@ -173,6 +181,8 @@ MODEL_MAP[ARCHITECTURE] = ParallelTrackForCausalLM
 
 
 class Transformer(Module):
+    """The network without its output head."""
+
     def __init__(self, config: ParallelTrackConfig) -> None:
         super().__init__()
         self.config, self.model, self.layout = config, config.model, config.layout
@@ -190,7 +200,7 @@ class Transformer(Module):
         kv_cache_params: Any = None,
         attention_params: Any = None,
     ) -> Any:
-        """input_ids [T] -> the normed stream [T, W], and with `use_cache` every layer's cache."""
+        """Return the normalised stream [T, W] of input_ids [T], and with `use_cache` the caches of all layers."""
         arguments = {
             "use_cache": use_cache,
             "attention_mask": attention_mask,
@@ -207,9 +217,10 @@ class Transformer(Module):
 
 
 class TrackOps(walk.TrackOps["Tensor"]):
-    """The walker's operations as TensorRT layers.
+    """The operations of the schedule walker as TensorRT layers.
 
-    With one track every stream is [T, W]; with K > 1 the shared stream is [1, T, W] and the tracks' own are [K, T, W].
+    With one track every stream is [T, W]. With K > 1 tracks the shared stream is [1, T, W] and the tracks' own streams
+    are [K, T, W].
     """
 
     def __init__(self, transformer: Transformer, attention_arguments: dict[str, Any]) -> None:
@@ -227,7 +238,10 @@ class TrackOps(walk.TrackOps["Tensor"]):
         return out
 
     def all_reduce(self, x: Tensor, op: ReduceOp) -> Tensor:
-        """The only all-reduce of the network. The plugin sums, so a mean divides before (times 1/n is less exact)."""
+        """Return the sum or mean over the tracks of all ranks. No other code of the network calls the plugin.
+
+        The plugin only sums, so a mean divides before it. Multiplying by 1/n would be less exact.
+        """
         if self.tracks > 1:
             x = reduce_sum(cast(x, "float32"), dim=0)  # [T, W]
         if op == "mean":
@@ -235,7 +249,7 @@ class TrackOps(walk.TrackOps["Tensor"]):
         x = cast(x, self.config.dtype)
         mapping = self.config.mapping
         if mapping.tp_size > 1:
-            # New parameters for every call: allreduce writes into them.
+            # Every call needs new parameters, because allreduce writes to them.
             strategy = AllReduceStrategy[self.config.all_reduce_strategy]
             x = allreduce(x, mapping.tp_group, all_reduce_params=AllReduceParams(strategy=strategy))
         return x if self.tracks == 1 else unsqueeze(x, 0)
@@ -245,7 +259,7 @@ class TrackOps(walk.TrackOps["Tensor"]):
 
 
 class Layer(Module):
-    """The two sub-layers, norms included, residuals not."""
+    """The two sub-layers of a layer with their norms, without the residual adds."""
 
     def __init__(self, config: ParallelTrackConfig, layer: int) -> None:
         super().__init__()
@@ -265,7 +279,7 @@ class Layer(Module):
             self.combine_layernorm = norm(tracks, width, config)
 
     def attention_out(self, x: Tensor, arguments: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
-        """The attention's output, to be added to x, and the layer's cache."""
+        """Return the attention's output, to be added to x, and the layer's cache."""
         out, cache = self.attention(self.input_layernorm(x), **arguments), None
         if arguments["use_cache"]:
             out, cache = out
@@ -277,8 +291,11 @@ class Layer(Module):
 
 
 def attention(config: ParallelTrackConfig, layer: int) -> Module:
-    """TensorRT-LLM's own layer for one track; ours for several, and where the stock layer computes something else:
-    with as many KV heads as heads it takes normed q, k, v head by head, and it cannot norm after its plugin's RoPE."""
+    """Return TensorRT-LLM's attention layer for one track, or ours for several tracks.
+
+    Ours is also used where the stock layer computes something else: with QK norms and one KV head per head it expects
+    q, k and v interleaved by head, and it cannot apply QK norms after the RoPE of its plugin.
+    """
     model, layout = config.model, config.layout
     interleaves = model.qk_norm and model.num_heads == model.num_kv_heads
     if len(layout.tracks) > 1 or interleaves or model.qk_norm_after_rope:
@@ -305,13 +322,13 @@ def attention(config: ParallelTrackConfig, layer: int) -> Module:
 
 
 def position_type(model: ModelConfig, layer: int) -> PositionEmbeddingType:
-    """What the attention plugin does about positions; learned_absolute: nothing."""
+    """Return the attention plugin's kind of positions: RoPE, or learned_absolute, which does nothing in the plugin."""
     rotates = model.has_rope(layer) and not model.qk_norm_after_rope
     return PositionEmbeddingType.rope_gpt_neox if rotates else PositionEmbeddingType.learned_absolute
 
 
 class TrackAttention(Module):
-    """One plugin call over the heads of all the rank's tracks, laid all q | all k | all v."""
+    """Attention with one plugin call over the heads of all tracks on the rank, in the order all q, all k, all v."""
 
     def __init__(self, config: ParallelTrackConfig, layer: int) -> None:
         super().__init__()
@@ -338,11 +355,11 @@ class TrackAttention(Module):
         attention_params: Any,
         rotary: tuple[Tensor, Tensor] | None = None,
     ) -> Any:
-        """x [T, W] or [K, T, W] -> the like, and with `use_cache` the layer's cache."""
+        """Return a tensor of the shape of x, [T, W] or [K, T, W], and with `use_cache` the layer's cache."""
         packed = self.packed_qkv(self.qkv(x), rotary)
         fp8_scale = self.fp8_output_scale()
         context, cache = self.plugin(packed, fp8_scale, use_cache, attention_mask, kv_cache_params, attention_params)
-        if fp8_scale is not None:  # each track's dense quantises its own input
+        if fp8_scale is not None:  # the dense layer of each track quantises its own input
             scale = cast(constant(1.0 / fp8_scale), self.config.dtype)
             context = dequantize(context, scale, output_type=self.config.dtype)
         if self.tracks > 1:
@@ -351,7 +368,10 @@ class TrackAttention(Module):
         return (out, cache) if use_cache else out
 
     def packed_qkv(self, qkv: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
-        """[T, (H + 2 G) * D] or [K, T, …] -> [T, K * (H + 2 G) * D], normed and, where the plugin does not, rotated."""
+        """Return [T, K * (H + 2 G) * D] from [T, (H + 2 G) * D] or [K, T, (H + 2 G) * D].
+
+        QK norms are applied, and RoPE if the plugin does not apply it.
+        """
         size, heads = self.model.head_size, (self.heads, self.kv_heads, self.kv_heads)
         parts = split(qkv.view([self.tracks, -1, sum(heads) * size]), [count * size for count in heads], dim=2)
         q, k, v = (part.view([self.tracks, -1, count, size]) for part, count in zip(parts, heads, strict=True))
@@ -365,12 +385,15 @@ class TrackAttention(Module):
         return (self.q_layernorm(q), self.k_layernorm(k)) if self.model.qk_norm else (q, k)
 
     def track_after_track(self, part: Tensor, heads: int) -> Tensor:
-        """[K, T, heads, D] -> [T, K * heads * D]."""
+        """Reorder [K, T, heads, D] to [T, K * heads * D]."""
         return part.permute([1, 0, 2, 3]).view([-1, self.tracks * heads * self.model.head_size])
 
     def fp8_output_scale(self) -> np.ndarray[Any, Any] | None:
-        """float32 [1], what FP8 context attention multiplies its output by: what the widest track's dense divides by.
-        The builder turns that attention on by itself, for FP8 weights with an FP8 cache."""
+        """Return the factor for the output of FP8 context attention, float32 [1], or None if it is not used.
+
+        It is the inverse of the largest input scale of the tracks' dense layers. TensorRT-LLM's builder turns FP8
+        context attention on by itself, for FP8 weights with an FP8 cache.
+        """
         if not default_net().plugin_config.use_fp8_context_fmha:
             return None
         dense = [self.dense] if self.tracks == 1 else [self.dense[track] for track in range(self.tracks)]
@@ -386,7 +409,7 @@ class TrackAttention(Module):
         kv_cache_params: Any,
         attention_params: Any,
     ) -> Any:
-        """qkv [T, K * (H + 2 G) * D] -> context [T, K * H * D] and the cache."""
+        """Return the context [T, K * H * D] of qkv [T, K * (H + 2 G) * D], and the cache."""
         model, kind = self.model, position_type(self.model, self.local_layer_idx)
         rotates, scaling = kind.is_rope(), model.rope_scaling
         quantises = self.config.quant_mode.has_kv_cache_quant()
@@ -435,7 +458,7 @@ class TrackAttention(Module):
 
 
 def rotary_rows(model: ModelConfig, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin of the tokens' positions, float32 [1, T, 1, D/2] each."""
+    """Return cos and sin of RoPE's angles for the tokens' positions, float32 [1, T, 1, D/2] each."""
     import torch
 
     from trtllm_pt.network.reference import rotary
@@ -447,7 +470,7 @@ def rotary_rows(model: ModelConfig, position_ids: Tensor) -> tuple[Tensor, Tenso
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """RoPE on halves (GPT-NeoX order), x [K, T, heads, D]."""
+    """Apply RoPE to x [K, T, heads, D], which pairs element i with element i + D/2 (GPT-NeoX order)."""
     a, b = split(x, x.size(3) // 2, dim=3)
     return concat([a * cos - b * sin, b * cos + a * sin], dim=3)
 
@@ -461,7 +484,7 @@ def feed_forward(config: ParallelTrackConfig) -> Module:
 
 
 class TrackMLP(Module):
-    """down(silu(gate(x)) * up(x)) for several tracks. The attributes have the files' names (model/tensors.py)."""
+    """SwiGLU for several tracks: down(silu(gate(x)) * up(x)). Attributes have the names in files (model/tensors.py)."""
 
     def __init__(self, tracks: int, width: int, rows: int, config: ParallelTrackConfig) -> None:
         super().__init__()
@@ -475,7 +498,7 @@ class TrackMLP(Module):
 
 
 def experts(config: ParallelTrackConfig) -> Module:
-    """TensorRT-LLM's mixture of experts, one per track; each is local to its rank."""
+    """Return TensorRT-LLM's mixture of experts for each track. The experts are not divided over the ranks."""
     model, layout = config.model, config.layout
     layer = MOE if model.router_logits_cap is None else capped_moe(model.router_logits_cap)
     each = [
@@ -484,7 +507,7 @@ def experts(config: ParallelTrackConfig) -> Module:
             model.hidden_size,
             len(layout.experts_ffn),
             "swiglu",
-            mapping=Mapping(),  # not the model's: its shards are tracks, not parts of an expert
+            mapping=Mapping(),  # the model's mapping would divide experts over ranks, which hold whole tracks
             bias=False,
             dtype=config.dtype,
             quant_mode=config.quant_mode,
@@ -495,7 +518,10 @@ def experts(config: ParallelTrackConfig) -> Module:
 
 
 def capped_moe(cap: float) -> type:
-    """MOE whose router logits are capped to cap * tanh(logits / cap). A class, since quantising makes its MOE anew."""
+    """Return a subclass of MOE whose router logits are capped to cap * tanh(logits / cap).
+
+    It is a class because quantising constructs the MOE again.
+    """
 
     class CappedMOE(MOE):
         def renormalize(self, logits: Tensor) -> Any:
@@ -505,7 +531,10 @@ def capped_moe(cap: float) -> type:
 
 
 def linear(tracks: int, columns: int, rows: int, config: ParallelTrackConfig, bias: bool = False) -> Module:
-    """x [T, I] -> [T, O] for one track, [K, T, I] -> [K, T, O] for several. Quantised kernels take one track each."""
+    """Return a layer from [T, I] to [T, O] for one track, or from [K, T, I] to [K, T, O] for several.
+
+    Quantised layers consist of one module per track, because their kernels are not batched.
+    """
     if tracks > 1 and config.quantization.quant_algo is None:
         return TrackLinear(tracks, columns, rows, config.dtype, bias)
     each = [ColumnLinear(columns, rows, bias=bias, dtype=config.dtype) for _ in range(tracks)]
@@ -513,6 +542,8 @@ def linear(tracks: int, columns: int, rows: int, config: ParallelTrackConfig, bi
 
 
 class TrackLinear(Module):
+    """The product of x [K, T, I] with a weight per track, as one batched product."""
+
     def __init__(self, tracks: int, columns: int, rows: int, dtype: str, bias: bool) -> None:
         super().__init__()
         self.shape = [tracks, 1, rows]
@@ -525,7 +556,7 @@ class TrackLinear(Module):
 
 
 class TrackAfterTrack(ModuleList):
-    """One module per track: x [K, T, I] -> [K, T, O]."""
+    """Applies one module per track: x [K, T, I] -> [K, T, O]."""
 
     def forward(self, x: Tensor) -> Tensor:
         return stack([self[track](select(x, 0, track)) for track in range(len(self))])
@@ -538,7 +569,7 @@ def norm(tracks: int, features: int, config: ParallelTrackConfig) -> Module:
 
 
 class TrackNorm(Module):
-    """RMSNorm with a weight per track; x [K, T, …, features], or [1, T, …, features] that becomes the tracks' own."""
+    """RMSNorm with a weight per track. x is [K, T, …, features], or [1, T, …, features], which is the same for all."""
 
     def __init__(self, tracks: int, features: int, config: ParallelTrackConfig) -> None:
         super().__init__()

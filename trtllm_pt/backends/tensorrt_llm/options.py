@@ -1,4 +1,4 @@
-"""trtllm-build's options, as TensorRT-LLM's builder takes them; what this network cannot honour is refused by name."""
+"""Check trtllm-build's options: refuse values that this network does not support, and pass on the others."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from trtllm_pt.errors import UsageError
 from trtllm_pt.model.config import unknown_key
 
 MAX_BATCH_SIZE, MAX_NUM_TOKENS = 2048, 8192  # trtllm-build's defaults
-# What the all-reduce plugin can be told; it turns NCCL into nothing else, AUTO into what fits message and machine.
+# The strategies of the all-reduce plugin. NCCL always means NCCL; AUTO chooses by message size and machine.
 STRATEGIES = ("NCCL", "AUTO", "ONESHOT", "TWOSHOT")
-OWN_ALL_REDUCES = (2, 4, 6, 8, 16)  # ranks for which ONESHOT and TWOSHOT have kernels
-# For which TensorRT-LLM has attention kernels for prompts (fused ones: the others cannot read the KV cache, so a prompt
-# in chunks would come out wrong) and for generated tokens.
+OWN_ALL_REDUCES = (2, 4, 6, 8, 16)  # the numbers of ranks for which ONESHOT and TWOSHOT have kernels
+# The head sizes for which TensorRT-LLM has attention kernels for generated tokens and fused ones for prompts. Kernels
+# that are not fused cannot read the KV cache, so a prompt in chunks would give wrong results.
 HEAD_SIZES = (32, 48, 64, 80, 96, 104, 128, 160, 192, 256)
 DTYPES = ("bfloat16", "float16")
 _OFF = ("disable", False, None)
-# Plugins that work in the checkpoint's dtype, and what else each may be told.
+# Plugins that work in the checkpoint's dtype, and the other values that each accepts.
 _IN_MODEL_DTYPE = {"gpt_attention_plugin": (), "moe_plugin": (), "nccl_plugin": (), "gemm_plugin": ("fp8", *_OFF)}
 
 _NO_LORA = "adapters are sized for a model that is divided over the ranks, not one of tracks"
-_NO_SPECULATION = "draft tokens need heads or inputs that this network has not"
+_NO_SPECULATION = "draft tokens need heads or inputs that this network does not have"
 _FUSES_ALL_REDUCE = "it fuses all-reduces with the layers of TensorRT-LLM's own models"
 _OWN_CLASS = "`trtllm-pt build` brings its own; plain `trtllm-build` takes it"
-# name: the values that this network can honour, and why it cannot honour others.
+# Option -> the values that this network supports, and why it does not support others.
 _ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
     "max_beam_width": ((1,), "beam search is untested on this network"),
     "max_encoder_input_len": ((), "there is no encoder"),
@@ -45,17 +45,17 @@ _ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
     "gemm_allreduce_plugin": (_OFF, _FUSES_ALL_REDUCE),
     "reduce_fusion": (_OFF, _FUSES_ALL_REDUCE),
     "user_buffer": (_OFF, _FUSES_ALL_REDUCE),
-    "norm_quant_fusion": (_OFF, "it is for NVFP4 in TensorRT-LLM's own models"),
-    "fuse_fp4_quant": (_OFF, "it is for NVFP4"),
+    "norm_quant_fusion": (_OFF, "it applies only to NVFP4 in TensorRT-LLM's own models"),
+    "fuse_fp4_quant": (_OFF, "it applies only to NVFP4"),
     **dict.fromkeys(("gemm_swiglu_plugin", "low_latency_gemm_swiglu_plugin"), (_OFF, "it is untested on this network")),
-    "pp_reduce_scatter": (_OFF, "a rank holds whole tracks, there is no pipeline"),
-    "streamingllm": (_OFF, "TensorRT-LLM supports it no longer"),
+    "pp_reduce_scatter": (_OFF, "a rank holds whole tracks, so there is no pipeline"),
+    "streamingllm": (_OFF, "TensorRT-LLM no longer supports it"),
     "model_config": ((), "build a checkpoint: `trtllm-pt init` makes one with random weights"),
     "build_config": ((), "give its values by name"),
     "model_cls_file": ((), _OWN_CLASS),
     "model_cls_name": ((), _OWN_CLASS),
 }
-# The others: fields of TensorRT-LLM's BuildConfig, …
+# The other options are fields of TensorRT-LLM's BuildConfig, fields of its PluginConfig, or used by our own build.
 _BUILD = (
     "opt_num_tokens",
     "profiling_verbosity",
@@ -70,7 +70,6 @@ _BUILD = (
     "gather_context_logits",
     "gather_generation_logits",
 )
-# … of its PluginConfig, …
 _PLUGINS = (
     "bert_attention_plugin",
     "gpt_attention_plugin",
@@ -89,13 +88,12 @@ _PLUGINS = (
     "paged_state",
     "use_fused_mlp",
 )
-# … and what steers the build.
 _OURS = ("all_reduce_strategy", "workers", "log_level", "logits_dtype", "gather_all_token_logits")
 KNOWN = {*_ONLY, *_BUILD, *_PLUGINS, *_OURS}
 
 
 def check(options: BuildOptions, manifest: CheckpointManifest) -> None:
-    """Raises UsageError for values that this network, or this checkpoint, cannot honour."""
+    """Raise UsageError for option values that this network or this checkpoint does not support."""
     options.resolved(manifest.model, MAX_BATCH_SIZE, MAX_NUM_TOKENS)
     for name, value in options.extra.items():
         if name not in KNOWN:
@@ -104,17 +102,17 @@ def check(options: BuildOptions, manifest: CheckpointManifest) -> None:
         if name in _IN_MODEL_DTYPE:
             honoured, why = ("auto", manifest.dtype, *_IN_MODEL_DTYPE[name]), f"the network has it, in {manifest.dtype}"
         if value not in honoured:
-            raise UsageError(f"--{name} ({value}) cannot be honoured: {why}")
+            raise UsageError(f"--{name} ({value}) is not supported: {why}")
     _check_kernels(manifest)
     _check_strategy(strategy_of(options), manifest.ranks)
     if options.extra.get("multiple_profiles") in ("enable", True) and "opt_num_tokens" in options.extra:
-        raise UsageError("--multiple_profiles has profiles for all numbers of tokens: leave --opt_num_tokens out")
+        raise UsageError("--opt_num_tokens cannot be combined with --multiple_profiles, which has several profiles")
     if workers_of(options) < 1:
         raise UsageError(f"--workers ({workers_of(options)}) must be at least 1")
 
 
 def _check_kernels(manifest: CheckpointManifest) -> None:
-    """Raises UsageError for a checkpoint for which TensorRT-LLM has no kernels on any GPU."""
+    """Raise UsageError for a checkpoint for which TensorRT-LLM has no kernels on any GPU."""
     if (size := manifest.model.head_size) not in HEAD_SIZES:
         sizes = ", ".join(map(str, HEAD_SIZES))
         raise UsageError(f"head_size ({size}) must be one of {sizes}: TensorRT-LLM's attention has no other kernels")
@@ -131,15 +129,17 @@ def _check_strategy(strategy: str, ranks: int) -> None:
 
 
 def strategy_of(options: BuildOptions) -> str:
+    """Return the all-reduce strategy, by default NCCL."""
     return str(options.extra.get("all_reduce_strategy") or "NCCL").upper()
 
 
 def workers_of(options: BuildOptions) -> int:
+    """Return the number of worker processes, by default 1."""
     return int(options.extra.get("workers") or 1)
 
 
 def build_fields(options: BuildOptions, manifest: CheckpointManifest) -> dict[str, Any]:
-    """Of TensorRT-LLM's BuildConfig: those that were given, the others are TensorRT-LLM's own defaults."""
+    """Return the fields of TensorRT-LLM's BuildConfig that the options set. The others keep their defaults."""
     given = options.extra
     fields = asdict(options.resolved(manifest.model, MAX_BATCH_SIZE, MAX_NUM_TOKENS))
     fields |= {name: given[name] for name in _BUILD if name in given}
@@ -149,5 +149,5 @@ def build_fields(options: BuildOptions, manifest: CheckpointManifest) -> dict[st
 
 
 def plugin_fields(options: BuildOptions) -> Mapping[str, Any]:
-    """Of TensorRT-LLM's PluginConfig, likewise."""
+    """Return the fields of TensorRT-LLM's PluginConfig that the options set. The others keep their defaults."""
     return {name: value for name, value in options.extra.items() if name in _PLUGINS}

@@ -1,7 +1,7 @@
-"""The runtime protocol on TensorRT-LLM's executor, which schedules, pages, samples and keeps the ranks in step itself.
+"""The runtime of TensorRT engines, on TensorRT-LLM's executor, which does scheduling, paging, sampling and MPI itself.
 
-What differs from the embedded engine: draws are the executor's own (by seed, not by position), min_p comes before
-top_p, a bad word may not begin in the prompt either, and nothing tells how often the ranks met.
+It differs from the embedded engine: a random draw depends on the seed but not on the position, min_p is applied before
+top_p, a bad word that begins in the prompt is forbidden too, and all-reduces are not counted.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from trtllm_pt.requests.sequence import Sequence
 
 
 class TensorRTRuntime:
-    """Requests in, tokens out, on the executor of rank 0. It works while it is polled, the executor all the time.
+    """Passes requests to the executor of rank 0 and returns its tokens when it is polled.
 
-    bindings: the module tensorrt_llm.bindings.executor. pids: of all ranks.
+    bindings: the module tensorrt_llm.bindings.executor. pids: the process ids of all ranks.
     """
 
     def __init__(self, executor: Any, bindings: Any, manifest: EngineManifest, pids: list[int]) -> None:
@@ -38,10 +38,10 @@ class TensorRTRuntime:
         self._executor, self._bindings = executor, bindings
         self._limits = manifest.limits
         self._reasons = finish_reasons(bindings)
-        self._sequences: dict[int, Sequence] = {}  # in flight, by the executor's id
-        self._ids: dict[int, int] = {}  # request id to the executor's
-        self._unwanted: set[int] = set()  # ended here, but not there yet
-        self._messages: deque[Tokens] = deque()  # not polled yet
+        self._sequences: dict[int, Sequence] = {}  # executor's id -> sequence in flight
+        self._ids: dict[int, int] = {}  # request id -> executor's id
+        self._unwanted: set[int] = set()  # executor's ids of requests that finished here, but not yet in the executor
+        self._messages: deque[Tokens] = deque()  # messages for the next poll
         self._iteration: Any = None  # the newest iteration's stats
         self._prompt_tokens = self._output_tokens = 0
         self._closed = False
@@ -56,8 +56,8 @@ class TensorRTRuntime:
         sequence = Sequence.start(request, self._limits.length(request), end_id=-1)
         try:
             number = self._executor.enqueue_request(executor_request(self._bindings, sequence))
-        except (RuntimeError, TypeError) as error:  # a value that no check of ours has foreseen
-            raise UsageError(f"TensorRT-LLM does not take this request: {_first_line(error)}") from None
+        except (RuntimeError, TypeError) as error:  # a value that our checks do not cover
+            raise UsageError(f"TensorRT-LLM does not accept this request: {_first_line(error)}") from None
         self._sequences[number], self._ids[request.id] = sequence, number
         self._prompt_tokens += len(request.token_ids)
 
@@ -66,19 +66,19 @@ class TensorRTRuntime:
             self._end(number, "cancelled")
 
     def poll(self, timeout: float) -> list[Tokens]:
-        """Waits for the executor until there are messages, nothing is in flight, or the time is over."""
+        """Wait for the executor until there are messages, no request is in flight, or `timeout` seconds are over."""
         self._check_open()
         deadline = time.monotonic() + timeout
         while not self._messages and (self._sequences or self._unwanted):
             left = max(0.0, deadline - time.monotonic())
             with _failures("TensorRT-LLM failed"):
-                # Whole milliseconds, and not none: the executor would be asked without pause.
+                # Rounded up to whole milliseconds, because a wait of 0 ms would poll the executor without a pause.
                 wait = timedelta(milliseconds=math.ceil(left * 1000))
                 responses = self._executor.await_responses(wait)
             for response in responses:
                 if response.request_id in self._sequences:
                     self._take(response)
-                elif response.request_id in self._unwanted:  # else this was under way when it was cancelled
+                elif response.request_id in self._unwanted:  # otherwise it was sent before the request was cancelled
                     self._unwanted.remove(response.request_id)
                     self._executor.cancel_request(response.request_id)
             if not left:
@@ -105,16 +105,16 @@ class TensorRTRuntime:
                 return
         if result.is_final:
             reason = self._reasons.get(result.finish_reasons[0], "error")
-            self._output_tokens += reason == "end_id"  # sampled, though not among them
+            self._output_tokens += reason == "end_id"  # the end token is sampled, but not in the response
             self._end(number, reason, final=True)
         elif message := sequence.send():
             self._messages.append(message)
 
     def _end(self, number: int, reason: FinishReason, error: str | None = None, *, final: bool = False) -> None:
-        """final: the executor has ended it, too.
+        """Finish a request here, and in the executor unless `final` says that it has finished there.
 
-        Before the first token it must not be told to: a prompt that is cancelled between its chunks leaves all its
-        KV blocks for reuse, those among them that were never computed.
+        The executor must not cancel a request before its first token: a prompt that is cancelled between two chunks
+        leaves KV blocks for reuse that were never computed (NVIDIA/TensorRT-LLM#12673).
         """
         sequence = self._sequences.pop(number)
         del self._ids[sequence.request.id]
@@ -129,7 +129,7 @@ class TensorRTRuntime:
         if new := self._executor.get_latest_iteration_stats():
             self._iteration = new[-1]
         iteration, cache = self._iteration, self._iteration and self._iteration.kv_cache_stats
-        # An iteration's counts are of when it ran: what has ended since waits no longer.
+        # The counts are those of the iteration's time, and requests may have finished since.
         waiting = min(iteration.num_queued_requests, len(self._sequences)) if iteration else 0
         return Stats(
             steps=iteration.iter if iteration else 0,
@@ -147,11 +147,11 @@ class TensorRTRuntime:
     def close(self) -> None:
         if not self._closed:
             self._closed = True
-            for number in (*self._sequences, *self._unwanted):  # else `shutdown` would wait for them
+            for number in (*self._sequences, *self._unwanted):  # otherwise `shutdown` would wait for them
                 self._executor.cancel_request(number)
             self._executor.shutdown()
             self._sequences, self._ids = {}, {}
-            self._executor = None  # gives the GPU's memory back
+            self._executor = None  # frees the GPU's memory
 
     release = close
 
@@ -161,7 +161,8 @@ class TensorRTRuntime:
 
 
 def _new_tokens(result: Any, sequence: Sequence) -> Iterator[tuple[int, float | None]]:
-    """Of the response: its tokens are the new ones, its log-probs those of all tokens so far."""
+    """Return the new tokens of a response with their log-probs. A response has only new tokens, but log-probs of all
+    tokens so far."""
     tokens: list[int] = result.output_token_ids[0]
     if not sequence.sampling.log_probs:
         return zip(tokens, itertools.repeat(None))
@@ -172,40 +173,43 @@ def _new_tokens(result: Any, sequence: Sequence) -> Iterator[tuple[int, float | 
 def open_rank(
     folder: Path, manifest: EngineManifest, *, threads: int | None, kv_tokens: int | None
 ) -> TensorRTRuntime | None:
-    """See Backend.open_rank. Raises RunError, too, for what TensorRT-LLM says against the engine."""
+    """Join the ranks of an engine and load this one, as described at Backend.open_rank.
+
+    Raises RunError if TensorRT-LLM cannot load the engine.
+    """
     if threads is not None:
-        raise UsageError(f"threads ({threads}) is for the embedded engine: a TensorRT engine computes on a GPU")
+        raise UsageError(f"threads ({threads}) applies only to the embedded engine; a TensorRT engine runs on a GPU")
     check_gpus(World(None))
-    bindings = _import_bindings()  # before MPI: it sets what Open MPI reads when it starts
+    bindings = _import_bindings()  # before MPI starts, because it sets variables that Open MPI reads then
     world = World.join(manifest.ranks, MPI_OF_TENSORRT_LLM)
     check_gpus(world)
     if not (folder / f"rank{world.rank}.engine").exists():
-        raise UsageError(f"{folder} is incomplete: it has no rank{world.rank}.engine; build it again")
+        raise UsageError(f"{folder} is incomplete: rank{world.rank}.engine is missing; build the engine again")
     with _failures(f"TensorRT-LLM could not load {folder}"):
         config = executor_config(bindings, manifest, kv_tokens)
         executor = bindings.Executor(folder, bindings.ModelType.DECODER_ONLY, config)
     pids = world.gather_all(os.getpid())
     if executor.can_enqueue_requests():
         return TensorRTRuntime(executor, bindings, manifest, pids)
-    executor.shutdown()  # returns when the leader's does
+    executor.shutdown()  # returns when the executor of rank 0 has shut down
     return None
 
 
 def _import_bindings() -> Any:
-    """tensorrt_llm.bindings.executor, with nothing said on stdout."""
+    """Import tensorrt_llm.bindings.executor without letting it print to stdout."""
     os.environ.setdefault("TLLM_LOG_LEVEL", "WARNING")
     with contextlib.redirect_stdout(sys.stderr):
         try:
             import tensorrt_llm.bindings.executor as bindings
         except (ImportError, OSError) as error:
             raise UsageError(
-                f"TensorRT-LLM does not import here ({_first_line(error)}): {INSTALL_TENSORRT_LLM}"
+                f"TensorRT-LLM cannot be imported ({_first_line(error)}): {INSTALL_TENSORRT_LLM}"
             ) from None
     return bindings
 
 
 def check_gpus(world: World) -> None:
-    """Raises UsageError where this machine has fewer GPUs than ranks. Ranks may each be shown a GPU of their own."""
+    """Raise UsageError if this machine has fewer GPUs than ranks. CUDA_VISIBLE_DEVICES may differ between ranks."""
     import torch
 
     host = socket.gethostname()
@@ -219,7 +223,7 @@ def check_gpus(world: World) -> None:
 
 @contextlib.contextmanager
 def _failures(what: str) -> Iterator[None]:
-    """The executor's errors, which come with a stack of C++ frames, in one line."""
+    """Turn the executor's errors, which contain a C++ stack trace, into a RunError of one line."""
     try:
         yield
     except RuntimeError as error:

@@ -1,6 +1,6 @@
-"""What we ask of TensorRT-LLM's executor, in its own terms, and what it cannot do.
+"""Translate configs and requests into those of TensorRT-LLM's executor, and find sampling fields it does not support.
 
-`bindings` is the module tensorrt_llm.bindings.executor everywhere.
+The argument `bindings` is always the module tensorrt_llm.bindings.executor.
 """
 
 from __future__ import annotations
@@ -12,13 +12,16 @@ from trtllm_pt.backends.manifest import EngineManifest
 from trtllm_pt.requests.messages import FinishReason, SamplingParams
 from trtllm_pt.requests.sequence import Sequence, possible_start
 
-TOP_K_MAX = 1024  # of its sampling kernels, which take a larger one for this
-NUMBER_MAX = 1e30  # its numbers are float32; one that overflows ends every request in flight
-_EPSILON = 1e-6  # what it adds to a temperature
+TOP_K_MAX = 1024  # the sampling kernels reduce a larger top_k to this
+NUMBER_MAX = 1e30  # the executor uses float32, and a number that overflows ends every request in flight
+_EPSILON = 1e-6  # the executor adds this to a temperature
 
 
 def executor_config(bindings: Any, manifest: EngineManifest, kv_tokens: int | None) -> Any:
-    """KV reuse and chunked prompts where the engine was built for them, and each layer's window."""
+    """Return the executor's config, with KV cache reuse and chunked prompts if the engine was built for them.
+
+    kv_tokens: tokens that fit into the KV cache; None lets the executor choose.
+    """
     return bindings.ExecutorConfig(
         kv_cache_config=bindings.KvCacheConfig(
             enable_block_reuse=manifest.reuses_pages,
@@ -26,16 +29,18 @@ def executor_config(bindings: Any, manifest: EngineManifest, kv_tokens: int | No
             max_attention_window=manifest.windows and list(manifest.windows),
         ),
         enable_chunked_context=manifest.chunks_prompts,
-        normalize_log_probs=False,  # over the vocabulary, not over what top_k leaves
+        normalize_log_probs=False,  # log-probs over the whole vocabulary, not over the tokens that top_k keeps
         iter_stats_max_iterations=1,
-        fail_fast_on_attention_window_too_large=True,  # instead of taking shorter prompts than max_seq_len says
+        fail_fast_on_attention_window_too_large=True,  # otherwise it would silently reduce max_seq_len
     )
 
 
 def executor_request(bindings: Any, sequence: Sequence) -> Any:
+    """Return the executor's request for a sequence."""
     prompt, p = sequence.request.token_ids, sequence.sampling
     max_tokens = sequence.limit - len(prompt)
-    # The executor looks for words in prompt and output alike; one that the prompt may have begun is ours to find.
+    # The executor looks for stop words in prompt and output, where they may only be in the output. So a stop word that
+    # could begin in the prompt is not passed to it; Sequence finds it.
     stop_words = [list(word) for word in p.stop_words if not possible_start(word, prompt)]
     return bindings.Request(
         input_token_ids=list(prompt),
@@ -50,10 +55,11 @@ def executor_request(bindings: Any, sequence: Sequence) -> Any:
 
 
 def sampling_config(bindings: Any, p: SamplingParams, prompt: int, max_tokens: int) -> Any:
-    """The same distribution in the executor's terms.
+    """Return the executor's sampling config that gives the same distribution as the embedded engine.
 
-    It divides by the temperature before the penalties that are subtracted, where ours come first: so they are
-    divided, too. Of the prompt's tokens it penalises only the repetition, if prompt_ignore_length covers it.
+    The executor divides logits by the temperature before it subtracts the presence and frequency penalties, and the
+    embedded engine afterwards, so these penalties are divided by the temperature here. With prompt_ignore_length set to
+    the prompt's length, the tokens of the prompt count only for the repetition penalty.
     """
     greedy = p.temperature == 0
     scale = 1.0 if greedy or p.temperature == 1 else 1 / (p.temperature + _EPSILON)
@@ -72,23 +78,24 @@ def sampling_config(bindings: Any, p: SamplingParams, prompt: int, max_tokens: i
 
 
 def finish_reasons(bindings: Any) -> dict[Any, FinishReason]:
+    """Return our finish reason for each of the executor's."""
     names: tuple[FinishReason, ...] = ("end_id", "stop_words", "length", "timed_out", "cancelled")
     return {getattr(bindings.FinishReason, name.upper()): name for name in names}
 
 
 def problems(p: SamplingParams) -> Iterator[str]:
-    """What it would not do, or not as the embedded engine does it: one sentence each."""
+    """Yield one sentence for each sampling field that the executor does not support as the embedded engine does."""
     if p.top_k > TOP_K_MAX:
         yield f"top_k ({p.top_k}) must be at most {TOP_K_MAX}"
     for name in ("temperature", "repetition_penalty", "presence_penalty", "frequency_penalty"):
         if abs(getattr(p, name)) > NUMBER_MAX:
             yield f"{name} ({getattr(p, name)!r}) must be within {NUMBER_MAX:g}"
-    if p.min_tokens == 1:  # its default, which it takes for "not asked for"
+    if p.min_tokens == 1:  # 1 is the executor's default, which it treats as not set
         yield "min_tokens (1) must be 0 or at least 2"
-    if p.min_tokens and p.stop_words:  # only the end id is kept from coming early
+    if p.min_tokens and p.stop_words:  # the executor's min_tokens delays only the end token
         yield f"min_tokens ({p.min_tokens}) must be 0 with stop_words"
     if p.log_probs:
-        # They are taken from what the token is drawn from: after all of these.
+        # The executor computes log-probs after it has applied these fields.
         plain = SamplingParams()
         for name in ("repetition_penalty", "presence_penalty", "frequency_penalty", "min_p", "min_tokens", "bad_words"):
             if getattr(p, name) != getattr(plain, name):

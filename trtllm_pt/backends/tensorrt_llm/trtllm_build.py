@@ -1,5 +1,7 @@
-"""The options of TensorRT-LLM 1.2.1's `trtllm-build` beside the common ones: `trtllm-pt build` takes them under the
-same names. `options.py` says which of their values this network can honour."""
+"""The options of TensorRT-LLM 1.2.1's `trtllm-build` in addition to the common ones.
+
+`trtllm-pt build` has them under the same names. `options.py` checks which of their values this network supports.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,8 @@
-"""A rank's file -> the parameters of the TensorRT-LLM network: split by track where a track has modules of its own,
-quantised matrices in the order that TensorRT-LLM's kernels read."""
+"""Convert a rank's file to the parameters of the TensorRT-LLM network.
+
+Weights are split by track where each track has its own module, and quantised matrices are put into the order that
+TensorRT-LLM's kernels read.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,10 @@ _PACKED = {"W8A16": torch.int8, "W4A16": torch.quint4x2}
 
 
 def module_weights(stored: dict[str, Tensor], model: ModelConfig, tracks: int, algo: str | None) -> dict[str, Tensor]:
-    """tracks: on this rank; algo: how the layers' matrices are quantised."""
+    """Return the network's parameters from the tensors of a rank's file.
+
+    tracks: the number of tracks on this rank. algo: the quantisation of the layers' matrices, or None.
+    """
     weights = dict(_split(stored, model, tracks, algo))
     if algo in _PACKED:
         for name, weight in weights.items():
@@ -40,7 +46,7 @@ def _split(
 
 
 def _track_name(module: str, parameter: str, track: int, is_experts: bool) -> str:
-    """mlp.fc.weight -> mlp.2.fc.weight for experts, attention.qkv.weight -> attention.qkv.2.weight for a matrix."""
+    """Return the name of one track's parameter: mlp.2.fc.weight for experts, attention.qkv.2.weight for a matrix."""
     if is_experts:
         parent, child = module.rsplit(".", 1)
         return f"{parent}.{track}.{child}.{parameter}"
@@ -48,8 +54,11 @@ def _track_name(module: str, parameter: str, track: int, is_experts: bool) -> st
 
 
 def kernel_order(weight: Tensor, algo: str, dtype: torch.dtype) -> Tensor:
-    """int8 [(E,) out, in], or int4 [(E,) out, in / 2] with the even column in the low half of a byte, as TensorRT-LLM's
-    compiled op wants it: [(E,) in, out], or [(E,) in, out / 2], and then in the order of the GPU's kernels."""
+    """Reorder int8 [(E,) out, in] or int4 [(E,) out, in / 2] for the GPU's kernels.
+
+    Of two int4 values in a byte, the even column is in the low half. The weight is transposed to [(E,) in, out] or
+    [(E,) in, out / 2], as TensorRT-LLM's op expects, which then reorders it. dtype: of the activations.
+    """
     transposed = pack_int4(unpack_int4(weight).mT) if algo == "W4A16" else weight.mT
     ordered: Tensor = torch.ops.trtllm.preprocess_weights_for_mixed_gemm(transposed.contiguous(), _PACKED[algo], dtype)
     return ordered

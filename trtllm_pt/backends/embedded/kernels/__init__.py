@@ -1,1 +1,2 @@
-"""The embedded engine's C++ ops: compile them (`build_library`), load them (`load`), give torch their shapes."""
+"""The C++ ops of the embedded engine: compile them (build.py), load them (library.py), and give torch the shapes of
+their results (fakes.py)."""

@@ -1,4 +1,6 @@
-"""The shapes of the ops' results, for torch.export. Only a build needs them.
+"""The shapes of the ops' results, which torch.export needs to trace the graph.
+
+Each function has the arguments of the op with its name and returns an empty tensor of the result's shape.
 
 Shape letters: T tokens, K tracks, W hidden size, D head size.
 """
@@ -14,7 +16,7 @@ _registered = False
 
 
 def register() -> None:
-    """Tell torch the shape of every op's result; the library must be loaded."""
+    """Register the shapes with torch. The op library must be loaded."""
     global _registered
     if _registered:
         return

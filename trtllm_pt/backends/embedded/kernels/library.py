@@ -1,4 +1,4 @@
-"""Load the ops library into this process, as the namespace `torch.ops.trtllm_pt`."""
+"""Load the op library into this process as the namespace `torch.ops.trtllm_pt`."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import torch
 from trtllm_pt.backends.embedded import constants
 from trtllm_pt.errors import RunError, UsageError
 
-_loaded: str | None = None  # digest of the library's file, which may have been moved or removed since
+_loaded: str | None = None  # digest of the loaded file, because the file may be moved or removed later
 
 
 def load(path: Path) -> None:
-    """Load the library once; call it before an engine package is loaded, whose graph names its ops.
+    """Load the op library, unless it is already loaded. A compiled graph can only be loaded after its ops.
 
-    Raises UsageError where there is no such file, or another library was loaded before; RunError where it does not fit.
+    Raises UsageError if the file does not exist or another library was loaded before, and RunError if it does not fit
+    the installed torch.
     """
     global _loaded
     if not path.is_file():
@@ -25,7 +26,7 @@ def load(path: Path) -> None:
     if _loaded is not None:
         if _loaded != digest:
             raise UsageError(
-                f"{path} cannot be loaded: this process has already loaded other ops; start another process"
+                f"{path} cannot be loaded: this process has already loaded another op library; start another process"
             )
         return
     try:

@@ -1,4 +1,4 @@
-"""The compiled op library inside a wheel, which saves an installation the compiler and MPI's header."""
+"""The compiled op library in a wheel, with which an installation needs neither a compiler nor MPI's header."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ _FACTS = "library.json"
 
 
 def find(name: str, folder: Path = FOLDER) -> Path | None:
-    """The library `name` in `folder`; None where there is none, or it belongs to another torch or to other sources."""
+    """Return the path of the library `name` in `folder`, or None if it is missing or was compiled for another torch or
+    from other sources."""
     facts = folder / _FACTS
     if not facts.is_file() or json.loads(facts.read_text()) != _facts():
         return None
@@ -21,14 +22,14 @@ def find(name: str, folder: Path = FOLDER) -> Path | None:
 
 
 def describe(folder: Path) -> None:
-    """Note in `folder` which torch and which sources the library in it was just compiled with."""
+    """Record in `folder` for which torch and from which sources the library in it was compiled."""
     (folder / _FACTS).write_text(json.dumps(_facts(), indent=2) + "\n")
 
 
 def _facts() -> dict[str, str]:
-    """What decides whether a library fits: torch's release without its variant, and the sources with their flags.
+    """Return what a library must match: torch's release without its variant, and the sources with their flags.
 
-    Variants of one release (`2.13.0`, `2.13.0+cpu`) have the same interface for what the ops use: ATen on processors.
+    All variants of a release (`2.13.0`, `2.13.0+cpu`) have the same ABI for ATen on CPUs, which is all the ops use.
     """
     here = Path(__file__).parent
     sources = [here / "build.py", *sorted([*here.glob("*.cpp"), *here.glob("*.h")])]
