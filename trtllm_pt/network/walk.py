@@ -31,7 +31,9 @@ class Ops(Protocol[V]):
         """Return the sum or mean over the tracks of all ranks. For a model of one track, the sum is over the ranks."""
         ...
 
-    def add(self, a: V, b: V) -> V: ...
+    def add(self, a: V, b: V) -> V:
+        """Return a + b, where the shared stream is broadcast to the tracks if the other is per track."""
+        ...
 
     def scale_mean(self, x: V) -> V:
         """Return x times 1/n, for n tracks."""

@@ -130,10 +130,12 @@ class Layer(Module):
             self.combine_layernorm = Norm(tracks, width, config, dtype)
 
     def attention_out(self, x: Tensor, batch: Batch) -> Tensor:
+        """Return the attention's output [K, T, W] for x [K, T, W], or [1, T, W] for the same x on all tracks."""
         out = self.attention(self.input_layernorm(x), batch)
         return self.attention_residual_layernorm(out) if self.config.residual_norm else out
 
     def ffn_out(self, x: Tensor) -> Tensor:
+        """Return the FFN's output [K, T, W] for x [K, T, W], or [1, T, W] for the same x on all tracks."""
         out = self.mlp(self.post_layernorm(x))
         return self.mlp_residual_layernorm(out) if self.config.residual_norm else out
 

@@ -16,7 +16,7 @@ _PREFILL_CHUNK = 256  # prompt tokens in a step with decoding requests, so that 
 
 
 class EmbeddedRuntime:
-    """Turns requests into tokens on all ranks. Rank 0 makes all decisions here, and the other ranks run its plans."""
+    """Implements requests.messages.Runtime. Rank 0 makes all decisions here, and the other ranks run its plans."""
 
     def __init__(self, session: Session) -> None:
         self.session = session

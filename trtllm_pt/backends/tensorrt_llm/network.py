@@ -476,6 +476,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def feed_forward(config: ParallelTrackConfig) -> Module:
+    """Return TensorRT-LLM's gated FFN for one track, or ours for several tracks."""
     model, layout = config.model, config.layout
     tracks, width, rows = len(layout.tracks), model.hidden_size, len(layout.ffn)
     if tracks > 1:
@@ -563,6 +564,7 @@ class TrackAfterTrack(ModuleList):
 
 
 def norm(tracks: int, features: int, config: ParallelTrackConfig) -> Module:
+    """Return TensorRT-LLM's RMSNorm for one track, or ours for several tracks."""
     if tracks > 1:
         return TrackNorm(tracks, features, config)
     return RmsNorm(features, eps=config.norm_epsilon, dtype=config.dtype)

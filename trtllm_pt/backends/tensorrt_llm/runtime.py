@@ -28,7 +28,7 @@ from trtllm_pt.requests.sequence import Sequence
 
 
 class TensorRTRuntime:
-    """Passes requests to the executor of rank 0 and returns its tokens when it is polled.
+    """Implements requests.messages.Runtime with the executor of rank 0, which runs on threads of its own.
 
     bindings: the module tensorrt_llm.bindings.executor. pids: the process ids of all ranks.
     """

@@ -1,10 +1,12 @@
-// The product with bfloat16 weights on AMX's tile registers, of 16 rows of 64 bytes. Part of path.cpp, by product.h.
+// The product with bfloat16 weights on AMX's tile registers of 16 rows of 64 bytes. product.h includes this file in
+// path.cpp.
 //
-// 16 steps of a packed tile of weights are a register as they lie in memory. One TDPBF16PS multiplies them with 32
-// inputs of up to 16 rows: from zero, it sums the products of even and of odd inputs, adds the two sums, and adds that
-// to the result (Intel SDM volume 2). So a sum's order follows from where the steps are cut into sixteens, and they are
-// cut from the first step of a segment on: a caller that divides a product between calls must cut at multiples of
-// kTileSteps. How many rows share an instruction changes nothing.
+// 16 steps of a packed tile of weights in memory have the layout of a register. One TDPBF16PS multiplies them with 32
+// inputs of up to 16 rows: starting from zero, it sums the products of even inputs and those of odd inputs, adds the
+// two sums, and adds the result to the accumulator (Intel SDM volume 2). So the order of a sum depends on where the
+// steps are divided into groups of 16, which is done from the first step of a segment on. A caller that divides a
+// product between calls must therefore cut it at multiples of kTileSteps. The number of rows in an instruction does not
+// change the order.
 
 #pragma once
 #include "product.h"
@@ -14,15 +16,15 @@ namespace {
 
 constexpr int64_t kTileSteps = 16, kTileRows = 16;
 
-// Operand of LDTILECFG. Registers 0 to 3 are sums, 4 and 5 rows of x, 6 and 7 weights.
+// The operand of LDTILECFG. Registers 0 to 3 hold sums, 4 and 5 rows of x, 6 and 7 weights.
 struct alignas(64) TileShapes {
   uint8_t palette, start_row, zero[14];
   uint16_t row_bytes[16];
   uint8_t rows[16];
 };
 
-// GCC's intrinsics take a register only as a literal and do not tell the compiler that they read memory: stores to an
-// operand could move behind them.
+// GCC's intrinsics accept a register only as a literal, and the compiler does not know that they read memory, so it
+// could move stores to an operand behind them.
 INLINE void shape_tiles(const TileShapes& shapes) { asm volatile("ldtilecfg %0" ::"m"(shapes) : "memory"); }
 INLINE void release_tiles() { asm volatile("tilerelease" ::: "memory"); }
 
@@ -43,7 +45,7 @@ INLINE void multiply_tiles() {
   asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"n"(kSum), "n"(kLeft), "n"(kRight) : "memory");
 }
 
-// Registers for up to 32 rows of x and `steps` steps.
+// Returns the shapes of the registers for up to 32 rows of x and `steps` steps.
 INLINE TileShapes shapes_of(int64_t rows, int64_t steps) {
   TileShapes shapes{};
   shapes.palette = 1;
@@ -56,12 +58,12 @@ INLINE TileShapes shapes_of(int64_t rows, int64_t steps) {
   return shapes;
 }
 
-// The steps of every segment that registers of one shape take: `count` times `steps`, from `first` on.
+// The steps of each segment that are multiplied with registers of one shape: `count` times `steps` steps from `first`.
 struct TileSteps {
   int64_t first, steps, count;
 };
 
-// f<0>() to f<kCount - 1>().
+// Calls f<0>() to f<kCount - 1>().
 template <int kCount, int kFirst = 0, class F>
 INLINE void unrolled(const F& f) {
   if constexpr (kFirst < kCount) {
@@ -70,7 +72,8 @@ INLINE void unrolled(const F& f) {
   }
 }
 
-// kRows x kColumns registers of sums: up to 2 x 2, or 1 x 4. Not inlined: the loop wants all general registers.
+// Computes kRows x kColumns registers of sums, at most 2 x 2 or 1 x 4. It is not inlined because its loop needs all
+// general registers.
 template <int kRows, int kColumns>
 __attribute__((noinline)) void tile_block(const BFloat16* x, int64_t x_stride, Tiles t, TileSteps part, bool add,
                                           float* y, int64_t y_stride) {
@@ -129,15 +132,15 @@ INLINE void tile_rows(int64_t rows, const BFloat16* x, int64_t x_stride, Tiles t
   }
 }
 
-// First the whole registers of all segments, then what is left of each. Other shapes need LDTILECFG, which clears the
-// sums: in between they are in y, where they lose nothing.
+// Multiplies whole registers of all segments first, then the remaining steps of each segment. Their registers have
+// another shape, and LDTILECFG clears the sums, so these are kept in y in between, without loss of precision.
 template <>
 void product<BFloat16Weights>(int64_t rows, const BFloat16* x, int64_t x_stride, Tiles t, Prefetch, bool add, float* y,
                               int64_t y_stride) {
   const int64_t whole = t.steps / kTileSteps, rest = t.steps % kTileSteps;
   if (whole > 0) tile_rows(rows, x, x_stride, t, {0, kTileSteps, whole}, add, y, y_stride);
   if (rest > 0) tile_rows(rows, x, x_stride, t, {whole * kTileSteps, rest, 1}, add || whole > 0, y, y_stride);
-  release_tiles();  // registers in use make every context switch and signal frame larger
+  release_tiles();  // tile registers in use make every context switch and signal frame larger
 }
 
 }  // namespace

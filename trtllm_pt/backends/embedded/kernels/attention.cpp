@@ -1,4 +1,4 @@
-// The ops of attention: rotary and attention (ops.h). Checks, and the split into units of work; attention.h computes.
+// The ops rotary and attention (ops.h). This file checks arguments and divides the work; attention.h computes.
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
@@ -27,7 +27,7 @@ void check_sequences(const char* op, const Tensor& starts, const Tensor& offsets
   }
 }
 
-// The pages of sequence b that its new tokens, `count` of them, read or write.
+// Checks the pages of sequence b that its `count` new tokens read or write.
 void check_pages(const Attention& a, int64_t b, int64_t count) {
   const int64_t start = a.starts[b], last = (start + count - 1) / kPage;
   const int64_t oldest = a.window > 0 ? std::max<int64_t>(0, start - a.window + 1) : 0;
@@ -40,17 +40,17 @@ void check_pages(const Attention& a, int64_t b, int64_t count) {
   }
 }
 
-// Tokens, or rows (token, head of a group), [begin, end) of a sequence.
+// The tokens, or the rows (token, head of a group), from `begin` up to but excluding `end` of a sequence.
 struct Span {
   int64_t sequence, begin, end;
 };
 
 struct Plan {
-  std::vector<Span> writes;  // tokens of one page each
-  std::vector<Span> reads;   // rows, up to kQueryRows
+  std::vector<Span> writes;  // each has tokens of one page
+  std::vector<Span> reads;   // each has up to kQueryRows rows
 };
 
-// Cuts the sequences' new tokens into spans: short ones where there are fewer rows than the threads could take.
+// Divides the sequences' new tokens into spans. If there are few rows, spans are short, so that every thread has work.
 Plan plan(const Attention& a, int64_t sequences) {
   const int64_t group = a.heads / a.kv_heads, lanes = a.tracks * a.kv_heads, threads = at::get_num_threads();
   const int64_t max_rows = std::clamp<int64_t>((lanes * a.tokens * group + threads - 1) / threads, 1, kQueryRows);
@@ -81,7 +81,7 @@ void write_spans(const Attention& a, const std::vector<Span>& writes) {
 void attend_spans(const Attention& a, const std::vector<Span>& reads) {
   const int64_t spans = reads.size(), lanes = a.tracks * a.kv_heads;
   for_each_unit(spans * lanes, [&](int64_t unit) {
-    const Span& s = reads[spans - 1 - unit / lanes];  // a sequence's last rows, which see most keys, first
+    const Span& s = reads[spans - 1 - unit / lanes];  // the last rows, which attend to most keys, first
     path().attend(a, unit % lanes / a.kv_heads, unit % a.kv_heads, s.sequence, s.begin, s.end);
   });
 }

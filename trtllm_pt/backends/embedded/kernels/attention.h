@@ -1,8 +1,8 @@
 // The attention of some heads and tokens over the paged KV cache. Part of path.cpp.
 //
-// A row is a token and a head. Its keys come in blocks of 128 positions that begin at multiples of 128, whatever the
-// call brings, and its softmax is taken online: block by block in ascending order, relative to the highest score so
-// far.
+// A row is a token and a head. Its keys are processed in blocks of 128 positions that begin at multiples of 128,
+// independently of how tokens are divided into calls. The softmax is computed online, block by block in ascending
+// order, relative to the highest score so far.
 #pragma once
 #include "product.h"
 #include "rows.h"
@@ -12,7 +12,7 @@ namespace {
 
 // ---- keys, values and queries of new tokens
 
-// y[i] = x[i] * weight[i] / sqrt(mean(x^2) + eps) in float32; without a weight, x itself.
+// y[i] = x[i] * weight[i] / sqrt(mean(x^2) + eps) in float32. Without a weight, y = x.
 template <class X, class T>
 INLINE void norm_head(const X* x, const T* weight, int64_t D, float eps, float* y) {
   Floats scale = broadcast(weight ? inverse_rms(x, D, eps) : 1.f);
@@ -22,7 +22,7 @@ INLINE void norm_head(const X* x, const T* weight, int64_t D, float eps, float* 
   }
 }
 
-// RoPE on halves: dimension i of the lower half and of the upper half turn by the angle i. Without a table, x itself.
+// RoPE on halves: element i of the lower half and of the upper half rotate by angle i. Without a table, y = x.
 INLINE void rotate_head(const float* x, const float* rotary, int64_t D, float* y) {
   const float *cos = rotary, *sin = rotary + D / 2, *low = x, *high = x + D / 2;
   for (int64_t i = 0; i < D / 2; i++) {
@@ -31,7 +31,7 @@ INLINE void rotate_head(const float* x, const float* rotary, int64_t D, float* y
   }
 }
 
-// One head of one token: RMS norm where there is a weight and RoPE where there is a table, in the order asked for.
+// Applies RMS norm (if there is a weight) and RoPE (if there is a table) to one head of one token, in the given order.
 template <class T, class Y>
 INLINE void norm_and_rotate(const T* x, const T* weight, const float* rotary, bool norm_after_rope, int64_t D,
                             float eps, Y* y) {
@@ -42,7 +42,7 @@ INLINE void norm_and_rotate(const T* x, const T* weight, const float* rotary, bo
   for (int64_t i = 0; i < D; i += kLanes) store(y + i, load(first + i));
 }
 
-// A page of a sequence in the cache. values: 0 for keys, 1 for values. lane: track * G + KV head.
+// Returns a page of a sequence in the cache. values: 0 for keys, 1 for values. lane: track * G + KV head.
 template <class T>
 INLINE T* page_of(const Attention& a, int64_t values, int64_t sequence, int64_t page, int64_t lane) {
   int64_t number = a.pages[sequence * a.max_pages + page];
@@ -50,12 +50,12 @@ INLINE T* page_of(const Attention& a, int64_t values, int64_t sequence, int64_t 
   return reinterpret_cast<T*>(a.cache) + row * kPage * a.head_size;
 }
 
-// Puts one token's key and value, [D] each, into slot `slot` of its pages: an output of the tile of keys, and an input
-// of the tiles of values.
+// Writes one token's key and value, [D] each, to slot `slot` of its pages, where the key is an output of the tile of
+// keys, and the value an input of the tiles of values.
 template <class W, class T>
 INLINE void write_slot(const T* key, const T* value, int64_t slot, int64_t D, T* keys, T* values) {
   constexpr int64_t e = W::kInputs;
-  if (slot == 0) {  // what a page's last owner left must not reach a product: 0 * inf
+  if (slot == 0) {  // old content must not enter a product, where 0 * inf would give NaN
     memset(keys, 0, kPage * D * sizeof(T));
     memset(values, 0, kPage * D * sizeof(T));
   }
@@ -97,19 +97,19 @@ void write_cache(const Attention& a, int64_t track, int64_t sequence, int64_t be
 // ---- attention
 
 constexpr int64_t kKeys = kBlockPages * kPage;
-constexpr int kSoftmaxRows = 2;  // rows whose softmax is taken side by side
+constexpr int kSoftmaxRows = 2;  // rows whose softmax is computed together
 
-// The softmax of a row over the keys so far: the highest score, and the sum of 2^(score - peak), in lanes.
+// The state of a row's softmax over the keys so far: the highest score, and the sum of 2^(score - peak) per lane.
 struct RunningSoftmax {
   Floats total;
   float peak;
 };
 
-// Takes kRows rows over one more block of keys. With t = score * scale, in units of log2, masked outside the keys
-// first[row] to last[row] of the block:
+// Updates the softmax of kRows rows for one more block of keys. With t = score * scale, in units of log2, and masked
+// outside the keys first[row] to last[row] of the block:
 //   peak' = max(peak, max t);  p = 2^(t - peak');  total' = total * 2^(peak - peak') + p
-// and the weighted sums of values so far, `sums` [kRows, D], are scaled like `total`. Each lane adds its p in ascending
-// order of the keys. p goes to `probabilities` [kRows, kKeys].
+// The weighted sums of values so far, `sums` [kRows, D], are scaled like `total`. Each lane adds its p in ascending
+// order of the keys. p is written to `probabilities` [kRows, kKeys].
 template <int kRows, bool kMasked, class Y>
 INLINE void online_softmax(const float* scores, float scale, const int* first, const int* last, RunningSoftmax* state,
                            Y* probabilities, float* sums, int64_t D) {
@@ -153,7 +153,7 @@ INLINE void online_softmax(const float* scores, float scale, const int* first, c
   }
 }
 
-// The rows of one call of `attend`: those of a sequence's tokens and of one KV head's group, token after token.
+// The rows of one call of `attend`, for some tokens of a sequence and the heads of one KV head, token after token.
 struct QueryRows {
   const Attention& a;
   int64_t sequence, lane, begin, count;
@@ -164,13 +164,13 @@ struct QueryRows {
   INLINE int64_t oldest_key(int64_t row) const { return max(0, position(row) - window + 1); }
 };
 
-// A block of keys, and what of it the rows of a call see.
+// A block of keys, and the part of it to which the rows of a call attend.
 struct KeyBlock {
   int64_t base;               // position of the block's first key
-  int64_t first_page, pages;  // the sequence's pages in this block that any row sees
+  int64_t first_page, pages;  // the sequence's pages in this block to which any row attends
   int64_t skipped;            // keys of the block before the first page
-  int64_t low, high;          // the rows [low, high) that see any key of the block
-  bool whole;                 // these rows see all keys of the block, so none is masked
+  int64_t low, high;          // the rows [low, high) that attend to any key of the block
+  bool whole;                 // whether these rows attend to all keys of the block, so that none is masked
 };
 
 INLINE KeyBlock key_block(const QueryRows& q, int64_t number, int64_t oldest, int64_t newest) {
@@ -212,7 +212,7 @@ INLINE void softmax_rows(const QueryRows& q, const KeyBlock& block, int64_t row,
   softmax(scores + row * kKeys, scale, first, last, state + row, probabilities + row * kKeys, sums + row * D, D);
 }
 
-// sums[row] += the sum over the block's keys of probability * value, keys ascending.
+// Adds the sum over the block's keys of probability * value to sums[row], in ascending order of the keys.
 template <class W>
 INLINE void add_values(const QueryRows& q, const KeyBlock& block, const typename W::Operand* probabilities,
                        float* sums) {
@@ -238,7 +238,7 @@ INLINE void write_output(const QueryRows& q, const RunningSoftmax* state, const 
     const int64_t head = kv_head * q.group + (q.begin + row) % q.group;
     T* out = static_cast<T*>(q.a.out) + ((track * q.a.tokens + q.token(row)) * q.a.heads + head) * D;
     Floats inverse = broadcast(1.f / sum_of_lanes(state[row].total));
-    // + 0: otherwise the sign of a zero would depend on the number of masked keys that were added.
+    // Adding 0 makes -0 to +0. The sign of a zero would otherwise depend on the number of masked keys.
     for (int64_t d = 0; d < D; d += kLanes) store(out + d, load(sums + row * D + d) * inverse + 0.f);
   }
 }

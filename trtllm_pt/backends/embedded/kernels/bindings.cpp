@@ -1,4 +1,4 @@
-// The schemas of the ops in ops.h, for torch.
+// Registers the ops of ops.h and their schemas with torch.
 #include <torch/library.h>
 
 #include <string>
@@ -9,7 +9,7 @@
 namespace trtllm_pt {
 namespace {
 
-// What Python must agree with; library.py compares it with constants.py.
+// The sizes that Python shares. library.py compares them with constants.py.
 c10::Dict<std::string, int64_t> constants() {
   c10::Dict<std::string, int64_t> values;
   values.insert("TILE", kTile);

@@ -1,4 +1,4 @@
-// Checks of the ops' arguments, which name the argument and say what it is and what it must be; and sizes of packed
+// Checks of the ops' arguments, whose errors name the argument, its value and what it must be; and sizes of packed
 // weights.
 #pragma once
 #include <ATen/core/Tensor.h>
@@ -33,7 +33,7 @@ inline int64_t steps_of(bool bf16, int64_t inputs) {
 }
 inline int64_t tiles_of(int64_t outputs) { return (outputs + kTile - 1) / kTile; }
 
-// Packed weights [*lead, outputs, inputs] in x's dtype, as the op `pack` returns them.
+// Checks packed weights [*lead, outputs, inputs] in x's dtype, as the op `pack` returns them.
 inline void check_packed(const Tensor& w, const char* name, const Tensor& x, std::vector<int64_t> lead, int64_t outputs,
                          int64_t inputs) {
   bool bf16 = is_bf16(x, "x");

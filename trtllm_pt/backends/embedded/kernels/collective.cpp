@@ -1,8 +1,9 @@
-// The boundary's all-reduce: float32, along a binary tree over the tracks, first the local ones, then the ranks.
+// The all-reduce at block boundaries. It sums in float32 along a binary tree, first over the rank's tracks, then over
+// the ranks.
 //
 // Ranks of one machine publish their sums in shared memory; ranks of several machines send them in messages. MPI is not
-// linked: when a communicator is set, its functions are looked up in the library that mpi4py has loaded. So a process
-// of one rank needs no MPI, and the library holds no path to one. Types and constants are those of MPICH's mpi.h.
+// linked: when a communicator is set, its functions are looked up in the library that mpi4py has loaded. So a single
+// rank needs no MPI, and the library contains no path to one. Types and constants are those of MPICH's mpi.h.
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <dlfcn.h>
@@ -29,13 +30,13 @@ namespace {
 using at::Tensor;
 
 constexpr const char* kMpiLibrary = "libmpi.so.12";  // the soname of MPICH's ABI
-// The size of a message from which on every rank reduces a slice. Over TCP, both ways took the same time somewhere
-// between 128 and 512 KiB: 2 ranks on links of 10 and 200 microseconds, 4 ranks on links of 10 (trtllm-pt bench
-// netlab).
+// From this message size on, each rank reduces a slice. Over TCP, both methods took the same time at a size between 128
+// and 512 KiB: for 2 ranks with links of 10 and 200 microseconds, and 4 ranks with links of 10 microseconds (trtllm-pt
+// bench netlab).
 constexpr int64_t kLargeBytes = 256 * 1024;
-// kChunk: elements that ranks publish at once. kShares: from this number on, more than two ranks share the work of the
-// sum. Measured on 2 cores: of 8 Ki to 64 Ki elements at once, the largest chunk was fastest; 4 ranks, two on a core,
-// lost nothing by sharing at kShares and gained above it, although a barrier costs them a switch of tasks.
+// kChunk: elements that ranks publish at once. kShares: from this number of elements on, more than two ranks share the
+// work of the sum. Measured on 2 cores: of chunks of 8 Ki to 64 Ki elements, the largest was fastest; 4 ranks, two per
+// core, were as fast with sharing at kShares and faster above it, although a barrier costs them a context switch.
 constexpr int64_t kChunk = Window::kSlotBytes / sizeof(float), kShares = 32 * 1024;
 
 struct Mpi {
@@ -52,7 +53,7 @@ struct Mpi {
   decltype(&MPI_Win_free) win_free = nullptr;
   decltype(&MPI_Win_shared_query) shared_query = nullptr;
   MPI_Comm comm = MPI_COMM_NULL;
-  MPI_Win memory = MPI_WIN_NULL;  // of `window`
+  MPI_Win memory = MPI_WIN_NULL;  // the memory of `window`
   int rank = 0, ranks = 0;
 
   void check(int status, const char* call) const {
@@ -88,7 +89,7 @@ void open_window() {
   mpi.check(mpi.comm_free(&node), "MPI_Comm_free");
 }
 
-// Every rank of the communicator calls this. Returns whether the ranks share memory.
+// Sets the communicator of the all-reduce; every rank of it must call this. Returns whether the ranks share memory.
 bool set_communicator(int64_t handle) {
   void* library = dlopen(kMpiLibrary, RTLD_LAZY | RTLD_NOLOAD);
   TORCH_CHECK(library, "set_communicator: ", kMpiLibrary,
@@ -142,7 +143,7 @@ struct Parts {
   }
 };
 
-// f(begin, end) for slices of [0, n), split over the threads.
+// Calls f(begin, end) for slices of [0, n), divided over the threads.
 template <class F>
 void for_each_slice(int64_t n, int64_t parts, const F& f) {
   constexpr int64_t kSlice = 4096;
@@ -156,8 +157,8 @@ void sum(const Parts& parts, int64_t n, float scale, bool y_bf16, void* y) {
 
 int64_t now() { return std::chrono::nanoseconds(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
-// Room for `count` numbers, which stays allocated between calls: the system would take back freed memory and zero it
-// again.
+// Returns memory for `count` numbers, which stays allocated between calls. Freed memory would go back to the system,
+// which zeroes it again.
 float* scratch(int64_t count) {
   static std::unique_ptr<float[]> memory;
   static int64_t size = 0;
@@ -165,12 +166,12 @@ float* scratch(int64_t count) {
   return memory.get();
 }
 
-// Puts the sum of this rank's tracks into its slot. Returns all ranks' sums, which may be read after the next barrier.
+// Writes the sum of this rank's tracks to its slot. Returns all ranks' sums, which may be read after the next barrier.
 Parts publish(const Parts& tracks, int64_t n) {
   const bool single = tracks.count == 1;  // a single track is its own sum and is published in its own dtype
   float* sums = scratch(kChunk);
   Parts all(single && tracks.bf16, window.slot(0), mpi.ranks, Window::kSlotBytes);
-  const void* own = all.at[mpi.rank] = single ? tracks.at[0] : sums;  // nearer than the slot
+  const void* own = all.at[mpi.rank] = single ? tracks.at[0] : sums;  // in this core's caches, unlike the slot
   for_each_slice(n, tracks.count, [&](int64_t begin, int64_t end) {
     if (!single) tracks.sum(begin, end, 1.f, false, sums);
     const int64_t from = begin * all.size(), to = end * all.size();
@@ -194,7 +195,7 @@ void sum_by_shares(const Parts& all, int64_t n, float scale, bool bf16, char* y)
   std::memcpy(y + last * size, window.results() + last * size, (n - last) * size);
 }
 
-// In shared memory, one chunk after the other: every rank publishes its local sums, then each rank sums all of them.
+// All-reduce in shared memory, chunk by chunk: every rank publishes its local sums, then each rank sums all of them.
 void reduce_in_window(const Parts& tracks, int64_t n, float scale, bool bf16, char* y) {
   for (int64_t done = 0; done < n; done += kChunk) {
     const int64_t count = std::min(kChunk, n - done);
@@ -211,7 +212,7 @@ void reduce_in_window(const Parts& tracks, int64_t n, float scale, bool bf16, ch
   }
 }
 
-// In small messages: every rank gathers the sums of all ranks and adds them in the same order.
+// All-reduce with small messages: every rank gathers the sums of all ranks and adds them in the same order.
 void reduce_gathered(const Parts& tracks, int64_t n, float scale, bool bf16, char* y) {
   float* all = scratch(mpi.ranks * n);
   sum(tracks, n, 1.f, false, all + mpi.rank * n);
@@ -222,7 +223,8 @@ void reduce_gathered(const Parts& tracks, int64_t n, float scale, bool bf16, cha
   reduce_nanoseconds += now() - began;
 }
 
-// In large messages: rank r sums slice r of all ranks and sends the finished slice to all. The last slice is padded.
+// All-reduce with large messages: rank r sums slice r of all ranks and sends the result to all ranks. The last slice is
+// padded.
 void reduce_sliced(const Parts& tracks, int64_t n, float scale, bool bf16, char* y) {
   const int64_t slice = (n + mpi.ranks - 1) / mpi.ranks, padded = mpi.ranks * slice;
   float *local = scratch(3 * padded), *mine = local + padded, *finished = mine + padded;
@@ -230,7 +232,7 @@ void reduce_sliced(const Parts& tracks, int64_t n, float scale, bool bf16, char*
   std::fill(local + n, mine, 0.f);
   const int64_t began = now();
   const int count = static_cast<int>(slice);
-  const MPI_Datatype type = bf16 ? MPI_UINT16_T : MPI_FLOAT;  // bits, not numbers: any type of that size will do
+  const MPI_Datatype type = bf16 ? MPI_UINT16_T : MPI_FLOAT;  // MPI only copies bits, so any 2-byte type works
   char* own = reinterpret_cast<char*>(finished) + mpi.rank * slice * (bf16 ? 2 : 4);
   mpi.check(mpi.alltoall(local, count, MPI_FLOAT, mine, count, MPI_FLOAT, mpi.comm), "MPI_Alltoall");
   sum(Parts(false, mine, mpi.ranks, slice * sizeof(float)), slice, scale, bf16, own);
@@ -239,9 +241,9 @@ void reduce_sliced(const Parts& tracks, int64_t n, float scale, bool bf16, char*
   reduce_nanoseconds += now() - began;
 }
 
-// y[0] = scale * the sum over all tracks of all ranks of x[k], in float32: along a binary tree over this rank's tracks,
-// then along one over the ranks; with powers of two, one rank that has all tracks gives the same bits. x [K, T, W] -> y
-// [1, T, W] in x's dtype, the same on every rank
+// y[0] = scale * the sum over all tracks of all ranks of x[k], in float32, along a binary tree over this rank's tracks
+// and then one over the ranks. If both numbers are powers of two, a single rank with all tracks gives the same bits.
+// x [K, T, W] -> y [1, T, W] in x's dtype, the same on every rank
 Tensor all_reduce(const Tensor& x, int64_t ranks, double scale) {
   TORCH_CHECK(x.dim() == 3, "all_reduce: x must be [tracks, tokens, width], has shape ", x.sizes());
   const bool bf16 = x.scalar_type() == at::kBFloat16;

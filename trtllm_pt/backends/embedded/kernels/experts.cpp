@@ -1,4 +1,4 @@
-// The op `experts` (ops.h): route the tokens, then one product per expert that some token chose.
+// The op `experts` (ops.h): routes the tokens, and computes one product for each expert that is chosen.
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
@@ -21,7 +21,7 @@ struct Choice {
   float weight;
 };
 
-// The top_k experts of one token, the best first, with the softmax over them.
+// Chooses the top_k experts of one token, the best first, with the softmax over their logits.
 void choose(const float* logits, int64_t E, int64_t top_k, Choice* chosen) {
   std::vector<int64_t> order(E);
   std::iota(order.begin(), order.end(), 0);
@@ -34,7 +34,7 @@ void choose(const float* logits, int64_t E, int64_t top_k, Choice* chosen) {
   for (int64_t r = 0; r < top_k; r++) chosen[r].weight /= sum;
 }
 
-// The choices of all tokens: number (track * T + token) * top_k + rank.
+// Returns the choices of all tokens. Choice number r of a token has index (track * T + token) * top_k + r.
 std::vector<Choice> route(const Tensor& x, const Tensor& router, int64_t top_k, float cap) {
   const int64_t K = x.size(0), T = x.size(1), W = x.size(2), E = router.size(1);
   const bool bf16 = x.scalar_type() == at::kBFloat16;
@@ -51,11 +51,10 @@ std::vector<Choice> route(const Tensor& x, const Tensor& router, int64_t top_k, 
   return choices;
 }
 
-// The choices, `per_track` of each track, in the order of their experts, so that an expert's weights are read once for
-// all of its tokens.
+// The choices sorted by expert, so that an expert's weights are read once for all of its tokens.
 struct Groups {
-  std::vector<int64_t> begin;  // [experts of all tracks + 1] the first slot of each expert
-  std::vector<int64_t> slot;   // [choices] where a choice went
+  std::vector<int64_t> begin;  // [experts of all tracks + 1]: the first slot of each expert
+  std::vector<int64_t> slot;   // [choices]: the slot of each choice
 };
 
 Groups group_by_expert(const std::vector<Choice>& choices, int64_t tracks, int64_t per_track, int64_t E) {
@@ -68,7 +67,7 @@ Groups group_by_expert(const std::vector<Choice>& choices, int64_t tracks, int64
   return groups;
 }
 
-// The rows of x [.., I], one for each choice, in the order of the slots.
+// Returns the rows of x [.., I], one for each choice, in the order of the slots.
 Tensor gather_slots(const Tensor& x, const Groups& groups, int64_t top_k) {
   const int64_t slots = groups.slot.size(), row = x.size(-1) * x.element_size();
   Tensor y = at::empty({slots, x.size(-1)}, x.options());

@@ -1,6 +1,7 @@
-// Ranks watch each other: a thread of every rank stamps its slot of a shared page, and when the stamp of another rank
-// grows old it names that rank and exits the process, which ends the job. Otherwise a rank that is stopped or starved
-// would hold all others in a collective, where Python cannot run. (mpirun notices a rank that dies.)
+// A heartbeat between ranks: a thread of every rank writes the time to its slot of a shared page. If the time of
+// another rank is too old, the thread names that rank and exits the process, which ends the job. Otherwise a rank that
+// is stopped or starved would block all others in a collective, where Python cannot run. (mpirun notices a rank that
+// exits.)
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <time.h>
@@ -18,7 +19,7 @@ constexpr int kFailed = 1;  // exit status of a failure while running
 constexpr int64_t kBeatNanoseconds = 100'000'000;
 
 struct Slot {
-  std::atomic<int64_t> stamp;  // nanoseconds; 0: not started yet, -1: not watched any more
+  std::atomic<int64_t> stamp;  // time in nanoseconds; 0: not started yet, -1: no longer watched
   std::atomic<int64_t> pid;
 };
 
@@ -27,14 +28,14 @@ int64_t own = 0;
 
 int64_t now() {
   timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);  // one clock for all processes of a machine
+  clock_gettime(CLOCK_MONOTONIC, &t);  // the same clock in all processes of a machine
   return t.tv_sec * 1'000'000'000 + t.tv_nsec;
 }
 
 void watch(int64_t ranks, int64_t limit) {
   int64_t last = now();
   while (slots[own].stamp >= 0) {
-    // If this thread slept as well, the whole machine may have been suspended: then no rank is late.
+    // If this thread slept too, the whole machine may have been suspended, and no rank is late.
     const int64_t time = now();
     const bool slept = time - last > limit / 2;
     last = time;
@@ -52,7 +53,7 @@ void watch(int64_t ranks, int64_t limit) {
   }
 }
 
-// Starts the thread. `path`: a file of zeros that all ranks of this machine share, with 16 bytes for each rank.
+// Starts the thread. `path` is a file of zeros that all ranks of this machine share, with 16 bytes per rank.
 void watch_ranks(c10::string_view path, int64_t rank, int64_t ranks, double seconds) {
   const std::string name(path);
   const int file = open(name.c_str(), O_RDWR);
@@ -67,7 +68,7 @@ void watch_ranks(c10::string_view path, int64_t rank, int64_t ranks, double seco
   std::thread(watch, ranks, static_cast<int64_t>(seconds * 1e9)).detach();
 }
 
-// This rank is about to exit normally: the others stop watching it, and it stops watching them.
+// Ends the watch before this rank exits normally: the other ranks stop watching it, and it stops watching them.
 void leave_watch() {
   if (slots) slots[own].stamp = -1;
 }

@@ -1,4 +1,4 @@
-// The choice of the instruction path: the best that the processor has, or the one that TRTLLM_PT_ISA names.
+// Chooses the instruction path: the best one that the processor supports, or the one that TRTLLM_PT_ISA names.
 #include <c10/util/Exception.h>
 #include <cpuid.h>
 #include <sys/syscall.h>
@@ -13,7 +13,7 @@
 
 namespace trtllm_pt {
 
-// One object of path.cpp each (build.py).
+// build.py compiles path.cpp to one object for each of these paths.
 namespace portable {
 extern const Path table;
 }
@@ -30,8 +30,8 @@ namespace avx512_amx {
 extern const Path table;
 }
 
-// Whether the processor multiplies bfloat16 in tiles, and Linux (5.16 or newer) lets this process's threads use them.
-// Weak: tests put an emulator of the instructions in its place.
+// Returns whether the processor has AMX with bfloat16, and Linux (5.16 or newer) lets this process's threads use it.
+// The symbol is weak because tests replace it with an emulator of the instructions.
 extern "C" __attribute__((weak, visibility("default"))) bool trtllm_pt_may_use_tiles() {
   constexpr unsigned kTiles = 1u << 24, kBFloat16 = 1u << 22;  // CPUID leaf 7, EDX
   constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
@@ -42,7 +42,7 @@ extern "C" __attribute__((weak, visibility("default"))) bool trtllm_pt_may_use_t
 
 namespace {
 
-std::vector<const Path*> available_paths() {  // the worst first
+std::vector<const Path*> available_paths() {  // in ascending order of preference
   std::vector<const Path*> found;
   if (__builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("popcnt")) found.push_back(&portable::table);
   bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
@@ -61,7 +61,7 @@ const Path& choose_path() {
   TORCH_CHECK(!found.empty(), "this machine's processor lacks SSE4.2, which the trtllm_pt ops need at least");
   const char* wanted = std::getenv("TRTLLM_PT_ISA");
   if (!wanted || !*wanted) return *found.back();
-  // Chosen only by name as long as no run of the tests has seen a processor that has it.
+  // AMX is used only if it is named, until the tests have run on a processor that has it.
   if (found.back() == &avx512_bf16::table && trtllm_pt_may_use_tiles()) found.push_back(&avx512_amx::table);
   std::string names;
   for (const Path* path : found) {

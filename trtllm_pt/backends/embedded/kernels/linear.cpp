@@ -28,7 +28,7 @@ Tensor pack(const Tensor& w) {
 
 namespace {
 
-// y [K, T, n], track by track. gate_to_up: as in Linear, between the halves of a track's weights.
+// Returns y [K, T, n] for all tracks. gate_to_up is that of Linear, between the two matrices of a track.
 Tensor multiply_tracks(const Tensor& x, const Tensor& w, const OptionalTensor& bias, int64_t n, int64_t gate_to_up) {
   const bool bf16 = x.scalar_type() == at::kBFloat16;
   const int64_t K = x.size(0), T = x.size(1), size = x.element_size();
@@ -74,7 +74,7 @@ Tensor head(const Tensor& x, const Tensor& table, const Tensor& first_row, int64
   auto options = x.options().dtype(at::kFloat);
   if (count == 0) return at::full({T, n}, kNever, options);
   Tensor y = count == n ? at::empty({T, n}, options) : at::full({T, n}, kNever, options);
-  // The product begins at a whole tile, whose outputs before `first` are computed and not stored.
+  // The product begins at a whole tile, whose outputs before `first` are computed but not stored.
   Tensor operand = as_operand(x);
   const int64_t begin = first % kTile, tile_bytes = table.size(1) * kLineBytes, float_bytes = 4;
   Product product{bytes(operand), T, bytes(table) + first / kTile * tile_bytes, nullptr,

@@ -1,4 +1,5 @@
-// One panel of a linear layer: the product, then bias or SwiGLU while the sums are in the cache. Part of path.cpp.
+// Computes one panel of a linear layer: the product, then bias or SwiGLU while the sums are in the cache. Part of
+// path.cpp.
 #pragma once
 #include "product.h"
 
@@ -7,7 +8,7 @@ namespace {
 
 constexpr int64_t kPanelWidth = kPanel * kTile;
 
-// From sums [rows, kPanelWidth] to y: y = sums + bias, or y = silu(gate's sums) * (up's sums).
+// Computes y from sums [rows, kPanelWidth]: y = sums + bias, or y = silu(sums of the gate) * (sums of up).
 template <class W, class Y>
 void write_outputs(const Linear& a, const float* sums) {
   const auto* bias = static_cast<const typename W::Value*>(a.bias);
@@ -24,8 +25,9 @@ void write_outputs(const Linear& a, const float* sums) {
   }
 }
 
-// Few rows read the weights once, and fetch kAhead bytes ahead of what they read. More rows than one block holds read
-// the weights again: in chunks of kChunk steps that stay in the caches, into which the next chunk is fetched meanwhile.
+// If all rows fit into one block, the weights are read once and prefetched kAhead bytes ahead. Otherwise each block
+// reads the weights again, so they are read in chunks of kChunk steps, which stay in the caches while the next chunk is
+// prefetched.
 template <class W>
 void panel_sums(const Linear& a, float* sums) {
   constexpr int64_t kAhead = 1024, kChunk = 256;

@@ -1,4 +1,4 @@
-// How several products are cut into panels and blocks of rows, and handed to the threads.
+// Divides several products into panels and blocks of rows, and runs them on the threads.
 #include "multiply.h"
 
 #include <ATen/ops/constant_pad_nd.h>
@@ -10,8 +10,7 @@
 namespace trtllm_pt {
 namespace {
 
-// A thread takes this number of panels that lie side by side in memory, so that what it prefetches is what it reads
-// next.
+// Returns the number of panels, contiguous in memory, that a thread takes at once, so that it reads what it prefetches.
 int64_t panels_per_unit(int64_t panels, int64_t panel_bytes) {
   constexpr int64_t kUnitBytes = 256 << 10, kUnitsPerThread = 8;
   return std::max<int64_t>(1, std::min(kUnitBytes / panel_bytes, panels / (kUnitsPerThread * at::get_num_threads())));
@@ -67,8 +66,8 @@ Linear common_shape(bool bf16, const Tensor& operand, int64_t steps, int64_t y_s
   return a;
 }
 
-// A unit is a run of panels for one block of rows. When a thread begins the last panel of its unit it claims the next
-// unit, so that it can prefetch the weights it will read then.
+// A unit of work is a run of panels for one block of rows. When a thread begins the last panel of its unit, it claims
+// the next unit, so that it can prefetch the weights it will read then.
 void multiply(const std::vector<Product>& products, const Linear& common, int64_t x_bytes, int64_t y_bytes) {
   int64_t rows = 0;
   for (const auto& p : products) rows = std::max(rows, p.rows);

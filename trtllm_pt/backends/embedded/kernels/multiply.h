@@ -1,5 +1,4 @@
-// Products with packed weights, shared out over the threads: what the linear layers, the head and the experts have in
-// common.
+// Products with packed weights, divided over the threads. The linear layers, the head and the experts use them.
 #pragma once
 #include <vector>
 
@@ -17,16 +16,16 @@ struct Product {
   char* y;           // of output 0
 };
 
-// x [.., I] as the path wants the left side of a product: rows of whole steps, and float32 where the path has no
-// instruction for bfloat16.
+// Returns x [.., I] as the path needs the left side of a product: with rows of whole steps, and in float32 if the path
+// has no instruction for bfloat16.
 Tensor as_operand(const Tensor& x);
 
-// What all products of one call have in common: outputs [begin, end), from rows of `operand`, with `steps` steps of
-// inputs.
+// Returns the fields that all products of one call have in common: outputs [begin, end) from rows of `operand` with
+// `steps` steps of inputs.
 Linear common_shape(bool bf16, const Tensor& operand, int64_t steps, int64_t y_stride, Kind y_kind, int64_t begin,
                     int64_t end);
 
-// Carries out several products of one shape. x_bytes, y_bytes: of one element of x and of y.
+// Computes several products of one shape. x_bytes and y_bytes are the sizes of one element of x and of y.
 void multiply(const std::vector<Product>& products, const Linear& common, int64_t x_bytes, int64_t y_bytes);
 
 }  // namespace trtllm_pt

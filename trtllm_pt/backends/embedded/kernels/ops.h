@@ -1,10 +1,10 @@
-// The ops of the embedded engine, one comment each: the formula, and the order of its sums. bindings.cpp gives their
-// schemas to torch; collective.cpp and heartbeat.cpp bind their own.
+// The ops of the embedded engine. The comment of each op has its formula and the order of its sums. bindings.cpp gives
+// their schemas to torch; collective.cpp and heartbeat.cpp register their own ops.
 //
-// Shapes: T tokens in the call, K tracks on this rank, W hidden size, H heads and G KV heads of a track, D head size,
-// F intermediate size, E experts, B sequences, P cache pages, M pages of a sequence, I inputs and N outputs of a
-// product. dtype is bfloat16 or float32, one for all of an op's tensors; sums are float32. "packed" is what `pack`
-// returns.
+// Shapes: T tokens in the step, K tracks on this rank, W hidden size, H heads and G KV heads of a track, D head size,
+// F intermediate size, E experts, B sequences, P cache pages, M pages of the longest sequence, I inputs and N outputs
+// of a product. Tensors are bfloat16 or float32, the same for all tensors of a call unless a comment says otherwise;
+// sums are float32. "packed" weights are those that `pack` returns.
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -16,7 +16,7 @@ namespace trtllm_pt {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-// w [.., N, I] -> [.., ceil(N / 16), ceil(I / e), 16 e], e inputs of 16 outputs side by side; padded with zeros.
+// w [.., N, I] -> [.., ceil(N / 16), ceil(I / e), 16 e]: e inputs of each of 16 outputs, padded with zeros.
 Tensor pack(const Tensor& w);
 
 // y[k, t, n] = sum over i of x[k, t, i] w[k, n, i], + bias[k, n]. Adds i in ascending order.
@@ -27,7 +27,7 @@ Tensor linear(const Tensor& x, const Tensor& w, const OptionalTensor& bias, int6
 // x [K, T, I], w [K, 2, F, I] packed: the gate, then up -> y [K, T, F]
 Tensor linear_swiglu(const Tensor& x, const Tensor& w, int64_t n);
 
-// y[t, j] = sum over i of x[t, i] table[first + j, i], i ascending; -infinity for rows behind the table's end.
+// y[t, j] = sum over i of x[t, i] table[first + j, i], i ascending, or -infinity for rows beyond the table's end.
 // x [T, W], table [V, W] packed, first int64 [1] -> y float32 [T, n]
 Tensor head(const Tensor& x, const Tensor& table, const Tensor& first, int64_t n);
 
@@ -35,8 +35,8 @@ Tensor head(const Tensor& x, const Tensor& table, const Tensor& first, int64_t n
 Tensor gather_rows(const Tensor& ids, const Tensor& table, int64_t width);
 
 // y[k, t, i] = x[k, t, i] weight[k, i] / sqrt(mean over i of x[k, t, i]^2 + eps). The squares are summed in four
-// vectors, which are added in pairs, and then their lanes in halves (rows.h, sum_over). x [K, T, W] or, the same for
-// all tracks, [1, T, W]; weight [K, W] -> y [K, T, W]
+// vectors, which are added in pairs, and then their lanes in halves (rows.h, sum_over). x [K, T, W], or [1, T, W] for
+// the same x on all tracks; weight [K, W] -> y [K, T, W]
 Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps);
 
 // y[t] = cos(p f), sin(p f) with p the position of token t in its sequence; p f is a float32 product.
@@ -45,7 +45,7 @@ Tensor rotary(const Tensor& tokens, const Tensor& starts, const Tensor& offsets,
 
 // Causal attention of the new tokens, after their keys and values are written to the cache:
 //   q, k = RoPE(norm(q)), RoPE(norm(k)), or norm(RoPE(.)) with norm_after_rope
-//   y[t] = sum over keys s of softmax(q[t] . k[s] / sqrt(D)) v[s], for the `window` last positions s <= t, or all if 0
+//   y[t] = sum over keys s of softmax(q[t] . k[s] / sqrt(D)) v[s], for the last `window` positions s <= t, or all if 0
 // The softmax is online over blocks of 128 keys, ascending (attention.h), so y does not depend on chunks or pages.
 // qkv [K, T, (H + 2G) D], rotary float32 [T, D], q_norm and k_norm [K, D], cache [2, P, K G, 16 D], starts int64 [B],
 // offsets int64 [B + 1], pages int64 [B, M] -> y [K, T, H D]
@@ -61,7 +61,7 @@ Tensor attention(const Tensor& qkv, const OptionalTensor& rotary, const Optional
 Tensor experts(const Tensor& x, const Tensor& router, const Tensor& gate_up, const Tensor& down, int64_t top_k,
                double cap, int64_t intermediate);
 
-// The name of the instruction path of this process.
+// Returns the name of this process's instruction path.
 std::string isa();
 
 }  // namespace trtllm_pt

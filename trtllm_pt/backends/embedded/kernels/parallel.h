@@ -1,4 +1,4 @@
-// Splitting work over torch's threads. Never along a summed axis, so the split cannot change a bit.
+// Divides work over torch's threads, but never along a summed axis, so the results do not depend on the division.
 #pragma once
 #include <ATen/Parallel.h>
 
@@ -7,10 +7,10 @@
 
 namespace trtllm_pt {
 
-// f(unit, claim) for each unit in [0, count), handed to whichever thread is free: units may be of unequal length, and
-// other processes may use the cores. f calls claim() exactly once and returns its result, which is the thread's next
-// unit, or `count` or more when none is left. A thread that claims before its unit is done knows what it will read
-// next.
+// Calls f(unit, claim) for each unit in [0, count), on the next thread that is free, because units may take different
+// times and other processes may use the cores. f calls claim() exactly once and returns its result, which is the
+// thread's next unit, or at least `count` if none is left. A thread that claims before its unit is done knows what it
+// will read next.
 template <class F>
 void for_each_unit_claimed_ahead(int64_t count, const F& f) {
   std::atomic<int64_t> next{0};
@@ -21,7 +21,7 @@ void for_each_unit_claimed_ahead(int64_t count, const F& f) {
   at::parallel_for(0, std::min<int64_t>(count, at::get_num_threads()), 1, work);
 }
 
-// f(unit) for each unit in [0, count), handed to whichever thread is free.
+// Calls f(unit) for each unit in [0, count), on the next thread that is free.
 template <class F>
 void for_each_unit(int64_t count, const F& f) {
   for_each_unit_claimed_ahead(count, [&](int64_t unit, const auto& claim) {
@@ -30,8 +30,8 @@ void for_each_unit(int64_t count, const F& f) {
   });
 }
 
-// f(i) for i in [0, count), rows of about `cost` elements each, in equal shares; waking a thread for a few is not worth
-// it.
+// Calls f(i) for i in [0, count), rows of about `cost` elements each, in equal shares per thread. Too few elements are
+// not worth waking a thread.
 template <class F>
 void for_each_row(int64_t count, int64_t cost, const F& f) {
   constexpr int64_t kGrain = 16384;

@@ -1,8 +1,9 @@
 // The kernels, written once on vectors of the native width; build.py compiles this file once per instruction set.
 //
-// The contract: a row's result depends on that row alone. Every sum has one order: a product adds its inputs ascending
-// into one accumulator per output, whatever the number of rows; other sums run over full vectors, the last one padded.
-// fp-contract is off and fused multiply-adds are written out, so the compiler cannot choose them differently per loop.
+// The contract is that a row's result depends only on that row. Every sum has a fixed order: a product adds its inputs
+// in ascending order to one accumulator per output, for any number of rows; other sums run over full vectors, of which
+// the last is padded. fp-contract is off and fused multiply-adds are explicit, so the compiler cannot choose them
+// differently in different loops.
 #include "attention.h"
 #include "linear.h"
 #include "paths.h"

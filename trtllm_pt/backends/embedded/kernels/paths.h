@@ -5,27 +5,26 @@
 //
 // Packed weights are tiles of 16 outputs, [tiles, I/e, 16, e]. A step is one 64-byte line of a tile: e inputs of 16
 // outputs. A page of keys is one such tile (its 16 keys are the outputs, D the inputs); a page of values is D/16 tiles
-// with the 16 keys as inputs. So weights, scores and values all go through the one product kernel.
+// with the 16 keys as inputs. So weights, scores and values all use the same product kernel.
 //
 // A gated FFN computes down(silu(gate x) * (up x)): the gate is the matrix whose outputs pass through the activation.
 //
 // One-definition rule: path.cpp is compiled several times with different -m flags, and its objects are linked together.
-// Of an inline function or a template instance with external linkage the linker keeps one copy of all, which could be
-// the one compiled for the newest instruction set, and an older processor would execute it. Therefore this header
-// includes no header with such functions, and everything in the headers under path.cpp (simd.h, product.h, amx.h,
-// linear.h, rows.h, attention.h) is in an anonymous namespace. tests/backends/embedded/kernels/test_instructions.py
-// checks the objects.
+// The linker keeps only one copy of an inline function or template instance with external linkage. This could be the
+// copy for the newest instruction set, which an older processor cannot execute. Therefore this header includes no
+// header with such functions, and everything in the headers of path.cpp (simd.h, product.h, amx.h, linear.h, rows.h,
+// attention.h) is in an anonymous namespace. tests/backends/embedded/kernels/test_instructions.py checks the objects.
 #pragma once
 #include <cstdint>
 
 namespace trtllm_pt {
 
-// Sizes that Python knows too (constants.py); library.py compares both when it loads the library.
-constexpr int64_t kTile = 16;      // outputs in a tile of packed weights
+// Sizes that constants.py has too. library.py compares them when it loads the library.
+constexpr int64_t kTile = 16;      // outputs per tile of packed weights
 constexpr int64_t kStepBytes = 4;  // bytes of one output's inputs in a step
-constexpr int64_t kPage = 16;      // tokens in a KV page
+constexpr int64_t kPage = 16;      // tokens per KV page
 constexpr int64_t kMaxHeadSize = 256;
-constexpr int64_t kMaxSummands = 256;  // of one tree sum
+constexpr int64_t kMaxSummands = 256;  // the most summands of one tree sum
 
 constexpr int64_t kLineBytes = kTile * kStepBytes;  // a step of a tile, and a cache line
 constexpr int64_t kPanel = 4;                       // tiles that one call of `linear` computes
@@ -33,7 +32,7 @@ constexpr int64_t kBlockPages = 8;                  // pages in a block of keys;
 constexpr int64_t kLinearRows = 256;                // maximum number of rows in one call of `linear`
 constexpr int64_t kQueryRows = 48;                  // maximum number of rows (token, head) in one call of `attend`
 
-// How numbers lie in memory. kRounded: float32 values that bfloat16 can represent.
+// How numbers are stored. kRounded: as float32, with values that bfloat16 can represent.
 enum class Kind { kFloat, kBFloat16, kRounded };
 
 // One panel of a linear layer for some rows of x: y[row, j] = sum over i of x[row, i] w[j, i], + bias[j], for outputs j
@@ -46,8 +45,8 @@ struct Linear {
   const char* w;  // the panel's first tile
   int64_t tiles, steps;
   int64_t gate_to_up;  // bytes from a tile of the gate to its tile of `up`; 0: not SwiGLU
-  const void* bias;    // of the panel's output 0, in the weights' dtype, or null
-  void* y;             // of the panel's output 0 and row 0
+  const void* bias;    // bias of the panel's output 0, in the weights' dtype, or null
+  void* y;             // output 0 of the panel and row 0
   int64_t y_stride;
   Kind y_kind;
   int64_t begin, end;
@@ -59,13 +58,13 @@ struct Linear {
 struct Attention {
   bool bf16;
   const void* qkv;      // [K, T, (H + 2G) D]
-  const float* rotary;  // [T, D] cos | sin, or null
+  const float* rotary;  // [T, D]: cos, then sin; or null
   const void* q_norm;   // [K, D] or null
   const void* k_norm;   // [K, D] or null
   bool norm_after_rope;
   char* cache;             // [2, P, K G, kPage D], keys and then values
-  const int64_t* starts;   // [B] position of a sequence's first token in this call
-  const int64_t* offsets;  // [B + 1] where a sequence's tokens lie
+  const int64_t* starts;   // [B]: position of each sequence's first token in this step
+  const int64_t* offsets;  // [B + 1]: where each sequence's tokens begin and end
   const int64_t* pages;    // [B, max_pages]
   int64_t tokens, tracks, heads, kv_heads, head_size, cache_pages, max_pages, window;
   float eps;
@@ -75,24 +74,25 @@ struct Attention {
 
 struct Path {
   const char* name;
-  Kind operand;  // of x in a product with bfloat16 weights: kBFloat16, or kRounded without an instruction for it
+  Kind operand;  // kind of x in a product with bfloat16 weights: kBFloat16, or kRounded without an instruction for it
   void (*linear)(const Linear&);
   // y[i] = x[i] * weight[i] / sqrt(mean(x^2) + eps)
   void (*norm)(bool bf16, const void* x, const void* weight, float eps, int64_t n, void* y);
-  // The sum of x[i] * w[i], w in float32.
+  // Returns the sum of x[i] * w[i], with w in float32.
   float (*dot)(bool bf16, const void* x, const float* w, int64_t n);
   // y[i] = the sum of weights[j] * rows[j][i], j ascending.
   void (*combine)(const float* const* rows, const float* weights, int64_t count, int64_t n, bool bf16, void* y);
   // y[i] = scale * the sum of x[part][i] along the binary tree over the parts, for i from begin to end.
   void (*tree_sum)(bool x_bf16, const void* const* x, int64_t parts, int64_t begin, int64_t end, float scale,
                    bool y_bf16, void* y);
-  // Norm and RoPE of a sequence's tokens [begin, end): queries go to `queries`, keys and values to the cache.
+  // Applies norm and RoPE to a sequence's tokens [begin, end), and writes queries to `queries`, keys and values to the
+  // cache.
   void (*write_cache)(const Attention&, int64_t track, int64_t sequence, int64_t begin, int64_t end);
-  // Rows (token, head of the KV head's group) [begin, end) of a sequence against all its keys.
+  // Computes the attention of the rows (token, head of the KV head's group) [begin, end) of a sequence.
   void (*attend)(const Attention&, int64_t track, int64_t kv_head, int64_t sequence, int64_t begin, int64_t end);
 };
 
-// The path of this process: the best that the machine has, or the one that TRTLLM_PT_ISA names.
+// Returns this process's path: the best one that the processor supports, or the one that TRTLLM_PT_ISA names.
 const Path& path();
 
 }  // namespace trtllm_pt

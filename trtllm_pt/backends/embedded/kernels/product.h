@@ -1,14 +1,14 @@
 // The product of some rows with tiles of packed weights: y[rows, tiles * 16] = (or +=) x times tiles. Part of path.cpp.
 //
-// Each output has one accumulator, to which the products are added in ascending order of the inputs, whatever the
-// number of rows and tiles that are computed together.
+// Each output has one accumulator, to which products are added in ascending order of the inputs. The order does not
+// depend on how many rows and tiles are computed together.
 #pragma once
 #include "simd.h"
 
 namespace trtllm_pt::TRTLLM_PT_PATH {
 namespace {
 
-// kMaxRows: rows of x whose sums fit into the registers beside tiles_per_block() tiles.
+// kMaxRows: the most rows of x whose sums fit into the registers, together with tiles_per_block() tiles.
 #if defined(__AVX512F__)
 constexpr int kMaxRows = 6;
 #elif defined(__AVX2__)
@@ -18,9 +18,9 @@ constexpr int kMaxRows = 2;
 #endif
 
 struct FloatWeights {
-  typedef float Value;                   // of the weights in memory
-  typedef float Operand;                 // of x
-  static constexpr int64_t kInputs = 1;  // in a step
+  typedef float Value;                   // type of the weights in memory
+  typedef float Operand;                 // type of x
+  static constexpr int64_t kInputs = 1;  // inputs per step
   static INLINE Floats mul_add_step(const float* x, Words w, Floats sum) {
     return mul_add(broadcast(*x), (Floats)w, sum);
   }
@@ -50,22 +50,23 @@ struct Tiles {
   int64_t count, segments, steps;
 };
 
-// Fetches from memory the lines of weights that this thread reads soon, while it multiplies with those in the caches.
+// Prefetches the lines of weights that this thread reads soon, while it multiplies with those in the caches.
 //
 //     a tile that is read now                      the tile that is read after it
 //     |=====r------------p...........|            |......
 //     0     ^ line read  ^ next      end          end + skip
 //
-// All tiles that are read side by side have the same offsets, so one offset `next` serves them all: p moves on by one
-// line at a time, and from `end` it jumps to the next tile (what lies directly behind a tile is often the tile beside
-// it, which is being read now). Blocks of rows that read the same tiles one after the other fetch a share of the lines
-// each, so that memory works all the time: block b of n fetches a line every n steps, from the b-th part on.
+// All tiles that are read together have the same offsets, so they share one offset `next`. p advances by one line at a
+// time, and from `end` it jumps to the tile that is read next (directly behind a tile there is often the neighbouring
+// tile, which is being read now). Blocks of rows that read the same tiles one after the other each fetch a share of the
+// lines, so that memory is always busy: block b of n fetches a line every n steps, beginning with the b-th part.
 struct Prefetch {
   int64_t next = 0;   // p: bytes from the start of each tile to the line that is fetched next
   int64_t every = 0;  // steps between two fetched lines; 0: fetches nothing
   int64_t end = 0;    // bytes from the start of a tile to its end
   int64_t skip = 0;   // bytes from a tile's end to the tile that is read after it
 
+  // Returns the prefetch of block `block` of `blocks` for a product of `steps` steps.
   INLINE Prefetch share(int64_t block, int64_t blocks, int64_t steps) const {
     Prefetch part = *this;
     part.next += block * steps / blocks * kLineBytes;
@@ -74,7 +75,7 @@ struct Prefetch {
     return part;
   }
 
-  // Fetches a line of each tile and moves on.
+  // Fetches a line of each tile and advances to the next line.
   template <int kTiles>
   INLINE void fetch(const char* const (&tiles)[kTiles]) {
 #pragma GCC unroll 4
@@ -90,7 +91,7 @@ __attribute__((noinline)) void product_block(const typename W::Operand* x, int64
   constexpr int kVectors = kTiles * kTile / kLanes, kPerTile = kTile / kLanes;
   int64_t until_fetch = prefetch.every;
   Floats sum[kRows][kVectors];
-  // Unrolled like all loops over `sum`, or the compiler keeps it in memory.
+  // Like all loops over `sum`, this one is unrolled, because the compiler would otherwise keep `sum` in memory.
 #pragma GCC unroll 16
   for (int m = 0; m < kRows; m++)
 #pragma GCC unroll 16
@@ -119,14 +120,14 @@ __attribute__((noinline)) void product_block(const typename W::Operand* x, int64
     for (int v = 0; v < kVectors; v++) store(y + m * y_stride + v * kLanes, sum[m][v]);
 }
 
-// How many tiles side by side have accumulators in registers.
+// Returns how many tiles can have their accumulators in registers at the same time.
 constexpr int tiles_per_block(int64_t rows) {
   if (kLanes == 16) return 4;
   if (kLanes == 8) return rows == 1 ? 4 : rows == 2 ? 2 : 1;
   return rows == 1 ? 2 : 1;
 }
 
-// Calls the product_block for this number of rows.
+// Calls product_block with `rows` as a template argument.
 template <class W, int kTiles, int kRows = kMaxRows>
 INLINE void product_rows(int64_t rows, const typename W::Operand* x, int64_t x_stride, Tiles t, Prefetch prefetch,
                          bool add, float* y, int64_t y_stride) {
@@ -136,7 +137,7 @@ INLINE void product_rows(int64_t rows, const typename W::Operand* x, int64_t x_s
   if constexpr (kRows > 1) product_rows<W, kTiles, kRows - 1>(rows, x, x_stride, t, prefetch, add, y, y_stride);
 }
 
-// prefetch: `skip` leads from the last tiles to those that are read after this product.
+// prefetch.skip: bytes from the end of the last tiles to those that are read after this product.
 template <class W>
 void product(int64_t rows, const typename W::Operand* x, int64_t x_stride, Tiles t, Prefetch prefetch, bool add,
              float* y, int64_t y_stride) {

@@ -5,7 +5,7 @@
 namespace trtllm_pt::TRTLLM_PT_PATH {
 namespace {
 
-// Adds up f over the vectors of [0, n): f(i, sum) adds the vector that begins at i to a sum. Vector j goes to
+// Sums f over the vectors of [0, n): f(i, sum) adds the vector that begins at i to a sum. Vector j is added to
 // accumulator j % 4; the accumulators are added in pairs, then their lanes in halves.
 template <class F>
 INLINE float sum_over(int64_t n, F f) {
@@ -70,8 +70,8 @@ INLINE Floats tree(const X* const* x, int64_t i) {
     return tree<parts / 2>(x, i) + tree<parts / 2>(x + parts / 2, i);
 }
 
-// The whole vectors of [begin, end), for a number of rows that is known when compiling, so that pointers and sums fit
-// into the registers. Returns the first element that is left.
+// Computes tree_sum for the whole vectors of [begin, end), with the number of rows as a template argument, so that
+// pointers and sums fit into registers. Returns the first element that is left.
 template <int parts, class X, class Y>
 int64_t tree_sum_whole(const void* const* x, int64_t begin, int64_t end, float scale, Y* y) {
   const X* row[parts];

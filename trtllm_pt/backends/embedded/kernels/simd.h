@@ -31,7 +31,7 @@ struct Rounded {  // a float32 that bfloat16 can represent
   float value;
 };
 
-// Not std::min and std::max, which the linker merges.
+// These replace std::min and std::max, which the linker would merge (see paths.h).
 INLINE int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 
@@ -70,7 +70,7 @@ INLINE Halves to_bfloat16(Floats v) {
 
 INLINE Floats from_bfloat16(Halves h) {
 #if defined(__AVX512F__)
-  return (Floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)h), 16);  // GCC converts the halves in two parts
+  return (Floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)h), 16);  // GCC would convert h in two parts
 #else
   return (Floats)(__builtin_convertvector(h, Words) << 16);
 #endif
@@ -88,7 +88,7 @@ INLINE void store(Rounded* p, Floats v) {
   memcpy(p, &rounded, sizeof rounded);
 }
 
-// The first `count` lanes. The other lanes read as zero and are not written.
+// Load and store the first `count` lanes. The other lanes are read as zero and not written.
 template <class T>
 INLINE Floats load(const T* p, int64_t count) {
   if (count >= kLanes) return load(p);
@@ -104,7 +104,7 @@ INLINE void store(T* p, Floats v, int64_t count) {
   if (count > 0) memcpy(p, full, count * sizeof(T));
 }
 
-// The lower half plus the upper half, until one lane is left.
+// Adds the lower half and the upper half, until one lane is left.
 INLINE float sum_of_lanes(Floats v) {
   for (int half = kLanes / 2; half > 0; half /= 2)
     for (int i = 0; i < half; i++) v[i] += v[i + half];
@@ -121,9 +121,9 @@ INLINE float max_of_lanes(Floats v) {
 #endif
 }
 
-// 2^x for x up to 127: 0 below -126 (-inf included), NaN stays NaN. With n the integer nearest to x and r = x - n,
-// which is at most 1/2 in size, it is 2^n times the polynomial 1 + r q(r) of least relative error, 1.6e-7 with
-// float32's rounding.
+// Returns 2^x for x up to 127, 0 for x below -126 (including -inf), and NaN for NaN. With n the integer nearest to x
+// and r = x - n, |r| <= 1/2, the result is 2^n times the minimax polynomial 1 + r q(r), whose relative error is 1.6e-7
+// including float32's rounding.
 INLINE Floats exp2(Floats x) {
 #if defined(__AVX512F__)
   x = (Floats)_mm512_max_ps(_mm512_set1_ps(-200.f),

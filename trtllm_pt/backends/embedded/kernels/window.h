@@ -1,5 +1,5 @@
-// Memory that the ranks of one machine share: a slot for every rank and one for results, all of them twice and used in
-// turn, and a counter of the barriers that each rank has reached.
+// Memory that the ranks of one machine share: a slot for every rank and one for results, in two sets that are used in
+// turn, and a counter for each rank of the barriers that it has reached.
 #pragma once
 #include <emmintrin.h>
 #include <sched.h>
@@ -16,7 +16,7 @@ class Window {
 
   static int64_t bytes(int64_t ranks) { return ranks * int64_t{sizeof(Mark)} + 2 * (ranks + 1) * kSlotBytes; }
 
-  // `memory` begins a cache line. Before the first barrier here, the ranks must synchronize by other means.
+  // `memory` is aligned to a cache line. Before the first barrier, the ranks must synchronize by other means.
   void open(void* memory, int64_t rank, int64_t ranks) {
     marks_ = static_cast<Mark*>(memory);
     rank_ = rank, ranks_ = ranks, barriers_ = round_ = 0;
@@ -26,17 +26,17 @@ class Window {
   void close() { marks_ = nullptr; }
   bool is_open() const { return marks_ != nullptr; }
 
-  // Switches to the other half of the slots. Every round has a barrier, so all ranks have finished reading that half.
+  // Switches to the other set of slots. Every round has a barrier, so all ranks have finished reading that set.
   void next_round() { round_++; }
   char* slot(int64_t rank) const {
     return reinterpret_cast<char*>(marks_ + ranks_) + (round_ % 2 * (ranks_ + 1) + rank) * kSlotBytes;
   }
   char* results() const { return slot(ranks_); }
 
-  // Waits for all ranks and sees what they wrote before. There may be more ranks than cores, so a long wait yields the
-  // core.
+  // Waits for all ranks, whose earlier writes are then visible. There may be more ranks than cores, so a long wait
+  // yields the core.
   void barrier() {
-    constexpr int kSpins = 100;  // some microseconds
+    constexpr int kSpins = 100;  // a few microseconds
     marks_[rank_].reached.store(++barriers_, std::memory_order_release);
     for (int64_t rank = 0; rank < ranks_; rank++)
       for (int spins = 0; marks_[rank].reached.load(std::memory_order_acquire) < barriers_; spins++)
@@ -44,7 +44,7 @@ class Window {
   }
 
  private:
-  struct alignas(128) Mark {  // processors fetch lines in pairs
+  struct alignas(128) Mark {  // two cache lines, because processors fetch lines in pairs
     std::atomic<int64_t> reached;
   };
   static_assert(std::atomic<int64_t>::is_always_lock_free);
@@ -53,9 +53,9 @@ class Window {
   int64_t rank_ = 0, ranks_ = 0, barriers_ = 0, round_ = 0;
 };
 
-// Copies with non-temporal stores, past the caches. Where two cores have no cache in common, a line that lies modified
-// in the other core's cache is slow to fetch, and lines are fetched one by one; from memory, many lines come at once.
-// `to` is aligned to 16 bytes.
+// Copies with non-temporal stores, which bypass the caches. If two cores share no cache, fetching a modified line from
+// the other core's cache is slow, and lines are fetched one at a time, whereas many lines are fetched from memory at
+// once. `to` is aligned to 16 bytes.
 inline void nt_copy(char* to, const char* from, int64_t bytes) {
   int64_t i = 0;
   for (; i + 16 <= bytes; i += 16)
