@@ -55,7 +55,7 @@ def test_a_missing_or_other_library_is_refused(ops, library, tmp_path):
     with pytest.raises(UsageError, match="does not exist"):
         load(tmp_path / "none.so")
     (tmp_path / "other.so").write_bytes(b"other")
-    with pytest.raises(UsageError, match="already loaded other ops"):
+    with pytest.raises(UsageError, match="already loaded another op library"):
         load(tmp_path / "other.so")
 
 
