@@ -123,6 +123,6 @@ def test_a_person_types_a_prompt_and_watches_it_stream(
     assert len(set(seen)) > 3, "it came all at once"
     assert all(seen[-1].startswith(text) for text in seen)
     assert f"{len(wanted.token_ids)} tokens · TTFT " in shown and shown.endswith(" tokens/s")
-    assert "2 all-reduces over 2 ranks, 12 under tensor parallelism" in body
+    assert "All-reduces per token: 2 over 2 ranks; tensor parallelism would need 12" in body
     assert "A─F─A─F─A─F─●─A─F─A─F─A─F─●\n" in f"{body}\n"
     assert "must be shorter than max_seq_len (1024)" in refused

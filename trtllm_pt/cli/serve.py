@@ -166,4 +166,4 @@ def _watch(server: Server) -> None:
     while (status := server.wait(_CHECK_SECONDS)) is None:
         if (fault := server.fault()) is not None and server.fault() is not None:  # one may be a slow response
             raise RunError(f"{fault}; the server was stopped")
-    raise RunError(f"the server exited by itself with status {status}: {server.reason()}")
+    raise RunError(f"the server exited unexpectedly with status {status}: {server.reason()}")
