@@ -31,7 +31,8 @@ serve: $(engines)/config.json  ## Serve the engines of `make demo` through Trito
 	$(bin)/trtllm-pt serve $(engines)
 
 # Two processes run the tests. Each process runs whole files, so that the fixtures of a file are made only once.
-pytest := $(bin)/python -m pytest -n 2 --dist loadfile
+# Threads that wait sleep, because there are more of them than cores.
+pytest := OMP_WAIT_POLICY=passive $(bin)/python -m pytest -n 2 --dist loadfile
 
 # CONTRIBUTING.md describes what each of the two tiers of tests covers.
 test: $(installed)-dev lint types  ## Check style and types, and run the tests of every feature

@@ -1,32 +1,43 @@
-"""Small models that many tests share."""
+"""What many tests share: small models, engines that are built once, and how a test run ends."""
 
 from __future__ import annotations
 
-import signal
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
-from trtllm_pt.model.config import ModelConfig
+from tests.engines import built, locked
+from tests.interruption import end_processes_on_interruption
 
-# A shell that starts the tests in the background has them ignore interruptions, and so what they start; some send one.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-
-SMALL = ModelConfig(
-    num_layers=5,
-    hidden_size=48,
-    num_heads=4,
-    num_kv_heads=2,
-    head_size=16,
-    intermediate_size=64,
-    vocab_size=101,
-    max_position_embeddings=128,
-    tracks=4,
-    schedule="pt",
-    block_depth=2,
-)
+end_processes_on_interruption()
 
 
 @pytest.fixture(autouse=True)
 def _one_seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of this test run have in common."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if own.name.startswith("popen-") else own) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def library(shared: Path) -> Path:
+    """The compiled ops. Two processes do not compile them at the same time: it takes minutes."""
+    from trtllm_pt.backends.embedded.kernels.build import build_library
+
+    with locked(shared / "library.lock"):
+        return build_library(shared / "library")
+
+
+@pytest.fixture(scope="session")
+def engine(shared: Path, library: Path) -> Callable[[str], Path]:
+    """The folder of an engine by its name in tests.engines.RECIPES."""
+    return lambda name: built(shared, name)

@@ -6,35 +6,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from trtllm_pt.bench.contenders import schedules_of
-from trtllm_pt.checkpoint.init import init
 from trtllm_pt.errors import MPI_OF_EMBEDDED
 from trtllm_pt.job.mpirun import find_mpirun
-from trtllm_pt.model.config import ModelConfig
 
 ROOT = Path(__file__).parents[2]
-PT = ModelConfig(
-    num_layers=2,
-    hidden_size=32,
-    num_heads=2,
-    num_kv_heads=2,
-    head_size=16,
-    intermediate_size=32,
-    vocab_size=64,
-    max_position_embeddings=128,
-    tracks=2,
-    schedule="pt",
-    block_depth=2,
-)
-TP = schedules_of(PT, 2, ["pt-d2"])["tp"]  # what compare builds for it: one graph to compile for all tests
-LIMITS = ("--max_batch_size", "4", "--max_num_tokens", "64")
-
 Done = subprocess.CompletedProcess[str]
 
 
@@ -61,17 +41,8 @@ class Engines:
 
 
 @pytest.fixture(scope="session")
-def engines(tmp_path_factory: pytest.TempPathFactory) -> Engines:
-    root = tmp_path_factory.mktemp("bench")
-
-    def build(name: str, config: ModelConfig) -> Path:
-        init(config, root / f"{name}.ckpt", ranks=2, dtype="float32")
-        done = run("build", root / f"{name}.ckpt", "-o", root / name, "--engine", "embedded", *LIMITS)
-        assert done.returncode == 0, done.stderr
-        return root / name
-
-    with ThreadPoolExecutor(2) as pool:
-        return Engines(*pool.map(build, ("pt", "tp"), (PT, TP)))
+def engines(engine: Callable[[str], Path]) -> Engines:
+    return Engines(engine("tiny-pt"), engine("tiny-tp"))
 
 
 @pytest.fixture

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench.conftest import PT, ROOT, Done, Engines
+from tests.bench.conftest import ROOT, Done, Engines
+from tests.configs import TINY
 from trtllm_pt.cli.app import cli
 from trtllm_pt.errors import MPI_OF_EMBEDDED, UsageError
 from trtllm_pt.job.mpirun import find_mpirun
@@ -89,9 +90,9 @@ def test_all_reduce(bench: Bench, engines: Engines, tmp_path: Path) -> None:
     assert [each.algorithm for each in machine.all_reduce] == ["mpi", "mpi4py", "gloo"]
 
 
-def test_compare(bench: Bench, tmp_path: Path) -> None:
-    """A model is built under its schedules. (Engines that are there already: test_netlab.py.)"""
-    (tmp_path / "mine.json").write_text(json.dumps(PT.to_json()))
+def test_compare(bench: Bench, engines: Engines, tmp_path: Path) -> None:
+    """A model is built under its schedules, with the graphs of `engines`. test_netlab.py compares built engines."""
+    (tmp_path / "mine.json").write_text(json.dumps(TINY.to_json()))
     model = ("--model", "mine.json", "--schedules", "pt-d2", "--dtype", "float32", "--engines_dir", "made")
     sizes = ("--ranks", "2", "--batch_size", "1;2", "--input_output_len", "8,4", "--rounds", "2")
     files = ("--output_csv", "c.csv", "--report_json", "c.json", "--plot", "c.png", "--plot", "c.svg")

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-from tests.backends.embedded.conftest import Engines
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -19,8 +18,8 @@ def run(script: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_step_ops(engines: Engines) -> None:
-    [folder] = engines("pretrained-1")
+def test_step_ops(engine: Callable[[str], Path]) -> None:
+    folder = engine("pretrained-1")
     done = run("step_ops.py", folder, "--batches", "2", "--context", "20", "--prompt", "40", "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)["microseconds"]

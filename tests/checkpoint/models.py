@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from tests.conftest import SMALL
+from tests.configs import SMALL
 from trtllm_pt.checkpoint.load import save_model
 from trtllm_pt.model.config import ModelConfig
 from trtllm_pt.network.reference import ReferenceModel

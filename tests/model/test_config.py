@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import SMALL
+from tests.configs import SMALL
 from trtllm_pt.errors import UsageError
 from trtllm_pt.model import cost
 from trtllm_pt.model.config import ModelConfig

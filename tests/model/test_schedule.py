@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.conftest import SMALL
+from tests.configs import SMALL
 from trtllm_pt.errors import UsageError
 from trtllm_pt.model.config import ModelConfig
 from trtllm_pt.model.schedule import Finish, ReduceOp, Run, Start, check, from_json, schedule_of, sync_points, to_json

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,11 +11,8 @@ from typing import Any
 
 import pytest
 
-from trtllm_pt import build, convert
-from trtllm_pt.backends import BuildOptions
 from trtllm_pt.serving.triton.server import free_ports
 
-PRETRAINED = Path(__file__).parents[2] / "pretrained" / "stdlib-pt"
 QUEUE = 8
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("pytriton") is None or importlib.util.find_spec("tritonclient") is None,
@@ -34,12 +31,9 @@ class Served:
 
 
 @pytest.fixture(scope="session")
-def engines(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def engines(engine: Callable[[str], Path]) -> Path:
     """The model of the repository on two ranks, with 4 slots."""
-    root = tmp_path_factory.mktemp("served")
-    convert(PRETRAINED, root / "checkpoint", ranks=2)
-    build(root / "checkpoint", root / "engines", engine="embedded", options=BuildOptions(max_batch_size=4))
-    return root / "engines"
+    return engine("served")
 
 
 @pytest.fixture(scope="session")

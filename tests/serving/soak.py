@@ -11,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 
+from tests.interruption import descendants
 from tests.serving.client import END, ask, figures, ids_of, tokens
 from tests.serving.conftest import Served
 from trtllm_pt.backends import read_engine
@@ -100,19 +101,13 @@ class Run:
 def memory() -> dict[str, float]:
     """MB of each process below this one that belongs to the server: Triton, its Python models, the ranks."""
     found = {}
-    for pid in below(os.getpid()):
+    for pid in descendants(os.getpid()):
         words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
         rank = "trtllm_pt.runtime.worker" in words and "python" in words[0]
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
         if rank or "triton" in words[0]:
             found[f"{'rank' if rank else Path(words[0]).name} {pid}"] = pages * os.sysconf("SC_PAGE_SIZE") / 1e6
     return found
-
-
-def below(pid: int) -> set[int]:
-    """All processes that a process has started, and theirs."""
-    children = {int(word) for path in Path(f"/proc/{pid}/task").glob("*/children") for word in path.read_text().split()}
-    return children.union(*map(below, children))
 
 
 if __name__ == "__main__":

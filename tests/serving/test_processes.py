@@ -24,9 +24,9 @@ from typing import IO, TypeVar
 
 import pytest
 
+from tests.interruption import descendants
 from tests.serving.client import END, Stream, ask, ids_of, post, tokens, until
 from tests.serving.conftest import Served, needs_triton
-from tests.serving.soak import below
 from tests.serving.test_repository import engines as engine_folder
 from trtllm_pt.requests.messages import SamplingParams
 from trtllm_pt.runtime.llm import LLM
@@ -102,7 +102,7 @@ def test_serve_prints_a_curl_that_streams_and_ends_cleanly(engines: Path) -> Non
         [url] = re.findall("http.*/v1", "\n".join(printed))
         with urllib.request.urlopen(f"{url}/models", timeout=10) as answer:
             assert json.loads(answer.read())["data"][0]["id"] == engines.name
-        started = below(process.pid)
+        started = descendants(process.pid)
         assert len(started) > 6  # the server, four Python models, mpirun, two ranks
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=60)
@@ -113,7 +113,7 @@ def test_serve_prints_a_curl_that_streams_and_ends_cleanly(engines: Path) -> Non
 
 def test_serve_that_is_killed_takes_all_along(engines: Path) -> None:
     with serve(engines) as (process, _, _):
-        started = below(process.pid)
+        started = descendants(process.pid)
         process.kill()
         assert gone(started, 30)
 
@@ -196,7 +196,7 @@ def test_serve_ends_naming_the_rank_that_died_or_hangs(engines: Path, faults: li
         fault, rank, how = which
         ports = free_ports(4)
         with serve(engines, ports) as (process, served, _):
-            started = below(process.pid)
+            started = descendants(process.pid)
             break_under_a_stream(process.pid, served, fault, rank, how)
             _, err = process.communicate(timeout=60)
             assert process.returncode == 1
@@ -216,7 +216,7 @@ def test_serve_ends_naming_the_rank_that_died_or_hangs(engines: Path, faults: li
 def test_serve_ends_naming_the_model_whose_process_died(engines: Path, models: tuple[str, ...]) -> None:
     def one(model: str) -> None:
         with serve(engines) as (process, _, _):
-            started = below(process.pid)
+            started = descendants(process.pid)
             kill(stubs(started)[model])
             _, err = process.communicate(timeout=60)
             assert process.returncode == 1 and f"Stub process '{model}_0_0' is not healthy" in err, err
@@ -233,14 +233,14 @@ def side_by_side(work: Callable[[T], None], those: Iterable[T]) -> None:
 
 def ranks_of(pid: int) -> dict[int, int]:
     """The processes of the ranks that a process has started."""
-    variables = {child: environment_of(child) for child in below(pid)}
+    variables = {child: environment_of(child) for child in descendants(pid)}
     return {int(found["PMI_RANK"]): child for child, found in variables.items() if "PMI_RANK" in found}
 
 
 @pytest.mark.slow
 def test_a_tritonserver_that_is_killed_leaves_nothing(engines: Path) -> None:
     with serve(engines) as (process, served, _):
-        started = below(process.pid)
+        started = descendants(process.pid)
         stream = Stream(served, "tensorrt_llm", tokens([5, 6, 7], 900, end_id=END, streaming=True))
         next(iter(stream))
         [server] = [pid for pid in started if "bin/tritonserver" in command_of(pid)]
@@ -253,7 +253,7 @@ def test_a_tritonserver_that_is_killed_leaves_nothing(engines: Path) -> None:
 @pytest.mark.slow
 def test_models_that_hang_when_their_server_is_killed_are_ended(engines: Path) -> None:
     with serve(engines) as (process, _, _):
-        started = below(process.pid)
+        started = descendants(process.pid)
         for stub in stubs(started).values():
             os.kill(stub, signal.SIGSTOP)
         [server] = [pid for pid in started if "bin/tritonserver" in command_of(pid)]
@@ -357,7 +357,7 @@ def test_the_repository_in_git_moves_and_plain_tritonserver_loads_it_again_after
 def test_a_plain_tritonserver_that_cannot_load_the_model_again_ends(engines: Path, tmp_path: Path) -> None:
     write_repository(engines, tmp_path / "repository")
     with plain(tmp_path, engines) as (process, served), openai_health(engines, served) as health:
-        started = below(process.pid)
+        started = descendants(process.pid)
         assert health() == (200, "")
         break_under_a_stream(process.pid, served, *FAULTS[3])
         with pytest.raises(Exception, match="the engine is down: rank 1"):
@@ -374,7 +374,7 @@ def test_a_plain_tritonserver_whose_model_died_ends(engines: Path, tmp_path: Pat
         (tmp_path / model).mkdir()
         write_repository(engines, tmp_path / model / "repository")
         with plain(tmp_path / model, engines) as (process, _):
-            started = below(process.pid)
+            started = descendants(process.pid)
             kill(stubs(started)[model])
             assert process.wait(60) == 0 and gone(started)
 
@@ -395,11 +395,11 @@ def test_a_plain_tritonserver_withdraws_a_model_whose_process_died_and_loads_it_
     ):
         first = [post(served, model, asked) for model in ("ensemble", "tensorrt_llm_bls")]
         for model in PYTHON_MODELS:
-            stub = stubs(below(process.pid))[model]
+            stub = stubs(descendants(process.pid))[model]
             kill(stub)
             until(lambda model=model: not client.is_model_ready(model))
             client.load_model(model)
-            assert client.is_model_ready(model) and stubs(below(process.pid))[model] != stub
+            assert client.is_model_ready(model) and stubs(descendants(process.pid))[model] != stub
         until(lambda: client.is_model_ready("ensemble"))
         assert [post(served, model, asked) for model in ("ensemble", "tensorrt_llm_bls")] == first
 

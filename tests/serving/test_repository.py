@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import SMALL
+from tests.configs import SMALL
 from trtllm_pt.backends import BuildOptions, backends
 from trtllm_pt.checkpoint.manifest import CheckpointManifest
 from trtllm_pt.errors import UsageError

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.configs import PRETRAINED
 from tests.serving.client import (
     ACTIVE,
     END,
@@ -36,7 +37,7 @@ from tests.serving.client import (
     tokens,
     until,
 )
-from tests.serving.conftest import PRETRAINED, QUEUE, Served, needs_triton, running
+from tests.serving.conftest import QUEUE, Served, needs_triton, running
 from trtllm_pt import build, convert
 from trtllm_pt.backends import BuildOptions
 from trtllm_pt.requests.messages import SamplingParams

@@ -10,16 +10,9 @@ import pytest
 import torch
 
 from tests.backends.embedded import contract
-from tests.backends.embedded.conftest import (
-    EVERYTHING,
-    FEW_RANKS,
-    LLAMA,
-    OTHER_SCHEDULES,
-    PRETRAINED,
-    RANKS,
-    Engines,
-    mpirun,
-)
+from tests.backends.embedded.conftest import FEW_RANKS, Engines, mpirun
+from tests.configs import EVERYTHING, LLAMA, OTHER_SCHEDULES, PRETRAINED
+from tests.engines import RANKS
 from trtllm_pt.backends.embedded.engine import MODEL_FILE
 from trtllm_pt.backends.embedded.graph import ops_in_order
 from trtllm_pt.backends.embedded.step_plan import StepMessage, StepPlan

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import SMALL
+from tests.configs import SMALL
 from trtllm_pt.backends.embedded import graph, network_code
 from trtllm_pt.backends.embedded.backend import EmbeddedBackend
 from trtllm_pt.backends.embedded.graph import caches_shape

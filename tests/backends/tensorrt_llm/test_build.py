@@ -19,7 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests import conftest
+from tests import configs
 from trtllm_pt.backends import BuildOptions, build, choose, inspect
 from trtllm_pt.backends.manifest import Capacity
 from trtllm_pt.backends.registry import read_engine
@@ -37,7 +37,7 @@ from trtllm_pt.model.presets import preset
 ROOT = Path(__file__).parents[3]
 CHECKOUT = os.environ.get("TRTLLM_CHECKOUT")
 needs_checkout = pytest.mark.skipif(not CHECKOUT, reason="TRTLLM_CHECKOUT does not name TensorRT-LLM's sources")
-SMALL = conftest.SMALL.replace(head_size=32)  # the least that TensorRT-LLM's attention has kernels for
+SMALL = configs.SMALL.replace(head_size=32)  # the least that TensorRT-LLM's attention has kernels for
 DENSE = SMALL.replace(schedule="tp", tracks=1, block_depth=None)
 
 

@@ -3,13 +3,6 @@ import torch
 
 
 @pytest.fixture(scope="session")
-def library(tmp_path_factory):
-    from trtllm_pt.backends.embedded.kernels.build import build_library
-
-    return build_library(tmp_path_factory.mktemp("ops"))
-
-
-@pytest.fixture(scope="session")
 def ops(library):
     from trtllm_pt.backends.embedded.kernels import fakes
     from trtllm_pt.backends.embedded.kernels.library import load

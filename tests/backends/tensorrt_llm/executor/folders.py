@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import SMALL
+from tests.configs import SMALL
 from trtllm_pt.checkpoint.manifest import CheckpointManifest
 from trtllm_pt.model.config import ModelConfig
 
