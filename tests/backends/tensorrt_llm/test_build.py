@@ -245,7 +245,7 @@ def build_ranks(job, report):
             raise RunError(f"rank {rank} is broken")
         (job.folder / f"rank{rank}.engine").write_text(f"by device {job.device}")
         if rank == 0:
-            config = {"build_config": {"output_timing_cache": "/a/model.cache"}}
+            config = {"version": "1.2.1", "build_config": {"output_timing_cache": "/a/model.cache"}}
             (job.folder / "config.json").write_text(json.dumps(config))
         report(BuiltRank(rank=rank, seconds=1.0, bytes=8, plugins={"AllReduce": 3}))
 
@@ -284,7 +284,12 @@ def test_processes_share_the_ranks_and_one_folder(four_ranks: Path, tmp_path: Pa
     devices = [(output / f"rank{rank}.engine").read_text() for rank in range(4)]
     assert devices == [f"by device {rank % processes % 2}" for rank in range(4)]
     config = json.loads((output / "config.json").read_text())
-    assert config == {"build_config": {"output_timing_cache": "model.cache"}, "recorded_plugins": {"AllReduce": 3}}
+    assert config == {
+        "version": "1.2.1",
+        "build_config": {"output_timing_cache": "model.cache"},
+        "recorded_plugins": {"AllReduce": 3},
+        "engine": {"backend": "tensorrt_llm", "format": 1, "versions": {"TensorRT-LLM": "1.2.1"}},
+    }
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -336,7 +341,7 @@ def test_the_longest_prompt_is_what_the_runtime_takes(tmp_path: Path, plugins: d
     manifest = CheckpointManifest(model=SMALL, ranks=2, dtype="bfloat16")
     folder = engine_folder(tmp_path / "engines", manifest, plugin_config=plugins, max_input_len=40)
     found = read_engine(folder)
-    assert (found.kind, found.checkpoint) == ("tensorrt_llm", manifest)
+    assert (found.backend.name, found.checkpoint) == ("tensorrt_llm", manifest)
     assert found.options == Capacity(max_batch_size=64, max_input_len=most, max_seq_len=128, max_num_tokens=96)
 
 
@@ -370,8 +375,8 @@ def test_a_tied_head_is_held_beside_the_embedding(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"max_batch_size": None}, "build_config has no whole number for max_batch_size"),
-        ({"max_seq_len": "128"}, "build_config has no whole number for max_seq_len"),
+        ({"max_batch_size": None}, "build_config must have a whole number for max_batch_size"),
+        ({"max_seq_len": "128"}, "build_config must have a whole number for max_seq_len"),
     ],
 )
 def test_a_damaged_engine_folder(tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -437,7 +442,7 @@ def test_plain_trtllm_build_with_our_shim(checkpoint: Path, tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr
     assert names(tmp_path / "engines") == {"config.json", "rank0.engine", "rank1.engine"}
     found = read_engine(tmp_path / "engines")
-    assert (found.kind, found.checkpoint) == ("tensorrt_llm", CheckpointManifest.from_dir(checkpoint))
+    assert (found.backend.name, found.checkpoint) == ("tensorrt_llm", CheckpointManifest.from_dir(checkpoint))
     assert inspect(tmp_path / "engines")["recorded"] is None  # nobody counted
 
 
@@ -452,7 +457,7 @@ def test_stock_llama_from_our_files_is_read_as_ours(tmp_path: Path) -> None:
     done = run(tmp_path, "tensorrt_llm.commands.build", *arguments, "--reduce_fusion", "enable")
     assert done.returncode == 0, done.stderr
     found = read_engine(tmp_path / "engines")
-    assert (found.kind, found.checkpoint) == ("tensorrt_llm", CheckpointManifest.from_dir(checkpoint))
+    assert (found.backend.name, found.checkpoint) == ("tensorrt_llm", CheckpointManifest.from_dir(checkpoint))
     config = json.loads((tmp_path / "engines" / "config.json").read_text())
     assert config["pretrained_config"]["architecture"] == "LlamaForCausalLM"
     assert config["build_config"]["plugin_config"]["reduce_fusion"] is True
