@@ -99,8 +99,7 @@ def objects(headers: Path) -> dict[str, list[str]]:
     renames = [f"-ffile-prefix-map={old}={new}" for old, new in ((torch_home, "torch"), (_HERE, "kernels"))]
     common = [*_FLAGS, *renames, f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"]
     common += [f"-isystem{include}" for include in includes]
-    once = sorted(set(_HERE.glob("*.cpp")) - {_PER_INSTRUCTION_SET})
-    arguments = {source.stem: [*common, str(source)] for source in once}
+    arguments = {"ops": [*common, str(_HERE / "ops.cpp")]}
     for name, flags in _INSTRUCTION_SETS.items():
         arguments[f"path_{name}"] = [*common, *flags, f"-DTRTLLM_PT_PATH={name}", str(_PER_INSTRUCTION_SET)]
     return arguments

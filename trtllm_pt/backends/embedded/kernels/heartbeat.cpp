@@ -26,17 +26,17 @@ struct Slot {
 Slot* slots = nullptr;
 int64_t own = 0;
 
-int64_t now() {
+int64_t monotonic_nanoseconds() {
   timespec t;
   clock_gettime(CLOCK_MONOTONIC, &t);  // the same clock in all processes of a machine
   return t.tv_sec * 1'000'000'000 + t.tv_nsec;
 }
 
 void watch(int64_t ranks, int64_t limit) {
-  int64_t last = now();
+  int64_t last = monotonic_nanoseconds();
   while (slots[own].stamp >= 0) {
     // If this thread slept too, the whole machine may have been suspended, and no rank is late.
-    const int64_t time = now();
+    const int64_t time = monotonic_nanoseconds();
     const bool slept = time - last > limit / 2;
     last = time;
     slots[own].stamp = time;
@@ -64,7 +64,7 @@ void watch_ranks(c10::string_view path, int64_t rank, int64_t ranks, double seco
   slots = static_cast<Slot*>(page);
   own = rank;
   slots[rank].pid = getpid();
-  slots[rank].stamp = now();
+  slots[rank].stamp = monotonic_nanoseconds();
   std::thread(watch, ranks, static_cast<int64_t>(seconds * 1e9)).detach();
 }
 
