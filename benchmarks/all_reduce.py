@@ -1,4 +1,7 @@
-"""All-reduces alone: `mpirun -n 2 python benchmarks/all_reduce.py …`, or `trtllm-pt bench all-reduce --ranks 2 …`."""
+"""Measure all-reduces alone: `mpirun -n 2 python benchmarks/all_reduce.py …`.
+
+`trtllm-pt bench all-reduce --ranks 2 …` is the same command.
+"""
 
 import sys
 

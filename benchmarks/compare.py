@@ -1,4 +1,7 @@
-"""Schedules in turn: `mpirun -n 2 python benchmarks/compare.py …`, or `trtllm-pt bench compare --ranks 2 …`."""
+"""Compare schedules: `mpirun -n 2 python benchmarks/compare.py …`.
+
+`trtllm-pt bench compare --ranks 2 …` is the same command.
+"""
 
 import sys
 

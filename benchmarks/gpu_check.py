@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from trtllm_pt.backends import inspect, read_engine
-from trtllm_pt.bench.batch import Case, Prompts, run_batch
+from trtllm_pt.bench.static_batch import Case, Prompts, run_batch
 from trtllm_pt.cli import run_script
 from trtllm_pt.cli.text import table
 from trtllm_pt.errors import RunError, UsageError

@@ -1,4 +1,7 @@
-"""Static batches: `mpirun -n 2 python benchmarks/latency.py ENGINES …`, or `trtllm-pt bench latency ENGINES …`."""
+"""Measure static batches: `mpirun -n 2 python benchmarks/latency.py ENGINES …`.
+
+`trtllm-pt bench latency ENGINES …` is the same command.
+"""
 
 import sys
 

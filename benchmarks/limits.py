@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from common.limits import PRODUCTS, ReadStream, load_ops, matrices, medians
 
-from trtllm_pt.bench.report import machine
+from trtllm_pt.bench.facts import machine_facts
 from trtllm_pt.cli import run_script
 from trtllm_pt.errors import RunError
 
@@ -87,7 +87,7 @@ def main() -> None:
     torch.set_grad_enabled(False)
     load_ops()
     report = {
-        "machine": machine(),
+        "machine": machine_facts(),
         "isa": torch.ops.trtllm_pt.isa(),
         "threads": args.threads,
         "read": reads(args.threads, args.rounds),

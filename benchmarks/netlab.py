@@ -1,4 +1,7 @@
-"""Schedules over slow links, as root and without mpirun: `python benchmarks/netlab.py …`."""
+"""Compare schedules over slow links, as root and without mpirun: `python benchmarks/netlab.py …`.
+
+`trtllm-pt bench netlab …` is the same command.
+"""
 
 import sys
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from trtllm_pt import LLM, SamplingParams
 from trtllm_pt.backends.embedded import runtime as embedded
-from trtllm_pt.bench.percentiles import median
+from trtllm_pt.bench.results import median
 from trtllm_pt.cli import run_script
 from trtllm_pt.cli.text import table
 

@@ -32,9 +32,8 @@ from common import limits
 from common.peers import DTYPE, Case, Gauges, all_cases, markdown, sample, summary
 from common.side import Side, last_words
 
-from trtllm_pt.bench.files import as_json_text
-from trtllm_pt.bench.progress import bar
-from trtllm_pt.bench.report import machine
+from trtllm_pt.bench.facts import machine_facts
+from trtllm_pt.bench.results import as_json_text, bar
 from trtllm_pt.errors import RunError, UsageError
 from trtllm_pt.files.atomic import write_text
 from trtllm_pt.model.config import ModelConfig, read_json
@@ -158,7 +157,7 @@ class Samples:
 
     def add(self, model: str, peer: str, case: Case, taken: dict[str, Any]) -> None:
         self._all.append(self._settings | {"model": model, "peer": peer, "case": case.name} | taken)
-        write_text(self._path, as_json_text({"machine": machine(), "samples": self._all}))
+        write_text(self._path, as_json_text({"machine": machine_facts(), "samples": self._all}))
 
     @property
     def others(self) -> int:

@@ -1,4 +1,7 @@
-"""Traffic: `mpirun -n 2 python benchmarks/throughput.py ENGINES …`, or `trtllm-pt bench throughput ENGINES …`."""
+"""Measure traffic: `mpirun -n 2 python benchmarks/throughput.py ENGINES …`.
+
+`trtllm-pt bench throughput ENGINES …` is the same command.
+"""
 
 import sys
 

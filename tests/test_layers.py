@@ -15,7 +15,7 @@ LAYERS = [
     line.split()
     for line in """
         errors logs
-        model
+        model plotting
         files text job requests
         network
         checkpoint
@@ -26,9 +26,9 @@ LAYERS = [
     """.strip().splitlines()
 ]
 ONLY = {  # parts that may import less than all below them
-    "planner": {"errors", "model"},
+    "planner": {"errors", "plotting", "model"},
 }
-NO_TORCH = {"errors", "logs", "model", "requests", "planner", "cli"}
+NO_TORCH = {"errors", "logs", "plotting", "model", "requests", "planner", "cli"}
 FREE = {"__init__", "__main__", "_version"}  # _version: no imports from the package, so every part may use it
 
 

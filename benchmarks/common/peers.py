@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from trtllm_pt.bench.percentiles import median
+from trtllm_pt.bench.results import median
 from trtllm_pt.model.config import ModelConfig
 from trtllm_pt.model.cost import DTYPE_BYTES, active_parameters, flops_per_token
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trtllm_pt.bench.percentiles import median
+from trtllm_pt.bench.results import median
 from trtllm_pt.errors import RunError
 from trtllm_pt.job.process import end, last_line
 

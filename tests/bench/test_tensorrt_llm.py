@@ -15,7 +15,7 @@ from pathlib import Path
 from tests.backends.tensorrt_llm.executor.engine import FAILS, NOT_A_NUMBER
 from tests.backends.tensorrt_llm.executor.folders import MODEL, engine_folder
 from tests.backends.tensorrt_llm.executor.site import install
-from trtllm_pt.bench.batch import Prompts
+from trtllm_pt.bench.static_batch import Prompts
 from trtllm_pt.errors import MPI_OF_TENSORRT_LLM
 from trtllm_pt.job.mpirun import find_mpirun
 

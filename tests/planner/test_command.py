@@ -52,26 +52,26 @@ def test_config_and_machine_of_one_s_own(tmp_path: Path) -> None:
 
 
 def test_overrun_and_too_big(tmp_path: Path) -> None:
-    assert "overrun" in run("pt-30b", "--request-rate", "500")
+    assert "overloaded" in run("pt-30b", "--request-rate", "500")
     machine = load_machine("8xH100").to_json() | {"memory_bytes": 1e9}
     (tmp_path / "small.json").write_text(json.dumps(machine))
     found = run("pt-30b", "--machine", str(tmp_path / "small.json"))
     assert "too big" in found
-    assert "Recommended: none; no variant fits" in found
+    assert "Recommended: none" in found
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "MODEL is missing"),
-        (["pt-6b", "--validate"], "--validate takes no MODEL"),
-        (["pt-6b", "--concurrency", "2", "--request-rate", "3"], "exclude each other"),
+        (["pt-6b", "--validate"], "--validate.* MODEL"),
+        (["pt-6b", "--concurrency", "2", "--request-rate", "3"], "--concurrency and --request-rate"),
         (["pt-6b", "--machine", "8xH1000"], "unknown machine '8xH1000'; did you mean '8xH100'"),
         (["pt-6b", "--engine", "x"], "'x' is not one of 'tensorrt_llm'"),
         (["pt-7b"], "unknown preset 'pt-7b'"),
         (["none.json"], "there is no none.json"),
         (["pt-6b", "--plot", "plan.pdf"], r"--plot \(plan.pdf\) must end in .png or .svg"),
-        (["pt-6b", "--plot", "nowhere/plan.png"], "there is no folder nowhere"),
+        (["pt-6b", "--plot", "nowhere/plan.png"], r"--plot \(nowhere/plan.png\).*folder nowhere"),
         (["pt-6b", "--request-rate", "-1"], r"request_rate \(-1\) must be above 0"),
     ],
 )

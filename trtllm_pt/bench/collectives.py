@@ -1,4 +1,4 @@
-"""Every all-reduce that this machine has, as a function to call again and again."""
+"""The all-reduces that this machine has, each as a function that can be timed."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """One collective for messages of one size."""
+    """A collective that is ready for messages of one size."""
 
     call: Callable[[], object]
-    finish: Callable[[], object]  # waits until the calls so far are done
-    result: Callable[[], float]  # the first number of the first call's result
+    finish: Callable[[], object]  # waits until all calls so far have completed
+    result: Callable[[], float]  # returns the first element of the first call's result
 
 
 class Collective:
-    """An all-reduce among all ranks of `comm`: the sum. `dtype`: of the elements on the wire."""
+    """A sum over all ranks of a communicator. `dtype` is the type of the elements that are sent."""
 
     name: str
     dtype: str
 
     def prepare(self, size: int) -> Prepared:
-        """For messages of `size` bytes; every rank contributes ones."""
+        """Allocate buffers for messages of `size` bytes. Every rank contributes ones."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """Nothing to release, unless said otherwise."""
+        """Release what the collective holds. Most hold nothing."""
 
 
 class EngineAllReduce(Collective):
-    """The all-reduce of a backend whose native code is loaded."""
+    """The all-reduce of a backend. Its native code must be loaded."""
 
     name, dtype = "mpi", "float32"
 
@@ -58,7 +58,7 @@ class EngineAllReduce(Collective):
 
 
 class PlainMpi(Collective):
-    """MPI_Allreduce, whose order of summation is the library's choice."""
+    """MPI_Allreduce. The MPI library chooses the order of summation."""
 
     name, dtype = "mpi4py", "float32"
 
@@ -72,7 +72,7 @@ class PlainMpi(Collective):
 
 
 class Torch(Collective):
-    """torch.distributed: NCCL on a GPU per rank, Gloo on processors."""
+    """The all-reduce of torch.distributed, through NCCL with a GPU per rank, or through Gloo on CPUs."""
 
     def __init__(self, comm: MPI.Intracomm, backend: str, dtype: str) -> None:
         import torch.distributed as dist
@@ -86,7 +86,7 @@ class Torch(Collective):
 
     def prepare(self, size: int) -> Prepared:
         dtype = DTYPES[self.dtype]
-        # Reduced in place, so the sums grow with every call, up to infinity, which takes no longer to add.
+        # The sums are in place and grow with every call up to infinity, which does not take longer to add.
         buffer = torch.ones(max(1, size // dtype.itemsize), dtype=dtype, device=self._device)
         finish = torch.cuda.synchronize if self._device.type == "cuda" else lambda: None
         return Prepared(lambda: self._dist.all_reduce(buffer), finish, lambda: float(buffer[0]))
@@ -98,9 +98,10 @@ class Torch(Collective):
 def open_collectives(
     comm: MPI.Intracomm, shared: SharedRanks, names: tuple[str, ...] | None, dtype: str
 ) -> list[Collective]:
-    """Those asked for; None: all that fit the machine, without Gloo, which no engine uses.
+    """Open the collectives with these names.
 
-    shared: of a backend whose native code is loaded. Raises UsageError for one that is not there.
+    Without names, open all that the machine has except Gloo, which no engine uses. `shared` belongs to a backend whose
+    native code is loaded. Raises UsageError if the machine lacks a collective.
     """
     wanted = names or tuple(name for name in ("mpi", "mpi4py", "nccl") if missing(comm, name) is None)
     for name in wanted:
@@ -116,11 +117,11 @@ def open_collectives(
 
 
 def missing(comm: MPI.Intracomm, name: str) -> str | None:
-    """What this machine lacks for a collective; None: nothing. All ranks get the same answer."""
+    """Say what the machine lacks for a collective, or return None. All ranks get the same answer."""
     if name == "nccl":
         needed = _place_on_host(comm)[1]
         if torch.cuda.device_count() < needed:
-            return f"NCCL needs a GPU per rank: {needed} here, there are {torch.cuda.device_count()}"
+            return f"NCCL needs a GPU per rank: {needed} on this machine, which has {torch.cuda.device_count()}"
         if not torch.distributed.is_nccl_available():
             return "this torch was built without NCCL"
     if name == "gloo" and not torch.distributed.is_gloo_available():
@@ -129,23 +130,24 @@ def missing(comm: MPI.Intracomm, name: str) -> str | None:
 
 
 def check_sum(collective: Collective, comm: MPI.Intracomm, size: int) -> Prepared:
-    """Prepared, called once, and right. Raises RunError where the sum is wrong."""
+    """Prepare a collective and call it once. Raises RunError if the sum is wrong."""
     prepared = collective.prepare(size)
     prepared.call()
     prepared.finish()
     if prepared.result() != comm.size:
-        raise RunError(f"{collective.name}: {comm.size} ranks of ones were summed to {prepared.result():g}")
+        raise RunError(f"{collective.name}: the sum of ones over {comm.size} ranks was {prepared.result():g}")
     return prepared
 
 
 def _place_on_host(comm: MPI.Intracomm) -> tuple[int, int]:
-    """This rank's number among those on its machine, and how many they are."""
+    """Return this rank's number among the ranks on its machine, and the number of these ranks."""
     names = comm.allgather(socket.gethostname())
     own = [rank for rank, name in enumerate(names) if name == names[comm.rank]]
     return own.index(comm.rank), len(own)
 
 
 def _free_address() -> str:
+    """Return host:port with a port that is free now."""
     with socket.socket() as probe:
         probe.bind(("", 0))
         return f"{os.environ.get('MASTER_ADDR', socket.gethostname())}:{probe.getsockname()[1]}"

@@ -1,4 +1,4 @@
-"""Engines against each other, sample by sample in turn, so that the machine's noise hits all alike."""
+"""Compare engines whose batches take turns, so that noise of the machine affects all alike."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from trtllm_pt.bench.batch import Batch, Case, Prompts, run_batch
 from trtllm_pt.bench.contenders import Contender
-from trtllm_pt.bench.files import Row
-from trtllm_pt.bench.percentiles import median, ratios
-from trtllm_pt.bench.report import machine
+from trtllm_pt.bench.facts import machine_facts
+from trtllm_pt.bench.results import Row, median, ratios
+from trtllm_pt.bench.static_batch import Batch, Case, Prompts, run_batch
 from trtllm_pt.errors import RunError
 from trtllm_pt.requests.messages import Runtime
 
-Samples = dict[Case, list[list[Batch]]]  # by case: for every round one per contender, in their order
+Samples = dict[Case, list[list[Batch]]]  # for each case and round: one batch per contender, in the contenders' order
 _TIMES = ("ttft", "tpot", "latency")
 _MPI_SETTINGS = ("MPIR_", "MPICH_", "UCX_", "FI_", "OMPI_MCA_", "NCCL_")
 
@@ -22,9 +21,10 @@ _MPI_SETTINGS = ("MPIR_", "MPICH_", "UCX_", "FI_", "OMPI_MCA_", "NCCL_")
 def measure(
     runtimes: Sequence[Runtime], contenders: Sequence[Contender], cases: Sequence[Case], rounds: int, seed: int
 ) -> Iterator[Samples]:
-    """The whole rounds so far, after every round of a case. The first round of a case is a warm-up.
+    """Run all rounds. After every round of a case, yield all complete rounds so far.
 
-    In round r contender r begins, so that nobody is always the first after another.
+    The first round of a case is a warm-up. In round r contender r starts, so that none always follows the same other.
+    Raises RunError if a request fails, or if an engine does not have the all-reduces of its schedule.
     """
     samples: Samples = {case: [] for case in cases}
     drawn = [Prompts(each.facts.model.vocab_size, seed) for each in contenders]
@@ -42,14 +42,17 @@ def measure(
 
 
 def _check_count(runtime: Runtime, contender: Contender) -> None:
-    """Raises RunError where the engine met more or less often than its schedule says."""
+    """Raise RunError if the engine counted another number of all-reduces than its schedule has."""
     seen, said = runtime.stats().sync_points_seen, contender.facts.inspected["sync_points"]
     if seen not in (None, said):
         raise RunError(f"{contender.name}: {seen} all-reduces per forward were counted, its schedule has {said}")
 
 
 def rows(contenders: Sequence[Contender], samples: Samples) -> list[Row]:
-    """A line per case and contender; ratios to the first contender, of the same rounds: below 1 is faster."""
+    """Return a row per case and contender.
+
+    Ratios divide a contender's times by those of the first contender in the same rounds: below 1 is faster.
+    """
     return [
         _row(each, index, case, taken)
         for case, taken in samples.items()
@@ -90,9 +93,9 @@ _SUFFIXES = {"median": "", "p10": "_p10", "p90": "_p90", "minimum": "_min", "max
 
 
 def report(contenders: Sequence[Contender], samples: Samples) -> dict[str, Any]:
-    """The rows, every sample, and what all had in common."""
+    """Return the rows, every sample, and what all contenders have in common."""
     return {
-        "machine": machine(),
+        "machine": machine_facts(),
         "baseline": contenders[0].name,
         "world_size": contenders[0].facts.manifest.ranks,
         "collective_settings": {

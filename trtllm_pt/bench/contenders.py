@@ -1,4 +1,4 @@
-"""What is compared: one model under several schedules at equal parameters, or engines that are there already."""
+"""The engines of a comparison: one model under several schedules with equal parameters, or existing engines."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pathlib import Path
 
 from trtllm_pt.backends.manifest import BuildOptions
 from trtllm_pt.backends.registry import read_engine
-from trtllm_pt.bench.batch import Case
 from trtllm_pt.bench.facts import Facts
-from trtllm_pt.bench.progress import bar
-from trtllm_pt.bench.running import sharing_backend
+from trtllm_pt.bench.jobs import sharing_backend
+from trtllm_pt.bench.results import bar
+from trtllm_pt.bench.static_batch import Case
 from trtllm_pt.errors import UsageError
 from trtllm_pt.model.config import ModelConfig
 from trtllm_pt.model.layout import rank_layout
-from trtllm_pt.planner.predict import short_name
+from trtllm_pt.planner.plan import short_name
 from trtllm_pt.planner.variants import variants
 
 BASELINE = "tp"
@@ -29,16 +29,17 @@ _TRACKS = 8
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """A name for the tables, and the engine."""
+    """An engine and its name in the tables."""
 
     name: str
     facts: Facts
 
 
 def schedules_of(config: ModelConfig, ranks: int, names: Sequence[str] | None) -> dict[str, ModelConfig]:
-    """`config` and its variants of as many parameters by name: `tp` first, then `pt-d4`, `desync-2`, `spd-8`, ….
+    """Return `config` and its variants with equally many parameters: `tp` first, then `pt-d4`, `desync-2`, `spd-8`, ….
 
-    names: which; None: all that can be divided over `ranks`. Raises UsageError for a name that there is not.
+    Without `names`, return all that can be divided over `ranks`. Raises UsageError for an unknown name, or if the
+    model has no dense variant to compare with.
     """
     found = {}
     for variant in variants(config, config.tracks if config.tracks > 1 else _TRACKS):
@@ -46,7 +47,7 @@ def schedules_of(config: ModelConfig, ranks: int, names: Sequence[str] | None) -
             rank_layout(variant, ranks)
             found[slug(variant)] = variant
     if BASELINE not in found:
-        raise UsageError(f"this model has no dense twin that {ranks} ranks could divide: nothing to compare with")
+        raise UsageError(f"ranks ({ranks}) cannot divide a dense model of this size, which would be the baseline")
     for name in names or ():
         if name not in found:
             raise UsageError(f"--schedules ({name!r}): on {ranks} ranks this model has {', '.join(sorted(found))}")
@@ -55,7 +56,7 @@ def schedules_of(config: ModelConfig, ranks: int, names: Sequence[str] | None) -
 
 
 def slug(config: ModelConfig) -> str:
-    """`pt-d4` for `pt D=4`, `desync-2` for `desync 2`: what a shell takes without quotes."""
+    """Return `pt-d4` for `pt D=4`, or `desync-2` for `desync 2`: a name that needs no quotes in a shell."""
     return short_name(config).lower().replace("=", "").replace(" ", "-")
 
 
@@ -64,11 +65,11 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 
 def options_for(config: ModelConfig, cases: Sequence[Case]) -> BuildOptions:
-    """Room for the largest case. Raises UsageError where the model has too few positions."""
+    """Return build options for the largest case. Raises UsageError if the model has too few positions."""
     length = max(case.input_length + case.output_length for case in cases)
     if length > config.max_position_embeddings:
         raise UsageError(
-            f"input_output_len: {length} tokens together are more than the model's positions "
+            f"input_output_len: {length} tokens together exceed the model's max_position_embeddings "
             f"({config.max_position_embeddings})"
         )
     batch = max(case.batch_size for case in cases)
@@ -78,7 +79,10 @@ def options_for(config: ModelConfig, cases: Sequence[Case]) -> BuildOptions:
 def build_all(
     configs: dict[str, ModelConfig], ranks: int, dtype: str, options: BuildOptions, folder: Path
 ) -> dict[str, Path]:
-    """An engine with random weights for each, kept in `folder` and used again while it fits the versions."""
+    """Build an engine with random weights for every config.
+
+    Engines stay in `folder`, and are used again as long as this version of the package can run them.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     paths = {name: folder / _file_name(name, config, ranks, dtype, options) for name, config in configs.items()}
     missing = [name for name, path in paths.items() if not _usable(path)]
@@ -100,7 +104,7 @@ def _usable(path: Path) -> bool:
     try:
         manifest = read_engine(path)
         manifest.backend.check_versions(path, manifest)
-    except UsageError:  # of an earlier version of the sources
+    except UsageError:  # an earlier version of the package built it
         shutil.rmtree(path)
         return False
     return True
@@ -118,28 +122,31 @@ def _build(config: ModelConfig, ranks: int, dtype: str, options: BuildOptions, p
 
 
 def named(engines: Sequence[str]) -> list[Contender]:
-    """Of NAME=ENGINES arguments. Raises UsageError for a name twice, and for engines of different numbers of ranks."""
+    """Read NAME=ENGINES arguments.
+
+    Raises UsageError if a name occurs twice, or if the engines have different numbers of ranks.
+    """
     found: dict[str, Contender] = {}
     for text in engines:
         name, separator, folder = text.partition("=")
         if not separator:
             name, folder = Path(text).name, text
         if name in found:
-            raise UsageError(f"{name!r} stands for two engines: give them names, NAME=ENGINES")
+            raise UsageError(f"two engines have the name {name!r}: give them different names, NAME=ENGINES")
         found[name] = Contender(name, Facts.of(Path(folder)))
-    check_alike(list(found.values()))
+    _check_ranks(list(found.values()))
     return list(found.values())
 
 
-def check_alike(contenders: Sequence[Contender]) -> None:
+def _check_ranks(contenders: Sequence[Contender]) -> None:
     ranks = {each.name: each.facts.manifest.ranks for each in contenders}
     if len(set(ranks.values())) > 1:
         listed = ", ".join(f"{name} {count}" for name, count in ranks.items())
-        raise UsageError(f"engines of one comparison have as many ranks each, these have: {listed}")
+        raise UsageError(f"engines being compared must have the same number of ranks; these have: {listed}")
 
 
 def same_size(contenders: Sequence[Contender]) -> Iterator[str]:
-    """A word of warning for each that has not the baseline's parameters within two hundredths."""
+    """Yield a warning for every contender whose parameters differ from the baseline's by more than 2 %."""
     wanted = contenders[0].facts.inspected["parameters"]
     for each in contenders[1:]:
         if abs((own := each.facts.inspected["parameters"]) - wanted) > wanted / 50:

@@ -1,4 +1,4 @@
-"""This machine as the planner describes one: rates of one rank while all ranks are at work."""
+"""Measure this machine as the planner describes one: the rates of one rank while all ranks work."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from trtllm_pt.bench.percentiles import median
-from trtllm_pt.bench.report import machine
+from trtllm_pt.bench.facts import machine_facts
+from trtllm_pt.bench.results import median
 from trtllm_pt.planner.machine import Machine, machine_from_json
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
 _SAMPLES = 5
-_READ_BYTES = 256 << 20  # more than caches hold
+_READ_BYTES = 256 << 20  # more than the caches hold
 _TOKENS, _INPUTS, _OUTPUTS = 512, 2048, 2048
 _SMALL_CALLS = 2000
 
 
 class Weights:
-    """The engine's own product of one token with as many weights as no cache holds: how fast a rank reads."""
+    """The engine's product of one token with more weights than caches hold. It shows how fast a rank reads memory."""
 
     def __init__(self, comm: MPI.Intracomm) -> None:
         self._comm = comm
@@ -32,7 +32,7 @@ class Weights:
         self._token = torch.randn(1, 1, _INPUTS).to(torch.bfloat16)
 
     def bandwidths(self, samples: int) -> tuple[float, float]:
-        """Bytes per second of the slowest rank: while all read, and while the others wait as in an all-reduce."""
+        """Return the slowest rank's bytes per second while all ranks read, and while the others wait for it."""
         together = _READ_BYTES / _seconds(self._comm, self._read, samples)
         return together, max(together, _READ_BYTES / _seconds_alone(self._comm, self._read, samples))
 
@@ -44,10 +44,10 @@ class Weights:
 def measure_machine(
     comm: MPI.Intracomm, all_reduce: Sequence[Mapping[str, Any]], weights: Weights | None = None
 ) -> Machine:
-    """On all ranks at once, with their threads as they are; the ops library must be loaded.
+    """Measure the machine on all ranks at once, with the current number of threads. The op library must be loaded.
 
-    Memory bandwidth: see Weights. Matrix rate: the same product of 512 tokens. Launch overhead: a norm of 16 numbers,
-    less what a call from Python costs.
+    The memory bandwidth is that of `Weights`. The matrix rate is that of the same product with 512 tokens. The launch
+    overhead is the time of a norm of 16 numbers, without the time that a call from Python takes.
     """
     with torch.no_grad():
         together, alone = (weights or Weights(comm)).bandwidths(_SAMPLES)
@@ -56,8 +56,8 @@ def measure_machine(
             name: flops / _seconds(comm, _product(dtype))
             for name, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32))
         }
-        launch = max(0.0, _seconds(comm, _norms) - _seconds(comm, _nothings)) / _SMALL_CALLS
-    facts = machine()
+        launch = max(0.0, _seconds(comm, _small_norms) - _seconds(comm, _empty_calls)) / _SMALL_CALLS
+    facts = machine_facts()
     how = f"measured with {comm.size} ranks of {torch.get_num_threads()} threads at work"
     return machine_from_json(
         {
@@ -70,11 +70,11 @@ def measure_machine(
             "launch_overhead": launch,
             "all_reduce": [{**row, "points": [list(point) for point in row["points"]]} for row in all_reduce],
             "sources": {
-                "memory_bytes": "the machine's, shared out",
-                "memory_bandwidth": f"{how}: the engine's own product of a token with {_READ_BYTES >> 20} MiB",
-                "memory_bandwidth_alone": "the same, of one rank while the others wait",
-                "matrix_rate": f"{how}: {_TOKENS} x {_INPUTS} x {_OUTPUTS}, the engine's own product",
-                "launch_overhead": f"{how}: a norm of 16 numbers, without the call from Python",
+                "memory_bytes": "the machine's memory / ranks",
+                "memory_bandwidth": f"{how}: the engine's matrix product of a token with {_READ_BYTES >> 20} MiB",
+                "memory_bandwidth_alone": "the same, measured on one rank while the others wait",
+                "matrix_rate": f"{how}: the engine's matrix product of {_TOKENS} x {_INPUTS} x {_OUTPUTS}",
+                "launch_overhead": f"{how}: a norm of 16 numbers, without the time of the call from Python",
             },
         },
         "this machine",
@@ -87,19 +87,20 @@ def _product(dtype: torch.dtype) -> Callable[[], object]:
     return lambda: torch.ops.trtllm_pt.linear(x, weight, None, _OUTPUTS)
 
 
-def _norms() -> None:
+def _small_norms() -> None:
     one, weight = torch.ones(1, 1, 16), torch.ones(1, 16)
     for _ in range(_SMALL_CALLS):
         torch.ops.trtllm_pt.rms_norm(one, weight, 1e-5)
 
 
-def _nothings() -> None:
+def _empty_calls() -> None:
+    """Call an op that does nothing, as often as _small_norms calls one that does little."""
     for _ in range(_SMALL_CALLS):
         torch.ops.trtllm_pt.reduces_seen()
 
 
 def _seconds(comm: MPI.Intracomm, work: Callable[[], object], samples: int = _SAMPLES) -> float:
-    """The median over samples of the slowest rank's time; the first call does not count."""
+    """Return the median of the slowest rank's seconds. The first call is a warm-up."""
     taken = []
     work()
     for _ in range(samples):
@@ -109,7 +110,7 @@ def _seconds(comm: MPI.Intracomm, work: Callable[[], object], samples: int = _SA
 
 
 def _seconds_alone(comm: MPI.Intracomm, work: Callable[[], object], samples: int) -> float:
-    """The same, of one rank after the other."""
+    """Return the median of a rank's seconds while the other ranks wait. All ranks take turns."""
     taken = []
     for _ in range(samples):
         for rank in range(comm.size):

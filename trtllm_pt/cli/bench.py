@@ -1,4 +1,4 @@
-"""`trtllm-pt bench`: measurements. The scripts in `benchmarks/` are the same commands, for mpirun."""
+"""`trtllm-pt bench`: the group of all measurements. The scripts in `benchmarks/` run the same commands."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import importlib
 import click
 
 COMMANDS = ("latency", "throughput", "all-reduce", "compare", "netlab")
-_HIDDEN = ("visit",)  # of netlab, for its ranks
+_HIDDEN = ("visit",)  # netlab starts it on its ranks
 
 
 class _Benchmarks(click.Group):
-    """Imports a measurement's module when it is asked for."""
+    """A group that imports the module of a measurement when it is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -28,7 +28,7 @@ class _Benchmarks(click.Group):
 def command() -> None:
     """Measure engines, alone or against each other, and the all-reduces between ranks.
 
-    Each is also a script for mpirun: `mpirun -n 2 python benchmarks/latency.py …`.
+    Each measurement is also a script for mpirun: `mpirun -n 2 python benchmarks/latency.py …`.
 
     \b
     Examples:

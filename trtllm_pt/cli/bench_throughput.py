@@ -1,155 +1,180 @@
-"""`trtllm-pt bench throughput`: traffic through in-flight batching."""
+"""`trtllm-pt bench throughput`: measure traffic through in-flight batching."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from trtllm_pt.cli.bench_options import (
-    SPELLING,
-    combined,
     engines_argument,
-    kept,
-    output_csv_option,
-    report_option,
+    grouped,
+    output_options,
     seed_option,
     threads_option,
 )
-from trtllm_pt.cli.options import json_option
+from trtllm_pt.cli.measurement import Output, View, measuring
 from trtllm_pt.cli.text import table
 from trtllm_pt.errors import RunError, UsageError
 
+if TYPE_CHECKING:
+    from trtllm_pt.bench.static_batch import Prompts
+    from trtllm_pt.bench.traffic import Load, Record, Sample
+
 _POSITIVE = click.IntRange(min=1)
 _NOT_NEGATIVE = click.FloatRange(min=0)
+_DRAWN_REQUESTS = 64
 
-_dataset_options = combined(
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """Where the requests come from: a dataset, or lengths drawn from normal distributions."""
+
+    dataset: Path | None
+    num_requests: int | None
+    input_mean: int
+    input_stdev: float
+    output_mean: int
+    output_stdev: float
+
+    def samples(self, prompts: Prompts, seed: int) -> list[Sample]:
+        """Read or draw the samples. Raises UsageError if the dataset has another form."""
+        from trtllm_pt.bench.traffic import Lengths, read_dataset
+
+        if self.dataset is not None:
+            return read_dataset(self.dataset)[: self.num_requests]
+        lengths = Lengths(self.input_mean, self.input_stdev, self.output_mean, self.output_stdev)
+        return lengths.draw(self.num_requests or _DRAWN_REQUESTS, prompts, seed)
+
+
+def _load(request_rate: float | None, enable_exp_delays: bool, concurrency: int | None) -> Load:
+    from trtllm_pt.bench.traffic import Load
+
+    if request_rate is not None and concurrency is not None:
+        raise UsageError("--request_rate and --concurrency cannot be combined")
+    if enable_exp_delays and request_rate is None:
+        raise UsageError("--enable_exp_delays needs --request_rate")
+    return Load(request_rate, enable_exp_delays, concurrency)
+
+
+def _length_option(flag: str, what: str, default: int) -> Any:
+    return click.option(flag, type=_POSITIVE, default=default, show_default=True, help=f"Mean {what} length in tokens.")
+
+
+def _stdev_option(flag: str, what: str) -> Any:
+    text = f"Standard deviation of the {what} length."
+    return click.option(flag, type=_NOT_NEGATIVE, default=0.0, show_default=True, help=text)
+
+
+@click.command("throughput")
+@engines_argument
+@grouped(
+    "source",
+    _Source,
     click.option(
         "--dataset",
         type=click.Path(path_type=Path),
         metavar="FILE",
-        help='{"samples": [{"input_ids": […], "output_len": n}]}.  [default: lengths are drawn]',
+        help='Requests as {"samples": [{"input_ids": […], "output_len": n}]}.  [default: random lengths]',
     ),
-    click.option("--num_requests", type=_POSITIVE, help="Requests.  [default: all of the dataset, else 64]"),
-    click.option("--input_mean", type=_POSITIVE, default=128, show_default=True, help="Tokens of a drawn prompt."),
-    click.option("--input_stdev", type=_NOT_NEGATIVE, default=0.0, show_default=True, help="Their spread."),
-    click.option("--output_mean", type=_POSITIVE, default=32, show_default=True, help="Tokens of a drawn output."),
-    click.option("--output_stdev", type=_NOT_NEGATIVE, default=0.0, show_default=True, help="Their spread."),
+    click.option("--num_requests", type=_POSITIVE, help="Number of requests.  [default: the whole dataset, or 64]"),
+    _length_option("--input-mean", "prompt", 128),
+    _stdev_option("--input-stdev", "prompt"),
+    _length_option("--output-mean", "output", 32),
+    _stdev_option("--output-stdev", "output"),
 )
-_load_options = combined(
+@grouped(
+    "load",
+    _load,
     click.option(
-        "--request_rate", type=click.FloatRange(min=0, min_open=True), help="Requests per second, come what may."
+        "--request_rate", type=click.FloatRange(min=0, min_open=True), help="Open-loop arrival rate (requests/s)."
     ),
-    click.option("--enable_exp_delays", is_flag=True, help="They come at random intervals (Poisson), not even ones."),
-    click.option("--concurrency", type=_POSITIVE, help="Requests in flight instead.  [default: all at once]"),
+    click.option("--enable_exp_delays", is_flag=True, help="Use exponential intervals (Poisson) for --request_rate."),
+    click.option(
+        "--concurrency", type=_POSITIVE, help="Number of requests to keep in flight.  [default: all requests at once]"
+    ),
 )
-
-
-@click.command("throughput", context_settings=SPELLING)
-@engines_argument
-@_dataset_options
-@_load_options
-@click.option("--streaming", is_flag=True, help="Also report first tokens and the time between tokens.")
+@click.option("--streaming", is_flag=True, help="Also report the time to the first token and between tokens.")
 @click.option(
-    "--warm_up", "--warmup", type=click.IntRange(min=0), default=2, show_default=True, help="Requests before."
+    "--warm_up", "--warmup", type=click.IntRange(min=0), default=2, show_default=True, help="Warm-up requests."
 )
-@json_option
-@report_option
-@output_csv_option
+@output_options("--json", "--report_json", "--output_csv")
 @threads_option
 @seed_option
 def command(
     engines: Path,
-    dataset: Path | None,
-    num_requests: int | None,
-    input_mean: int,
-    input_stdev: float,
-    output_mean: int,
-    output_stdev: float,
-    request_rate: float | None,
-    enable_exp_delays: bool,
-    concurrency: int | None,
+    source: _Source,
+    load: Load,
     streaming: bool,
     warm_up: int,
-    as_json: bool,
-    report_json: Path | None,
-    output_csv: Path | None,
+    output: Output,
     threads: int | None,
     seed: int,
 ) -> None:
-    """Measure traffic through in-flight batching: throughput and latencies with percentiles.
+    """Measure traffic through in-flight batching: throughput, and latencies with percentiles.
 
-    Requests come at a rate, or so many are kept in flight, or all come at once. The report has the sections of
-    trtllm-bench, and one more on syncs. Interrupted, it covers the requests that were complete.
+    Requests arrive at a rate, or a number of them is kept in flight, or all arrive at once. The report has the sections
+    of trtllm-bench and one about all-reduces. If the command is interrupted, it covers the complete requests.
 
     \b
     Examples:
       trtllm-pt bench throughput engines/demo --num_requests 32 --concurrency 8 --streaming
       trtllm-pt bench throughput engines/demo --dataset traffic.json --request_rate 4 --report_json report.json
-      mpirun -n 2 python benchmarks/throughput.py --engine_dir engines/demo --input_mean 64 --input_stdev 16
+      mpirun -n 2 python benchmarks/throughput.py --engine_dir engines/demo --input-mean 64 --input-stdev 16
     """
-    if request_rate is not None and concurrency is not None:
-        raise UsageError("--request_rate and --concurrency exclude each other")
-    if enable_exp_delays and request_rate is None:
-        raise UsageError("--enable_exp_delays needs --request_rate")
-    from trtllm_pt.bench.batch import Prompts
-    from trtllm_pt.bench.dataset import Lengths, as_requests, read_dataset
     from trtllm_pt.bench.facts import Facts
-    from trtllm_pt.bench.files import Results, as_csv_text, as_json_text, check_target
-    from trtllm_pt.bench.progress import bar
-    from trtllm_pt.bench.report import columns, report
-    from trtllm_pt.bench.running import running
-    from trtllm_pt.bench.traffic import Load, Record, drive
+    from trtllm_pt.bench.jobs import running
+    from trtllm_pt.bench.static_batch import Prompts
+    from trtllm_pt.bench.traffic import Load, as_requests, drive
+    from trtllm_pt.bench.traffic_report import columns, report
 
     facts = Facts.of(engines)
     prompts = Prompts(facts.model.vocab_size, seed)
-    if dataset is None:
-        drawn = Lengths(input_mean, input_stdev, output_mean, output_stdev)
-        samples = drawn.draw(num_requests or 64, prompts, seed)
-    else:
-        samples = read_dataset(dataset)[:num_requests]
+    samples = source.samples(prompts, seed)
     requests = as_requests(samples, facts.manifest)
     warm_ups = as_requests([samples[n % len(samples)].with_other_ids(prompts) for n in range(warm_up)], facts.manifest)
-    check_target(report_json, "--report_json")
-    check_target(output_csv, "--output_csv")
-    load = Load(request_rate, enable_exp_delays, concurrency)
     records: list[Record] = []
-    with running(facts, threads) as runtime:
+    counters: list[Any] = []  # the runtime's counters before the traffic, and now
+    view = View(
+        report=lambda: report(facts, load, records, counters[0], counters[1], streaming=streaming),
+        rows=lambda: [columns(facts, records, streaming=streaming)],
+        page=_page,
+    )
+    with measuring(output, view, records) as results, running(facts, threads) as runtime:
         for _ in drive(runtime, warm_ups, Load()):
             pass
-        before = after = runtime.stats()
-
-        def whole() -> dict[str, Any]:
-            return report(facts, load, records, before, after, streaming=streaming)
-
-        results = Results(
-            {
-                report_json: lambda: as_json_text(whole()),
-                output_csv: lambda: as_csv_text([columns(facts, records, streaming=streaming)]),
-            },
-            records,
-        )
-        with kept(results), bar(len(requests), "traffic", "request") as progress:
-            for records[:] in drive(runtime, requests, load, seed):
-                done = sum(record.end is not None for record in records)
-                progress.update(done - progress.n)
-                if results.due:
-                    after = runtime.stats()
-                    results.save()
-            after = runtime.stats()
-    failed = [record.error for record in records if record.error is not None]
-    click.echo(as_json_text(whole()) if as_json else "\n".join(_page(whole())), nl=not as_json)
-    if failed:
+        counters[:] = [runtime.stats()] * 2
+        for records[:] in _with_bar(drive(runtime, requests, load, seed), len(requests)):
+            if results.due:
+                counters[1] = runtime.stats()
+                results.save()
+        counters[1] = runtime.stats()
+    if failed := [record.error for record in records if record.error is not None]:
         raise RunError(f"{len(failed)} of {len(records)} requests failed: {failed[0]}")
 
 
-def _page(report: dict[str, Any]) -> Iterator[str]:
+def _with_bar(states: Iterator[list[Record]], requests: int) -> Iterator[list[Record]]:
+    """Pass the records on, and show how many requests are complete."""
+    from trtllm_pt.bench.results import bar
+
+    with bar(requests, "traffic", "request") as progress:
+        for records in states:
+            progress.update(sum(record.end is not None for record in records) - progress.n)
+            yield records
+
+
+def _page(report: dict[str, Any]) -> str:
+    return "\n".join(_lines(report))
+
+
+def _lines(report: dict[str, Any]) -> Iterator[str]:
     performance, requests = report["performance"], report["request_info"]
     yield (
         f"{requests['num_requests']} requests in {performance['total_latency_ms'] / 1e3:.1f} s, "
-        f"{requests['avg_num_concurrent_requests']:.1f} at a time: "
+        f"{requests['avg_num_concurrent_requests']:.1f} in flight on average: "
         f"{performance['request_throughput_req_s']:.2f} requests/s, "
         f"{performance['system_output_throughput_tok_s']:.1f} output tokens/s"
     )

@@ -1,4 +1,4 @@
-"""`trtllm-pt bench visit`: what netlab starts on every rank. Not for people."""
+"""`trtllm-pt bench visit`: the hidden command that netlab starts on every rank."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import click
 @click.command("visit", hidden=True)
 @click.argument("request", type=click.Path(path_type=Path))
 def command(request: Path) -> None:
-    """Measure what REQUEST asks for; rank 0 writes the answer."""
-    from trtllm_pt.bench.batch import Case
+    """Measure what the file REQUEST asks for. Rank 0 writes the answer."""
     from trtllm_pt.bench.contenders import Contender
     from trtllm_pt.bench.facts import Facts
-    from trtllm_pt.bench.files import as_json_text
     from trtllm_pt.bench.netlab.on_ranks import visit
+    from trtllm_pt.bench.results import as_json_text
+    from trtllm_pt.bench.static_batch import Case
     from trtllm_pt.files.atomic import write_text
     from trtllm_pt.model.config import read_json
 

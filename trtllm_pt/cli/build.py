@@ -16,11 +16,7 @@ from trtllm_pt.errors import UsageError
 from trtllm_pt.job import launchers
 
 
-@click.command(
-    "build",
-    epilog=epilog(),
-    context_settings={"token_normalize_func": lambda name: name.replace("-", "_")},  # accepts --max-batch-size too
-)
+@click.command("build", epilog=epilog())
 @click.argument("checkpoint", metavar="CKPT", required=False, type=click.Path(path_type=Path))
 @click.option("--checkpoint_dir", type=click.Path(path_type=Path), hidden=True)  # trtllm-build's name for CKPT
 @output_option("ENGINES", "--output_dir")

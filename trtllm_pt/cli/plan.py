@@ -1,4 +1,4 @@
-"""`trtllm-pt plan`: what every schedule would do on a machine."""
+"""`trtllm-pt plan`: predict every schedule of a model on a machine."""
 
 from __future__ import annotations
 
@@ -21,25 +21,43 @@ if TYPE_CHECKING:
 
 @click.command("plan")
 @click.argument("model", metavar="PRESET|CONFIG.json|MODEL_DIR", required=False)
-@click.option("--machine", metavar="NAME|FILE.json", default="8xH100", show_default=True, help="What it is to run on.")
+@click.option("--machine", metavar="NAME|FILE.json", default="8xH100", show_default=True, help="Target machine.")
 @click.option(
     "--engine", type=click.Choice(tuple(PLAIN)), default=DEFAULT, show_default=True, help="Engine to predict."
 )
-@click.option("--ranks", "-g", type=click.IntRange(min=1), help="Devices to use.  [default: all]")
-@click.option("--dtype", type=click.Choice(["bfloat16", "float16", "float32"]), default="bfloat16", show_default=True)
+@click.option("--ranks", "-g", type=click.IntRange(min=1), help="Number of devices to use.  [default: all]")
 @click.option(
-    "--input", "input_length", type=click.IntRange(min=1), default=1024, show_default=True, help="Prompt tokens."
+    "--dtype",
+    type=click.Choice(["bfloat16", "float16", "float32"]),
+    default="bfloat16",
+    show_default=True,
+    help="Type of the weights.",
 )
 @click.option(
-    "--output", "output_length", type=click.IntRange(min=1), default=128, show_default=True, help="Answer tokens."
+    "--input",
+    "input_length",
+    type=click.IntRange(min=1),
+    default=1024,
+    show_default=True,
+    help="Tokens of each prompt.",
 )
-@click.option("--concurrency", type=click.IntRange(min=1), help="Requests at all times.  [default: 1]")
-@click.option("--request-rate", type=float, help="Requests per second instead, at random times.")
 @click.option(
-    "--max-batch-size", type=click.IntRange(min=1), default=256, show_default=True, help="Sequences in a step."
+    "--output",
+    "output_length",
+    type=click.IntRange(min=1),
+    default=128,
+    show_default=True,
+    help="Tokens of each output.",
 )
-@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Also draw it, PNG or SVG.")
-@click.option("--validate", is_flag=True, help="Hold the planner against published tables instead.")
+@click.option("--concurrency", type=click.IntRange(min=1), help="Concurrent requests.  [default: 1]")
+@click.option("--request-rate", type=float, help="Arrival rate at random times (requests/s).")
+@click.option(
+    "--max-batch-size", type=click.IntRange(min=1), default=256, show_default=True, help="Most sequences in a step."
+)
+@click.option(
+    "--plot", type=click.Path(path_type=Path), metavar="FILE", help="Also write a plot to this PNG or SVG file."
+)
+@click.option("--validate", is_flag=True, help="Compare predictions with published tables.")
 @json_option
 def command(
     model: str | None,
@@ -58,9 +76,9 @@ def command(
 ) -> None:
     """Predict time to first token, time per token, throughput and memory for every schedule of a model.
 
-    The model is compared with all its variants of as many parameters: dense tensor parallelism, parallel, ladder, spd,
-    desync, and Parallel Track with D = 1, 2, 4, 8. Machines are 8xA100, 8xH100, 8xH200, 8xB200, or a JSON file of your
-    own measurements. Formulas, sources and how far to trust them: docs/planner.md.
+    The model is compared with its variants that have equally many parameters: dense tensor parallelism, parallel,
+    ladder, spd, desync, and Parallel Track with D = 1, 2, 4, 8. The machine is 8xA100, 8xH100, 8xH200, 8xB200, or a
+    JSON file with your own measurements. docs/planner.md explains the formulas, their sources and their accuracy.
 
     \b
     Examples:
@@ -72,18 +90,18 @@ def command(
       trtllm-pt plan --validate
     """
     if plot is not None:
-        from trtllm_pt.planner.plot import check_target
+        from trtllm_pt.plotting import check_plot
 
-        check_target(plot)
+        check_plot(plot)
     if validate:
         if model is not None:
-            raise click.UsageError("--validate takes no MODEL: it has its own")
+            raise click.UsageError("--validate cannot be combined with MODEL, as it predicts the published models")
         _validate(plot, as_json)
         return
     if model is None:
-        raise click.UsageError("MODEL is missing: a preset's name or a config's path")
+        raise click.UsageError("MODEL is missing: give the name of a preset or the path of a config")
     if concurrency is not None and request_rate is not None:
-        raise click.UsageError("--concurrency and --request-rate exclude each other")
+        raise click.UsageError("--concurrency and --request-rate cannot be combined")
     from trtllm_pt.planner import Workload, load_engine, load_machine, plan
 
     load = Workload(input_length, output_length, concurrency or 1, request_rate, max_batch_size)
@@ -93,7 +111,7 @@ def command(
         from trtllm_pt.planner.plot import plot_plan
 
         plot_plan(made, plot)
-        click.echo(f"{plot}: drawn", err=True)
+        click.echo(f"wrote {plot}", err=True)
 
 
 def _config(model: str) -> ModelConfig:
@@ -108,7 +126,7 @@ def _config(model: str) -> ModelConfig:
 def _page(model: str, plan: Plan) -> Iterator[str]:
     load = plan.workload
     given = plan.predictions[0]
-    at = f"{load.request_rate:g} requests/s" if load.request_rate else f"{load.concurrency} at a time"
+    at = f"{load.request_rate:g} requests/s" if load.request_rate else f"concurrency {load.concurrency}"
     yield f"{model}: {count(given.parameters)} parameters, {plan.dtype}"
     yield f"{plan.ranks} of {plan.machine}, {plan.engine}; {load.input} tokens in, {load.output} out, {at}"
     yield ""
@@ -125,7 +143,7 @@ def _page(model: str, plan: Plan) -> Iterator[str]:
     )
     yield table([_row(each) for each in plan.predictions], header)
     yield ""
-    yield "wait: share of a forward in which ranks wait for an all-reduce. weights, KV tokens: of one rank."
+    yield "wait: share of a forward in which ranks wait for an all-reduce. weights, KV tokens: per rank."
     yield from _advice(plan)
 
 
@@ -134,7 +152,7 @@ def _row(each: Prediction) -> tuple[str, ...]:
     return (
         each.name,
         str(each.sync_points),
-        "overrun" if served.ttft is None else f"{1e3 * served.ttft:.1f}",
+        "overloaded" if served.ttft is None else f"{1e3 * served.ttft:.1f}",
         f"{1e3 * served.tpot:.2f}",
         f"{served.tokens_per_second:.0f}",
         f"{served.prompt.waiting:.1%}",
@@ -149,7 +167,7 @@ def _advice(plan: Plan) -> Iterator[str]:
 
     chosen, load = plan.recommended, plan.workload
     if chosen is None:
-        yield f"Recommended: none; no variant fits the memory of {plan.ranks} devices."
+        yield f"Recommended: none, because no variant fits the memory of {plan.ranks} devices."
         return
     dense = next((each for each in plan.predictions if each.name == "tp"), None)
     gain = ""
@@ -159,7 +177,7 @@ def _advice(plan: Plan) -> Iterator[str]:
     why = f"the smallest D within {NEAR:.0%} of the best" if chosen.config.schedule == "pt" else "the best"
     yield f"Recommended: {chosen.name}{gain}; {why}."
     if any(each.name == "ladder" for each in plan.predictions):
-        yield "ladder's overlap is taken as perfect: docs/planner.md says how far that is off."
+        yield "The prediction for ladder assumes perfect overlap; docs/planner.md says how far that is off."
 
 
 def _validate(plot: Path | None, as_json: bool) -> None:
@@ -178,4 +196,4 @@ def _validate(plot: Path | None, as_json: bool) -> None:
         from trtllm_pt.planner.plot import plot_validation
 
         plot_validation(results, plot)
-        click.echo(f"{plot}: drawn", err=True)
+        click.echo(f"wrote {plot}", err=True)

@@ -1,9 +1,11 @@
-"""What a sync schedule costs on a machine, before anything is bought or trained. docs/planner.md has the formulas."""
+"""Predict what a sync schedule costs on a machine, before anything is bought or trained.
+
+The formulas are in docs/planner.md.
+"""
 
 from trtllm_pt.planner.engines import Engine, engines, load_engine
 from trtllm_pt.planner.machine import MACHINES, Machine, load_machine, machine_from_json
-from trtllm_pt.planner.plan import Plan, plan
-from trtllm_pt.planner.predict import Prediction, predict
+from trtllm_pt.planner.plan import Plan, Prediction, plan, predict
 from trtllm_pt.planner.serving import Workload
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""The time of an all-reduce, from measurements by size and rank count."""
+"""The time of an all-reduce, from measurements by message size and number of ranks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from trtllm_pt.errors import UsageError
 
 @dataclass(frozen=True, slots=True)
 class AllReduce:
-    """One algorithm measured on a number of ranks. `points`: (bytes, seconds), ascending in bytes."""
+    """The times of one algorithm on a number of ranks. `points` are (bytes, seconds), ascending in bytes."""
 
     algorithm: str
     ranks: int
@@ -20,10 +20,14 @@ class AllReduce:
 
     @property
     def largest(self) -> float:
+        """The largest message that was measured, in bytes."""
         return self.points[-1][0]
 
     def seconds(self, size: float) -> float:
-        """Straight lines between the points; as the first point below it, on along the last line above the last one."""
+        """Return the seconds for a message of `size` bytes, on straight lines between the points.
+
+        Smaller messages take the time of the first point. For larger ones the last line is continued.
+        """
         first, last = self.points[0], self.points[-1]
         if size <= first[0]:
             return first[1]
@@ -34,21 +38,22 @@ class AllReduce:
         return left[1] + (size - left[0]) * _slope(left, right)
 
     def with_latency(self, factor: float) -> AllReduce:
-        """The same bandwidth with the latency, which is the time of the smallest message, times `factor`."""
+        """Return the same bandwidth with `factor` times the latency, which is the time of the smallest message."""
         more = (factor - 1) * self.points[0][1]
         return AllReduce(self.algorithm, self.ranks, tuple((b, s + more) for b, s in self.points), self.source)
 
 
 def _slope(left: tuple[float, float], right: tuple[float, float]) -> float:
-    """Seconds per byte; none where a measurement fell with the size."""
+    """Return the seconds per byte between two points, or 0 if the larger message took less time."""
     return max(0.0, (right[1] - left[1]) / (right[0] - left[0])) if right[0] > left[0] else 0.0
 
 
 def all_reduce_seconds(measured: Collection[AllReduce], algorithms: Collection[str], ranks: int, size: float) -> float:
-    """The fastest of the algorithms that an engine has, each within the sizes on which it was measured.
+    """Return the seconds of the fastest of an engine's `algorithms` for a message of `size` bytes.
 
-    Only the one measured on the largest messages is carried on beyond them. An engine without any of the algorithms
-    named takes what there is. Raises UsageError where nothing was measured on that many ranks.
+    Each algorithm counts only up to the largest message on which it was measured; beyond all of them, the one measured
+    on the largest messages counts. If none of `algorithms` was measured, all that were measured count. Raises
+    UsageError if nothing was measured on this number of ranks.
     """
     if ranks == 1:
         return 0.0

@@ -1,7 +1,7 @@
-"""The kernels of one forward on one rank: what each computes and moves.
+"""The kernels of one forward on one rank: the FLOP and the bytes of each.
 
-Shapes by letters: T tokens, K tracks on the rank, W hidden_size. What a rank holds comes from `tensors` and `layout`,
-so nothing here knows how a schedule divides a model.
+What a rank holds comes from `model/tensors.py` and `model/layout.py`, so that nothing here knows how a schedule divides
+a model.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Kind = Literal["matrix", "attention", "memory"]
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """`streams`: sequences times KV heads that read the cache side by side; attention only."""
+    """The FLOP and bytes of a kernel. For attention, `streams` counts the pairs of a sequence and a KV head."""
 
     kind: Kind
     flops: float
@@ -32,7 +32,7 @@ class Kernel:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One forward: every sequence brings `new` tokens, after `past` that are in the cache."""
+    """The tokens of one forward: every sequence has `past` tokens in the cache and gets `new` ones."""
 
     sequences: float
     new: int
@@ -40,24 +40,25 @@ class Work:
 
     @property
     def tokens(self) -> float:
+        """The new tokens of all sequences."""
         return self.sequences * self.new
 
     def keys(self, window: int | None) -> float:
-        """Keys that all new tokens together attend to, causally: token i of a sequence sees past + i of them."""
+        """Return the number of keys that all new tokens attend to. Token i of a sequence attends to past + i keys."""
         seen = self.past + (self.new + 1) / 2
         if window is None or self.past + self.new <= window:
             return self.tokens * seen
-        growing = max(0.0, min(self.new, window - self.past))  # tokens that do not fill the window yet
+        growing = max(0.0, min(self.new, window - self.past))  # tokens that see fewer keys than the window has
         return self.sequences * (growing * (self.past + (growing + 1) / 2) + (self.new - growing) * window)
 
     def cached(self, window: int | None) -> float:
-        """Tokens whose keys and values are read from the cache, over all sequences."""
+        """Return the number of tokens of all sequences whose keys and values are read from the cache."""
         whole = self.past + self.new
         return self.sequences * (whole if window is None else min(whole, window + self.new - 1))
 
 
 class Kernels:
-    """The kernels of `config` on rank 0 of `ranks`, by sub-layer."""
+    """The kernels of `config` on rank 0 of `ranks`, by sub-layer. Raises UsageError if the ranks cannot divide it."""
 
     def __init__(self, config: ModelConfig, ranks: int, dtype: str) -> None:
         self.config, self.ranks, self.dtype = config, ranks, dtype
@@ -70,6 +71,7 @@ class Kernels:
             self._file(spec)
 
     def _file(self, spec: TensorSpec) -> None:
+        """Sort a tensor into its sub-layer or its block norm."""
         parts = spec.name.split(".")
         if parts[1] != "layers":
             return
@@ -83,7 +85,7 @@ class Kernels:
         self._specs.setdefault((layer, place), []).append(spec)
 
     def sub_layer(self, layer: int, place: Place, work: Work) -> Iterator[Kernel]:
-        """Its norm (fused with the residual add before it), its products, its own arithmetic."""
+        """Yield the kernels of a sub-layer: its norm with the residual add before it, its products, and the rest."""
         for spec in self._specs[layer, place]:
             if spec.kind == "norm":
                 yield self._norm(spec, work)
@@ -97,21 +99,22 @@ class Kernels:
     def block_norm(
         self, name: Literal["dispatch_layernorm", "combine_layernorm"], layer: int, work: Work
     ) -> list[Kernel]:
+        """Return the norm before or after a track block, if the model has one."""
         spec = self._block_norms.get((name, layer))
         return [self._norm(spec, work)] if spec else []
 
     def merge(self, work: Work) -> Kernel:
-        """Before a boundary that sends whole streams: adds what is not yet shared, scales, sums the rank's tracks."""
+        """Return the kernel before a boundary that sends whole streams: it adds, scales and sums the rank's tracks."""
         elements = work.tokens * self.config.hidden_size * (2 * self.tracks + 1)
         return Kernel("memory", elements, elements * self._size)
 
     def add(self, work: Work) -> Kernel:
-        """The rank's tracks summed, before a boundary that sends partial sums."""
+        """Return the kernel that sums the rank's tracks before a boundary that sends partial sums."""
         elements = work.tokens * self.config.hidden_size * (self.tracks + 1)
         return Kernel("memory", elements, elements * self._size)
 
     def ends(self, work: Work) -> Iterator[Kernel]:
-        """The embedding's rows; then, for the last token of every sequence, the final norm and the head."""
+        """Yield the embedding, and the final norm and the head for the last token of every sequence."""
         width = self.config.hidden_size
         rows = padded_vocab_size(self.config, self.ranks) // self.ranks
         yield Kernel("memory", 0, 2 * work.tokens * width * self._size)
@@ -119,14 +122,14 @@ class Kernels:
         yield self._product(1, rows, width, work.sequences)
 
     def _norm(self, spec: TensorSpec, work: Work) -> Kernel:
-        """Reads the stream and what is added to it, writes the stream and the normed one."""
+        """Return a norm, which reads the stream and what is added to it, and writes the stream and its norm."""
         heads = {"q_layernorm": len(self.layout.heads), "k_layernorm": len(self.layout.kv_heads)}
         per_token = heads.get(spec.name.split(".")[-2], 1) * spec.shape[0]
         elements = 4 * self.tracks * work.tokens * per_token
         return Kernel("memory", elements, elements * self._size)
 
     def _products(self, specs: list[TensorSpec], work: Work) -> Iterator[Kernel]:
-        """The sub-layer's products with weights. Gate and up of a dense FFN are one product."""
+        """Yield the matrix products of a sub-layer. Gate and up of a dense FFN are one product."""
         up = next((spec for spec in specs if spec.name.endswith(UP)), None)
         for spec in specs:
             if spec.kind not in ("matrix", "output", "router") or spec is up:
@@ -143,7 +146,7 @@ class Kernels:
         return Kernel("matrix", 2 * tracks * tokens * rows * columns, tracks * moved * self._size)
 
     def _expert_product(self, rows: int, columns: int, work: Work) -> Kernel:
-        """Reads the experts that some token chose: E (1 - (1 - k/E)^T) of E, were the router's choices even."""
+        """Return the product of the experts that some token chose: E (1 - (1 - k/E)^T) if the choices are uniform."""
         experts, chosen = self.config.num_experts, self.config.experts_per_token
         touched = experts * -math.expm1(work.tokens * math.log1p(-chosen / experts)) if chosen < experts else experts
         moved = touched * rows * columns + work.tokens * chosen * (rows + columns)
@@ -156,7 +159,7 @@ class Kernels:
         return Kernel("memory", elements, elements * self._size)
 
     def _attention(self, layer: int, work: Work) -> Kernel:
-        """Scores and weighted sums: 4 FLOP per query element and key. The cache is read once."""
+        """Return the attention, with 4 FLOP per query element and key for scores and sums. It reads the cache once."""
         window, size = self.config.layer_window(layer), self.config.head_size
         inner = self.tracks * len(self.layout.heads) * size
         kv_heads = self.tracks * len(self.layout.kv_heads)
@@ -164,7 +167,7 @@ class Kernels:
         return Kernel("attention", 4 * inner * work.keys(window), moved * self._size, work.sequences * kv_heads)
 
     def _activation(self, layer: int, work: Work) -> Iterator[Kernel]:
-        """silu(gate) * up; with experts also the sorting of tokens by expert and the sum of the experts' outputs."""
+        """Yield silu(gate) * up. With experts, also yield the sorting by expert and the sum of the outputs."""
         if not self.config.is_moe(layer):
             elements = 3 * self.tracks * work.tokens * len(self.layout.ffn)
             yield Kernel("memory", elements, elements * self._size)

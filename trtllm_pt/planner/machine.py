@@ -1,4 +1,4 @@
-"""A machine: what each of its devices computes and reads per second, and how long ranks take to meet."""
+"""A machine: the rates at which each of its devices computes and reads, and the times of its all-reduces."""
 
 from __future__ import annotations
 
@@ -21,32 +21,34 @@ MACHINES = tuple(sorted(path.stem for path in _FOLDER.glob("*.json")))
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """`devices` alike; a rank has one. Rates are peaks: an engine's efficiencies stand in its `Engine`."""
+    """A machine with `devices` of one kind, one per rank. Rates are peaks, of which an `Engine` reaches a share."""
 
     name: str
     devices: int
     memory_bytes: float
     memory_bandwidth: float  # bytes per second
-    matrix_rate: Mapping[str, float]  # by dtype, FLOP per second
-    launch_overhead: float  # seconds of a kernel that does next to nothing, in a row of such
+    matrix_rate: Mapping[str, float]  # FLOP per second by dtype
+    launch_overhead: float  # seconds of a kernel that does almost nothing, among many such kernels
     all_reduce: tuple[AllReduce, ...]
     sources: Mapping[str, str]
-    memory_bandwidth_alone: float | None = None  # of a device while the others wait, where they share a memory
+    memory_bandwidth_alone: float | None = None  # of a device while the others wait, if they share a memory
 
     def undisturbed(self) -> Machine:
-        """Each device as it is while the others wait."""
+        """Return the machine with the bandwidth that each device has while the others wait."""
         return replace(self, memory_bandwidth=self.memory_bandwidth_alone or self.memory_bandwidth)
 
     def rate(self, dtype: str) -> float:
+        """Return the matrix rate in FLOP per second. Raises UsageError if the machine has none for this dtype."""
         if dtype not in self.matrix_rate:
             raise UsageError(f"matrix_rate: {self.name} has no rate for {dtype}; it has {', '.join(self.matrix_rate)}")
         return self.matrix_rate[dtype]
 
     def with_latency(self, factor: float) -> Machine:
+        """Return the machine with `factor` times the latency of every all-reduce."""
         return replace(self, all_reduce=tuple(each.with_latency(factor) for each in self.all_reduce))
 
     def to_json(self) -> dict[str, Any]:
-        """What `machine_from_json` reads, for benchmarks that write a machine."""
+        """Return the JSON that `machine_from_json` reads."""
         rows = [
             {"algorithm": each.algorithm, "ranks": each.ranks, "points": [list(p) for p in each.points]}
             | ({"source": each.source} if each.source else {})
@@ -61,18 +63,22 @@ class Machine:
 
 
 def load_machine(name: str) -> Machine:
-    """A preset by its name, or a machine file by its path. Raises UsageError naming the field, its value and a cure."""
+    """Load a preset by its name, or a machine file by its path.
+
+    Raises UsageError if there is no such machine, or if a field of the file is wrong.
+    """
     if name in MACHINES:
         return machine_from_json(read_json(_FOLDER / f"{name}.json"), name)
     path = Path(name)
     if path.suffix != ".json" and not path.exists():
         near = difflib.get_close_matches(name, MACHINES, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(MACHINES)}, or a machine's JSON file"
+        hint = f"did you mean {near[0]!r}?" if near else f"the presets are {', '.join(MACHINES)}"
         raise UsageError(f"unknown machine {name!r}; {hint}")
     return machine_from_json(read_json(path), str(path))
 
 
 def machine_from_json(data: dict[str, Any], where: str) -> Machine:
+    """Read a machine. Raises UsageError that names the field of `where`, its value and what would be right."""
     _keys(data, (f.name for f in fields(Machine)), ("sources", _ALONE), where)
     name = data["name"]
     if not isinstance(name, str) or not name:
@@ -99,6 +105,7 @@ def machine_from_json(data: dict[str, Any], where: str) -> Machine:
 
 
 def all_reduces_from_json(rows: Any, where: str) -> tuple[AllReduce, ...]:
+    """Read the measurements of all-reduces. Raises UsageError if one of them is wrong."""
     if not isinstance(rows, list):
         raise UsageError(f"{where}: all_reduce ({rows!r}) must be a list of measurements")
     return tuple(_all_reduce(row, f"{where}: all_reduce[{i}]") for i, row in enumerate(rows))
@@ -118,7 +125,7 @@ def _all_reduce(row: Any, where: str) -> AllReduce:
     )
     for (left, _), (right, _) in pairwise(pairs):
         if right <= left:
-            raise UsageError(f"{where}.points: {right:g} bytes after {left:g}; sizes must rise")
+            raise UsageError(f"{where}.points: {right:g} bytes after {left:g}; sizes must increase")
     ranks = _whole(row["ranks"], f"{where}.ranks", least=2)
     return AllReduce(str(row["algorithm"]), ranks, pairs, str(row.get("source", "")))
 

@@ -1,4 +1,4 @@
-"""A plan: a model under every schedule on one machine, and which of them to take."""
+"""Predict a model under every schedule on one machine, and recommend one of them."""
 
 from __future__ import annotations
 
@@ -7,24 +7,109 @@ from typing import Any
 
 from trtllm_pt.errors import UsageError
 from trtllm_pt.model.config import TRACKED, ModelConfig
+from trtllm_pt.model.cost import bytes_per_rank, kv_bytes_per_token, parameters
+from trtllm_pt.model.schedule import sync_points
 from trtllm_pt.planner.engines import Engine
+from trtllm_pt.planner.forward import Model
 from trtllm_pt.planner.machine import Machine
-from trtllm_pt.planner.predict import Prediction, predict
-from trtllm_pt.planner.serving import Workload
+from trtllm_pt.planner.serving import Served, Workload, serve
 from trtllm_pt.planner.variants import variants
 
-NEAR = 0.02  # of the best: no reason to go further from the dense model
+NEAR = 0.02  # a model within 2 % of the best is preferred if it is closer to the dense model
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What one model does on one machine. `name` is the schedule in short form."""
+
+    name: str
+    config: ModelConfig
+    parameters: int
+    sync_points: int
+    weight_bytes: int  # of one rank
+    kv_tokens: int  # that the KV cache of one rank holds
+    served: Served
+
+    @property
+    def fits(self) -> bool:
+        """True if the weights leave memory for a KV cache."""
+        return self.kv_tokens > 0
+
+    def request_seconds(self, output: int) -> float:
+        """Return the seconds from a request's arrival to its last token, or infinity if the server is overloaded."""
+        return float("inf") if self.served.ttft is None else self.served.ttft + (output - 1) * self.served.tpot
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "schedule": self.config.schedule,
+            "block_depth": self.config.block_depth,
+            "sync_every": self.config.sync_every,
+            "hidden_size": self.config.hidden_size,
+            "intermediate_size": self.config.intermediate_size,
+            "tracks": self.config.tracks,
+            "parameters": self.parameters,
+            "sync_points": self.sync_points,
+            "bytes_per_rank": self.weight_bytes,
+            "kv_tokens": self.kv_tokens,
+            "fits": self.fits,
+            "ttft_s": self.served.ttft,
+            "tpot_s": self.served.tpot,
+            "tokens_per_s": self.served.tokens_per_second,
+            "in_flight": self.served.in_flight,
+            "prefill_all_reduce_share": self.served.prompt.waiting,
+            "decode_all_reduce_share": self.served.step.waiting,
+        }
+
+
+def predict(
+    config: ModelConfig, ranks: int, machine: Machine, engine: Engine, workload: Workload, dtype: str = "bfloat16"
+) -> Prediction:
+    """Predict one model on `ranks` devices.
+
+    Raises UsageError if the ranks cannot divide the model, if the machine has fewer devices, or if it has no
+    measurements for this number of ranks or dtype.
+    """
+    if ranks > machine.devices:
+        raise UsageError(f"ranks ({ranks}) must not exceed the devices of {machine.name} ({machine.devices})")
+    weights = bytes_per_rank(config, ranks, dtype)
+    room = (machine.memory_bytes - weights) * engine.cache_fraction
+    kv_tokens = max(0, int(room / kv_bytes_per_token(config, ranks, dtype)))
+    model = Model(config, ranks, dtype, machine, engine)
+    return Prediction(
+        name=short_name(config),
+        config=config,
+        parameters=parameters(config),
+        sync_points=sync_points(model.schedule) if ranks > 1 else 0,
+        weight_bytes=weights,
+        kv_tokens=kv_tokens,
+        served=serve(model, workload, kv_tokens / (workload.input + workload.output)),
+    )
+
+
+def short_name(config: ModelConfig) -> str:
+    """Return the schedule in short form: `tp`, `pt D=4`, `desync 2`, or `spd 48` with the number of dropped layers."""
+    match config.schedule:
+        case "pt":
+            return f"pt D={config.block_depth}"
+        case "desync":
+            return f"desync {config.sync_every}"
+        case "spd":
+            return f"spd {len(config.dropped_layers)}"
+    return config.schedule
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
+    """The predictions for a model and its variants."""
+
     machine: str
     engine: str
     ranks: int
     dtype: str
     workload: Workload
-    predictions: tuple[Prediction, ...]  # the model as given is the first
-    recommended: Prediction | None  # None: none fits
+    predictions: tuple[Prediction, ...]  # the first one is the model itself
+    recommended: Prediction | None  # None if no variant fits the memory
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -46,9 +131,9 @@ def plan(
     ranks: int | None = None,
     dtype: str = "bfloat16",
 ) -> Plan:
-    """Predicts every variant of `config` (variants.py) on `ranks` devices, all of the machine's by default.
+    """Predict `config` and all its variants (variants.py) on `ranks` devices, by default all of the machine.
 
-    Raises UsageError where the config itself does not go; other variants that do not are left out.
+    Raises UsageError if `config` itself cannot be predicted. Variants that cannot are left out.
     """
     ranks = ranks or machine.devices
     tracks = config.tracks if config.schedule in TRACKED else max(2, ranks)
@@ -63,21 +148,21 @@ def plan(
 
 
 def by_throughput(workload: Workload) -> bool:
-    """As much as possible is wanted, not each request as soon as possible."""
+    """True if the workload asks for throughput, false if it asks for the speed of each request."""
     return workload.request_rate is None and workload.concurrency > 1
 
 
 def merit(prediction: Prediction, workload: Workload) -> float:
-    """Tokens per second, or one over a request's time; more is better."""
+    """Return tokens per second, or requests per second of a single request. More is better."""
     if by_throughput(workload):
         return prediction.served.tokens_per_second
     return 1 / prediction.request_seconds(workload.output)
 
 
 def recommend(predictions: list[Prediction], workload: Workload) -> Prediction | None:
-    """The best; of those within 2 % of it the PT model with the smallest D, else the best itself.
+    """Return the PT model with the smallest D among those within 2 % of the best, or the best if there is none.
 
-    A smaller D stays nearer to the dense model. `ladder` is predicted with perfect overlap, which flatters it.
+    A smaller D is closer to the dense model. `ladder` is predicted with perfect overlap, so it looks better than it is.
     """
     fitting = [each for each in predictions if each.fits]
     if not fitting:

@@ -1,4 +1,4 @@
-"""Requests on an engine with in-flight batching: what a user waits, and what the server turns out."""
+"""Requests on an engine with in-flight batching: how long a user waits, and the server's throughput."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from trtllm_pt.planner.kernels import Work
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """Requests of `input` and `output` tokens: `concurrency` at all times, or `request_rate` a second at random."""
+    """Requests with `input` prompt tokens and `output` output tokens.
+
+    Either `concurrency` requests are in flight at all times, or `request_rate` requests per second arrive at random
+    times. Raises UsageError if a number is too small.
+    """
 
     input: int
     output: int
@@ -29,9 +33,10 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """Means, in seconds. `ttft` is None where requests arrive faster than they are served.
+    """Means over the requests of a workload. Times are in seconds.
 
-    `prompt` is one prompt alone, `step` a step of all sequences `in_flight`.
+    `ttft` is None if requests arrive faster than the server can process them. `prompt` is the forward of one prompt
+    alone, and `step` is a step of all sequences `in_flight`.
     """
 
     ttft: float | None
@@ -43,24 +48,24 @@ class Served:
 
 
 def prefill(model: Model, tokens: int) -> Forward:
-    """A prompt alone, in chunks where the engine cuts it."""
+    """Predict one prompt alone, in chunks if the engine splits prompts."""
     chunk = model.engine.max_num_tokens or tokens
     parts = [model.forward(Work(1, min(chunk, tokens - done), done)) for done in range(0, tokens, chunk)]
     return Forward(sum(part.seconds for part in parts), sum(part.all_reduce for part in parts))
 
 
 def decode(model: Model, workload: Workload, sequences: float) -> Forward:
-    """A step of `sequences`, halfway through their answers."""
+    """Predict a step of `sequences` that are halfway through their outputs."""
     past = workload.input + max(0, workload.output - 2) / 2
     step = model.forward(Work(sequences, 1, past))
     return Forward(step.seconds + (sequences - 1) * model.engine.token_seconds, step.all_reduce)
 
 
 def serve(model: Model, workload: Workload, room: float) -> Served:
-    """`room`: sequences that the KV cache holds.
+    """Predict a workload. `room` is the number of sequences that the KV cache holds.
 
     b requests in flight finish in the time of their steps and of b prompts, which run between the steps:
-    (output - 1) d(b) + b P. From that follow the throughput and, by Little's law, all waiting.
+    (output - 1) d(b) + b P. The throughput follows from that, and all waiting times follow by Little's law.
     """
     prompt = prefill(model, workload.input)
     most = max(1.0, min(float(workload.max_batch_size), room))
@@ -77,7 +82,7 @@ def _closed(model: Model, workload: Workload, prompt: Forward, batch: float) -> 
     step = decode(model, workload, batch)
     rate = _requests_per_second(workload, prompt, step, batch)
     queued = (workload.concurrency - batch) / rate
-    joining = step.seconds / 2 if batch > 1 else 0.0  # the step that is under way
+    joining = step.seconds / 2 if batch > 1 else 0.0  # half of the step that runs when a request arrives
     ttft = model.engine.request_seconds + queued + joining + prompt.seconds
     between = (batch - 1) * prompt.seconds / max(1, workload.output - 1)
     return _served(workload, prompt, step, ttft, step.seconds + between, rate, batch)
@@ -87,7 +92,7 @@ def _open(model: Model, workload: Workload, prompt: Forward, rate: float, most: 
     full = decode(model, workload, most)
     if rate >= _requests_per_second(workload, prompt, full, most):
         return _saturated(workload, prompt, full, most)
-    low, high = 0.0, most  # the batch at which as many requests leave as come
+    low, high = 0.0, most  # find the batch at which as many requests leave as arrive
     for _ in range(40):
         middle = (low + high) / 2
         step = decode(model, workload, max(1.0, middle))
@@ -97,8 +102,8 @@ def _open(model: Model, workload: Workload, prompt: Forward, rate: float, most: 
             high = middle
     batch = max(1.0, high)
     step = decode(model, workload, batch)
-    busy = rate * prompt.seconds  # below 1: prompts alone would take less than the time there is
-    waiting = busy * prompt.seconds / (2 * (1 - busy))  # Pollaczek and Khinchine, prompts of one length
+    busy = rate * prompt.seconds  # share of the time in prompts, below 1 as the server is not saturated
+    waiting = busy * prompt.seconds / (2 * (1 - busy))  # Pollaczek-Khinchine formula for equal prompts
     ttft = model.engine.request_seconds + waiting + step.seconds / 2 * min(1.0, high) + prompt.seconds
     return _served(workload, prompt, step, ttft, step.seconds / (1 - busy), rate, high)
 

@@ -1,4 +1,4 @@
-"""A model under every schedule, with as many parameters each time."""
+"""A model under every schedule, with equally many parameters."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _DEPTHS = (1, 2, 4, 8)
 
 
 def variants(config: ModelConfig, tracks: int) -> Iterator[ModelConfig]:
-    """`config` itself first, then the others: tp, parallel, ladder, spd, desync, pt for every D.
+    """Yield `config` itself, then the other variants: tp, parallel, ladder, spd, desync, and pt for every D.
 
-    Those that a schedule cannot be divided for are left out.
+    Schedules that need a division which this model does not allow are left out.
     """
     yield config
     plain, narrow = _makers(config, tracks)
@@ -26,7 +26,7 @@ def variants(config: ModelConfig, tracks: int) -> Iterator[ModelConfig]:
 
 
 def _makers(config: ModelConfig, tracks: int) -> tuple[ModelConfig | None, ModelConfig | None]:
-    """The dense model and the PT model of one size, one of them given."""
+    """Return the dense model and the PT model of this size. One of them is `config` or differs in its schedule only."""
     if config.schedule == "pt":
         return _dense_twin(config), config
     plain = config if config.schedule not in TRACKED else _joined(config)
@@ -59,7 +59,7 @@ def _narrow(pt: ModelConfig | None) -> Iterator[ModelConfig]:
 
 
 def split(dense: ModelConfig, tracks: int, **schedule: Any) -> ModelConfig:
-    """Heads and FFN over tracks of the full width, as spd and desync have them."""
+    """Divide heads and FFN over tracks of the full width, as spd and desync need it."""
     return dense.replace(
         tracks=tracks,
         num_heads=dense.num_heads // tracks,
@@ -71,6 +71,7 @@ def split(dense: ModelConfig, tracks: int, **schedule: Any) -> ModelConfig:
 
 
 def _joined(split: ModelConfig) -> ModelConfig:
+    """Return the dense model that was split."""
     return split.replace(
         tracks=1,
         schedule="tp",
@@ -84,7 +85,7 @@ def _joined(split: ModelConfig) -> ModelConfig:
 
 
 def _pt_twin(dense: ModelConfig, tracks: int) -> ModelConfig | None:
-    """Tracks of the dense width over sqrt(n), the only width that leaves the FFN its usual shape."""
+    """Return the PT model. Its tracks have the dense width over sqrt(n), which keeps the usual shape of the FFN."""
     if dense.num_heads % tracks or dense.output_bias or tracks == 1:
         return None
     heads, kv_heads = dense.num_heads // tracks, max(1, dense.num_kv_heads // tracks)
@@ -96,6 +97,7 @@ def _pt_twin(dense: ModelConfig, tracks: int) -> ModelConfig | None:
 
 
 def _dense_twin(pt: ModelConfig) -> ModelConfig | None:
+    """Return the dense model of a PT model's size."""
     dense = pt.replace(
         schedule="tp",
         block_depth=None,
@@ -107,16 +109,16 @@ def _dense_twin(pt: ModelConfig) -> ModelConfig | None:
         num_kv_heads=pt.num_kv_heads * pt.tracks,
     )
     widest = _rounded(pt.hidden_size * math.sqrt(pt.tracks))
-    # Where embeddings are most of a model, so wide a one has no parameters left for an FFN.
+    # If embeddings are most of a model, a dense model of this width has no parameters left for an FFN.
     twins = (resized(dense, width, parameters(pt)) for width in range(widest, pt.hidden_size - 1, -_step(widest)))
     return next((twin for twin in twins if twin is not None), None)
 
 
 def resized(config: ModelConfig, width: int, wanted: int) -> ModelConfig | None:
-    """`config` at another width, its FFN scaled until it has `wanted` parameters.
+    """Return `config` with another width, and with an FFN that gives it `wanted` parameters.
 
-    Parameters are linear in the FFN's width, so two of them tell it. FFN widths are multiples of 8 or more. None where
-    next to no FFN is left.
+    The parameters are linear in the FFN's width, so two values determine it. FFN widths are multiples of 8 or more.
+    The result is None if almost no FFN would be left.
     """
 
     def at(scale: float) -> ModelConfig:
@@ -137,15 +139,16 @@ def resized(config: ModelConfig, width: int, wanted: int) -> ModelConfig | None:
 
 
 def _multiple(rows: float) -> int:
+    """Round an FFN width to a multiple of 8, 16 or 64."""
     step = 64 if rows >= 4096 else 16 if rows >= 512 else 8
     return max(step, round(rows / step) * step) if rows else 0
 
 
 def _rounded(width: float) -> int:
-    """To a multiple of `_step`: widths as people choose them."""
+    """Round a width to a multiple of `_step`."""
     return max(_step(width), round(width / _step(width)) * _step(width))
 
 
 def _step(width: float) -> int:
-    """The power of two that is at most an eighth of the width."""
+    """Return the largest power of two that is at most an eighth of the width."""
     return 1 << max(1, math.floor(math.log2(width / 8)))

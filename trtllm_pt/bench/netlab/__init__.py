@@ -1,0 +1,1 @@
+"""Compare schedules over slow links: ranks in network namespaces of one machine."""

@@ -1,6 +1,7 @@
-"""Ranks in network namespaces of one machine, joined by links of a delay and a rate: real sockets, a slow network.
+"""Put ranks into network namespaces of one machine, joined by links with a delay and a rate.
 
-Where the kernel has netem it delays; elsewhere a process does (wire.cpp) that owns a TUN device in each namespace.
+The ranks use real sockets over a slow network. If the kernel has netem, it delays the packets. Otherwise the program
+in wire.cpp does, which passes packets between a TUN device in each namespace.
 """
 
 from __future__ import annotations
@@ -23,34 +24,41 @@ _PREFIX = "trtllm-pt-"
 _SUBNET, _DEVICE = "10.77.0", "link0"
 _MOST_RANKS = 16
 _MTU = 60000
-_LATE_NANOSECONDS = 20_000  # of a timer, on cores that are busy: measured here
-_QUEUE = 100_000  # packets of netem's, which drops what does not fit
+_LATE_NANOSECONDS = 20_000  # how late a timer fires on busy cores, as measured on one machine
+_QUEUE = 100_000  # packets that netem holds; it drops those that do not fit
 _WIRE = Path(__file__).parent / "wire.cpp"
 
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """One way, the same in both directions. rate: megabits per second of a sender; 0: no limit."""
+    """A link whose two directions are alike.
+
+    delay_us: microseconds one way.
+    rate_mbit: megabits per second that a rank can send, or 0 for no limit.
+    """
 
     delay_us: float
     rate_mbit: float = 0.0
 
 
 def check_here(ranks: int) -> None:
-    """Raises UsageError for what this machine lacks."""
+    """Raise UsageError if the number of ranks is not supported, or if the machine lacks what namespaces need."""
     if not 2 <= ranks <= _MOST_RANKS:
         raise UsageError(f"--ranks ({ranks}) must be between 2 and {_MOST_RANKS}")
     if os.geteuid() != 0:
-        raise UsageError("network namespaces need root: start this as root")
+        raise UsageError("netlab needs root for its network namespaces: start it as root")
     if shutil.which("ip") is None:
-        raise UsageError("`ip` is not here: apt-get install iproute2")
+        raise UsageError("netlab needs `ip`, which is not installed: apt-get install iproute2")
     if not Path("/dev/net/tun").exists() and shutil.which("tc") is None:
-        raise UsageError("neither /dev/net/tun nor `tc` is here: load the kernel's tun module, or install iproute2")
+        raise UsageError("netlab needs /dev/net/tun or `tc`: load the kernel's tun module, or install iproute2")
     find_mpirun(MPI_OF_EMBEDDED)
 
 
 class Links:
-    """A namespace per rank while it is entered. `kind`: netem or tun."""
+    """A context manager that holds a network namespace per rank. `kind` is `netem` or `tun`.
+
+    Raises RunError if the links cannot be set up.
+    """
 
     def __init__(self, ranks: int, link: Link) -> None:
         self.ranks, self.link = ranks, link
@@ -60,7 +68,7 @@ class Links:
         self._wire: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Links:
-        _remove_those_of_the_dead()
+        _remove_abandoned_namespaces()
         try:
             for name in self._names:
                 _run("ip", "netns", "add", name)
@@ -81,9 +89,10 @@ class Links:
         self.close()
 
     def close(self) -> None:
+        """Remove all namespaces and devices."""
         if self._wire is not None:
             assert self._wire.stdin is not None
-            self._wire.stdin.close()  # its sign to end
+            self._wire.stdin.close()  # it exits at the end of its input
             self._wire.wait()
             self._wire = None
         for name in self._names:
@@ -92,14 +101,15 @@ class Links:
         shutil.rmtree(self._scratch, ignore_errors=True)
 
     def in_rank_0(self, *command: str) -> list[str]:
-        """A command in the first namespace."""
+        """Return the command that runs `command` in the first rank's namespace."""
         return self.in_rank(0, *command)
 
     def in_rank(self, rank: int, *command: str) -> list[str]:
+        """Return the command that runs `command` in a rank's namespace."""
         return ["ip", "netns", "exec", self._names[rank], *command]
 
     def mpirun(self, *command: str) -> Launch:
-        """A Python command on all ranks, one in each namespace, which MPI is told to take for machines of their own."""
+        """Return an mpirun of a Python command, with a rank in each namespace. MPI treats them as separate machines."""
         settings = {
             "MPIR_CVAR_NOLOCAL": "1",
             "MPIR_CVAR_CH4_NETMOD": "ucx",
@@ -115,6 +125,7 @@ class Links:
 
     @staticmethod
     def address(rank: int) -> str:
+        """Return the IP address of a rank."""
         return f"{_SUBNET}.{rank + 1}"
 
     @property
@@ -147,10 +158,10 @@ class Links:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            start_new_session=True,  # an interruption is for the owner, who then closes
+            start_new_session=True,  # Ctrl-C goes to this process alone, which then closes the links
         )
         if _pipe(self._wire.stdout).readline() != "up\n":
-            raise RunError(f"the wire did not come up: {_pipe(self._wire.stderr).read().strip()}")
+            raise RunError(f"the program that passes packets did not start: {_pipe(self._wire.stderr).read().strip()}")
         for rank in range(self.ranks):
             _run("ip", "-n", self._names[rank], "link", "set", _DEVICE, "mtu", str(_MTU), "txqueuelen", "2000")
             self._address(rank)
@@ -161,7 +172,7 @@ class Links:
         _run("ip", "-n", name, "link", "set", _DEVICE, "up")
 
     def _write_launcher(self) -> None:
-        """What mpirun takes for ssh: `enter [options] ADDRESS COMMAND…` runs it in the namespace of that address."""
+        """Write the script that mpirun uses as ssh: `enter [options] ADDRESS COMMAND…` runs COMMAND in a namespace."""
         namespaces = self._names[0].rsplit("-", 1)[0]
         self._launcher.write_text(
             "#!/bin/sh\n"
@@ -173,6 +184,7 @@ class Links:
 
 
 def _has_netem(name: str) -> bool:
+    """Try netem on the loopback device of a namespace."""
     if shutil.which("tc") is None:
         return False
     trial = ["tc", "-n", name, "qdisc", "add", "dev", "lo", "root", "netem", "delay", "1ms"]
@@ -188,8 +200,8 @@ def _compiled(folder: Path) -> Path:
     return program
 
 
-def _remove_those_of_the_dead() -> None:
-    """Namespaces of an owner that was killed."""
+def _remove_abandoned_namespaces() -> None:
+    """Remove the namespaces that a killed process left behind."""
     listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=False).stdout
     for line in listed.splitlines():
         name = line.split()[0]
@@ -198,6 +210,7 @@ def _remove_those_of_the_dead() -> None:
 
 
 def _run(*command: str) -> None:
+    """Run a command. Raises RunError with the first line of its error output."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         said: Sequence[str] = done.stderr.strip().splitlines()

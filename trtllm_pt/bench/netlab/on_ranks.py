@@ -1,7 +1,7 @@
-"""One visit to a link, on all of its ranks: engines against each other, and the machine as a planner sees it.
+"""One visit to a link, on all ranks: compare the engines, and measure the machine for the planner.
 
-The machine is measured anew in every round, for what it does changes within seconds where its memory is shared with
-others.
+The machine is measured again in every round, because its speed changes within seconds if it shares its memory with
+other machines.
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ import torch
 
 from trtllm_pt.backends.backend import SharedRanks
 from trtllm_pt.bench import all_reduce, compare
-from trtllm_pt.bench.batch import Case
 from trtllm_pt.bench.collectives import EngineAllReduce
 from trtllm_pt.bench.contenders import Contender
-from trtllm_pt.bench.launching import join_ranks
-from trtllm_pt.bench.running import shared_ranks, sharing_ranks
+from trtllm_pt.bench.jobs import join_ranks, shared_ranks, sharing_ranks
+from trtllm_pt.bench.static_batch import Case
 from trtllm_pt.bench.this_machine import Weights, measure_machine
 from trtllm_pt.planner.machine import Machine, all_reduces_from_json
 
@@ -26,11 +25,11 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 _SIZES = all_reduce.sizes_in_range(64, 1 << 18, 4)
-_SAMPLES = 2  # of the memory, in every round
+_SAMPLES = 2  # of the memory bandwidth, in every round
 
 
 class Probe:
-    """Measures this machine between the engines' batches: rank 0 asks, the other ranks take part as they follow."""
+    """Measures this machine between batches. Rank 0 starts a measurement, and the other ranks follow it."""
 
     def __init__(self, comm: MPI.Intracomm, shared: SharedRanks) -> None:
         self._comm = comm.Dup()
@@ -39,12 +38,12 @@ class Probe:
         self._first = measure_machine(self._comm, self._all_reduces(), self._weights)
 
     def ask(self) -> Machine:
-        """On rank 0: the machine now."""
+        """Measure the machine. Only rank 0 calls this."""
         self.channel.order()
         return self._measure()
 
     def _measure(self) -> Machine:
-        """What changes fast; the rest as at first."""
+        """Measure what changes fast. The rest stays as it was measured at the start."""
         together, alone = self._weights.bandwidths(_SAMPLES)
         return replace(
             self._first,
@@ -60,7 +59,11 @@ class Probe:
 
 
 def visit(contenders: Sequence[Contender], case: Case, rounds: int, threads: int, seed: int) -> dict[str, Any] | None:
-    """On every rank. Rank 0: `machines`, one per round, and `batches`, of every contender one per round."""
+    """Measure one link; every rank calls this.
+
+    Rank 0 gets `machines`, with one machine per round, and `batches`, with one batch per round of every contender.
+    The other ranks get None.
+    """
     comm = join_ranks(None)
     torch.set_num_threads(threads)
     torch.set_grad_enabled(False)

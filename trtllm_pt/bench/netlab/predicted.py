@@ -1,13 +1,13 @@
-"""What the planner says of measured links, from the machine, its all-reduces and the baseline's own times."""
+"""Predict the measured times by the planner, from the machine, its all-reduces and the baseline's times alone."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trtllm_pt.bench.batch import Case
 from trtllm_pt.bench.contenders import Contender
-from trtllm_pt.bench.percentiles import median
+from trtllm_pt.bench.results import median
+from trtllm_pt.bench.static_batch import Case
 from trtllm_pt.planner.engines import Engine, load_engine
 from trtllm_pt.planner.forward import Model
 from trtllm_pt.planner.machine import Machine, machine_from_json
@@ -20,11 +20,11 @@ _FITTED = ("memory_efficiency",)
 def predicted_tpot(
     contenders: Sequence[Contender], case: Case, links: Sequence[Mapping[str, Any]]
 ) -> list[list[dict[str, float]]]:
-    """Seconds of a token by contender: for every link, for every round of its visits (visit.py).
+    """Predict the TPOT of every contender in seconds, for every link and every round of its visits.
 
-    How much of the memory's bandwidth an engine reaches is one number, fitted on the first contender's TPOT of all
-    rounds on all links: over a slow link a step is mostly waiting and hardly tells it. Nothing is taken from the
-    others' times.
+    One number is fitted: the share of the memory bandwidth that an engine reaches. It is fitted on the first
+    contender's TPOT in all rounds on all links together, because over a slow link a step is mostly waiting and says
+    little about the memory. The other contenders' times are not used.
     """
     baseline = contenders[0]
     machines = [_machines(link["visits"]) for link in links]
@@ -39,7 +39,7 @@ def predicted_tpot(
 
 
 def _machines(visits: Sequence[Mapping[str, Any]]) -> list[Machine]:
-    """One per round. The link is the same in all: its all-reduces are the medians of all rounds."""
+    """Return a machine per round. All have the same all-reduces, the medians of all rounds, as the link is the same."""
     rounds = [machine for visit in visits for machine in visit["machines"]]
     same = [
         {**curves[0], "points": [[size, median(seconds)] for size, seconds in _by_size(curves)]}
@@ -49,7 +49,7 @@ def _machines(visits: Sequence[Mapping[str, Any]]) -> list[Machine]:
 
 
 def _by_size(curves: Sequence[Mapping[str, Any]]) -> list[tuple[float, list[float]]]:
-    """All rounds' seconds by the size of the message."""
+    """Return each message size with the seconds of all rounds."""
     return [(points[0][0], [p[1] for p in points]) for points in zip(*(each["points"] for each in curves), strict=True)]
 
 

@@ -1,6 +1,7 @@
-"""TCP round trips between two namespaces: `python round_trip.py serve ADDRESS` in one, `… ask ADDRESS` in the other.
+"""Measure TCP round trips between two namespaces.
 
-`ask` prints the seconds of the median one. A file of its own, without the package: it starts at once.
+Run `python round_trip.py serve ADDRESS` in one namespace and `python round_trip.py ask ADDRESS` in the other, which
+prints the median in seconds. This file does not import the package, so that it starts at once.
 """
 
 import socket
@@ -12,6 +13,7 @@ _PORT, _TRIPS, _WORD = 5999, 300, b"8 bytes."
 
 
 def serve(address: str) -> None:
+    """Send every message of one client back."""
     with socket.create_server((address, _PORT)) as listener:
         print("ready", flush=True)
         stream = listener.accept()[0]
@@ -21,6 +23,7 @@ def serve(address: str) -> None:
 
 
 def ask(address: str) -> None:
+    """Time the round trips of many messages, and print the median in seconds."""
     trips = []
     with socket.create_connection((address, _PORT)) as stream:
         stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

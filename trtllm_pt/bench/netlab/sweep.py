@@ -1,4 +1,4 @@
-"""Engines against each other over links of growing delay: what a sync costs on a real socket."""
+"""Compare engines over links of growing delay, which shows what an all-reduce costs over real sockets."""
 
 from __future__ import annotations
 
@@ -13,41 +13,42 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from trtllm_pt.bench.batch import Batch, Case
 from trtllm_pt.bench.compare import rows
 from trtllm_pt.bench.contenders import Contender
+from trtllm_pt.bench.facts import machine_facts
 from trtllm_pt.bench.netlab import round_trip
 from trtllm_pt.bench.netlab.links import Link, Links
 from trtllm_pt.bench.netlab.predicted import predicted_tpot
-from trtllm_pt.bench.percentiles import ratios
-from trtllm_pt.bench.progress import bar
-from trtllm_pt.bench.report import machine
+from trtllm_pt.bench.results import bar, ratios
+from trtllm_pt.bench.static_batch import Batch, Case
 from trtllm_pt.errors import RunError
 from trtllm_pt.job.process import end, last_line
 
 VISIT = "visit"  # the hidden command that ranks run
-_PATIENCE = 10.0  # seconds for mpirun to end after it was told to
+_PATIENCE = 10.0  # seconds that mpirun has to exit after a signal
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is measured on every visit to a link."""
+    """What every visit to a link measures."""
 
     contenders: Sequence[Contender]  # the first is the baseline
     case: Case
     rounds: int
-    threads: int  # of a rank
+    threads: int  # threads of a rank
     seed: int
 
     @property
     def ranks(self) -> int:
+        """The number of ranks of every contender."""
         return self.contenders[0].facts.manifest.ranks
 
 
 def sweep(plan: Plan, links: Sequence[Link], visits: int, known: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The report so far, after every visit. All links are visited once, then all again, so that noise hits all.
+    """Visit all links, `visits` times each. Yield the report so far after every visit.
 
-    known: `links` of an earlier report of the same plan, whose visits stay.
+    All links are visited once, then all again, so that noise of the machine affects all alike. `known` is `links` of
+    an earlier report with the same plan, whose visits are kept.
     """
     found = {_key(each): each for each in known}
     with bar(visits * len(links), "links", "visit") as progress, tempfile.TemporaryDirectory() as scratch:
@@ -65,7 +66,7 @@ def _key(link: Mapping[str, Any]) -> tuple[float, float]:
 
 
 def identity(plan: Plan) -> dict[str, Any]:
-    """What reports must have in common for their visits to be put together."""
+    """Return the fields that two reports must share so that their visits can be combined."""
     return {
         "contenders": {each.name: each.facts.folder.name for each in plan.contenders},
         "world_size": plan.ranks,
@@ -79,14 +80,14 @@ def identity(plan: Plan) -> dict[str, Any]:
 def _report(plan: Plan, links: list[dict[str, Any]]) -> dict[str, Any]:
     predicted = predicted_tpot(plan.contenders, plan.case, links)
     summed_up = [_summed_up(plan, *pair) for pair in zip(links, predicted, strict=True)]
-    return {"machine": machine(), "baseline": plan.contenders[0].name} | identity(plan) | {"links": summed_up}
+    return {"machine": machine_facts(), "baseline": plan.contenders[0].name} | identity(plan) | {"links": summed_up}
 
 
 def _summed_up(plan: Plan, link: dict[str, Any], predicted: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """The link with the rows of all its visits, medians of what was predicted for each round, and how far that was off.
+    """Add the rows of all visits to the link, the medians of the predictions, and the errors of the predictions.
 
-    An error is that of a round's prediction from the same round's measurement: what the machine does changes between
-    rounds, and medians of both may come from different ones.
+    An error compares a round's prediction with the same round's measurement. Medians of both could come from different
+    rounds, between which the speed of the machine changes.
     """
     taken = [
         [Batch(**visit["batches"][each.name][number]) for each in plan.contenders]
@@ -126,7 +127,7 @@ def _visit(plan: Plan, link: Link, scratch: Path) -> dict[str, Any]:
 
 
 def _run(lab: Links, *arguments: str) -> None:
-    """Python on all ranks of the lab. Raises RunError with its first error."""
+    """Run Python on all ranks. Raises RunError with the first error that a rank printed."""
     command, environment = lab.mpirun(*arguments)
     with subprocess.Popen(
         command,
@@ -134,7 +135,7 @@ def _run(lab: Links, *arguments: str) -> None:
         stderr=subprocess.PIPE,
         text=True,
         env=environment,
-        start_new_session=True,  # Ctrl-C is for this process, which then ends the job
+        start_new_session=True,  # Ctrl-C goes to this process alone, which then ends the job
     ) as job:
         try:
             _, said = job.communicate()
@@ -148,7 +149,7 @@ def _run(lab: Links, *arguments: str) -> None:
 
 
 def _round_trip(lab: Links) -> float:
-    """Seconds, of a TCP message between the first two ranks."""
+    """Return the seconds of a TCP round trip between the first two ranks."""
     script, address = [sys.executable, str(Path(round_trip.__file__))], lab.address(1)
     with subprocess.Popen(lab.in_rank(1, *script, "serve", address), stdout=subprocess.PIPE, text=True) as server:
         try:
@@ -156,7 +157,7 @@ def _round_trip(lab: Links) -> float:
             server.stdout.readline()
             asked = subprocess.run(lab.in_rank(0, *script, "ask", address), capture_output=True, text=True, check=False)
             if asked.returncode:
-                raise RunError(f"no TCP connection over the link: {last_line(asked.stderr)}")
+                raise RunError(f"the TCP connection over the link failed: {last_line(asked.stderr)}")
             return float(asked.stdout)
         finally:
             server.terminate()

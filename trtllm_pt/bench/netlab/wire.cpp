@@ -1,14 +1,14 @@
-// A wire between network namespaces, for kernels that cannot delay packets themselves: a TUN device in each namespace,
-// and this process, which hands every packet on to the device of its destination after a delay, one way, and no faster
-// than a rate per sender.
+// Passes packets between network namespaces, for kernels that cannot delay packets themselves. This process owns a TUN
+// device in each namespace. It passes every packet to the device of its destination after a one-way delay, and at most
+// at a given rate per sender.
 //
 //   wire DELAY_NANOSECONDS NANOSECONDS_PER_BYTE LATE_NANOSECONDS DEVICE NAMESPACE...
 //
-// LATE is what a timer is late here: so much earlier it is set. Spinning would be more exact, and would take the core
-// of a rank that computes.
+// LATE is how late a timer fires on this machine; timers are set earlier by this time. Spinning would be more exact, but
+// it would take the core of a rank that computes.
 //
-// The packet for host K of the subnet (the last byte of its IPv4 address is K, from 1) goes to the K-th namespace. It
-// says "up" once the devices are there, and ends when its standard input does: with whoever started it.
+// A packet for host K of the subnet (the last byte of its IPv4 address is K, from 1) goes to the K-th namespace. The
+// process prints "up" once the devices exist. It exits at the end of its standard input, and so with its parent.
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <linux/if.h>
@@ -33,7 +33,7 @@
 namespace {
 
 constexpr size_t kLongestPacket = 1 << 16;
-constexpr size_t kLongestQueue = 4096;  // packets under way from one sender; more wait in its device
+constexpr size_t kLongestQueue = 4096;  // packets of one sender in this process; further ones wait in its device
 constexpr int64_t kForEver = INT64_MAX;
 
 struct Packet {
@@ -43,8 +43,8 @@ struct Packet {
 
 struct Sender {
   int device;
-  std::deque<Packet> queue;  // in order: a wire does not let one packet overtake another
-  int64_t free_at = 0;       // when the rate lets the next one begin
+  std::deque<Packet> queue;  // packets stay in order, as on a wire
+  int64_t free_at = 0;       // when the rate allows the next packet to start
 };
 
 [[noreturn]] void fail(const std::string& what) {
@@ -100,7 +100,7 @@ class Wire {
   }
 
  private:
-  // Sends what is due, or would be before another timer could tell; the time of the next packet.
+  // Sends all packets that are due, or would be due before another timer fires. Returns the time of the next packet.
   int64_t deliver() {
     int64_t next = kForEver;
     for (Sender& sender : senders_) {
@@ -148,7 +148,7 @@ int main(int count, char** words) {
   Wire wire(std::atoll(words[1]), std::atof(words[2]), std::atoll(words[3]));
   for (int at = 5; at < count; at++) wire.add(open_device(words[at], words[4]));
   const sched_param first{1};
-  sched_setscheduler(0, SCHED_FIFO, &first);  // before the ranks, which spin; without the right to it, as one of them
+  sched_setscheduler(0, SCHED_FIFO, &first);  // runs before the ranks, which spin, if it has the permission
   prctl(PR_SET_TIMERSLACK, 1UL);
   std::printf("up\n");
   std::fflush(stdout);

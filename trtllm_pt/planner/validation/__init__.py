@@ -1,0 +1,1 @@
+"""Compare the planner's predictions with published measurements, and fit its engines to them."""

@@ -1,6 +1,6 @@
-"""Fits an engine's five numbers on dense tensor parallel rows: `python -m trtllm_pt.planner.validation.calibrate`.
+"""Fit an engine's five numbers on dense tensor parallel rows: `python -m trtllm_pt.planner.validation.calibrate`.
 
-Nothing here reads a PT row; the result is `calibration.json`, in git.
+The fit does not read the PT rows. The result is `calibration.json`, which is part of the package.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from trtllm_pt.planner.engines import CALIBRATION, PLAIN, Engine
 from trtllm_pt.planner.validation.published import PUBLISHED, Metric, Published, Row, load_published
 
-# What each kind of row fits, in this order, and where the search starts.
+# The numbers that each kind of row determines, in the order in which they are fitted.
 FITTED: dict[Metric, tuple[str, ...]] = {
     "tpot_ms": ("step_seconds", "stream_efficiency"),
     "ttft_ms": ("request_seconds", "matrix_efficiency"),
@@ -32,17 +32,18 @@ _START = {
     "token_seconds": 1e-5,
 }
 _BOUNDS = {name: (0.02, 0.95) if name.endswith("efficiency") else (1e-7, 1.0) for name in _START}
-_BOUNDS["memory_efficiency"] = (0.02, 2.0)  # of a bandwidth that was measured, in a minute not as good perhaps
+_BOUNDS["memory_efficiency"] = (0.02, 2.0)  # can exceed 1 if the bandwidth was measured in a slow minute
 _ROUNDS, _NUDGE, _ROUNDING = 60, 1e-3, 2e-3
 
 
 def fit(
     engine: Engine, names: Sequence[str], predict: Callable[[Engine], Sequence[float]], wanted: Sequence[float]
 ) -> Engine:
-    """The least mean of |log(predicted / wanted)|: what validation reports, and one odd row does not bend it.
+    """Fit the named numbers of an engine, so that the mean of |log(predicted / wanted)| is as small as possible.
 
-    `predict(engine)` gives the figures that `wanted` lists. Gauss and Newton's way over the logarithms of the
-    parameters, with weights (iteratively reweighted least squares) and halved steps. Deterministic.
+    `predict(engine)` returns the figures that `wanted` lists. Absolute errors keep a single odd row from bending the
+    fit. The method is Gauss-Newton over the logarithms of the numbers, with iteratively reweighted least squares and
+    halved steps. It is deterministic.
     """
     target = np.log(np.asarray(wanted))
     point = np.log(np.array([_START[name] for name in names]))
@@ -57,7 +58,7 @@ def fit(
     now = errors(point)
     for _ in range(_ROUNDS):
         slopes = np.stack([(errors(point + _NUDGE * unit) - now) / _NUDGE for unit in np.eye(len(names))], axis=1)
-        weights = (now**2 + _ROUNDING**2) ** -0.25  # least squares of these is the least sum of absolute values
+        weights = (now**2 + _ROUNDING**2) ** -0.25  # the weighted squares sum to the absolute values
         step, *_ = np.linalg.lstsq(slopes * weights[:, None], -now * weights, rcond=1e-6)
         for halved in np.clip(step, -1.0, 1.0) * 0.5 ** np.arange(20)[:, None]:
             there = np.clip(point + halved, low, high)
@@ -76,7 +77,7 @@ def _with(engine: Engine, names: Sequence[str], logs: Any) -> Engine:
 
 
 def calibrate(published: Published) -> dict[str, Engine]:
-    """Every engine of the tables, fitted on its dense rows."""
+    """Fit every engine of the tables on its dense rows."""
     return {name: _calibrated(published, PLAIN[name]) for name in published.engines()}
 
 
@@ -102,6 +103,7 @@ def _calibrated(published: Published, engine: Engine) -> Engine:
 
 
 def to_json(fitted: dict[str, Engine]) -> dict[str, Any]:
+    """Return the content of a calibration file."""
     names = [name for group in FITTED.values() for name in group]
     return {
         "made_by": "python -m trtllm_pt.planner.validation.calibrate",
@@ -111,13 +113,14 @@ def to_json(fitted: dict[str, Engine]) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Calibrate from the command line."""
     parser = argparse.ArgumentParser(description="Fit the engines' numbers on dense rows.")
     parser.add_argument("--published", type=Path, default=PUBLISHED, help="tables to read")
     parser.add_argument("-o", "--output", type=Path, default=CALIBRATION, help="file to write")
     arguments = parser.parse_args()
     text = json.dumps(to_json(calibrate(load_published(arguments.published))), indent=2)
     arguments.output.write_text(text + "\n")
-    print(f"{arguments.output}: written")
+    print(f"wrote {arguments.output}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Published systems on which nothing was fitted: other models, engines and schedules."""
+"""Published systems on which nothing was fitted: other models, other engines and other schedules."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HELD_OUT = Path(__file__).parent / "held_out.json"
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """`figure`: what was printed. Shares, of waiting in all-reduces and of time saved against tp, are of one."""
+    """A published figure and its prediction. Shares (of waiting, or of time saved compared with tp) are of 1."""
 
     system: str
     machine: str
@@ -31,12 +31,13 @@ class HeldOut:
 
     @property
     def is_share(self) -> bool:
+        """True if the figure is a share of 1."""
         return "share" in self.figure or "saved" in self.figure
 
 
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """A static batch from its prompts to its last tokens: the prompts together, then so many steps."""
+    """A static batch from its prompts to its last tokens: all prompts in one forward, then a step per token."""
 
     tokens: int
     prefill: Forward
@@ -56,6 +57,7 @@ class _Request:
 
 
 def held_out(path: Path = HELD_OUT) -> list[HeldOut]:
+    """Predict every figure of the file."""
     return [found for system in read_json(path)["systems"] for found in _rows(system)]
 
 

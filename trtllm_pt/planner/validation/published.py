@@ -1,4 +1,4 @@
-"""The serving tables of arXiv:2602.07306, as printed: the dense column and, apart from it, the PT columns."""
+"""The serving tables of arXiv:2602.07306 as published: the dense column and the PT columns."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Metric = Literal["ttft_ms", "tpot_ms", "tokens_per_second"]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A workload with its dense figure and PT's by D; `pt` is empty where nobody may look at it."""
+    """A workload with its dense figure, and its PT figures by D. `pt` is empty if the file has no PT columns."""
 
     input: int
     output: int
@@ -30,6 +30,8 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Table:
+    """A published table: one engine and one metric."""
+
     number: int
     engine: str
     metric: Metric
@@ -38,6 +40,8 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Published:
+    """All published tables, and the model and the machine that they are about."""
+
     machine: Machine
     ranks: int
     dtype: str
@@ -47,13 +51,15 @@ class Published:
     tables: tuple[Table, ...]
 
     def engines(self) -> list[str]:
+        """Return the names of the engines in the tables."""
         return list(dict.fromkeys(table.engine for table in self.tables))
 
     def model(self, config: ModelConfig, engine: Engine, machine: Machine | None = None) -> Model:
+        """Return the planner's model of a config on the tables' ranks."""
         return Model(config, self.ranks, self.dtype, machine or self.machine, engine)
 
     def evaluate(self, model: Model, metric: Metric, row: Row) -> float:
-        """The figure of a cell, in the table's unit: batch 1 for TTFT and TPOT, a full batch for throughput."""
+        """Predict a cell in the table's unit. TTFT and TPOT are for batch 1, throughput is for a full batch."""
         if metric == "ttft_ms":
             return 1e3 * (model.engine.request_seconds + prefill(model, row.input).seconds)
         if metric == "tpot_ms":
@@ -63,6 +69,7 @@ class Published:
 
 
 def load_published(path: Path = PUBLISHED) -> Published:
+    """Load the published tables."""
     data = read_json(path)
     tables = tuple(
         Table(

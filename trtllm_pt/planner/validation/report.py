@@ -1,4 +1,4 @@
-"""Validation as text and as JSON."""
+"""The validation as text tables and as JSON."""
 
 from __future__ import annotations
 
@@ -18,20 +18,22 @@ SUMMARY_HEADER = ("table", "engine", "figure", "dense", "planner", "no change", 
 HELD_OUT_HEADER = ("system", "machine", "schedule", "batch", "figure", "printed", "predicted", "error")
 TREND_HEADER = ("in", "change", "predicted")
 NOTE = (
-    f"change: PT against dense, percent; error: points; band: of the predicted change, for tracks {WIDTH_BAND:.0%} "
-    f"narrower or wider and syncs of {LATENCY_BAND:.0%} less or more latency."
+    f"change: of PT relative to dense, in percent. error: in percentage points. band: of the predicted change, for "
+    f"tracks {WIDTH_BAND:.0%} narrower or wider, and syncs with {LATENCY_BAND:.0%} less or more latency."
 )
 SUMMARY_NOTE = (
-    "dense: mean absolute error of the dense rows, which the fit saw, percent. planner, no change, constant per D: "
-    "mean absolute error of PT's change, points; the constant is fitted on the answers."
+    "dense: mean absolute error of the dense rows, on which the engines were fitted, in percent. planner, no change, "
+    "constant per D: mean absolute error of PT's change, in percentage points. The constants are fitted on PT's rows."
 )
 
 
 def title(result: Result) -> str:
+    """Return a table's title."""
     return f"Table {result.number}: {_METRICS[result.metric]}, {_UNITS[result.metric]}, {result.engine}"
 
 
 def dense_rows(result: Result) -> Rows:
+    """Return the dense rows of a table under DENSE_HEADER."""
     return [
         (
             f"{r.input}/{r.output}",
@@ -44,6 +46,7 @@ def dense_rows(result: Result) -> Rows:
 
 
 def cell_rows(result: Result) -> Rows:
+    """Return the PT cells of a table under CELL_HEADER."""
     return [_cell_row(cell) for cell in result.cells]
 
 
@@ -65,6 +68,7 @@ def _figure(value: float | None, form: str) -> str:
 
 
 def summary_rows(results: list[Result]) -> Rows:
+    """Return a row per table under SUMMARY_HEADER."""
     return [
         (
             str(each.number),
@@ -87,7 +91,7 @@ def _goal(result: Result) -> str:
 
 
 def trend_rows(result: Result, depth: int) -> Rows:
-    """How the gain goes with the context: one row per input, that with the shortest output."""
+    """Show how the gain changes with the context, with one row per prompt length: the one with the shortest output."""
     seen: dict[int, Cell] = {}
     for cell in result.cells:
         if cell.depth == depth and (cell.input not in seen or cell.output < seen[cell.input].output):
@@ -99,6 +103,7 @@ def trend_rows(result: Result, depth: int) -> Rows:
 
 
 def held_out_rows(rows: list[HeldOut]) -> Rows:
+    """Return the systems that the fit did not use, under HELD_OUT_HEADER."""
     return [(each.system, each.machine, each.schedule, str(each.batch), each.figure, *_compared(each)) for each in rows]
 
 
@@ -110,7 +115,7 @@ def _compared(row: HeldOut) -> tuple[str, str, str]:
 
 
 def verdicts(results: list[Result]) -> Iterator[str]:
-    """One line for each table with a goal: is it met, and is the constant beaten."""
+    """Yield a line for each table with a goal: whether the goal is met, and how it compares with the constant."""
     for each in results:
         if each.goal is None or each.error is None or each.error_constant is None:
             continue
@@ -124,16 +129,17 @@ def verdicts(results: list[Result]) -> Iterator[str]:
 
 
 def to_json(results: list[Result], held_out: list[HeldOut]) -> dict[str, Any]:
+    """Return the whole validation as JSON."""
     return {"tables": [result.to_json() for result in results], "held_out": [asdict(each) for each in held_out]}
 
 
 def page(results: list[Result], held_out: list[HeldOut]) -> Iterator[tuple[str, tuple[str, ...], Rows]]:
-    """Every table of the validation: a title, a header, rows."""
+    """Yield every table of the validation as a title, a header and rows."""
     for each in results:
         yield title(each) + ": dense", DENSE_HEADER, dense_rows(each)
         yield title(each) + ": PT", CELL_HEADER, cell_rows(each)
     for each in results:
         if each.metric == "tpot_ms":
-            yield f"PT's change over the context, D = 8, {each.engine} TPOT", TREND_HEADER, trend_rows(each, 8)
-    yield "Held out: 70B of others, nothing fitted", HELD_OUT_HEADER, held_out_rows(held_out)
+            yield f"PT's change by context, D = 8, {each.engine} TPOT", TREND_HEADER, trend_rows(each, 8)
+    yield "Held out: other 70B systems, on which nothing was fitted", HELD_OUT_HEADER, held_out_rows(held_out)
     yield "Mean absolute errors", SUMMARY_HEADER, summary_rows(results)

@@ -1,4 +1,4 @@
-"""The planner against the published tables: every cell, the error per table, and what naive predictors do."""
+"""Compare the planner with every cell of the published tables, and its errors with those of naive predictors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trtllm_pt.planner.validation.published import Metric, Published, Row, Table
 from trtllm_pt.planner.variants import resized
 
 DEPTHS = (2, 4, 8)
-# Points of PT's change against dense, mean absolute error; the other tables have no goal.
+# Mean absolute error of PT's change relative to dense, in percentage points. The other tables have no goal.
 GOALS = {
     (engine, metric): goal
     for engine, goals in read_json(Path(__file__).parent / "goals.json").items()
@@ -28,7 +28,10 @@ WIDTH_BAND, LATENCY_BAND = 0.1, 0.3
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A PT figure. Changes are in percent of the dense figure of the same source; the band is that of the change."""
+    """A PT figure. Changes are in percent of the dense figure of the same source (published or predicted).
+
+    `band` is the range of the predicted change under other assumptions.
+    """
 
     input: int
     output: int
@@ -41,12 +44,14 @@ class Cell:
 
     @property
     def error(self) -> float | None:
-        """In points."""
+        """The error of the predicted change in percentage points."""
         return None if self.printed_change is None else self.predicted_change - self.printed_change
 
 
 @dataclass(frozen=True, slots=True)
 class Dense:
+    """A dense figure."""
+
     input: int
     output: int
     printed: float
@@ -55,8 +60,11 @@ class Dense:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One table. Errors are means of absolute points of change, None without printed PT figures; `dense_error` is in
-    percent."""
+    """One table with its errors.
+
+    Errors are mean absolute percentage points of the change, or None without published PT figures. `dense_error` is in
+    percent.
+    """
 
     number: int
     engine: str
@@ -70,6 +78,7 @@ class Result:
     goal: float | None
 
     def to_json(self) -> dict[str, Any]:
+        """Return the table with every cell and its error."""
         plain = asdict(self)
         for row, cell in zip(plain["cells"], self.cells, strict=True):
             row["error"] = cell.error
@@ -77,7 +86,7 @@ class Result:
 
 
 def validate(published: Published | None = None, fitted: Mapping[str, Engine] | None = None) -> list[Result]:
-    """All tables. PT's printed figures are only compared with, after everything is predicted."""
+    """Predict all tables. PT's published figures are used for the comparison only."""
     published = published or load_published()
     fitted = fitted or engines()
     return [_result(table, published, fitted[table.engine]) for table in published.tables]
@@ -85,7 +94,7 @@ def validate(published: Published | None = None, fitted: Mapping[str, Engine] | 
 
 @dataclass(frozen=True, slots=True)
 class _Pair:
-    """Dense and PT under the same assumptions."""
+    """The dense model and the PT models by D, under the same assumptions."""
 
     dense: Model
     pt: Mapping[int, Model]
@@ -113,7 +122,7 @@ def _result(table: Table, published: Published, engine: Engine) -> Result:
 
 
 def _assumptions(published: Published, engine: Engine) -> Iterator[_Pair]:
-    """What the tables leave open: first as assumed, then the width of a track and the latency of a sync varied."""
+    """Yield the models as assumed, then with other track widths and latencies, as the paper does not give them."""
 
     def pair(pt: ModelConfig, machine: Machine) -> _Pair:
         depths = {depth: published.model(pt.replace(block_depth=depth), engine, machine) for depth in DEPTHS}
@@ -152,7 +161,7 @@ def _change(published: Published, pair: _Pair, metric: Metric, row: Row, depth: 
 
 
 def _best_constant(cells: list[Cell]) -> float:
-    """The error of the one change per D that suits the answers best, which for this measure is their median."""
+    """Return the error of the best constant change per D, which is the median of the published changes."""
     errors = []
     for depth in DEPTHS:
         changes = [cell.printed_change or 0.0 for cell in cells if cell.depth == depth]

@@ -6,20 +6,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trtllm_pt.planner.ranks import Busy, Ranks
+from trtllm_pt.planner.clocks import KernelTime, RankClocks
 
 SECONDS = st.floats(0, 10)
 
 
 def clocks(count: int, late: float, work: list[float], message: float, logits: float) -> tuple[float, float]:
     """The end, and how long rank 0 waited in all-reduces: `work` between the messages."""
-    ranks = Ranks(count, late)
+    clock = RankClocks(count, late)
     for number, seconds in enumerate(work[:-1]):
-        ranks.work(Busy(seconds, seconds))
-        ranks.start(number, message)
-        ranks.finish(number)
-    ranks.work(Busy(work[-1], work[-1]))
-    return ranks.gather(logits), ranks.waited
+        clock.work(KernelTime(seconds, seconds))
+        clock.start(number, message)
+        clock.finish(number)
+    clock.work(KernelTime(work[-1], work[-1]))
+    return clock.gather(logits), clock.waited
 
 
 def simulated(count: int, late: float, work: list[float], message: float, logits: float) -> tuple[float, float]:
@@ -52,9 +52,9 @@ def test_a_pair_that_is_apart_takes_turns() -> None:
 
 def test_who_computes_while_the_other_waits_has_the_memory_alone() -> None:
     def end(late: float) -> float:
-        ranks = Ranks(2, late)
-        ranks.work(Busy(together=3, alone=2))
-        return ranks.gather(0) - late
+        clock = RankClocks(2, late)
+        clock.work(KernelTime(together=3, alone=2))
+        return clock.gather(0) - late
 
     assert end(0) == 3
     assert end(1) == pytest.approx(3 - 0.5)  # half of the work in the first second, that of two thirds
@@ -64,15 +64,15 @@ def test_who_computes_while_the_other_waits_has_the_memory_alone() -> None:
 @settings(max_examples=100, deadline=None)
 @given(st.floats(0.1, 10), st.floats(1, 3), SECONDS)
 def test_sharing_never_helps(alone: float, slower: float, late: float) -> None:
-    ranks = Ranks(2, late)
-    ranks.work(Busy(alone * slower, alone))
-    assert alone + late <= ranks.gather(0) * (1 + 1e-12) <= (alone * slower + late) * (1 + 1e-9)
+    clock = RankClocks(2, late)
+    clock.work(KernelTime(alone * slower, alone))
+    assert alone + late <= clock.gather(0) * (1 + 1e-12) <= (alone * slower + late) * (1 + 1e-9)
 
 
 def test_messages_of_one_wire_follow_each_other() -> None:
-    ranks = Ranks(2, 0)
+    clock = RankClocks(2, 0)
     for key in "ab":
-        ranks.start(key, 1.0)  # ladder: the second begins while the first is under way
+        clock.start(key, 1.0)  # ladder: the second begins while the first is under way
     for key in "ab":
-        ranks.finish(key)
-    assert ranks.gather(0) == 2 and ranks.waited == 2
+        clock.finish(key)
+    assert clock.gather(0) == 2 and clock.waited == 2

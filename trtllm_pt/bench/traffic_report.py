@@ -1,17 +1,13 @@
-"""The report of a traffic run: sections and keys as trtllm-bench writes them, columns as gptManagerBenchmark does."""
+"""The report of a traffic run, with the sections and keys of trtllm-bench and the columns of gptManagerBenchmark."""
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from trtllm_pt._version import __version__
-from trtllm_pt.bench.facts import Facts
-from trtllm_pt.bench.files import Row
-from trtllm_pt.bench.percentiles import percentiles
+from trtllm_pt.bench.facts import Facts, machine_facts
+from trtllm_pt.bench.results import Row, percentiles
 from trtllm_pt.bench.traffic import Load, Record
 from trtllm_pt.requests.messages import Stats
 
@@ -19,12 +15,15 @@ from trtllm_pt.requests.messages import Stats
 def report(
     facts: Facts, load: Load, records: Sequence[Record], before: Stats, after: Stats, *, streaming: bool
 ) -> dict[str, Any]:
-    """Of the requests that are complete. `before` and `after`: the runtime's counters around the traffic."""
+    """Return the report about all complete requests.
+
+    `before` and `after` are the runtime's counters before and after the traffic. `streaming` adds the times of tokens.
+    """
     good = [record for record in records if record.good]
     seconds = _seconds(good)
     sections = {
         "engine": _engine(facts),
-        "machine": machine(),
+        "machine": machine_facts(),
         "world_info": _world(facts, load, records),
         "request_info": _requests(good, records, seconds),
         "performance": _performance(good, seconds, facts.manifest.ranks),
@@ -35,7 +34,7 @@ def report(
 
 
 def columns(facts: Facts, records: Sequence[Record], *, streaming: bool) -> Row:
-    """gptManagerBenchmark's line. Milliseconds."""
+    """Return the row that gptManagerBenchmark writes. Times are in milliseconds."""
     good = [record for record in records if record.good]
     seconds = _seconds(good)
     tokens = sum(len(record.times) for record in good)
@@ -52,24 +51,6 @@ def columns(facts: Facts, records: Sequence[Record], *, streaming: bool) -> Row:
         row |= _spread([gap for record in good for gap in record.gaps], 1e3, "inter_token_latency(ms)")
         row |= _spread(_speeds(good), 1.0, "user_tokens_per_second")
     return row
-
-
-def machine() -> dict[str, Any]:
-    """trtllm-bench names the first GPU; without one, the processor and the machine's memory in GiB."""
-    return {
-        "name": _processor(),
-        "memory.total": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30,
-        "clocks.mem": None,
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return f"{next(names, platform.machine())}, {os.cpu_count()} cores"
 
 
 def _engine(facts: Facts) -> dict[str, Any]:
@@ -160,7 +141,11 @@ def _dataset(records: Sequence[Record]) -> dict[str, Any]:
 
 
 def _parallel_track(facts: Facts, seconds: float, before: Stats, after: Stats) -> dict[str, Any]:
-    """What trtllm-bench has no place for. Seconds and bytes of the traffic alone, the rest since the engine started."""
+    """Return the section that trtllm-bench does not have.
+
+    Steps, preemptions, and the seconds and bytes of all-reduces count the traffic alone; peak memory counts from the
+    engine's start.
+    """
     waited = _difference(before.all_reduce_seconds, after.all_reduce_seconds)
     return {
         "schedule": facts.model.schedule,
@@ -180,12 +165,12 @@ def _parallel_track(facts: Facts, seconds: float, before: Stats, after: Stats) -
 
 
 def _seconds(good: Sequence[Record]) -> float:
-    """From the first request's start to the last one's end."""
+    """Return the seconds from the start of the first request to the end of the last one."""
     return max(r.start + r.latency for r in good) - min(r.start for r in good) if good else 0.0
 
 
 def _speeds(good: Sequence[Record]) -> list[float]:
-    """Tokens per second after the first."""
+    """Return each request's tokens per second after its first token."""
     return [1 / record.tpot for record in good if record.tpot]
 
 
