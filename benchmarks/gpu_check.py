@@ -1,15 +1,15 @@
-"""What no machine without NVIDIA GPUs can show, in one table: `make gpu-check`, inside TensorRT-LLM's container.
+"""Check TensorRT engines on NVIDIA GPUs: `make gpu-check`, inside TensorRT-LLM's container.
 
-1. The trained model in pretrained/, plain and quantised, and one with sliding windows, through `convert`, `build` and
-   `LLM` on all GPUs: the log-probs of what they write against the reference network's, from the same (dequantised)
-   weights in float32.
-2. A PT model with random weights and its dense twin of equal size, timed: PT with NCCL and with AUTO all-reduces,
-   beside tensor parallelism, ours and TensorRT-LLM's own LlamaForCausalLM (AUTO, reduce fusion) from the same weights.
+1. The trained model in pretrained/, plain and quantised, and a model with sliding windows run through `convert`,
+   `build` and `LLM` on all GPUs. The log-probs of their outputs are compared with those of the reference network, which
+   has the same (dequantised) weights in float32.
+2. A PT model with random weights is timed beside its dense twin of equal size: PT with NCCL and with AUTO all-reduces,
+   tensor parallelism, and TensorRT-LLM's own LlamaForCausalLM (AUTO, reduce fusion) with the weights of the twin.
 
     python3 benchmarks/gpu_check.py [--ranks 8] [--model pt-6b] [--cases '1,512,128;32,512,128'] [--rounds 2]
 
-Every step is a command that is printed and can be pasted. What is built is kept in build/gpu-check and used again.
-`--engine embedded` rehearses all but what needs TensorRT-LLM.
+Every step is a command, which is printed and can be run by hand. Checkpoints and engines are kept in build/gpu-check
+and used again. `--engine embedded` rehearses everything that does not need TensorRT-LLM.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ from trtllm_pt.requests.messages import SamplingParams
 
 ROOT = Path(__file__).parents[1]
 PRETRAINED = ROOT / "pretrained" / "stdlib-pt"
-# Largest error of a log-prob, nats. bfloat16 alone moves logits by up to 0.3; a wrong order of weights by several.
+# Largest error of a log-prob in nats. bfloat16 alone changes logits by up to 0.3, a wrong order of weights by several.
 LIMITS = {None: 0.5, "W8A16": 0.5, "W4A16": 0.5, "FP8": 1.5}
-TOKENS = 48  # of every text that is compared
-WINDOWED = "windowed"  # a model that is made here
+TOKENS = 48  # output tokens of every text that is compared
+WINDOWED = "windowed"  # a model that this script makes
 WARM_UP, RUNS = 2, 5
 STOCK = "LlamaForCausalLM"
 
@@ -70,7 +70,7 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What the GPUs here are. Bytes; capability 90 is Hopper."""
+    """The GPUs of this machine, with their memory in bytes. Capability 90 is Hopper."""
 
     gpus: int
     name: str
@@ -79,19 +79,19 @@ class Machine:
 
 
 def here(engine: str) -> Machine:
-    """Raises UsageError where there is no GPU."""
+    """Describe this machine. Raises UsageError if it has no GPU."""
     import torch
 
     if engine == "embedded":
         return Machine(os.cpu_count() or 1, "CPU", 8 << 30, 0)
     if not torch.cuda.device_count():
-        raise UsageError("gpu_check needs NVIDIA GPUs; --engine embedded rehearses it without")
+        raise UsageError("gpu_check needs NVIDIA GPUs; --engine embedded rehearses it without them")
     gpu = torch.cuda.get_device_properties(0)
     return Machine(torch.cuda.device_count(), gpu.name, gpu.total_memory, 10 * gpu.major + gpu.minor)
 
 
 def subjects(machine: Machine, engine: str, ranks: int, model: str, twin: str) -> list[Subject]:
-    """All that this machine can build, the trained model first."""
+    """Return all engines that this machine can build, the trained model first."""
     trained = str(PRETRAINED)
     found = [Subject(title=name, model=path, timed=False) for name, path in (("stdlib-pt", trained), 2 * (WINDOWED,))]
     if engine == "embedded":
@@ -109,7 +109,7 @@ def subjects(machine: Machine, engine: str, ranks: int, model: str, twin: str) -
 
 
 def default_model(machine: Machine, ranks: int) -> str:
-    """The largest of the presets whose weights leave most of a GPU to building and to the KV cache."""
+    """Return the largest preset whose weights leave most of a GPU for building and for the KV cache."""
     for name in ("pt-6b", "pt-150m"):
         if 4 * cost.bytes_per_rank(preset(name), ranks, "bfloat16") < machine.memory:
             return name
@@ -117,7 +117,7 @@ def default_model(machine: Machine, ranks: int) -> str:
 
 
 def twin_of(model: str) -> str:
-    """The dense preset of equal size: pt-6b-d8 -> dense-6b. Raises UsageError for a model without one."""
+    """Return the dense preset of equal size: dense-6b for pt-6b-d8. Raises UsageError if there is none."""
     preset(model)
     twin = "-".join(["dense", *model.split("-")[1:2]])
     preset(twin)
@@ -125,13 +125,13 @@ def twin_of(model: str) -> str:
 
 
 def cases_of(text: str) -> list[Case]:
-    """`1,512,128;32,512,128`: sequences of a batch, tokens of a prompt, tokens of an output."""
+    """Read `1,512,128;32,512,128`: sequences in a batch, tokens of a prompt, tokens of an output."""
     try:
         cases = [Case(*(int(word) for word in part.split(","))) for part in text.split(";")]
     except (TypeError, ValueError):
         cases = []
     if not cases or min(min(c.batch_size, c.input_length, c.output_length - 1) for c in cases) < 1:
-        raise UsageError(f"--cases ({text!r}) must be BATCH,IN,OUT with ';' between several, OUT at least 2")
+        raise UsageError(f"--cases ({text!r}) must be BATCH,IN,OUT with OUT at least 2, separated by ';'")
     return cases
 
 
@@ -145,10 +145,10 @@ def run(*command: object) -> None:
         done = subprocess.run(words, check=False)
     except OSError as error:
         raise UsageError(
-            f"{words[0]} does not run here ({error.strerror}); gpu_check wants TensorRT-LLM's container"
+            f"{words[0]} cannot be run ({error.strerror}); run gpu_check in TensorRT-LLM's container"
         ) from None
     if done.returncode:
-        raise RunError(f"`{' '.join(words)}` ended with status {done.returncode}")
+        raise RunError(f"`{' '.join(words)}` exited with status {done.returncode}")
 
 
 def make_checkpoint(subject: Subject, ranks: int, folder: Path) -> Path:
@@ -172,7 +172,7 @@ def make_checkpoint(subject: Subject, ranks: int, folder: Path) -> Path:
 
 
 def windowed_model(folder: Path, window: int = 40) -> Path:
-    """Random weights whose attention is sharp: what stands just outside a window would often be what counts most."""
+    """Make a model with random weights and sharp attention, so that a window one token off changes its output."""
     import torch
 
     from trtllm_pt.checkpoint.load import save_model
@@ -193,13 +193,13 @@ def windowed_model(folder: Path, window: int = 40) -> Path:
 
 
 def stock_checkpoint(checkpoint: Path, output: Path) -> Path:
-    """The same files as a checkpoint of TensorRT-LLM's LlamaForCausalLM, whose names and shapes a dense model has.
+    """Make a checkpoint of TensorRT-LLM's LlamaForCausalLM, which has a dense model's names and shapes, from its files.
 
-    Our own key stays, which it ignores: so our runtime can tell what its engines hold.
+    The key `parallel_track` stays, which TensorRT-LLM ignores and our runtime reads from the engines.
     """
     config = json.loads((checkpoint / "config.json").read_text())
     if config["parallel_track"]["model"]["schedule"] != "tp":
-        raise UsageError(f"{checkpoint} is no dense model under tensor parallelism, which {STOCK} is")
+        raise UsageError(f"{checkpoint} is not a dense model under tensor parallelism, as {STOCK} is")
     output.mkdir(parents=True)
     for path in checkpoint.glob("rank*.safetensors"):
         (output / path.name).symlink_to(path.resolve())
@@ -212,7 +212,7 @@ def make_engines(subject: Subject, engine: str, ranks: int, cases: Sequence[Case
     most = max(case.input_length + case.output_length for case in cases)
     batch = max(8, *(case.batch_size for case in cases))
     positions = positions_of(checkpoint)
-    # Engines of an earlier run serve again only if they are what this run would build.
+    # Engines of an earlier run are used only if this run would build the same.
     path = folder / f"{subject.engines}-{ranks}-{batch}-{most}-{sources()}.engines"
     if path.exists():
         return path
@@ -243,9 +243,9 @@ def make_engines(subject: Subject, engine: str, ranks: int, cases: Sequence[Case
 
 
 def sources() -> str:
-    """A digest of what engines are made by."""
+    """Return a digest of the sources that engines are made with."""
     package = ROOT / "trtllm_pt"
-    files = [*sorted((package / "network").glob("*.py")), *sorted((package / "engine").glob("*.py"))]
+    files = [*sorted((package / "network").glob("*.py")), *sorted((package / "backends").rglob("*.py"))]
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:8]
 
 
@@ -258,7 +258,7 @@ def positions_of(checkpoint: Path) -> int:
 
 
 def prompts(vocab_size: int, has_tokenizer: bool) -> list[str | tuple[int, ...]]:
-    """Python, or any tokens where there is no tokenizer: shorter than a page of the KV cache, and over several."""
+    """Return prompts shorter and longer than a page of the KV cache: Python, or random tokens without a tokenizer."""
     if not has_tokenizer:
         draw = Prompts(vocab_size)
         return [draw.draw(length) for length in (3, 45, 150)]
@@ -267,7 +267,7 @@ def prompts(vocab_size: int, has_tokenizer: bool) -> list[str | tuple[int, ...]]
 
 
 def texts(folder: Path) -> list[dict[str, Any]]:
-    """Greedy outputs with their log-probs, all in one batch: {prompt, output, log_probs}."""
+    """Generate greedily in one batch, and return {prompt, output, log_probs} of each text."""
     from trtllm_pt import LLM
 
     sampling = SamplingParams(max_tokens=TOKENS, log_probs=True, end_id=-1)
@@ -282,7 +282,7 @@ def texts(folder: Path) -> list[dict[str, Any]]:
 
 
 def timings(folder: Path, cases: Sequence[Case]) -> list[list[dict[str, float]]]:
-    """Per case: every run's seconds."""
+    """Return the seconds of every run of each case."""
     from trtllm_pt.runtime.llm import start_runtime
 
     manifest = read_engine(folder)
@@ -301,7 +301,7 @@ def in_a_process(what: str, folder: Path, cases: str) -> Any:
     command = [sys.executable, __file__, "--do", what, str(folder), "--cases", cases]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        raise RunError(f"running {folder} ended with status {done.returncode}")
+        raise RunError(f"running {folder} exited with status {done.returncode}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -310,18 +310,18 @@ def in_a_process(what: str, folder: Path, cases: str) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """Of an engine's outputs with the reference network's, nats."""
+    """How well an engine's outputs agree with those of the reference network, in nats."""
 
-    largest: float  # error of a log-prob
+    largest: float  # largest error of a log-prob
     mean: float
-    missed: float  # how far below the reference's best choice a greedy token lay, at most
+    missed: float  # the most by which a greedy token was below the reference's best one
 
     def holds(self, quantize: str | None) -> bool:
-        return all(error <= LIMITS[quantize] for error in (self.largest, self.missed))  # and none is NaN
+        return all(error <= LIMITS[quantize] for error in (self.largest, self.missed))  # false for NaN, too
 
 
 def agreement(checkpoint: Path, outputs: Iterable[dict[str, Any]]) -> Agreement:
-    """The reference reads prompt and output at once, in float32 from the weights as they are stored."""
+    """Compare the outputs with the reference network, which has the stored weights in float32."""
     import torch
 
     from trtllm_pt.checkpoint.load import load_reference
@@ -347,7 +347,7 @@ def agreement(checkpoint: Path, outputs: Iterable[dict[str, Any]]) -> Agreement:
 
 
 def rows(measured: Sequence[dict[str, Any]], cases: Sequence[Case]) -> list[list[object]]:
-    """One per subject. `best TP`: how much sooner a token comes than from the fastest without tracks, per case."""
+    """Return a row per subject. `best TP` is the TPOT of the fastest engine without tracks over the subject's."""
     found: list[list[object]] = []
     for one in measured:
         row: list[object] = [one["title"], one["ranks"], one["sync_points"] if one["ranks"] > 1 else 0]
@@ -381,7 +381,7 @@ def _best_tp(measured: Sequence[dict[str, Any]], case: int) -> float | None:
 
 
 def measure(chosen: Sequence[Subject], arguments: argparse.Namespace, ranks: int) -> list[dict[str, Any]]:
-    """Builds all, then checks, then times: round by round, so that drift hits all alike."""
+    """Build all engines, then check them, then time them in rounds, so that drift of the machine affects all alike."""
     cases, folder = cases_of(arguments.cases), arguments.folder
     folder.mkdir(parents=True, exist_ok=True)
     built = {s: make_engines(s, arguments.engine, ranks, cases, folder) for s in chosen}
@@ -410,11 +410,11 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--engine", choices=("tensorrt_llm", "embedded"), default="tensorrt_llm")
     parser.add_argument("--ranks", type=int, choices=(1, 2, 4, 8), help="GPUs to use [most of those here]")
-    parser.add_argument("--model", help="a PT preset, its dense twin is built beside it [by memory: pt-6b or pt-150m]")
+    parser.add_argument("--model", help="PT preset, whose dense twin is also built [by memory: pt-6b or pt-150m]")
     parser.add_argument("--cases", default="1,512,128;32,512,128", help="BATCH,IN,OUT;… [%(default)s]")
     parser.add_argument("--rounds", type=int, default=2, help="passes over all engines [%(default)s]")
     parser.add_argument("--folder", type=Path, default=Path("build/gpu-check"), help="[%(default)s]")
-    parser.add_argument("--do", nargs=2, help=argparse.SUPPRESS)  # texts or timings, of an engine directory
+    parser.add_argument("--do", nargs=2, help=argparse.SUPPRESS)  # `texts` or `timings`, and an engine directory
     return parser.parse_args(words)
 
 
@@ -437,7 +437,10 @@ def main(words: Sequence[str] | None = None) -> int:
     print(f"\n{machine.gpus} x {machine.name}, {model} and {twin_of(model)} in bfloat16, medians of {WARM_UP} + {RUNS}")
     print(table(rows(measured, cases), header(cases)))
     wrong = [s.title for s, m in zip(chosen, measured, strict=True) if m["agreement"] and not _holds(m)]
-    print(f"{result} has every run. " + (f"NOT the reference's: {', '.join(wrong)}" if wrong else "All checks hold."))
+    print(
+        f"{result} has every run. "
+        + (f"These differ from the reference: {', '.join(wrong)}" if wrong else "All checks hold.")
+    )
     return 1 if wrong else 0
 
 

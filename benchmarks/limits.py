@@ -1,8 +1,8 @@
-"""What this machine can do at most: reading memory, multiplying matrices, and summing over ranks.
+"""Measure the limits of this machine: reading memory, multiplying matrices, and all-reduces.
 
     python benchmarks/limits.py [--threads 2] [--ranks 2] [--rounds 9] [--json]
 
-Samples are taken in turns; the table has medians, and their range for the read stream.
+Samples are taken in turn. The table shows medians, and also the range for the read stream.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from trtllm_pt.cli import run_script
 from trtllm_pt.errors import RunError
 
 _DTYPES = (torch.float32, torch.bfloat16)
-_SIZES = "512,8388608,4"  # bytes, of an all-reduce
+_SIZES = "512,8388608,4"  # bytes of an all-reduce: smallest, largest, factor
 
 
 def reads(threads: int, rounds: int) -> list[dict[str, Any]]:
@@ -65,13 +65,13 @@ def page(report: dict[str, Any]) -> str:
     for row in report["products"]:
         rates = " | ".join(f"{row['gflops'][name]:.0f}" if name in row["gflops"] else "" for name in names)
         lines.append(f"| {row['product']}, {row['dtype']} | {rates} |")
-    meetings = report["all_reduce"]
+    all_reduce = report["all_reduce"]
     lines += [
         "",
-        f"| all-reduce, {meetings['world_size']} ranks | bytes | microseconds | GB/s |",
+        f"| all-reduce, {all_reduce['world_size']} ranks | bytes | microseconds | GB/s |",
         "|---|---:|---:|---:|",
     ]
-    for row in meetings["rows"]:
+    for row in all_reduce["rows"]:
         times = f"{1e3 * row['duration (ms)']:.1f} | {row['algbw (GB/s)']:.2f}"
         lines.append(f"| {row['strategy']} | {row['message size']} | {times} |")
     return "\n".join(lines)
@@ -79,10 +79,10 @@ def page(report: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--ranks", type=int, default=2, help="of the all-reduces")
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="largest number of threads")
+    parser.add_argument("--ranks", type=int, default=2, help="ranks of the all-reduces")
+    parser.add_argument("--rounds", type=int, default=9, help="samples of each measurement")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
     args = parser.parse_args()
     torch.set_grad_enabled(False)
     load_ops()

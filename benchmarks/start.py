@@ -1,12 +1,12 @@
-"""What an engine costs before its first token: seconds to load it, and each rank's memory beside the weights.
+"""Measure the start of an engine: the seconds to load it, and the memory of each rank beside the weights.
 
     python benchmarks/start.py ENGINES [--tokens 128] [--json]         one rank
     mpirun -n 2 python benchmarks/start.py ENGINES …
 
-Seconds count from the imports (torch, MPI) to an engine that takes requests, the slowest rank's. Own memory is what the
-kernel calls anonymous, which no other process shares: how much a rank has more after a prompt than it had before it
-loaded the engine, the KV cache for that prompt included. Mapped is what it reads of the engine's files, which all ranks
-share with each other and with the page cache.
+The seconds are those of the slowest rank, from the end of the imports (torch, MPI) until the engine accepts requests.
+Own memory is what the kernel calls anonymous, which no other process shares: the growth from before the engine is
+loaded until after a prompt, including the KV cache for that prompt. Mapped memory is what a rank reads of the engine's
+files, which all ranks share with each other and with the page cache.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ COLUMNS = ("rank", "load (s)", "own memory (MB)", "mapped (MB)", "weights (MB)")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("engines", type=Path)
-    parser.add_argument("--tokens", type=int, default=128, help="of the prompt, and as many as the KV cache then needs")
+    parser.add_argument("--tokens", type=int, default=128, help="tokens of the prompt")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     if launched_ranks():
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def prompt(session: Session, tokens: int) -> None:
-    """One forward, so that every weight has been read."""
+    """Run one forward, so that every weight has been read."""
     if session.world.rank:
         session.follow()
         return
@@ -65,13 +65,13 @@ def prompt(session: Session, tokens: int) -> None:
 
 
 def memory(kind: str) -> float:
-    """MB of this process, by the name that Linux has for it in smaps."""
+    """Return the memory of this process in MB, of a kind that /proc/self/smaps_rollup names."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith(f"{kind}:")) / 1e3
 
 
 def mapped(engines: Path) -> float:
-    """MB of the engine's files that this process has in memory."""
+    """Return how much of the engine's files this process has in memory, in MB."""
     total, ours = 0, False
     for line in Path("/proc/self/smaps").read_text().splitlines():
         if "-" in line.split(" ", 1)[0]:
@@ -82,6 +82,7 @@ def mapped(engines: Path) -> float:
 
 
 def weights(session: Session, engines: Path) -> float:
+    """Return the size of this rank's weight files in MB."""
     files = (engines / f"rank{session.world.rank}.safetensors", engines / "shared.safetensors")
     return sum(file.stat().st_size for file in files if file.exists()) / 1e6
 

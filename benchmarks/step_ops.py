@@ -1,9 +1,9 @@
-"""Which ops a decode step and a prefill spend their time in: an engine of one rank, its calls alone.
+"""Measure the time of each op in a decode step and in a prefill, for an engine of one rank.
 
     python benchmarks/step_ops.py ENGINES [--batches 1 16] [--context 128] [--prompt 512] [--threads 2] [--json]
 
-Each op's share of the calls' time, as torch's profiler has it, products by their weights (tracks x outputs x inputs).
-`rest` is what lies between the ops: calls, memory for results, the additions of residuals.
+The table shows each op's share of the time, as torch's profiler measures it. Products are listed by the shape of their
+weights (tracks x outputs x inputs). `rest` is the time between the ops: calls, memory for results, and residual adds.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from trtllm_pt.cli import run_script
 from trtllm_pt.cli.text import table
 from trtllm_pt.errors import UsageError
 
-_STEPS = {True: 100, False: 5}  # of a decode step, of a prefill
+_STEPS = {True: 100, False: 5}  # how often a decode step runs, and how often a prefill
 _PRODUCTS = ("linear", "linear_swiglu", "head")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("engines", type=Path)
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 16], help="sequences of a decode step")
-    parser.add_argument("--context", type=int, default=128, help="tokens that a step's sequences have")
-    parser.add_argument("--prompt", type=int, default=512, help="tokens of the prefill")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 16], help="sequences in a decode step")
+    parser.add_argument("--context", type=int, default=128, help="tokens in the cache of each sequence")
+    parser.add_argument("--prompt", type=int, default=512, help="tokens of the prompt")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
@@ -54,23 +54,24 @@ def main() -> None:
 
 
 def open_engine(folder: Path, threads: int | None, pages: int) -> EmbeddedEngine:
+    """Load the engine. Raises UsageError if it has several ranks, or a KV cache of fewer pages."""
     engine = open_session(folder, threads=threads).engine
     if engine.manifest.ranks > 1:
-        raise UsageError(f"{folder} has {engine.manifest.ranks} ranks: an op's wait for others would count as its work")
+        raise UsageError(f"{folder} has {engine.manifest.ranks} ranks, but step_ops needs an engine of 1 rank")
     if engine.pages < pages:
-        raise UsageError(f"these batches need a KV cache of {pages * PAGE} tokens, {folder} has {engine.pages * PAGE}")
+        raise UsageError(f"these batches need a KV cache of {pages * PAGE} tokens; {folder} has {engine.pages * PAGE}")
     return engine
 
 
 def inputs(batch: int, context: int, new: int) -> tuple[Tensor, ...]:
-    """Of EmbeddedEngine.run: `batch` sequences of `context` tokens, and `new` more of each."""
+    """Return the arguments of EmbeddedEngine.run for `batch` sequences with `context` tokens and `new` ones."""
     pages = torch.arange(batch * pages_for(context + new)).view(batch, -1)
     offsets = torch.arange(batch + 1) * new
     return torch.arange(batch * new) % 64, torch.full((batch,), context), offsets, pages, offsets[1:] - 1
 
 
 def measured(engine: EmbeddedEngine, batch: tuple[Tensor, ...], steps: int) -> dict[str, float]:
-    """Microseconds of a call, `whole`, and of its ops, the longest first."""
+    """Return the microseconds of a call as `whole`, then those of its ops, the longest first."""
     for _ in range(2):
         engine.run(*batch)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as profile:
@@ -87,7 +88,7 @@ def measured(engine: EmbeddedEngine, batch: tuple[Tensor, ...], steps: int) -> d
 
 
 def label(event: Any) -> str:
-    """An op's name; a product's with its weights, packed [.., tiles of 16, inputs / e, 16 * e]."""
+    """Return an op's name, with the shape of a product's weights, packed as [.., tiles of 16, inputs / e, 16 * e]."""
     name: str = event.key.removeprefix("trtllm_pt::")
     if name not in _PRODUCTS:
         return name

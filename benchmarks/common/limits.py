@@ -1,4 +1,4 @@
-"""What this machine can do at most: how fast it reads memory, and how fast anything here multiplies matrices."""
+"""The limits of this machine: how fast it reads memory, and how fast any library multiplies matrices on it."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from trtllm_pt.errors import RunError
 from trtllm_pt.files.compiler import compile_cpp
 
 _SOURCE = Path(__file__).parent / "read_stream.cpp"
-_READ_BYTES = 640 << 20  # more than caches hold
-_STEP, _LINE = 512, 64  # bytes: what the loop takes at once, and what it begins at
+_READ_BYTES = 640 << 20  # more than the caches hold
+_STEP, _LINE = 512, 64  # bytes: what one pass of the loop reads, and the alignment of its start
 
 
 class ReadStream:
-    """A read of a large buffer by several threads. Raises UsageError where there is no C++ compiler."""
+    """A read of a large buffer by several threads. Raises UsageError if there is no C++ compiler."""
 
     def __init__(self, threads: int) -> None:
         self._read = _compiled().read_stream
         self._read.argtypes, self._read.restype = [ctypes.c_void_p, ctypes.c_size_t], ctypes.c_uint64
         self._part = _READ_BYTES // threads // _STEP * _STEP
-        # numpy asks for huge pages. Written, for an untouched page is no memory; from a whole cache line on.
+        # numpy asks for huge pages. The buffer is written, because untouched pages are not allocated.
         self._buffer = np.ones(self._part * threads + _LINE, np.uint8)
         first = -(-self._buffer.ctypes.data // _LINE) * _LINE
         self._addresses = [first + thread * self._part for thread in range(threads)]
@@ -38,12 +38,12 @@ class ReadStream:
         self()
 
     def __call__(self) -> float:
-        """Bytes per second: the better of two passes."""
+        """Return the bytes per second of the better of two passes."""
         return self._part * len(self._addresses) / min(self._pass() for _ in range(2))
 
     def _pass(self) -> float:
         began = time.perf_counter()
-        list(self._pool.map(lambda address: self._read(address, self._part), self._addresses))  # ctypes frees the GIL
+        list(self._pool.map(lambda address: self._read(address, self._part), self._addresses))
         return time.perf_counter() - began
 
 
@@ -56,7 +56,7 @@ def _compiled() -> ctypes.CDLL:
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """[m, k] x [k, n]."""
+    """A matrix product [m, k] x [k, n]."""
 
     m: int
     n: int
@@ -70,12 +70,12 @@ class Product:
         return f"{self.m} x {self.n} x {self.k}"
 
 
-# A square one, and those of 512 tokens: the FFNs of the 150M and 1B models, and a large head.
+# A square product, and products of 512 tokens: the FFNs of the 150M and 1B models, and a large head.
 PRODUCTS = (Product(2048, 2048, 2048), Product(512, 5632, 1024), Product(512, 8192, 2048), Product(512, 32000, 2048))
 
 
 class Matrix:
-    """One way to multiply by a weight that was made ready before: calling it gives FLOP per second."""
+    """A way to multiply by a weight that was prepared before. A call returns FLOP per second."""
 
     def __init__(self, name: str, product: Product, dtype: torch.dtype, work: Callable[[], object]) -> None:
         self.name, self.product, self.dtype, self._work = name, product, dtype, work
@@ -87,15 +87,15 @@ class Matrix:
 
 
 def load_ops() -> None:
-    """The engine's ops into this process, compiled from the sources as they are."""
+    """Load the engine's ops, compiled from the current sources, into this process."""
     with tempfile.TemporaryDirectory(prefix="trtllm_pt-") as folder:
         load(build_library(Path(folder)))
 
 
 def matrices(product: Product, dtype: torch.dtype) -> list[Matrix]:
-    """Every way that is here, with torch's threads as they are. The ops must be loaded.
+    """Return every way to multiply that this machine has, with the current threads of torch. The ops must be loaded.
 
-    Raises RunError where one of them gives another product.
+    Raises RunError if one of them returns a wrong product.
     """
     x, weight = torch.randn(product.m, product.k).to(dtype), torch.randn(product.n, product.k).to(dtype)
     packed = torch.ops.trtllm_pt.pack(weight[None])
@@ -119,12 +119,12 @@ def _onednn_has_bfloat16() -> bool:
 
 
 def fastest(found: list[Matrix], samples: int = 3) -> Matrix:
-    """Of all, by the best of a few calls each."""
+    """Return the fastest way, by the best of a few calls of each."""
     return max(found, key=lambda matrix: max(matrix() for _ in range(samples)))
 
 
 def medians(ways: list[Callable[[], float]], rounds: int) -> list[tuple[float, float, float]]:
-    """Each way's median, minimum and maximum, taken in turns so that the machine's noise hits all alike."""
+    """Return the median, minimum and maximum of each way. They take turns, so that noise affects all alike."""
     samples = np.array([[way() for way in ways] for _ in range(rounds)])
     columns = np.median(samples, 0), samples.min(0), samples.max(0)
     return [(float(m), float(low), float(high)) for m, low, high in zip(*columns, strict=True)]

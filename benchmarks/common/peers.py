@@ -1,7 +1,8 @@
-"""Our engine and another one in turn, seconds apart, with the machine's own speed taken beside every sample.
+"""Measure trtllm_pt and another engine in turn, and the speed of the machine beside every sample.
 
-A virtual machine's memory may halve its speed for minutes: a ratio of two samples means something only where what
-limits both, the read stream or for a prompt the matrix product, was the same around both, and a time only beside it.
+The memory of a virtual machine may be half as fast for minutes. So a ratio of two samples is meaningful only if the
+limit of both was the same around them (the read stream, or the matrix product for prefill). A time is meaningful only
+beside that limit.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from trtllm_pt.model.cost import DTYPE_BYTES, active_parameters, flops_per_token
 from .side import Generated, Side
 
 DTYPE = "bfloat16"
-_STEADY = 1.25  # the gauges around a pair of samples differ by less than this
-_REST_SECONDS = 0.3  # until the threads of whoever worked last have stopped spinning
-_FIRST_TOKEN_ID = 4  # those below may mean something to a peer, such as padding
+_STEADY = 1.25  # a pair counts if the limits around it differ by less than this factor
+_REST_SECONDS = 0.3  # until the threads of the previous engine have stopped spinning
+_FIRST_TOKEN_ID = 4  # lower ids may be special tokens of a peer, such as padding
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,33 +36,34 @@ class Case:
     tokens: int
 
     def seconds(self, generated: Generated) -> float:
+        """Return the time of this case."""
         return generated.first if self.tokens == 1 else generated.step
 
     def prompts(self, vocab_size: int, seed: int) -> list[list[int]]:
-        """New ones for every seed: a prefix that an engine knows would not be computed."""
+        """Draw prompts, other ones for every seed, because an engine does not compute a prefix that it has cached."""
         random = np.random.default_rng((self.batch, self.prompt, seed))
         found: list[list[int]] = random.integers(_FIRST_TOKEN_ID, vocab_size, (self.batch, self.prompt)).tolist()
         return found
 
 
 def all_cases(steps: int) -> dict[str, Case]:
-    """By name: the first token of 512, and `steps` steps from a context of 128."""
+    """Return all cases by name: the first token after 512, and `steps` steps from a context of 128."""
     cases = [Case("prefill", 1, 512, 1), *(Case(f"decode-{batch}", batch, 128, steps + 1) for batch in (1, 4, 16))]
     return {case.name: case for case in cases}
 
 
 @dataclass(frozen=True, slots=True)
 class Gauges:
-    """The machine's limits, taken again whenever they are called. Bytes and FLOP per second."""
+    """Functions that measure the machine's limits, in bytes and FLOP per second."""
 
     read: Callable[[], float]
     multiply: Callable[[], float]
 
 
 def sample(ours: Side, peer: Side, case: Case, vocab_size: int, number: int, gauges: Gauges) -> dict[str, Any]:
-    """One pair, whose order changes from sample to sample. `number` 0 is for warming up.
+    """Take one pair of samples, whose order changes from pair to pair. `number` 0 is a warm-up.
 
-    read and multiply: before, between and after the two; the latter only beside prefill, which it limits.
+    `read` and `multiply` are measured before, between and after the two; `multiply` only for prefill, which it limits.
     """
     prompts = case.prompts(vocab_size, number)
     found: dict[str, Generated] = {}
@@ -92,21 +94,22 @@ def sample(ours: Side, peer: Side, case: Case, vocab_size: int, number: int, gau
 
 
 def step_bytes(config: ModelConfig) -> int:
-    """Weights that a decoding step reads: all but the embedding, of which it looks up rows. A tied one is the head."""
+    """Return the bytes of weights that a decode step reads: all but the embedding, unless it is also the head."""
     looked_up = 0 if config.tie_embeddings else config.vocab_size * config.hidden_size
     return (active_parameters(config) - looked_up) * DTYPE_BYTES[DTYPE]
 
 
 def prefill_flops(config: ModelConfig, tokens: int) -> int:
-    """Of the weights: the blocks for every token, the head for the last one. What attention adds is left out."""
+    """Return the FLOP of the products with weights: the blocks for every token, and the head for the last one."""
     head = 2 * config.vocab_size * config.hidden_size
     return (flops_per_token(config, context=0) - head) * tokens + head
 
 
 def summary(config: ModelConfig, case: Case, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One line of the table. Ratios over 1: ours is faster. Only pairs in a steady minute count, if there is any.
+    """Return a row of the table. With ratios above 1, trtllm_pt is faster.
 
-    of_limit: of the read stream where it decodes, of the best matrix product where it prefills.
+    Only pairs with steady limits count, unless there is none. `of_limit` is the share of the read stream for decode, or
+    of the best matrix product for prefill.
     """
     gauge, work = ("multiply", prefill_flops(config, case.prompt)) if case.tokens == 1 else ("read", step_bytes(config))
     steady = [each for each in samples if max(each[gauge]) < _STEADY * min(each[gauge])]
@@ -128,7 +131,7 @@ def summary(config: ModelConfig, case: Case, samples: Sequence[Mapping[str, Any]
 
 
 def _beside(each: Mapping[str, Any], gauge: str) -> float:
-    """The mean of before and after our half of the pair."""
+    """Return the mean of the limit before and after our sample of the pair."""
     place = each["order"].index("ours")
     return float(np.mean(each[gauge][place : place + 2]))
 
@@ -137,7 +140,7 @@ _HEADS = "model,peer,case,ours ms,peer ms,peer / ours,pairs,read GB/s,ours of th
 
 
 def markdown(lines: Sequence[tuple[str, str, str, Mapping[str, Any]]]) -> str:
-    """The table of model, peer, case and summary."""
+    """Return the table of model, peer, case and summary as Markdown."""
     rows = [_HEADS.split(","), ["---"] * 3 + ["---:"] * 7]
     for model, peer, case, found in lines:
         spread = f"{found['ratio']:.2f} ({found['ratio_min']:.2f} to {found['ratio_max']:.2f})"

@@ -1,4 +1,4 @@
-"""The other end of the protocol of benchmarks/peers/side.py: a process that generates when it is told to."""
+"""The parent of a process that keeps a model loaded and generates on request (benchmarks/peers/side.py)."""
 
 from __future__ import annotations
 
@@ -15,30 +15,32 @@ from trtllm_pt.bench.results import median
 from trtllm_pt.errors import RunError
 from trtllm_pt.job.process import end, last_line
 
-_PATIENCE = 20.0  # seconds for a side to end after it was told to
+_PATIENCE = 20.0  # seconds that a process has to exit after its input was closed
 
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """Seconds from the request until each sequence had its 1st, 2nd, … token, and the tokens of each."""
+    """The seconds from the request until all sequences had their 1st, 2nd, … token, and the tokens of each sequence."""
 
     seconds: list[float]
     tokens: list[list[int]]
 
     @property
     def first(self) -> float:
+        """The seconds to the first token."""
         return self.seconds[0]
 
     @property
     def step(self) -> float:
-        """The median of the steps after the first token. Seconds."""
+        """The median of the seconds per step after the first token."""
         return median([after - before for before, after in zip(self.seconds, self.seconds[1:], strict=False)])
 
 
 class Side:
-    """A model kept loaded. A context manager. `name` stands in messages, `log` takes what the process prints.
+    """A context manager that keeps a model loaded in a process.
 
-    Raises RunError, with the last line that it printed, where the process ends.
+    `name` appears in error messages, and `log` is the file for the process's output. Raises RunError, with the last
+    line of the log, if the process exits.
     """
 
     def __init__(self, name: str, command: Sequence[str], log: Path, threads: int) -> None:
@@ -51,7 +53,7 @@ class Side:
                 stderr=printed,
                 text=True,
                 env=os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"},
-                start_new_session=True,  # an interruption is the driver's to handle
+                start_new_session=True,  # Ctrl-C goes to the parent alone
             )
         try:
             self.version = str(self._answer()["version"])
@@ -60,15 +62,15 @@ class Side:
             raise
 
     def generate(self, prompts: Sequence[Sequence[int]], tokens: int) -> Generated:
-        """`tokens` more of every prompt, all of one length, greedily."""
+        """Generate `tokens` tokens after every prompt, greedily. All prompts have the same length."""
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # how it ended is told below
+        with contextlib.suppress(BrokenPipeError):  # _answer reports why the process exited
             print(json.dumps({"prompts": prompts, "tokens": tokens}), file=self._process.stdin, flush=True)
         answer = self._answer()
         return Generated(answer["seconds"], answer["tokens"])
 
     def close(self) -> None:
-        """The end of its input is the side's sign to end."""
+        """Close the process's input, at which it exits, or kill it if it does not."""
         try:
             self._process.communicate(timeout=_PATIENCE)
         except subprocess.TimeoutExpired:
@@ -84,7 +86,7 @@ class Side:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise RunError(f"{self._name} ended with status {self._process.wait()}: {last_words(self._log)}")
+            raise RunError(f"{self._name} exited with status {self._process.wait()}: {last_words(self._log)}")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise RunError(f"{self._name}: {' '.join(answer['error'].split())}")
@@ -92,5 +94,5 @@ class Side:
 
 
 def last_words(log: Path) -> str:
-    """The last line that a process printed, and the file that has the rest."""
-    return f"{last_line(log.read_text(errors='replace')) or 'it said nothing'} ({log})"
+    """Return the last line of a log, and the path of the file."""
+    return f"{last_line(log.read_text(errors='replace')) or 'no output'} ({log})"
