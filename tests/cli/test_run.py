@@ -67,6 +67,11 @@ def test_run(folder: Path) -> None:
     assert run_in(folder, "run", "engines", "--max-tokens", "4", stdin="1 2 3\n").stdout == done.stdout
     assert under(MPIRUN, folder, "run", "engines", "1 2 3", "--max-tokens", "4").stdout == done.stdout
 
+    only_the_likeliest = run_in(
+        folder, "run", "engines", "1 2 3", "--max-tokens", "4", "--temperature", "5", "--min-p", "1"
+    )
+    assert only_the_likeliest.stdout == done.stdout
+
     one = json.loads(run_in(folder, "run", "engines", "1 2 3", "--json", "--max-tokens", "4").stdout)
     assert set(one) == RESULT_KEYS
     assert (one["text"], one["sync_points_seen"], one["finish_reason"]) == ("", 1, "length")

@@ -82,6 +82,14 @@ def test_streamed_completions(client: Any, alone: dict[str, RunResult]) -> None:
         list(pool.map(one, PROMPTS * 2))
 
 
+def test_min_p_reaches_the_engine(client: Any, alone: dict[str, RunResult]) -> None:
+    """With 1, only the likeliest token is left to draw."""
+    asked = {"model": "demo", "prompt": PROMPTS[0], "max_tokens": LENGTH, "temperature": 5.0, "seed": 1}
+    assert client.completions.create(**asked).choices[0].text != alone[PROMPTS[0]].text
+    answer = client.completions.create(**asked, extra_body={"min_p": 1})
+    assert answer.choices[0].text == alone[PROMPTS[0]].text
+
+
 def test_chat(client: Any, alone: dict[str, RunResult]) -> None:
     asked = {"model": "demo", "messages": [{"role": "user", "content": "sort a list"}], "temperature": 0}
     answer = client.chat.completions.create(**asked, max_completion_tokens=LENGTH)
@@ -133,12 +141,17 @@ def test_a_client_that_goes_away_frees_its_slot(client: Any, served: Served) -> 
         ("completions", {"prompt": [1, 99999]}, 400, "token_ids[1] (99999) must be a token id"),
         ("completions", {"prompt": "x", "max_tokens": -1}, 400, "max_tokens (-1) must be a whole number at least 1"),
         ("completions", {"prompt": "x", "max_tokens": "many"}, 400, "max_tokens ('many') must be a whole number"),
-        ("completions", {"prompt": "x", "temperature": -1}, 400, "temperature (-1.0) must be a number at least 0"),
+        ("completions", {"prompt": "x", "temperature": -1}, 400, "temperature (-1) must be a number at least 0"),
         ("completions", {"prompt": "x", "temperature": float("nan")}, 400, "is not JSON: NaN is not a JSON number"),
         ("completions", {"prompt": "x", "top_p": 1.5}, 400, "top_p (1.5) must be a number above 0 and at most 1"),
-        ("completions", {"prompt": "x", "top_p": 0}, 400, "top_p (0.0) must be a number above 0 and at most 1"),
+        ("completions", {"prompt": "x", "top_p": 0}, 400, "top_p (0) must be a number above 0 and at most 1"),
         ("completions", {"prompt": "x", "top_k": -1}, 400, "top_k (-1) must be a whole number at least 0"),
         ("completions", b'{"prompt": "x", "presence_penalty": 1e400}', 400, "presence_penalty (inf) must be a finite"),
+        ("completions", {"prompt": "x", "top_k": 2**40}, 400, "top_k (1099511627776) must be at most 2147483647"),
+        ("completions", {"prompt": "x", "temperature": 10**400}, 400, "must be a number at least 0"),
+        ("completions", {"prompt": "x", "min_p": 2}, 400, "min_p (2) must be a number between 0 and 1"),
+        ("completions", {"prompt": [5, -1]}, 400, "token_ids[1] (-1) must be a token id between 0 and 4095"),
+        ("completions", {"prompt": [2**40]}, 400, "token_ids[0] (1099511627776) must be a token id"),
         ("completions", {"prompt": [[[1]]]}, 400, "prompt ([[1]]) must be a string or a list of token ids"),
         ("completions", {"prompt": 5}, 400, "prompt (5) must be a string or a list"),
         ("completions", {"prompt": "\ud800"}, 400, "prompt contains an unpaired surrogate"),

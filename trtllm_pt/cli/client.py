@@ -6,11 +6,15 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
+from trtllm_pt.cli.options import sampling_options
 from trtllm_pt.cli.text import duration
 from trtllm_pt.errors import UsageError
+from trtllm_pt.requests.fields import NUMBERS, given_numbers
+from trtllm_pt.requests.messages import SamplingParams
 
 
 @click.command("client")
@@ -22,42 +26,9 @@ from trtllm_pt.errors import UsageError
     type=click.Path(path_type=Path),
     help="Start a server for this one prompt, on free ports, and stop it afterwards.",
 )
-@click.option(
-    "--max-tokens", type=click.IntRange(min=1), default=64, show_default=True, help="Maximum number of new tokens."
-)
-@click.option(
-    "--temperature",
-    type=click.FloatRange(min=0),
-    default=0.0,
-    show_default=True,
-    help="Sampling temperature; 0: greedy decoding.",
-)
-@click.option(
-    "--top-k",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Sample from the k likeliest tokens; 0: all.",
-)
-@click.option(
-    "--top-p",
-    type=click.FloatRange(0, 1, min_open=True),
-    default=1.0,
-    show_default=True,
-    help="Cumulative probability for nucleus sampling.",
-)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed.")
+@sampling_options(field for field in NUMBERS if field.text_input)
 @click.option("--stop", multiple=True, metavar="WORD", help="Stop at this text, which is included. Repeatable.")
-def command(
-    words: tuple[str, ...],
-    folder: Path | None,
-    max_tokens: int,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    seed: int,
-    stop: tuple[str, ...],
-) -> None:
+def command(words: tuple[str, ...], folder: Path | None, stop: tuple[str, ...], **sampling_fields: Any) -> None:
     """Send a prompt to a server and print the answer as it arrives.
 
     URL is the address of Triton's HTTP port. The default is http://127.0.0.1:8000.
@@ -75,9 +46,10 @@ def command(
     if folder is not None and len(words) == 2:
         raise UsageError(f"--serve ({folder}) and URL ({words[0]}) cannot be combined")
     url, prompt = words if len(words) == 2 else (DEFAULT_URL, words[0])
-    fields: dict[str, object] = {"text_input": prompt, "max_tokens": max_tokens}
-    if temperature > 0:
-        fields |= {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    fields: dict[str, object] = {"text_input": prompt}
+    for field, value in given_numbers(SamplingParams(**sampling_fields)):
+        assert field.text_input is not None
+        fields[field.text_input] = value
     if stop:
         fields["stop_words"] = list(stop)
     if folder is None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
 from trtllm_pt.model.quantization import KV_CACHE_QUANT_ALGOS, QUANT_ALGOS
+from trtllm_pt.requests.fields import WHOLE, Field
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -45,3 +47,29 @@ def output_option(what: str, *names: str) -> Decorator:
 def dtype_option(*choices: str, default: str) -> Decorator:
     """Return the option --dtype with the given choices."""
     return click.option("--dtype", type=click.Choice(choices), default=default, show_default=True, help="Weight type.")
+
+
+def sampling_options(fields: Iterable[Field]) -> Decorator:
+    """An option for each of the numbers, under its name in SamplingParams, with its default and its range."""
+
+    def declare(command: Callable[..., Any]) -> Callable[..., Any]:
+        for field in reversed(tuple(fields)):
+            text = f"{field.help}; {field.range}".removesuffix("; ") + "."
+            option = click.option(
+                f"--{field.name.replace('_', '-')}",
+                type=int if field.kind == WHOLE else float,
+                default=field.default,
+                show_default=True,
+                callback=partial(_checked, field),
+                help=text,
+            )
+            command = option(command)
+        return command
+
+    return declare
+
+
+def _checked(field: Field, context: click.Context, option: click.Parameter, value: float) -> float:
+    if problem := field.problem(value):
+        raise click.BadParameter(problem, context, option)
+    return value

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from trtllm_pt.cli.options import json_option
+from trtllm_pt.cli.options import json_option, sampling_options
 from trtllm_pt.cli.text import duration
 from trtllm_pt.errors import UsageError
+from trtllm_pt.requests.fields import NUMBERS
 from trtllm_pt.requests.messages import SamplingParams
 
 if TYPE_CHECKING:
@@ -21,43 +22,15 @@ if TYPE_CHECKING:
 @click.command("run")
 @click.argument("engines", metavar="ENGINES", type=click.Path(path_type=Path))
 @click.argument("prompts", metavar="[PROMPT]...", nargs=-1)
-@click.option(
-    "--max-tokens", type=click.IntRange(min=1), default=64, show_default=True, help="Maximum number of new tokens."
-)
-@click.option(
-    "--temperature",
-    type=click.FloatRange(min=0),
-    default=0.0,
-    show_default=True,
-    help="Sampling temperature; 0: greedy decoding.",
-)
-@click.option(
-    "--top-k",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Sample from the k likeliest tokens; 0: all.",
-)
-@click.option(
-    "--top-p",
-    type=click.FloatRange(0, 1, min_open=True),
-    default=1.0,
-    show_default=True,
-    help="Cumulative probability for nucleus sampling.",
-)
-@click.option("--seed", type=int, default=0, show_default=True, help="Random seed; the same seed gives the same text.")
+@sampling_options(NUMBERS)
 @click.option("--threads", type=click.IntRange(min=1), help="Threads per rank.  [default: cores / ranks]")
 @json_option
 def command(
     engines: Path,
     prompts: tuple[str, ...],
-    max_tokens: int,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    seed: int,
     threads: int | None,
     as_json: bool,
+    **sampling_fields: Any,
 ) -> None:
     """Generate text from prompts.
 
@@ -74,7 +47,7 @@ def command(
       mpirun -n 2 trtllm-pt run engines/demo "def binary_search("
     """
     texts = list(prompts) or [_standard_input()]
-    sampling = SamplingParams(max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    sampling = SamplingParams(**sampling_fields)
     from trtllm_pt.runtime.llm import LLM
 
     with LLM(engines, threads=threads) as llm:

@@ -1,26 +1,169 @@
-"""The sampling fields of a request: which values each may have."""
+"""The table of sampling fields: the values that each may have, and its name at each border of the project.
+
+The command line, OpenAI's endpoints, Triton's tensors and the checks of a request are derived from it.
+"""
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from trtllm_pt.errors import UsageError
 from trtllm_pt.requests.messages import SamplingParams
 
 WHOLE, NUMBER = "a whole number", "a number"
-RANGES: dict[str, tuple[str, float, float, str]] = {  # field: kind, least, most, the range in words
-    "max_tokens": (WHOLE, 1, math.inf, "at least 1"),
-    "temperature": (NUMBER, 0, math.inf, "at least 0 (0: greedy)"),
-    "top_k": (WHOLE, 0, math.inf, "at least 0 (0: no limit)"),
-    "top_p": (NUMBER, math.ulp(0), 1, "above 0 and at most 1"),
-    "min_p": (NUMBER, 0, 1, "between 0 and 1"),
-    "repetition_penalty": (NUMBER, math.ulp(0), math.inf, "above 0 (1: none)"),
-    "presence_penalty": ("a finite number", -math.inf, math.inf, ""),
-    "frequency_penalty": ("a finite number", -math.inf, math.inf, ""),
-    "seed": (WHOLE, 0, 2**64 - 1, "between 0 and 2**64 - 1"),
-    "min_tokens": (WHOLE, 0, math.inf, "at least 0"),
-}
+FLAG, TOKEN, WORDS = "true or false", "a token id", "sequences of token ids"
+_FLOAT_MAX = sys.float_info.max
+_INT32_MAX, _INT64_MAX = 2**31 - 1, 2**63 - 1  # what tensors and messages hold
+_SMALLEST = 5e-324  # the smallest number above 0
+_DEFAULTS = SamplingParams()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Field:
+    """One field of SamplingParams.
+
+    The command line has an option for each number, and OpenAI's endpoints take each number, both under the field's own
+    name. A number without a tensor reaches the Triton model `tensorrt_llm` as a parameter of the request.
+    """
+
+    name: str
+    kind: str
+    least: float = -_FLOAT_MAX
+    most: float = _FLOAT_MAX
+    range: str = ""  # from `least` to `most`, in words
+    help: str = ""  # what a number does, for the help of the command line
+    tensor: str | None = None  # its name among the inputs of Triton's model `tensorrt_llm`
+    text_input: str | None = None  # its name among the inputs of the Triton models that take text
+    tensor_type: Literal["INT32", "FP32", "UINT64", "BOOL"] = "FP32"
+    required: bool = False  # whether those models must be given it
+    draws: bool = False  # whether it has no effect on greedy decoding
+
+    @property
+    def default(self) -> Any:
+        return getattr(_DEFAULTS, self.name)
+
+    def problem(self, value: object) -> str | None:
+        """What is wrong with a value of a number or a flag, in one sentence; None: nothing."""
+        good = isinstance(value, bool) == (self.kind == FLAG) and isinstance(value, int | float)
+        good = good and not (self.kind == WHOLE and isinstance(value, float))
+        if good and self.least <= value <= self.most:  # type: ignore[operator]
+            return None
+        if good and self.most in (_INT32_MAX, _INT64_MAX) and value > self.most:  # type: ignore[operator]
+            return f"{self.name} ({value}) must be at most {self.most}"
+        return f"{self.name} ({value!r}) must be {self.kind} {self.range}".rstrip()
+
+
+FIELDS = (
+    Field(
+        name="max_tokens",
+        kind=WHOLE,
+        least=1,
+        most=_INT64_MAX,
+        range="at least 1",
+        help="Maximum number of new tokens",
+        tensor="request_output_len",
+        text_input="max_tokens",
+        tensor_type="INT32",
+        required=True,
+    ),
+    Field(
+        name="temperature",
+        kind=NUMBER,
+        least=0,
+        range="at least 0 (0: greedy)",
+        help="Sampling temperature",
+        tensor="temperature",
+        text_input="temperature",
+        draws=True,
+    ),
+    Field(
+        name="top_k",
+        kind=WHOLE,
+        least=0,
+        most=_INT32_MAX,
+        range="at least 0 (0: no limit)",
+        help="Number of the likeliest tokens to sample from",
+        tensor="runtime_top_k",
+        text_input="top_k",
+        tensor_type="INT32",
+        draws=True,
+    ),
+    Field(
+        name="top_p",
+        kind=NUMBER,
+        least=_SMALLEST,
+        most=1,
+        range="above 0 and at most 1",
+        help="Cumulative probability for nucleus sampling",
+        tensor="runtime_top_p",
+        text_input="top_p",
+        draws=True,
+    ),
+    Field(
+        name="min_p",
+        kind=NUMBER,
+        least=0,
+        most=1,
+        range="between 0 and 1",
+        help="Minimum probability of a token relative to the likeliest one",
+        draws=True,
+    ),
+    Field(
+        name="repetition_penalty",
+        kind=NUMBER,
+        least=_SMALLEST,
+        range="above 0 (1: none)",
+        help="Penalty for tokens of the prompt and the output",
+        tensor="repetition_penalty",
+        text_input="repetition_penalty",
+    ),
+    Field(
+        name="presence_penalty",
+        kind="a finite number",
+        help="Penalty for tokens of the output",
+        tensor="presence_penalty",
+        text_input="presence_penalty",
+    ),
+    Field(
+        name="frequency_penalty",
+        kind="a finite number",
+        help="Penalty for each occurrence of a token in the output",
+        tensor="frequency_penalty",
+        text_input="frequency_penalty",
+    ),
+    Field(
+        name="seed",
+        kind=WHOLE,
+        least=0,
+        most=2**64 - 1,
+        range="between 0 and 2**64 - 1",
+        help="Random seed; the same seed gives the same text",
+        tensor="seed",
+        text_input="seed",
+        tensor_type="UINT64",
+        draws=True,
+    ),
+    Field(
+        name="min_tokens",
+        kind=WHOLE,
+        least=0,
+        most=_INT64_MAX,
+        range="at least 0",
+        help="Minimum number of new tokens before an end token or a stop word",
+        tensor="min_tokens",
+        text_input="min_tokens",
+        tensor_type="INT32",
+    ),
+    Field(name="end_id", kind=TOKEN, tensor="end_id", text_input="end_id", tensor_type="INT32"),
+    Field(name="stop_words", kind=WORDS, tensor="stop_words_list", text_input="stop_words", tensor_type="INT32"),
+    Field(name="include_stop_words", kind=FLAG),
+    Field(name="bad_words", kind=WORDS, tensor="bad_words_list", text_input="bad_words", tensor_type="INT32"),
+    Field(name="log_probs", kind=FLAG, tensor="return_log_probs", text_input="return_log_probs", tensor_type="BOOL"),
+)
+NUMBERS = tuple(field for field in FIELDS if field.kind not in (FLAG, TOKEN, WORDS))
 
 
 def check_sampling(p: SamplingParams, vocab_size: int) -> None:
@@ -30,24 +173,40 @@ def check_sampling(p: SamplingParams, vocab_size: int) -> None:
 
 
 def sampling_problems(p: SamplingParams, vocab_size: int) -> Iterator[str]:
-    for name, (kind, least, most, words) in RANGES.items():
-        value = getattr(p, name)
-        good = isinstance(value, int if kind == WHOLE else int | float) and not isinstance(value, bool)
-        if not good or not -math.inf < value < math.inf or not least <= value <= most:
-            yield f"{name} ({value!r}) must be {kind} {words}".rstrip()
+    for field in FIELDS:
+        value = getattr(p, field.name)
+        if field.kind == TOKEN:
+            if value is not None and value != -1 and not is_token(value, vocab_size):
+                yield f"{field.name} ({value!r}) must be a token id between 0 and {vocab_size - 1}, or -1 for none"
+        elif field.kind == WORDS:
+            yield from _word_problems(field.name, value, vocab_size)
+        elif problem := field.problem(value):
+            yield problem
     if p.min_tokens > p.max_tokens:
         yield f"min_tokens ({p.min_tokens}) must not exceed max_tokens ({p.max_tokens})"
-    if not isinstance(p.log_probs, bool):
-        yield f"log_probs ({p.log_probs!r}) must be true or false"
-    if p.end_id is not None and p.end_id != -1 and not is_token(p.end_id, vocab_size):
-        yield f"end_id ({p.end_id!r}) must be a token id between 0 and {vocab_size - 1}, or -1 for none"
-    for name in ("stop_words", "bad_words"):
-        for index, word in enumerate(getattr(p, name)):
-            if not isinstance(word, tuple) or not word:
-                yield f"{name}[{index}] ({word!r}) must be a sequence of at least one token id"
-            elif not all(is_token(token, vocab_size) for token in word):
-                yield f"{name}[{index}] ({list(word)}) must have token ids between 0 and {vocab_size - 1}"
+
+
+def _word_problems(name: str, words: tuple[Any, ...], vocab_size: int) -> Iterator[str]:
+    for index, word in enumerate(words):
+        if not isinstance(word, tuple) or not word:
+            yield f"{name}[{index}] ({word!r}) must be a sequence of at least one token id"
+        elif not all(is_token(token, vocab_size) for token in word):
+            yield f"{name}[{index}] ({list(word)}) must have token ids between 0 and {vocab_size - 1}"
 
 
 def is_token(value: object, vocab_size: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < vocab_size
+
+
+def given_numbers(p: SamplingParams) -> Iterator[tuple[Field, int | float]]:
+    """The numbers that a request to Triton must name, with their values.
+
+    TensorRT-LLM's Triton models decode greedily unless top_k or top_p is given. So those are left out at temperature 0,
+    with all that affects draws only, and named above it even at their defaults.
+    """
+    for field in NUMBERS:
+        value = getattr(p, field.name)
+        if field.draws and p.temperature == 0:
+            continue
+        if field.required or value != field.default or field.name in ("top_k", "top_p"):
+            yield field, value

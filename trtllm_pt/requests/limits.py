@@ -1,9 +1,13 @@
-"""What an engine can take, and which requests it refuses: asked at every border, before anything is queued or sent."""
+"""The limits of an engine. Each border checks the requests that come from outside against them, once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from trtllm_pt.errors import UsageError
 from trtllm_pt.requests.fields import check_sampling, is_token
@@ -40,16 +44,40 @@ class Limits:
                 f"the prompt has {length} tokens, but the engine takes at most max_input_len ({self.max_input_len})"
             )
 
-    def check(self, request: Request, in_flight: Container[int] = ()) -> None:
-        """Raises UsageError, naming the field, for a request that could never run. in_flight: ids that are taken."""
+    def check_tokens(self, token_ids: Sequence[int] | npt.NDArray[Any]) -> None:
+        """Raises UsageError for the first prompt token that is not a token id. An array must be one of integers."""
+        if isinstance(token_ids, np.ndarray):
+            wrong = np.flatnonzero((token_ids < 0) | (token_ids >= self.vocab_size)).tolist()
+        elif set(map(type, token_ids)) <= {int} and (
+            not token_ids or (min(token_ids) >= 0 and max(token_ids) < self.vocab_size)
+        ):
+            wrong = []
+        else:
+            wrong = [at for at, token in enumerate(token_ids) if not is_token(token, self.vocab_size)]
+        if wrong:
+            token = token_ids[wrong[0]]
+            shown = token.item() if isinstance(token, np.generic) else token
+            raise UsageError(
+                f"token_ids[{wrong[0]}] ({shown!r}) must be a token id between 0 and {self.vocab_size - 1}"
+            )
+
+    def check_sampling(self, sampling: SamplingParams) -> None:
+        """Raises UsageError for the first field that makes no sense or that the backend cannot honour."""
+        check_sampling(sampling, self.vocab_size)
+        for problem in self.problems(sampling):
+            raise UsageError(problem)
+
+    def check(self, request: Request) -> None:
+        """Raises UsageError, naming the field, for a request that could never run."""
+        self.check_prompt(len(request.token_ids))
+        self.check_tokens(request.token_ids)
+        self.check_sampling(request.sampling)
+
+    def check_queued(self, request: Request, in_flight: Container[int]) -> None:
+        """Raises UsageError for an id that is taken, or for a prompt of the wrong length.
+
+        Nothing else is checked: a runtime trusts its caller. in_flight: the ids that are taken.
+        """
         if request.id in in_flight:
             raise UsageError(f"id ({request.id}) belongs to a request that is still in flight")
         self.check_prompt(len(request.token_ids))
-        for position, token in enumerate(request.token_ids):
-            if not is_token(token, self.vocab_size):
-                raise UsageError(
-                    f"token_ids[{position}] ({token!r}) must be a token id between 0 and {self.vocab_size - 1}"
-                )
-        check_sampling(request.sampling, self.vocab_size)
-        for problem in self.problems(request.sampling):
-            raise UsageError(problem)

@@ -101,10 +101,14 @@ FromRank0 = Ready | Tokens | Stats
 
 
 class Runtime(Protocol):
-    """The protocol of a running engine. The object is used on rank 0 or in its owner; the other ranks follow rank 0."""
+    """The protocol of a running engine. The object is used on rank 0 or in its owner; the other ranks follow rank 0.
+
+    A runtime trusts its caller to have checked tokens and sampling fields (Limits.check). LLM, the Triton model and the
+    OpenAI port do this for the requests that come from outside. A runtime itself checks lengths only.
+    """
 
     def submit(self, request: Request) -> None:
-        """Queue a request. Raises UsageError for a prompt that the engine cannot take."""
+        """Queue a request. Raises UsageError for a prompt that is empty or too long."""
 
     def cancel(self, request_id: int) -> None:
         """End a request now, with finish reason `cancelled`; unknown ids are ignored."""

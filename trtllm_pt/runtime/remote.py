@@ -184,8 +184,11 @@ class RemoteRuntime:
         raise RunError(f"the engine did not load within {self._start_seconds:.0f} s")
 
     def submit(self, request: Request) -> None:
-        """Queue a request. Raises UsageError for a request that could never run, and RunError if a rank died."""
-        self._limits.check(request)
+        """Queue a request whose tokens and sampling fields the caller has checked (Limits.check).
+
+        Raises UsageError for a prompt that is empty or too long, and RunError if a rank died.
+        """
+        self._limits.check_prompt(len(request.token_ids))
         self._send(request)
 
     def cancel(self, request_id: int) -> None:

@@ -67,7 +67,10 @@ class Scheduler:
         self._lasting: StepPlan | None = None  # the last plan, if the next step can be the same, one token further
 
     def add(self, request: Request) -> None:
-        """Queue a request. Raises UsageError, naming the field, for a request that can never run."""
+        """Queue a request whose tokens and sampling fields the caller has checked (Limits.check).
+
+        Raises UsageError for an id that is in flight, and for lengths that the engine cannot take.
+        """
         self._check_request(request)
         sequence = Sequence.start(request, self.limits.length(request), self.end_id)
         self._by_id[request.id] = sequence
@@ -168,7 +171,7 @@ class Scheduler:
             )
 
     def _check_request(self, request: Request) -> None:
-        self.limits.check(request, self._by_id)
+        self.limits.check_queued(request, self._by_id)
         needed = pages_for(self.limits.length(request) - 1)  # the last token is never computed
         if needed > self.pages.total:
             raise UsageError(

@@ -52,7 +52,7 @@ class TensorRTRuntime:
 
     def submit(self, request: Request) -> None:
         self._check_open()
-        self._limits.check(request, self._ids)
+        self._limits.check_queued(request, self._ids)
         sequence = Sequence.start(request, self._limits.length(request), end_id=-1)
         try:
             number = self._executor.enqueue_request(executor_request(self._bindings, sequence))

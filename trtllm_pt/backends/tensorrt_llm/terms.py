@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from trtllm_pt.backends.manifest import EngineManifest
+from trtllm_pt.requests.fields import NUMBERS
 from trtllm_pt.requests.messages import FinishReason, SamplingParams
 from trtllm_pt.requests.sequence import Sequence, possible_start
 
@@ -63,18 +64,15 @@ def sampling_config(bindings: Any, p: SamplingParams, prompt: int, max_tokens: i
     """
     greedy = p.temperature == 0
     scale = 1.0 if greedy or p.temperature == 1 else 1 / (p.temperature + _EPSILON)
-    return bindings.SamplingConfig(
-        top_k=1 if greedy else p.top_k,
-        top_p=1.0 if greedy else p.top_p,
-        min_p=None if greedy else p.min_p,
-        seed=p.seed,
-        temperature=None if greedy else max(p.temperature, _EPSILON),
-        min_tokens=min(p.min_tokens, max_tokens),
-        repetition_penalty=p.repetition_penalty,
-        presence_penalty=p.presence_penalty * scale,
-        frequency_penalty=p.frequency_penalty * scale,
-        prompt_ignore_length=prompt,
-    )
+    values = {field.name: getattr(p, field.name) for field in NUMBERS if field.name != "max_tokens"}
+    values["min_tokens"] = min(p.min_tokens, max_tokens)
+    for name in ("presence_penalty", "frequency_penalty"):
+        values[name] *= scale
+    if greedy:
+        values |= {"temperature": None, "top_k": 1, "top_p": 1.0, "min_p": None}
+    else:
+        values["temperature"] = max(p.temperature, _EPSILON)
+    return bindings.SamplingConfig(**values, prompt_ignore_length=prompt)
 
 
 def finish_reasons(bindings: Any) -> dict[Any, FinishReason]:
@@ -87,9 +85,10 @@ def problems(p: SamplingParams) -> Iterator[str]:
     """Yield one sentence for each sampling field that the executor does not support as the embedded engine does."""
     if p.top_k > TOP_K_MAX:
         yield f"top_k ({p.top_k}) must be at most {TOP_K_MAX}"
-    for name in ("temperature", "repetition_penalty", "presence_penalty", "frequency_penalty"):
-        if abs(getattr(p, name)) > NUMBER_MAX:
-            yield f"{name} ({getattr(p, name)!r}) must be within {NUMBER_MAX:g}"
+    for field in NUMBERS:
+        value = getattr(p, field.name)
+        if field.tensor_type == "FP32" and abs(value) > NUMBER_MAX:
+            yield f"{field.name} ({value!r}) must be within {NUMBER_MAX:g}"
     if p.min_tokens == 1:  # 1 is the executor's default, which it treats as not set
         yield "min_tokens (1) must be 0 or at least 2"
     if p.min_tokens and p.stop_words:  # the executor's min_tokens delays only the end token

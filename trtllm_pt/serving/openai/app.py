@@ -19,11 +19,10 @@ from aiohttp import web
 
 from trtllm_pt.backends import inspect, read_engine
 from trtllm_pt.errors import RunError, UsageError
-from trtllm_pt.requests.messages import Request
 from trtllm_pt.serving.error_codes import HTTP_STATUS, ErrorCode, ServedError
 from trtllm_pt.serving.http_thread import BODY_BYTES, REQUEST_ID, listening
 from trtllm_pt.serving.json_body import json_object
-from trtllm_pt.serving.openai.engine_client import EngineClient, Piece
+from trtllm_pt.serving.openai.engine_client import EngineClient, Piece, check_inputs
 from trtllm_pt.serving.openai.requests import CompletionRequest, RequestParser
 from trtllm_pt.serving.triton import tensors
 from trtllm_pt.serving.triton.models.preprocessing import most_bytes
@@ -51,7 +50,7 @@ class OpenAIServer:
             tokenizer=tokenizer,
             end_id=end_id,
             further_ends=further,
-            max_seq_len=manifest.max_seq_len,
+            limits=self._limits,
             most_bytes=most_bytes(tokenizer, self._limits.max_input_len),
             folder=folder,
         )
@@ -113,8 +112,11 @@ class OpenAIServer:
         if model != self._name:
             raise ServedError("not_found", f"model ({model!r}) is not served here; the model is {self._name!r}")
         wanted = await asyncio.to_thread(self._parser.parse, kind, body)  # a long prompt takes seconds
-        for number, choice in enumerate(wanted.choices):
-            self._limits.check(Request(id=number, token_ids=choice.prompt, sampling=choice.sampling))
+        for choice in wanted.choices:
+            self._limits.check_prompt(len(choice.prompt))
+            self._limits.check_sampling(choice.sampling)
+            if not self._in_python:
+                check_inputs(choice.sampling)
         answer = _Answer(kind, request_id, self._name, wanted)
         async with aclosing(self._client.pieces(request_id, wanted)) as pieces:
             return await (_stream(request, answer, pieces) if wanted.stream else _whole(answer, pieces))

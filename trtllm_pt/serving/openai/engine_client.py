@@ -8,7 +8,7 @@ sometimes crashes.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,9 @@ from grpc.aio import AioRpcError
 from tokenizers import Tokenizer
 from tritonclient.utils import InferenceServerException
 
+from trtllm_pt.errors import UsageError
+from trtllm_pt.requests.fields import given_numbers
+from trtllm_pt.requests.messages import SamplingParams
 from trtllm_pt.serving.error_codes import ServedError
 from trtllm_pt.serving.openai.requests import Choice, CompletionRequest
 from trtllm_pt.serving.triton import tensors
@@ -26,7 +29,8 @@ from trtllm_pt.serving.triton.word_lists import pack
 from trtllm_pt.text.stream import TextStream
 
 _MODEL = tensors.ENGINE
-_TYPES = {"int32": "INT32", "float32": "FP32", "bool": "BOOL", "uint64": "UINT64"}
+_DTYPES: Mapping[str, type] = {"INT32": np.int32, "FP32": np.float32, "BOOL": np.bool_, "UINT64": np.uint64}
+_TYPES = {np.dtype(dtype).name: name for name, dtype in _DTYPES.items()}
 _PATIENCE_SECONDS = 0.1  # between two `stop` requests for the same request
 _LAST_SECONDS = 2.0  # in which `close` waits for streams that are being stopped
 
@@ -114,7 +118,7 @@ class EngineClient:
     async def _choice(self, index: int, choice: Choice, name: str) -> AsyncGenerator[Piece, None]:
         text = TextStream(self._tokenizer, choice.stop)
         made = 0
-        async for result in self._ask(_inputs(choice), name):
+        async for result in self._ask(_inputs(choice), name, _parameters(choice.sampling)):
             if text.stopped:
                 continue  # the engine has not stopped the request yet
             ids = result.as_numpy("output_ids").ravel().tolist()
@@ -143,11 +147,13 @@ class EngineClient:
         async for _ in self._ask(_tensors(stop), name):
             pass
 
-    async def _ask(self, inputs: list[grpc.InferInput], name: str) -> AsyncGenerator[Any, None]:
+    async def _ask(
+        self, inputs: list[grpc.InferInput], name: str, parameters: Mapping[str, float] | None = None
+    ) -> AsyncGenerator[Any, None]:
         """Yield the responses to one request. At the end, raises ServedError if one of them was an error."""
 
         async def requests() -> AsyncIterator[dict[str, Any]]:
-            yield {"model_name": _MODEL, "inputs": inputs, "request_id": name}
+            yield {"model_name": _MODEL, "inputs": inputs, "request_id": name, "parameters": parameters}
 
         failed = None
         try:
@@ -165,24 +171,27 @@ def _no_answer(reason: str | None) -> ServedError:
     return ServedError("unavailable", f"Triton does not answer: {reason}")
 
 
+def check_inputs(sampling: SamplingParams) -> None:
+    """Raises UsageError for a number that has no tensor, which only our own model reads: as a request parameter."""
+    for name, value in _parameters(sampling).items():
+        raise UsageError(f"{name} ({value!r}) is not supported: the server's backend has no input for it")
+
+
+def _parameters(sampling: SamplingParams) -> dict[str, float]:
+    return {field.name: value for field, value in given_numbers(sampling) if not field.tensor}
+
+
 def _inputs(choice: Choice) -> list[grpc.InferInput]:
     sampling = choice.sampling
     arrays = {
         "input_ids": np.array([choice.prompt], np.int32),
         "input_lengths": _scalar(len(choice.prompt), np.int32),
-        "request_output_len": _scalar(sampling.max_tokens, np.int32),
         "end_id": _scalar(-1 if sampling.end_id is None else sampling.end_id, np.int32),
         "streaming": _scalar(True, np.bool_),
-        "repetition_penalty": _scalar(sampling.repetition_penalty, np.float32),
-        "presence_penalty": _scalar(sampling.presence_penalty, np.float32),
-        "frequency_penalty": _scalar(sampling.frequency_penalty, np.float32),
-        "min_tokens": _scalar(sampling.min_tokens, np.int32),
-        "seed": _scalar(sampling.seed, np.uint64),
     }
-    if sampling.temperature > 0:
-        arrays["temperature"] = _scalar(sampling.temperature, np.float32)
-        arrays["runtime_top_k"] = _scalar(sampling.top_k, np.int32)
-        arrays["runtime_top_p"] = _scalar(sampling.top_p, np.float32)
+    for field, value in given_numbers(sampling):
+        if field.tensor:
+            arrays[field.tensor] = _scalar(value, _DTYPES[field.tensor_type])
     if sampling.stop_words:
         arrays["stop_words_list"] = pack([sampling.stop_words])
     return _tensors(arrays)

@@ -14,6 +14,8 @@ from tokenizers import Tokenizer
 
 from trtllm_pt.errors import UsageError
 from trtllm_pt.model.config import read_json
+from trtllm_pt.requests.fields import NUMBERS, WHOLE
+from trtllm_pt.requests.limits import Limits
 from trtllm_pt.requests.messages import SamplingParams
 from trtllm_pt.serving.triton.models.preprocessing import check_bytes
 from trtllm_pt.serving.triton.models.request import MOST_OUTPUTS
@@ -21,21 +23,13 @@ from trtllm_pt.serving.triton.models.request import MOST_OUTPUTS
 _NUMBER, _WHOLE = (int, float), (int,)
 _SHARED: dict[str, tuple[type, ...]] = {
     "model": (str,),
-    "max_tokens": _WHOLE,
-    "temperature": _NUMBER,
-    "top_p": _NUMBER,
     "n": _WHOLE,
     "stream": (bool,),
     "stream_options": (dict,),
     "stop": (str, list),
-    "presence_penalty": _NUMBER,
-    "frequency_penalty": _NUMBER,
-    "seed": _WHOLE,
     "user": (str,),
-    "top_k": _WHOLE,  # this field and the next three are not OpenAI's, but other servers have them
-    "repetition_penalty": _NUMBER,
-    "min_tokens": _WHOLE,
-    "ignore_eos": (bool,),
+    "ignore_eos": (bool,),  # not OpenAI's, but other servers have it
+    **{field.name: _WHOLE if field.kind == WHOLE else _NUMBER for field in NUMBERS},
 }
 _FIELDS = {
     "completions": {**_SHARED, "prompt": (str, list), "echo": (bool,)},
@@ -80,7 +74,7 @@ class RequestParser:
     tokenizer: Tokenizer
     end_id: int
     further_ends: tuple[tuple[int, ...], ...]  # the tokenizer's other end tokens, as stop words
-    max_seq_len: int
+    limits: Limits
     most_bytes: int  # the longest prompt, in UTF-8
     folder: Path  # the tokenizer's folder, which may have a chat template
 
@@ -111,20 +105,18 @@ class RequestParser:
         return CompletionRequest(choices=tuple(choices), stream=given.get("stream", False), usage=usage)
 
     def _sampling(self, given: Mapping[str, Any], prompt: int, kind: str) -> SamplingParams:
-        rest = max(self.max_seq_len - prompt, 1)
+        rest = max(self.limits.max_seq_len - prompt, 1)
         most = given.get("max_completion_tokens", given.get("max_tokens", rest if kind == "chat/completions" else 16))
         seed = given.get("seed")
         endless = given.get("ignore_eos", False)
+        values = {field.name: given.get(field.name, field.default) for field in NUMBERS}
+        values |= {
+            "max_tokens": min(most, rest),
+            "temperature": given.get("temperature", 1.0),
+            "seed": random.getrandbits(64) if seed is None else seed % 2**64,
+        }
         return SamplingParams(
-            max_tokens=min(most, rest),
-            temperature=float(given.get("temperature", 1.0)),
-            top_k=given.get("top_k", 0),
-            top_p=float(given.get("top_p", 1.0)),
-            presence_penalty=float(given.get("presence_penalty", 0.0)),
-            frequency_penalty=float(given.get("frequency_penalty", 0.0)),
-            repetition_penalty=float(given.get("repetition_penalty", 1.0)),
-            seed=random.getrandbits(64) if seed is None else seed % 2**64,
-            min_tokens=given.get("min_tokens", 0),
+            **values,
             end_id=-1 if endless else self.end_id,
             stop_words=() if endless else self.further_ends,
         )
@@ -133,14 +125,15 @@ class RequestParser:
         if "prompt" not in given:
             raise UsageError("prompt is missing")
         prompt = given["prompt"]
-        several = isinstance(prompt, list) and prompt and not all(type(token) is int for token in prompt)
+        several = isinstance(prompt, list) and set(map(type, prompt)) - {int}
         return [self._prompt(one) for one in (prompt if several else [prompt])]
 
     def _prompt(self, prompt: Any) -> tuple[str, tuple[int, ...]]:
         if isinstance(prompt, str):
             text, ids = prompt, self._ids(prompt, "prompt")
-        elif isinstance(prompt, list) and all(type(token) is int for token in prompt):
-            text, ids = self.tokenizer.decode([token for token in prompt if token >= 0]), tuple(prompt)
+        elif isinstance(prompt, list) and not set(map(type, prompt)) - {int}:
+            self.limits.check_tokens(prompt)
+            text, ids = self.tokenizer.decode(prompt), tuple(prompt)
         else:
             raise UsageError(f"prompt ({prompt!r}) must be a string or a list of token ids, or a list of such prompts")
         if not ids:

@@ -1,4 +1,6 @@
-"""The tensors of the five Triton models, with the names and shapes that clients of TensorRT-LLM use. Only data.
+"""The tensors of the five Triton models, with the names and shapes that clients of TensorRT-LLM use.
+
+The entries of sampling numbers come from the table in requests/fields.py.
 
 An entry is `name TYPE[dims]` without the batch axis, followed by flags. `r`: the model receives a scalar (Triton
 reshapes it to []). `?`: the tensor is optional. `~`: requests of different lengths can share a batch (ragged).
@@ -8,8 +10,11 @@ reshapes it to []). `?`: the tensor is optional. `~`: requests of different leng
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+
+from trtllm_pt.requests.fields import NUMBERS
 
 # The names in NVIDIA's model repositories for TensorRT-LLM, which its clients use. They are the same for every engine.
 ENGINE, BLS = "tensorrt_llm", "tensorrt_llm_bls"
@@ -65,10 +70,21 @@ _RESULTS = """
 """
 _SAMPLING = """
     bad_words STRING[-1]?; stop_words STRING[-1]?; exclude_input_in_output BOOL[1]?; end_id INT32[1]?
-    pad_id INT32[1]?; top_k INT32[1]?; top_p FP32[1]?; temperature FP32[1]?; length_penalty FP32[1]?
-    repetition_penalty FP32[1]?; min_tokens INT32[1]?; presence_penalty FP32[1]?; frequency_penalty FP32[1]?
-    seed UINT64[1]?
+    pad_id INT32[1]?; length_penalty FP32[1]?
 """
+
+
+def _numbers(names: Mapping[str, str], flag: str = "") -> str:
+    """Return the entries of sampling numbers. names: tensors by field; flag: `r` where the model sees a scalar."""
+    return "; ".join(
+        f"{names[one.name]} {one.tensor_type}[1]{flag}{'' if one.required else '?'}"
+        for one in NUMBERS
+        if one.name in names
+    )
+
+
+_TEXT_NUMBERS = _numbers({one.name: one.text_input for one in NUMBERS if one.text_input})
+_ENGINE_NUMBERS = _numbers({one.name: one.tensor for one in NUMBERS if one.tensor}, "r")
 
 _INPUTS = {
     "preprocessing": """
@@ -77,17 +93,16 @@ _INPUTS = {
         BAD_WORDS_DICT STRING[-1]?; STOP_WORDS_DICT STRING[-1]?; EMBEDDING_BIAS_WORDS STRING[-1]?
         EMBEDDING_BIAS_WEIGHTS FP32[-1]?; END_ID INT32[1]?; PAD_ID INT32[1]?; PROMPT_TABLE_EXTRA_ID UINT64[1]?
     """,
-    ENGINE: """
+    ENGINE: f"""
         input_ids INT32[-1]?~; encoder_input_features $features[-1,-1]?~; encoder_output_lengths INT32[1]r?
-        input_lengths INT32[1]r; request_output_len INT32[1]r; num_return_sequences INT32[1]r?
-        draft_input_ids INT32[-1]?~; decoder_input_ids INT32[-1]?~; decoder_input_lengths INT32[1]r?
+        input_lengths INT32[1]r; num_return_sequences INT32[1]r?; draft_input_ids INT32[-1]?~
+        decoder_input_ids INT32[-1]?~; decoder_input_lengths INT32[1]r?
         draft_logits $logits[-1,-1]?~; draft_acceptance_threshold FP32[1]r?; end_id INT32[1]r?; pad_id INT32[1]r?
         stop_words_list INT32[2,-1]?~; bad_words_list INT32[2,-1]?~; embedding_bias FP32[-1]?~
-        beam_width INT32[1]r?; temperature FP32[1]r?; runtime_top_k INT32[1]r?; runtime_top_p FP32[1]r?
-        runtime_top_p_min FP32[1]r?; runtime_top_p_decay FP32[1]r?; runtime_top_p_reset_ids INT32[1]r?
-        len_penalty FP32[1]r?; early_stopping BOOL[1]r?; repetition_penalty FP32[1]r?; min_tokens INT32[1]r?
-        beam_search_diversity_rate FP32[1]r?; presence_penalty FP32[1]r?; frequency_penalty FP32[1]r?
-        seed UINT64[1]r?; return_log_probs BOOL[1]r?; return_context_logits BOOL[1]r?
+        {_ENGINE_NUMBERS}
+        beam_width INT32[1]r?; runtime_top_p_min FP32[1]r?; runtime_top_p_decay FP32[1]r?
+        runtime_top_p_reset_ids INT32[1]r?; len_penalty FP32[1]r?; early_stopping BOOL[1]r?
+        beam_search_diversity_rate FP32[1]r?; return_log_probs BOOL[1]r?; return_context_logits BOOL[1]r?
         return_generation_logits BOOL[1]r?; return_perf_metrics BOOL[1]r?; return_num_input_tokens BOOL[1]r?
         return_num_output_tokens BOOL[1]r?; exclude_input_in_output BOOL[1]r?; stop BOOL[1]r?; streaming BOOL[1]r?
         prompt_embedding_table $table[-1,-1]?~; prompt_table_extra_ids UINT64[-1]?~; prompt_vocab_size INT32[1]r?
@@ -102,7 +117,8 @@ _INPUTS = {
     """,
     "postprocessing": "TOKENS_BATCH INT32[-1,-1]; SEQUENCE_LENGTH INT32[-1]",
     "ensemble": f"""
-        text_input STRING[1]; decoder_text_input STRING[1]?; max_tokens INT32[1]; num_return_sequences INT32[1]?
+        text_input STRING[1]; decoder_text_input STRING[1]?; num_return_sequences INT32[1]?
+        {_TEXT_NUMBERS}
         {_SAMPLING}
         return_log_probs BOOL[1]?; return_context_logits BOOL[1]?; return_generation_logits BOOL[1]?
         return_perf_metrics BOOL[1]?; return_num_input_tokens BOOL[1]?; return_num_output_tokens BOOL[1]?
@@ -114,7 +130,8 @@ _INPUTS = {
     BLS: f"""
         text_input STRING[1]; decoder_text_input STRING[1]?; image_input FP16[-1,3,-1,-1]?
         image_bytes_input UINT8[-1,-1,-1,-1]?; image_url_input STRING[1]?; image_sizes_input INT64[-1,2]?
-        video_bytes_input UINT8[-1,-1,-1,-1]?; max_tokens INT32[1]
+        video_bytes_input UINT8[-1,-1,-1,-1]?
+        {_TEXT_NUMBERS}
         {_SAMPLING}
         return_log_probs BOOL[1]r?; return_context_logits BOOL[1]r?; return_generation_logits BOOL[1]r?
         num_return_sequences INT32[1]r?; beam_width INT32[1]?; stream BOOL[1]?
@@ -148,15 +165,8 @@ _OUTPUTS = {
 # Inputs of the ensemble and of the BLS model that are passed on unchanged -> their names as inputs of tensorrt_llm.
 PASSED_ON = {
     "exclude_input_in_output": "exclude_input_in_output",
-    "top_k": "runtime_top_k",
-    "top_p": "runtime_top_p",
-    "temperature": "temperature",
     "length_penalty": "len_penalty",
-    "repetition_penalty": "repetition_penalty",
-    "min_tokens": "min_tokens",
-    "presence_penalty": "presence_penalty",
-    "frequency_penalty": "frequency_penalty",
-    "seed": "seed",
+    **{one.text_input: one.tensor for one in NUMBERS if one.text_input and one.tensor and not one.required},
     "return_log_probs": "return_log_probs",
     "return_context_logits": "return_context_logits",
     "return_generation_logits": "return_generation_logits",

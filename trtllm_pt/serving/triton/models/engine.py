@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import logging
 import os
 import queue
@@ -110,7 +111,8 @@ class TritonPythonModel:
                 raise UsageError("stop needs a request id: the id of the request to stop")
             self._tell(lambda: self._stop(name, sender))
             return
-        prompts = parse(tensors, self._limits, exclude_input=self._exclude_input)
+        parameters = json.loads(request.parameters() or "{}")
+        prompts = parse(tensors, self._limits, exclude_input=self._exclude_input, parameters=parameters)
         wanted = [
             (
                 Request(id=next(self._ids), token_ids=prompt.token_ids, sampling=sampling),
@@ -127,8 +129,6 @@ class TritonPythonModel:
             now + microseconds / 1e6 if microseconds else None,
             RequestLog(request_id=name or str(wanted[0][0].id), prompt_tokens=prompt_tokens, submitted=now),
         )
-        for one, _ in wanted:
-            self._limits.check(one)
         self._tell(lambda: self._submit(served, wanted))
 
     def _tell(self, action: Callable[[], None]) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from trtllm_pt.errors import UsageError
+from trtllm_pt.requests.fields import FIELDS, NUMBERS, Field
 from trtllm_pt.requests.limits import Limits
 from trtllm_pt.requests.messages import SamplingParams
 from trtllm_pt.serving.triton import word_lists
@@ -29,11 +30,12 @@ _NEUTRAL: dict[str, tuple[float, ...]] = {
     "return_perf_metrics": (0,),
     "prompt_vocab_size": (0,),
 }
-_TAKEN = """
-    input_ids input_lengths request_output_len num_return_sequences end_id pad_id stop_words_list bad_words_list
-    temperature runtime_top_k runtime_top_p repetition_penalty min_tokens presence_penalty frequency_penalty seed
-    return_log_probs return_num_input_tokens return_num_output_tokens exclude_input_in_output stop streaming
+_TAKEN = {field.tensor for field in FIELDS} | {
+    *"""
+    input_ids input_lengths num_return_sequences pad_id return_num_input_tokens return_num_output_tokens
+    exclude_input_in_output stop streaming
 """.split()
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,11 +61,14 @@ def is_stop(tensors: Arrays) -> bool:
     return "stop" in tensors and bool(tensors["stop"].any())
 
 
-def parse(tensors: Arrays, limits: Limits, *, exclude_input: bool) -> list[Prompt]:
-    """Return the rows of the batch of a request.
+def parse(
+    tensors: Arrays, limits: Limits, *, exclude_input: bool, parameters: Mapping[str, Any] | None = None
+) -> list[Prompt]:
+    """Return the rows of the batch of a request, checked against the limits of the engine.
 
-    exclude_input: whether outputs exclude the prompt if the request does not set exclude_input_in_output. Raises
-    UsageError, naming the field, for a field that is missing, not supported or wrong.
+    exclude_input: whether outputs exclude the prompt if the request does not set exclude_input_in_output. parameters:
+    those of the request, which hold the sampling fields that have no tensor. Raises UsageError, naming the field, for a
+    field that is missing, not supported or wrong.
     """
     _refuse(tensors)
     if "input_ids" not in tensors:
@@ -71,7 +76,7 @@ def parse(tensors: Arrays, limits: Limits, *, exclude_input: bool) -> list[Promp
     ids = tensors["input_ids"]
     if ids.ndim != 2:
         raise UsageError(f"input_ids has shape {list(ids.shape)}, but must have shape [batch, tokens]")
-    return [_Row(tensors, row, len(ids)).prompt(limits, exclude_input) for row in range(len(ids))]
+    return [_Row(tensors, parameters or {}, row, len(ids)).prompt(limits, exclude_input) for row in range(len(ids))]
 
 
 def _refuse(tensors: Arrays) -> None:
@@ -88,8 +93,8 @@ def _refuse(tensors: Arrays) -> None:
 class _Row:
     """Reads the scalars and lists of one row of the batch."""
 
-    def __init__(self, tensors: Arrays, row: int, rows: int) -> None:
-        self._tensors, self._row, self._rows = tensors, row, rows
+    def __init__(self, tensors: Arrays, parameters: Mapping[str, Any], row: int, rows: int) -> None:
+        self._tensors, self._parameters, self._row, self._rows = tensors, parameters, row, rows
 
     def prompt(self, limits: Limits, exclude_input: bool) -> Prompt:
         ids = self._tensors["input_ids"][self._row]
@@ -100,9 +105,12 @@ class _Row:
         sequences = self._scalar("num_return_sequences", 1)
         if not 1 <= sequences <= MOST_OUTPUTS:
             raise UsageError(f"num_return_sequences ({sequences}) must be between 1 and {MOST_OUTPUTS}")
+        limits.check_tokens(ids[:length])
+        sampling = self._sampling()
+        limits.check_sampling(sampling)
         return Prompt(
             token_ids=tuple(ids[:length].tolist()),
-            sampling=self._sampling(),
+            sampling=sampling,
             sequences=sequences,
             streaming=bool(self._scalar("streaming", False)),
             exclude_input=bool(self._scalar("exclude_input_in_output", exclude_input)),
@@ -113,22 +121,22 @@ class _Row:
     def _sampling(self) -> SamplingParams:
         top_k, top_p = self._scalar("runtime_top_k", 0), self._scalar("runtime_top_p", 0.0)
         greedy = not top_k and not top_p  # TensorRT-LLM's rule, which ignores the temperature
+        values = {field.name: self._number(field) for field in NUMBERS}
+        values["temperature"] = 0.0 if greedy else self._scalar("temperature", 1.0)
+        values["top_p"] = top_p or 1.0
         return SamplingParams(
-            max_tokens=self._scalar("request_output_len", None),
-            temperature=0.0 if greedy else self._scalar("temperature", 1.0),
-            top_k=top_k,
-            top_p=top_p or 1.0,
-            repetition_penalty=self._scalar("repetition_penalty", 1.0),
-            presence_penalty=self._scalar("presence_penalty", 0.0),
-            frequency_penalty=self._scalar("frequency_penalty", 0.0),
-            seed=self._scalar("seed", 0),
-            min_tokens=self._scalar("min_tokens", 0),
+            **values,
             end_id=self._scalar("end_id", -1),
             stop_words=self._words("stop_words_list"),
             bad_words=self._words("bad_words_list"),
             include_stop_words=True,
             log_probs=bool(self._scalar("return_log_probs", False)),
         )
+
+    def _number(self, field: Field) -> Any:
+        if field.tensor is None:
+            return self._parameters.get(field.name, field.default)
+        return self._scalar(field.tensor, None if field.required else field.default)
 
     def _scalar(self, name: str, default: Any) -> Any:
         array = self._tensors.get(name)
