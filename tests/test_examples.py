@@ -21,7 +21,7 @@ from trtllm_pt.serving.triton.server import free_ports
 ROOT = Path(__file__).parents[1]
 START_SECONDS = 300
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def example(name: str, *arguments: object) -> str:

@@ -18,7 +18,7 @@ from trtllm_pt.backends.embedded.kernels import build, library
 library.load(build.build_library(Path("ops")))
 """
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def output(*command: object, **options: object) -> str:

@@ -32,6 +32,7 @@ PAIR = ("--peers", "transformers", "--cases", "decode-1", "decode-4")
 @pytest.fixture
 def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
     """The script in this process and an empty folder: its status, what it prints and what it says."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")  # as `python benchmarks/peers.py` has it
     script: dict[str, Any] = runpy.run_path(str(ROOT / "benchmarks" / "peers.py"))
 
     def run(*arguments: str) -> tuple[int, str, str]:

@@ -4,8 +4,8 @@
 //
 //   wire DELAY_NANOSECONDS NANOSECONDS_PER_BYTE LATE_NANOSECONDS DEVICE NAMESPACE...
 //
-// LATE is how late a timer fires on this machine; timers are set earlier by this time. Spinning would be more exact, but
-// it would take the core of a rank that computes.
+// LATE is how late a timer fires on this machine; timers are set earlier by this time. Spinning would be more exact,
+// but it would take the core of a rank that computes.
 //
 // A packet for host K of the subnet (the last byte of its IPv4 address is K, from 1) goes to the K-th namespace. The
 // process prints "up" once the devices exist. It exits at the end of its standard input, and so with its parent.
