@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -93,21 +94,18 @@ def test_prompts_that_an_engine_cannot_take(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("package", "message"),
-    [
-        ("torch", r"Error: other was built with torch 0\.1, here is .*: run `trtllm-pt build` again\n"),
-        ("trtllm_pt sources", r"Error: other was built with trtllm_pt sources 0\.1, here is .*\n"),
-    ],
+    ("change", "named"), [({"versions": {"torch": "0.1"}}, "torch 0.1"), ({"format": 0}, "format 0")]
 )
-def test_an_engine_of_another_version(folder: Path, tmp_path: Path, package: str, message: str) -> None:
+def test_an_engine_of_another_version(folder: Path, tmp_path: Path, change: dict[str, Any], named: str) -> None:
     shutil.copytree(folder / "engines", tmp_path / "other")
     path = tmp_path / "other" / "config.json"
     config = json.loads(path.read_text())
-    config["build_config"]["versions"][package] = "0.1"
+    config["engine"] |= change
     path.write_text(json.dumps(config))
     done = run_in(tmp_path, "run", "other", "1")
     assert done.returncode == 2
-    assert re.fullmatch(message, done.stderr)
+    (line,) = done.stderr.splitlines()
+    assert named in line and "run `trtllm-pt build` again" in line
 
 
 def test_an_engine_with_truncated_weights(folder: Path, tmp_path: Path) -> None:
@@ -131,7 +129,7 @@ def test_build_without_a_compiler(folder: Path, tmp_path: Path) -> None:
     env = {"CXX": "no-such-compiler", "TRTLLM_PT_CACHE": str(tmp_path)}
     done = run_in(folder, "build", "checkpoint", "-o", "out", "--engine", "embedded", env=env)
     assert done.returncode == 2
-    assert re.fullmatch(r"Error: CXX=no-such-compiler is not a program; .*needs one: .*\n", done.stderr)
+    assert re.fullmatch(r"Error: CXX=no-such-compiler is not a program; .*CXX.*\n", done.stderr)
     assert not (folder / "out").exists()
     assert run_in(folder, "run", "engines", "1", "--max-tokens", "1", env=env).returncode == 0
 

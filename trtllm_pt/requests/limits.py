@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any
 
 from trtllm_pt.errors import UsageError
 from trtllm_pt.requests.fields import check_sampling, is_token
 from trtllm_pt.requests.messages import Request, SamplingParams
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 # Upper bounds of a step, which are no options: one compiled graph serves every engine of a model.
 MAX_TOKENS, MAX_BATCH = 1 << 17, 1 << 12
@@ -46,6 +46,8 @@ class Limits:
 
     def check_tokens(self, token_ids: Sequence[int] | npt.NDArray[Any]) -> None:
         """Raises UsageError for the first prompt token that is not a token id. An array must be one of integers."""
+        import numpy as np  # here: the command line's help and `doctor` do without it
+
         if isinstance(token_ids, np.ndarray):
             wrong = np.flatnonzero((token_ids < 0) | (token_ids >= self.vocab_size)).tolist()
         elif set(map(type, token_ids)) <= {int} and (

@@ -45,7 +45,7 @@ def _mean_forgotten(definition: ModuleType) -> AbstractContextManager[Any]:
 
 
 def _fc_and_gate_swapped(definition: ModuleType) -> AbstractContextManager[Any]:
-    weights = importlib.import_module(f"{definition.__name__}_weights")
+    weights = importlib.import_module(f"{definition.__package__}.weights")
     right = weights.module_weights
     other = {"fc": "gate", "gate": "fc"}
 
@@ -97,7 +97,7 @@ def _cap_forgotten(definition: ModuleType) -> AbstractContextManager[Any]:
 
 def _not_reordered(definition: ModuleType) -> AbstractContextManager[Any]:
     """Weight-only matrices as they are stored, but for their axes."""
-    weights = importlib.import_module(f"{definition.__name__}_weights")
+    weights = importlib.import_module(f"{definition.__package__}.weights")
     right = weights.kernel_order
 
     def kernel_order(weight: Any, *args: Any, **kwargs: Any) -> Any:
