@@ -49,14 +49,15 @@ else:
 """
     before = namespaces()
     with Links(2, Link(delay_us=5000, rate_mbit=80)) as lab:
-        assert lab.kind in ("netem", "tun") and len(namespaces()) == len(before) + 2
+        own = set(namespaces()) - set(before)  # others may come and go: another test process has links, too
+        assert lab.kind in ("netem", "tun") and len(own) >= 2
         command = [sys.executable, "-c", code]
         server = subprocess.Popen(lab.in_rank(1, *command, "serve", lab.address(1)), stdout=subprocess.PIPE, text=True)
         assert server.stdout is not None and server.stdout.readline() == "ready\n"
         asked = subprocess.run(lab.in_rank(0, *command, "ask", lab.address(1)), capture_output=True, text=True)
         server.communicate(timeout=60)
         assert 0.1 + 2 * 0.005 <= float(asked.stdout) < 5
-    assert namespaces() == before
+    assert len(own & set(namespaces())) <= len(own) - 2
 
 
 @needs_namespaces
