@@ -28,9 +28,11 @@ HERE = os.geteuid() == 0 and shutil.which("ip") is not None and Path("/dev/net/t
 needs_namespaces = pytest.mark.skipif(not HERE, reason="needs root, `ip` and /dev/net/tun")
 
 
-def namespaces() -> list[str]:
+def namespaces(owner: int | None = None) -> list[str]:
+    """The network namespaces of all links, or of those that the process `owner` holds."""
     listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout
-    return [line.split()[0] for line in listed.splitlines() if line.startswith("trtllm-pt-")]
+    prefix = "trtllm-pt-" if owner is None else f"trtllm-pt-{owner}-"
+    return [line.split()[0] for line in listed.splitlines() if line.startswith(prefix)]
 
 
 @needs_namespaces
@@ -47,17 +49,15 @@ else:
     stream = socket.create_connection((sys.argv[2], 5998)); began = time.monotonic()
     stream.sendall(bytes(1_000_000)); stream.recv(1); print(time.monotonic() - began)
 """
-    before = namespaces()
     with Links(2, Link(delay_us=5000, rate_mbit=80)) as lab:
-        own = set(namespaces()) - set(before)  # others may come and go: another test process has links, too
-        assert lab.kind in ("netem", "tun") and len(own) >= 2
+        assert lab.kind in ("netem", "tun") and len(namespaces(os.getpid())) == 2
         command = [sys.executable, "-c", code]
         server = subprocess.Popen(lab.in_rank(1, *command, "serve", lab.address(1)), stdout=subprocess.PIPE, text=True)
         assert server.stdout is not None and server.stdout.readline() == "ready\n"
         asked = subprocess.run(lab.in_rank(0, *command, "ask", lab.address(1)), capture_output=True, text=True)
         server.communicate(timeout=60)
         assert 0.1 + 2 * 0.005 <= float(asked.stdout) < 5
-    assert len(own & set(namespaces())) <= len(own) - 2
+    assert namespaces(os.getpid()) == []
 
 
 @needs_namespaces
