@@ -9,7 +9,18 @@ from torch import Tensor
 from tests.configs import SMALL
 from trtllm_pt.errors import UsageError
 from trtllm_pt.model.config import ModelConfig
-from trtllm_pt.model.schedule import Finish, ReduceOp, Run, Start, check, from_json, schedule_of, sync_points, to_json
+from trtllm_pt.model.schedule import (
+    Finish,
+    ReduceOp,
+    Run,
+    Start,
+    check,
+    from_json,
+    schedule_of,
+    sync_points,
+    to_json,
+    unordered,
+)
 from trtllm_pt.network.reference import ReferenceModel, Transformer
 from trtllm_pt.network.walk import walk
 
@@ -30,6 +41,13 @@ CASES = {
     "desync": (SMALL.replace(schedule="desync", block_depth=None, sync_every=1), 5),
     "desync, every second": (SMALL.replace(schedule="desync", block_depth=None, sync_every=2), 3),
 }
+
+
+def test_only_ladder_starts_an_all_reduce_that_does_not_need_the_one_before() -> None:
+    for config, syncs in CASES.values():
+        first, *others = unordered(schedule_of(config))
+        assert (first, len(others)) == (False, syncs - 1)
+        assert set(others) <= {config.schedule == "ladder"}
 
 
 class AllRanks:

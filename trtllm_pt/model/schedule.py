@@ -70,6 +70,26 @@ def sync_points(schedule: Schedule) -> int:
     return sum(isinstance(step, Start) for step in schedule)
 
 
+def unordered(schedule: Schedule) -> tuple[bool, ...]:
+    """Return for each all-reduce, in order, whether its input can be computed without the result of the one before."""
+    found: list[bool] = []
+    flying: dict[tuple[int, Place], frozenset[int]] = {}  # the all-reduces that a result depends on, itself included
+    shared: frozenset[int] = frozenset()  # those that the shared stream depends on
+    outputs: frozenset[int] = frozenset()  # those that the outputs which are not shared yet depend on
+    for step in schedule:
+        match step:
+            case Run():
+                outputs |= shared
+            case Start(key, payload):
+                inputs = outputs if payload == "partial" else outputs | shared
+                found.append(bool(found) and len(found) - 1 not in inputs)
+                flying[key] = inputs | {len(found) - 1}
+                outputs = frozenset()
+            case Finish(key):
+                shared |= flying.pop(key)
+    return tuple(found)
+
+
 def tensor_parallel_sync_points(config: ModelConfig) -> int:
     """Return the all-reduces per forward pass of a dense model under tensor parallelism (Megatron-LM): one after each
     attention and one after each FFN."""

@@ -19,7 +19,7 @@ from trtllm_pt.errors import INSTALL_TENSORRT_LLM, UsageError
 from trtllm_pt.model.config import ModelConfig
 from trtllm_pt.model.layout import RankLayout, padded_vocab_size, rank_layout
 from trtllm_pt.model.quantization import KV_CACHE_QUANT_ALGOS, QUANT_ALGOS
-from trtllm_pt.model.schedule import ReduceOp, Run, schedule_of
+from trtllm_pt.model.schedule import ReduceOp, Run, schedule_of, unordered
 from trtllm_pt.network import walk
 
 try:
@@ -37,6 +37,7 @@ try:
         concat,
         constant,
         gpt_attention,
+        gt,
         index_select,
         matmul,
         rms_norm,
@@ -46,6 +47,7 @@ try:
         stack,
         tanh,
         unsqueeze,
+        where,
     )
     from tensorrt_llm.functional import sum as reduce_sum
     from tensorrt_llm.layers import MOE, Attention, ColumnLinear, Embedding, GatedMLP, MoeConfig, RmsNorm
@@ -209,7 +211,7 @@ class Transformer(Module):
         }
         if self.model.qk_norm_after_rope:
             arguments["rotary"] = rotary_rows(self.model, position_ids)
-        ops = TrackOps(self, arguments)
+        ops = TrackOps(self, input_ids, arguments)
         x = self.vocab_embedding(input_ids)
         x = walk.walk(self.schedule, ops, x if ops.tracks == 1 else unsqueeze(x, 0))
         x = self.ln_f(x if ops.tracks == 1 else x.view([-1, self.model.hidden_size]))
@@ -223,10 +225,13 @@ class TrackOps(walk.TrackOps["Tensor"]):
     are [K, T, W].
     """
 
-    def __init__(self, transformer: Transformer, attention_arguments: dict[str, Any]) -> None:
+    def __init__(self, transformer: Transformer, input_ids: Tensor, attention_arguments: dict[str, Any]) -> None:
         super().__init__(transformer.model, transformer.layers)
         self.config, self.attention_arguments = transformer.config, attention_arguments
+        self.input_ids = input_ids
         self.tracks = len(transformer.layout.tracks)
+        self.unordered = unordered(transformer.schedule)
+        self.reduced: list[Tensor] = []  # the results of the all-reduces so far
         self.caches: list[Any] = []  # in the order of the layers
 
     def sublayer(self, run: Run, x: Tensor) -> Tensor:
@@ -251,8 +256,20 @@ class TrackOps(walk.TrackOps["Tensor"]):
         if mapping.tp_size > 1:
             # Every call needs new parameters, because allreduce writes to them.
             strategy = AllReduceStrategy[self.config.all_reduce_strategy]
-            x = allreduce(x, mapping.tp_group, all_reduce_params=AllReduceParams(strategy=strategy))
+            x = allreduce(self.in_order(x), mapping.tp_group, all_reduce_params=AllReduceParams(strategy=strategy))
+            self.reduced.append(x)
         return x if self.tracks == 1 else unsqueeze(x, 0)
+
+    def in_order(self, x: Tensor) -> Tensor:
+        """Return the input of the next all-reduce, x [T, W], unchanged but computed after the one before.
+
+        TensorRT is free to change the order of layers without a data dependency, and builds each rank's engine on its
+        own. Ranks that issue the all-reduces of one communicator in different orders would add up the wrong tensors. So
+        x is selected from x and the previous result by a condition that is always true, which TensorRT cannot know.
+        """
+        if not self.unordered[len(self.reduced)]:
+            return x
+        return where(unsqueeze(gt(self.input_ids, -1), 1), x, self.reduced[-1])
 
     def scale_mean(self, x: Tensor) -> Tensor:
         return x / float(self.model.tracks)

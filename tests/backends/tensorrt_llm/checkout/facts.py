@@ -33,6 +33,7 @@ class Collective:
     operand: Port
     # Sub-layers whose outputs are in the operand, not counting what came through an earlier all-reduce.
     shares: frozenset[SubLayer]
+    after: frozenset[int]  # the all-reduces, by number, on which the operand depends
 
 
 @dataclass(frozen=True)
@@ -148,4 +149,5 @@ class _Flow:
             strategy=layer.plugin.scalar("strategy"),
             operand=_port(layer.inputs[0]),
             shares=operand.shares,
+            after=operand.reduced,
         )

@@ -75,6 +75,8 @@ def check_collectives(job: Job, built: Built) -> None:
         group = tuple(range(job.ranks))
         stream = Port(("num_tokens", str(config.hidden_size)), dtype)
         assert {(found.group, found.strategy, found.operand) for found in reduces} == {(group, 0, stream)}  # 0: NCCL
+        # A data dependency keeps each after the one before it, on all ranks alike.
+        assert all(number - 1 in found.after for number, found in enumerate(facts.collectives) if number)
         part = padded_vocab_size(config, job.ranks) // job.ranks
         assert (gather.kind, gather.group) == ("AllGather", group)
         assert gather.operand == Port(("batch_size_last_token_ids", str(part)), dtype)

@@ -206,6 +206,7 @@ _ELEMENTWISE = {
     "MIN": torch.minimum,
     "POW": torch.pow,
 }
+_COMPARISONS = {"GREATER": torch.gt, "LESS": torch.lt, "EQUAL": torch.eq}
 _UNARY = {"SQRT": torch.sqrt, "EXP": torch.exp, "SIN": torch.sin, "COS": torch.cos, "ABS": torch.abs}
 _ACTIVATIONS = {"RELU": torch.relu, "TANH": torch.tanh, "SIGMOID": torch.sigmoid}
 
@@ -216,6 +217,8 @@ def _binary(op: str, left: Any, right: Any) -> Tensor:
     if {left.dtype, right.dtype} == {DataType.INT32, DataType.INT64}:
         left, right = cast(left, DataType.INT64), cast(right, DataType.INT64)
     _same_dtype(op, left, right)
+    if op in _COMPARISONS:
+        return tensor(_COMPARISONS[op](data_of(left), data_of(right)), DataType.BOOL)
     if op == "DIV" and left.dtype not in FLOATS:
         return _like(left, torch.div(data_of(left), data_of(right), rounding_mode="trunc"))
     return _like(left, _ELEMENTWISE[op](data_of(left), data_of(right)))
@@ -228,6 +231,13 @@ def _number(x: Any, dtype: DataType) -> Tensor:
 @implements(HERE)
 def elementwise_binary(left: Any, right: Any, op: Any) -> Tensor:
     return _binary(op.name, left, right)
+
+
+@implements(HERE)
+def where(condition: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    assert condition.dtype == DataType.BOOL and condition.ndim() == left.ndim() == right.ndim()
+    _same_dtype("where", left, right)
+    return _like(left, torch.where(data_of(condition), data_of(left), data_of(right)))
 
 
 @implements(HERE)
@@ -292,13 +302,13 @@ class AllReduceParams:
 def allreduce(tensor: Tensor, group: list[int], all_reduce_params: AllReduceParams) -> Tensor:
     """The NCCL plugin's sum, in the plugin's dtype."""
     moved = _moved(tensor)
-    brought = _meet("AllReduce", group, moved, all_reduce_params.strategy.name)
+    brought = meet("AllReduce", group, moved, all_reduce_params.strategy.name)
     return _like(tensor, torch.stack(brought).sum(0))
 
 
 @implements(HERE)
 def allgather(tensor: Tensor, group: list[int], gather_dim: int) -> Tensor:
-    return _like(tensor, torch.cat(_meet("AllGather", group, _moved(tensor)), gather_dim))
+    return _like(tensor, torch.cat(meet("AllGather", group, _moved(tensor)), gather_dim))
 
 
 def _moved(x: Tensor) -> Tensor:
@@ -307,7 +317,7 @@ def _moved(x: Tensor) -> Tensor:
     return x if x.dtype == dtype else tensor(data_of(x).to(TORCH[dtype]), dtype)
 
 
-def _meet(kind: str, group: list[int], x: Tensor, strategy: str | None = None) -> list[torch.Tensor]:
+def meet(kind: str, group: list[int], x: Tensor, strategy: str | None = None) -> list[torch.Tensor]:
     here = state()
     collective = Collective(kind, tuple(group), x.dtype, tuple(data_of(x).shape), strategy)
     if collective.group != tuple(range(here.world.ranks)):
