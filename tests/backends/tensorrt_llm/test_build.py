@@ -92,10 +92,22 @@ REFUSED = [
     ("model_cls_file", "x.py", "brings its own"),
     ("all_reduce_strategy", "UB", "must be one of NCCL, AUTO, ONESHOT, TWOSHOT"),
     ("workers", -1, "at least 1"),
+    # What TensorRT-LLM would accept and ignore
+    ("gemm_plugin", "fp8", "no effect: .* in FP8"),
+    ("low_latency_gemm_plugin", "fp8", "no effect: .* in FP8"),
+    ("fp8_rowwise_gemm_plugin", "auto", "per token and row"),
+    ("use_fp8_context_fmha", "enable", "no effect: .* FP8 KV cache"),
+    ("bert_attention_plugin", "bfloat16", "no attention of an encoder"),
+    ("mamba_conv1d_plugin", "bfloat16", "no convolutions"),
+    ("enable_debug_output", True, "marks no tensors"),
+    ("tokens_per_block", "48", "a power of two"),
+    ("tokens_per_block", "many", "a power of two"),
+    ("tokens_per_block", 1, "a power of two"),
+    ("input_timing_cache", "nowhere.cache", "does not exist"),
 ]
 
 
-@pytest.mark.parametrize(("name", "value", "why"), REFUSED, ids=[name for name, *_ in REFUSED])
+@pytest.mark.parametrize(("name", "value", "why"), REFUSED, ids=[f"{name} {value}" for name, value, _ in REFUSED])
 def test_options_that_cannot_be_honoured(checkpoint: Path, tmp_path: Path, name: str, value: Any, why: str) -> None:
     with pytest.raises(UsageError, match=rf"^--{name} \({value}\).*{why}"):
         build(checkpoint, tmp_path / "out", "tensorrt_llm", tensorrt_llm(**{name: value}))
@@ -108,10 +120,51 @@ def test_options_that_cannot_be_honoured(checkpoint: Path, tmp_path: Path, name:
         {"lora_plugin": "disable", "reduce_fusion": "disable", "moe_plugin": "auto", "gpt_attention_plugin": "auto"},
         {"gemm_plugin": "auto", "tokens_per_block": "64", "multiple_profiles": "enable", "use_fused_mlp": "disable"},
         {"all_reduce_strategy": "twoshot", "workers": 8, "log_level": "info", "logits_dtype": "float16"},
+        {"weight_streaming": True, "gemm_plugin": "disable", "use_fp8_context_fmha": "disable"},
+        {"bert_attention_plugin": "auto", "mamba_conv1d_plugin": "disable", "fp8_rowwise_gemm_plugin": "disable"},
     ],
 )
 def test_options_that_are_honoured(checkpoint: Path, values: dict[str, Any]) -> None:
     check(tensorrt_llm(**values), CheckpointManifest.from_dir(checkpoint))
+
+
+FP8, FP8_CACHE = {"quant_algo": "FP8"}, {"kv_cache_quant_algo": "FP8"}
+FP8_ATTENTION = {"use_fp8_context_fmha": "enable"}
+NO_FP8_ATTENTION = {"use_fp8_context_fmha": "disable"}
+
+
+@pytest.mark.parametrize(
+    ("algos", "values", "ignored"),
+    [
+        (FP8, {"gemm_plugin": "fp8"}, None),
+        (FP8, {"low_latency_gemm_plugin": "fp8"}, None),
+        ({"quant_algo": "W8A16"}, {"gemm_plugin": "fp8"}, "gemm_plugin"),
+        (FP8 | FP8_CACHE, FP8_ATTENTION, None),
+        (FP8, FP8_ATTENTION, "use_fp8_context_fmha"),
+        (FP8_CACHE, FP8_ATTENTION, "use_fp8_context_fmha"),
+        (FP8 | FP8_CACHE, NO_FP8_ATTENTION, "use_fp8_context_fmha"),
+        (FP8 | FP8_CACHE, NO_FP8_ATTENTION | {"use_paged_context_fmha": "disable"}, None),
+        (FP8, NO_FP8_ATTENTION, None),
+        (FP8_CACHE, {"use_paged_context_fmha": "enable"}, "use_paged_context_fmha"),
+        (FP8 | FP8_CACHE, {"use_paged_context_fmha": "enable"}, None),
+        ({}, {"use_paged_context_fmha": "enable"}, None),
+        ({}, {"weight_streaming": True}, None),
+        ({}, {"weight_streaming": True, "gemm_plugin": "auto"}, "weight_streaming"),
+        (FP8, {"weight_streaming": True, "low_latency_gemm_plugin": "fp8"}, "weight_streaming"),
+        ({"quant_algo": "W4A16"}, {"weight_streaming": True}, "weight_streaming"),
+        ({}, {"multiple_profiles": "enable", "opt_num_tokens": 8}, "opt_num_tokens"),
+    ],
+    ids=str,
+)
+def test_an_option_that_would_be_ignored_is_refused(
+    algos: dict[str, str], values: dict[str, Any], ignored: str | None
+) -> None:
+    """As TensorRT-LLM's builder decides it, by the checkpoint's quantisation and the other options."""
+    wide = SMALL.replace(hidden_size=64, num_heads=4, num_kv_heads=4, intermediate_size=64)
+    manifest = CheckpointManifest(model=wide, ranks=2, dtype="bfloat16", **algos)
+    refused = pytest.raises(UsageError, match=rf"^--{ignored} \(.*\) would have no effect: ")
+    with contextlib.nullcontext() if ignored is None else refused:
+        check(tensorrt_llm(**values), manifest)
 
 
 def test_every_option_of_trtllm_build_is_known_and_no_other(checkpoint: Path) -> None:
@@ -507,8 +560,8 @@ def test_a_worker_that_is_killed_is_told(checkpoint: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        (("--bert_attention_plugin", "float8"), r"--bert_attention_plugin \(float8\): Input should be 'auto'"),
-        (("--tokens_per_block", "many"), r"--tokens_per_block \(many\): Input should be a valid integer"),
+        (("--low_latency_gemm_plugin", "float8"), r"--low_latency_gemm_plugin \(float8\): Input should be 'fp8'"),
+        (("--multiple_profiles", "many"), r"--multiple_profiles \(many\): Input should be a valid boolean"),
     ],
 )
 def test_values_that_tensorrt_llm_refuses(checkpoint: Path, tmp_path: Path, option: Any, message: str) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from trtllm_pt.backends.manifest import BuildOptions
 from trtllm_pt.checkpoint.manifest import CheckpointManifest
 from trtllm_pt.errors import UsageError
 from trtllm_pt.model.config import unknown_key
+from trtllm_pt.model.quantization import WEIGHT_ONLY
 
 MAX_BATCH_SIZE, MAX_NUM_TOKENS = 2048, 8192  # trtllm-build's defaults
 # The strategies of the all-reduce plugin. NCCL always means NCCL; AUTO chooses by message size and machine.
@@ -19,7 +21,7 @@ OWN_ALL_REDUCES = (2, 4, 6, 8, 16)  # the numbers of ranks for which ONESHOT and
 # that are not fused cannot read the KV cache, so a prompt in chunks would give wrong results.
 HEAD_SIZES = (32, 48, 64, 80, 96, 104, 128, 160, 192, 256)
 DTYPES = ("bfloat16", "float16")
-_OFF = ("disable", False, None)
+_ON, _OFF = ("enable", True), ("disable", False, None)
 # Plugins that work in the checkpoint's dtype, and the other values that each accepts.
 _IN_MODEL_DTYPE = {"gpt_attention_plugin": (), "moe_plugin": (), "nccl_plugin": (), "gemm_plugin": ("fp8", *_OFF)}
 
@@ -42,6 +44,10 @@ _ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
     **dict.fromkeys(("lora_dir", "lora_ckpt_source", "lora_target_modules", "max_lora_rank"), ((), _NO_LORA)),
     "speculative_decoding_mode": ((), _NO_SPECULATION),
     "max_draft_len": ((0,), _NO_SPECULATION),
+    "fp8_rowwise_gemm_plugin": (_OFF, "it needs FP8 scales per token and row"),
+    "bert_attention_plugin": (("auto", *_OFF), "the network has no attention of an encoder"),
+    "mamba_conv1d_plugin": (("auto", *_OFF), "the network has no convolutions"),
+    "enable_debug_output": (_OFF, "the network marks no tensors for it"),
     "gemm_allreduce_plugin": (_OFF, _FUSES_ALL_REDUCE),
     "reduce_fusion": (_OFF, _FUSES_ALL_REDUCE),
     "user_buffer": (_OFF, _FUSES_ALL_REDUCE),
@@ -59,7 +65,6 @@ _ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
 _BUILD = (
     "opt_num_tokens",
     "profiling_verbosity",
-    "enable_debug_output",
     "input_timing_cache",
     "output_timing_cache",
     "weight_sparsity",
@@ -71,12 +76,9 @@ _BUILD = (
     "gather_generation_logits",
 )
 _PLUGINS = (
-    "bert_attention_plugin",
     "gpt_attention_plugin",
     "gemm_plugin",
-    "fp8_rowwise_gemm_plugin",
     "moe_plugin",
-    "mamba_conv1d_plugin",
     "nccl_plugin",
     "low_latency_gemm_plugin",
     "context_fmha",
@@ -103,10 +105,42 @@ def check(options: BuildOptions, manifest: CheckpointManifest) -> None:
             honoured, why = ("auto", manifest.dtype, *_IN_MODEL_DTYPE[name]), f"the network has it, in {manifest.dtype}"
         if value not in honoured:
             raise UsageError(f"--{name} ({value}) is not supported: {why}")
+    for name, why in _without_effect(options.extra, manifest):
+        raise UsageError(f"--{name} ({options.extra[name]}) would have no effect: {why}")
     _check_kernels(manifest)
     _check_strategy(strategy_of(options), manifest.ranks)
-    if options.extra.get("multiple_profiles") in ("enable", True) and "opt_num_tokens" in options.extra:
-        raise UsageError("--opt_num_tokens cannot be combined with --multiple_profiles, which has several profiles")
+    _check_files_and_numbers(options)
+
+
+def _without_effect(given: Mapping[str, Any], manifest: CheckpointManifest) -> Iterator[tuple[str, str]]:
+    """Yield the options that TensorRT-LLM would ignore for this checkpoint or beside the others, with the reason."""
+    matrices, cache = (algo == "FP8" for algo in (manifest.quant_algo, manifest.kv_cache_quant_algo))
+    for name in ("gemm_plugin", "low_latency_gemm_plugin"):
+        if given.get(name) == "fp8" and not matrices:
+            yield name, "it multiplies matrices in FP8, and the checkpoint has none"
+    if given.get("use_fp8_context_fmha") in _ON and not (matrices and cache):
+        yield "use_fp8_context_fmha", "it needs matrices in FP8 and an FP8 KV cache"
+    if given.get("use_paged_context_fmha") in _ON and cache and not matrices:
+        yield "use_paged_context_fmha", "with an FP8 KV cache it needs matrices in FP8"
+    paged = given.get("use_paged_context_fmha", True) not in _OFF
+    if given.get("use_fp8_context_fmha", True) in _OFF and matrices and cache and paged:
+        yield "use_fp8_context_fmha", "an FP8 KV cache needs it, unless --use_paged_context_fmha is disabled as well"
+    if given.get("weight_streaming"):
+        plugins = [name for name in ("gemm_plugin", "low_latency_gemm_plugin") if given.get(name) not in _OFF]
+        if plugins or manifest.quant_algo in WEIGHT_ONLY:
+            products = f"--{plugins[0]}" if plugins else f"quantization ({manifest.quant_algo})"
+            yield "weight_streaming", f"it cannot stream the weights of plugins, which {products} uses"
+    if given.get("multiple_profiles") in _ON and "opt_num_tokens" in given:
+        yield "opt_num_tokens", "--multiple_profiles has several profiles"
+
+
+def _check_files_and_numbers(options: BuildOptions) -> None:
+    """Raise UsageError for a file that is missing, or a number that TensorRT-LLM could not use."""
+    cache, tokens = options.extra.get("input_timing_cache"), str(options.extra.get("tokens_per_block", 32))
+    if cache is not None and not Path(cache).exists():
+        raise UsageError(f"--input_timing_cache ({cache}) does not exist")
+    if not tokens.isdecimal() or int(tokens) < 2 or int(tokens).bit_count() != 1:
+        raise UsageError(f"--tokens_per_block ({tokens}) must be a power of two, at least 2")
     if workers_of(options) < 1:
         raise UsageError(f"--workers ({workers_of(options)}) must be at least 1")
 
