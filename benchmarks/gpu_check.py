@@ -1,8 +1,8 @@
 """Check TensorRT engines on NVIDIA GPUs: `make gpu-check`, inside TensorRT-LLM's container.
 
 1. The trained model in pretrained/, plain and quantised, and a model with sliding windows run through `convert`,
-   `build` and `LLM` on all GPUs. The log-probs of their outputs are compared with those of the reference network, which
-   has the same (dequantised) weights in float32.
+   `build` and `LLM` on all GPUs. Two of the prompts have one long beginning in common. The log-probs of the outputs are
+   compared with those of the reference network, which has the same (dequantised) weights in float32.
 2. A PT model with random weights is timed beside its dense twin of equal size: PT with NCCL and with AUTO all-reduces,
    tensor parallelism, and TensorRT-LLM's own LlamaForCausalLM (AUTO, reduce fusion) with the weights of the twin.
 
@@ -267,18 +267,33 @@ def prompts(vocab_size: int, has_tokenizer: bool) -> list[str | tuple[int, ...]]
 
 
 def texts(folder: Path) -> list[dict[str, Any]]:
-    """Generate greedily in one batch, and return {prompt, output, log_probs} of each text."""
+    """Generate greedily in one batch, and then, with its KV cache full, for a prompt with a known beginning.
+
+    Returns {prompt, output, log_probs} of each text.
+    """
     from trtllm_pt import LLM
 
     sampling = SamplingParams(max_tokens=TOKENS, log_probs=True, end_id=-1)
     with LLM(folder) as llm:
         chosen = prompts(llm.manifest.model.vocab_size, llm.tokenizer is not None)
-        encoded = [llm.encode(prompt)[: llm.manifest.max_seq_len - TOKENS] for prompt in chosen]
+        encoded = [tuple(llm.encode(prompt)[: llm.manifest.max_seq_len - TOKENS]) for prompt in chosen]
         results = llm.generate(encoded, sampling)
+        encoded.append(another_end(encoded[-1]))
+        results += llm.generate(encoded[-1:], sampling)
     return [
         {"prompt": list(prompt), "output": list(result.token_ids), "log_probs": list(result.log_probs)}
         for prompt, result in zip(encoded, results, strict=True)
     ]
+
+
+def another_end(prompt: tuple[int, ...]) -> tuple[int, ...]:
+    """Return a prompt that differs from this one in its last tenth.
+
+    An engine that reuses its KV cache computes the last tenth only. The rest is longer than the windowed model's window
+    by several pages, so that reuse of a wrong page shows.
+    """
+    common = len(prompt) - len(prompt) // 10
+    return prompt[:common] + prompt[: len(prompt) - common]
 
 
 def timings(folder: Path, cases: Sequence[Case]) -> list[list[dict[str, float]]]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +16,8 @@ from typing import Any
 import pytest
 import torch
 
+from tests.backends.tensorrt_llm.executor.folders import WINDOWED, engine_folder
+from tests.backends.tensorrt_llm.executor.site import install
 from trtllm_pt.backends import read_engine
 from trtllm_pt.checkpoint.convert import convert
 from trtllm_pt.checkpoint.init import init
@@ -152,6 +156,24 @@ def test_tokens_that_are_not_the_best_are_missed(quantised: Path) -> None:
     assert gpu_check.agreement(quantised, [first]).missed > 1
 
 
+def test_the_last_prompt_begins_as_one_that_the_engine_knows(tmp_path: Path) -> None:
+    folder = engine_folder(tmp_path / "engines", model=WINDOWED)
+    found = json.loads(script("--do", "texts", folder, environment=install(tmp_path / "site")).stdout.splitlines()[-1])
+    *_, known, last = (text["prompt"] for text in found)
+    common = len(known) - len(known) // 10
+    assert known[:common] == last[:common] and known[common:] != last[common:] and len(known) == len(last)
+    assert [text["prompt"] for text in found].count(last) == 1
+    for text in found:
+        assert len(text["output"]) == gpu_check.TOKENS
+
+
+def test_the_known_beginning_is_longer_than_a_window_and_three_pages() -> None:
+    *_, longest = gpu_check.prompts(preset("pt-tiny").vocab_size, has_tokenizer=False)
+    last, page, window = gpu_check.another_end(longest), 32, 40
+    common = next(number for number, (a, b) in enumerate(zip(longest, last, strict=True)) if a != b)
+    assert common > max(window, 3 * page)
+
+
 # --- the table
 
 
@@ -182,9 +204,9 @@ def test_the_table_sets_every_engine_against_the_best_without_tracks() -> None:
     assert all(len(row) == len(gpu_check.header(cases)) for row in found)
 
 
-def script(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+def script(*arguments: object, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    command, env = [sys.executable, str(SCRIPT), *map(str, arguments)], os.environ | dict(environment or {})
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=600, check=False)
 
 
 def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:

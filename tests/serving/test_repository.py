@@ -43,6 +43,7 @@ def engines(
     config["build_config"]["plugin_config"] = dict.fromkeys(
         ("context_fmha", "remove_input_padding", "use_paged_context_fmha"), True
     )
+    config["version"] = "1.2.1"  # of TensorRT-LLM, where it is TensorRT-LLM that writes the file
     (folder / "config.json").write_text(json.dumps(config))
     (folder / FILES[kind]).touch()
     return folder
@@ -150,20 +151,25 @@ def test_a_window_is_written_for_every_layer(tmp_path: Path) -> None:
     write_repository(engines(tmp_path / "e", "tensorrt_llm", WINDOWED), tmp_path / "r", **options)
     config = parse(tmp_path / "r" / "tensorrt_llm" / "config.pbtxt")
     assert config.parameters["max_attention_window_size"].string_value == "9,9,128,9,9"
-    # Its chunks are too small for windowed kernels; so the pages may be reused.
+    # Its chunks are too small for windowed kernels, and each window would reuse another beginning of a prompt.
     assert config.parameters["enable_chunked_context"].string_value == "false"
-    assert config.parameters["enable_kv_cache_reuse"].string_value == "true"
+    assert config.parameters["enable_kv_cache_reuse"].string_value == "false"
     assert config.parameters["gpt_model_path"].string_value == "/engines/demo"
     assert config.dynamic_batching.default_queue_policy.max_queue_size == 7
 
 
-@pytest.mark.parametrize(("engine", "reuse"), [("tensorrt_llm", "false"), ("embedded", "true")])
-def test_tensorrt_llm_gets_chunks_without_reuse(engine: str, reuse: str, tmp_path: Path) -> None:
-    """Together they are not safe there where a client goes away."""
+@pytest.mark.parametrize("engine", FILES)
+def test_an_engine_without_windows_gets_chunks_and_reuse(engine: str, tmp_path: Path) -> None:
     write_repository(engines(tmp_path / "e", engine), tmp_path / "r", engine_path="/engines")
     parameters = parse(tmp_path / "r" / "tensorrt_llm" / "config.pbtxt").parameters
     assert parameters["enable_chunked_context"].string_value == "true"
-    assert parameters["enable_kv_cache_reuse"].string_value == reuse
+    assert parameters["enable_kv_cache_reuse"].string_value == "true"
+
+
+def test_log_probs_of_tensorrt_llm_are_over_the_whole_vocabulary(tmp_path: Path) -> None:
+    write_repository(engines(tmp_path / "e", "tensorrt_llm"), tmp_path / "r", engine_path="/engines")
+    parameters = parse(tmp_path / "r" / "tensorrt_llm" / "config.pbtxt").parameters
+    assert parameters["normalize_log_probs"].string_value == "false"
 
 
 def test_the_repository_in_git_is_what_the_command_writes(tmp_path: Path) -> None:

@@ -119,6 +119,11 @@ class EngineManifest:
         layers = range(self.model.num_layers)
         return tuple(min(self.model.layer_window(i) or self.max_seq_len, self.max_seq_len) for i in layers)
 
+    @property
+    def windows_differ(self) -> bool:
+        """Whether some layers attend to more tokens than others."""
+        return len(set(self.windows or ())) > 1
+
     def to_json(self) -> dict[str, Any]:
         """Return the contents of config.json."""
         return {

@@ -14,7 +14,7 @@ from trtllm_pt.backends.checks import Check
 from trtllm_pt.backends.manifest import BuildOptions, EngineManifest
 from trtllm_pt.backends.tensorrt_llm.checks import CHECKS
 from trtllm_pt.backends.tensorrt_llm.trtllm_build import OPTIONS
-from trtllm_pt.errors import INSTALL_TENSORRT_LLM, MPI_OF_TENSORRT_LLM, UsageError
+from trtllm_pt.errors import INSTALL_TENSORRT_LLM, MPI_OF_TENSORRT_LLM, TENSORRT_LLM_VERSION, UsageError
 from trtllm_pt.requests.messages import SamplingParams
 
 _PACKAGE = "TensorRT-LLM"
@@ -64,12 +64,17 @@ class TensorRTLLMBackend(Backend):
         TensorRT-LLM ignores max_input_len when prompts are packed and their attention is fused. It cannot compute a
         prompt in several steps if the layers have different windows, because the chunks would be too small for windowed
         kernels (trtGptModelInflightBatching.cpp names this as work to do).
+
+        Reuse of KV blocks is safe in 1.2.1, and not in other versions that can be installed: there, a prompt that is
+        cancelled between two chunks leaves blocks that were never computed (NVIDIA/TensorRT-LLM#12673, which #12770
+        brought to 1.2.1). It is not safe where windows differ: each window finds a reusable beginning of its own, and
+        1.2.1 skips the one that it finds last instead of the shortest (#10875 is not in 1.2.1).
         """
         plugins = config["build_config"].get("plugin_config") or {}
         paged = bool(plugins.get("use_paged_context_fmha"))
         versions = found.versions or {_PACKAGE: str(config.get("version", "?"))}
-        chunks = paged and found.windows is None
-        found = replace(found, versions=versions, reuses_pages=paged, chunks_prompts=chunks)
+        reuses = paged and not found.windows_differ and versions.get(_PACKAGE) == TENSORRT_LLM_VERSION
+        found = replace(found, versions=versions, reuses_pages=reuses, chunks_prompts=paged and found.windows is None)
         if not (plugins.get("remove_input_padding") and plugins.get("context_fmha")):
             return found
         capacity = found.options
@@ -106,15 +111,8 @@ class TensorRTLLMBackend(Backend):
         return (f"{problem}, on a TensorRT engine" for problem in problems(sampling))
 
     def triton_parameters(self, manifest: EngineManifest) -> Mapping[str, str]:
-        """Turn off KV cache reuse in Triton if prompts are computed in chunks.
-
-        With both, TensorRT-LLM 1.2.1 keeps KV blocks for reuse that were never computed when a prompt is cancelled
-        between two chunks (NVIDIA/TensorRT-LLM#12673), and its Triton backend cancels a request whenever a client
-        disconnects. Chunks stay on, because without them no prompt may exceed max_num_tokens, and a long prompt delays
-        all other requests.
-        """
-        reuse = manifest.reuses_pages and not manifest.chunks_prompts
-        return {"enable_kv_cache_reuse": "true" if reuse else "false"}
+        """Ask for log-probs over the whole vocabulary, and not over the tokens that top_k and top_p keep."""
+        return {"normalize_log_probs": "false"}
 
 
 BACKEND = TensorRTLLMBackend()

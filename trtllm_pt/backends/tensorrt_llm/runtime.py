@@ -40,7 +40,6 @@ class TensorRTRuntime:
         self._reasons = finish_reasons(bindings)
         self._sequences: dict[int, Sequence] = {}  # executor's id -> sequence in flight
         self._ids: dict[int, int] = {}  # request id -> executor's id
-        self._unwanted: set[int] = set()  # executor's ids of requests that finished here, but not yet in the executor
         self._messages: deque[Tokens] = deque()  # messages for the next poll
         self._iteration: Any = None  # the newest iteration's stats
         self._prompt_tokens = self._output_tokens = 0
@@ -48,7 +47,7 @@ class TensorRTRuntime:
 
     @property
     def busy(self) -> bool:
-        return bool(self._messages or self._sequences or self._unwanted)
+        return bool(self._messages or self._sequences)
 
     def submit(self, request: Request) -> None:
         self._check_open()
@@ -69,18 +68,15 @@ class TensorRTRuntime:
         """Wait for the executor until there are messages, no request is in flight, or `timeout` seconds are over."""
         self._check_open()
         deadline = time.monotonic() + timeout
-        while not self._messages and (self._sequences or self._unwanted):
+        while not self._messages and self._sequences:
             left = max(0.0, deadline - time.monotonic())
             with _failures("TensorRT-LLM failed"):
                 # Rounded up to whole milliseconds, because a wait of 0 ms would poll the executor without a pause.
                 wait = timedelta(milliseconds=math.ceil(left * 1000))
                 responses = self._executor.await_responses(wait)
             for response in responses:
-                if response.request_id in self._sequences:
+                if response.request_id in self._sequences:  # otherwise it was sent before the request was cancelled
                     self._take(response)
-                elif response.request_id in self._unwanted:  # otherwise it was sent before the request was cancelled
-                    self._unwanted.remove(response.request_id)
-                    self._executor.cancel_request(response.request_id)
             if not left:
                 break
         messages = list(self._messages)
@@ -111,17 +107,11 @@ class TensorRTRuntime:
             self._messages.append(message)
 
     def _end(self, number: int, reason: FinishReason, error: str | None = None, *, final: bool = False) -> None:
-        """Finish a request here, and in the executor unless `final` says that it has finished there.
-
-        The executor must not cancel a request before its first token: a prompt that is cancelled between two chunks
-        leaves KV blocks for reuse that were never computed (NVIDIA/TensorRT-LLM#12673).
-        """
+        """Finish a request here, and in the executor unless `final` says that it has finished there."""
         sequence = self._sequences.pop(number)
         del self._ids[sequence.request.id]
-        if not final and sequence.num_output:
+        if not final:
             self._executor.cancel_request(number)
-        elif not final:
-            self._unwanted.add(number)
         self._messages.append(sequence.end(reason, error))
 
     def stats(self) -> Stats:
@@ -147,7 +137,7 @@ class TensorRTRuntime:
     def close(self) -> None:
         if not self._closed:
             self._closed = True
-            for number in (*self._sequences, *self._unwanted):  # otherwise `shutdown` would wait for them
+            for number in self._sequences:  # otherwise `shutdown` would wait for them
                 self._executor.cancel_request(number)
             self._executor.shutdown()
             self._sequences, self._ids = {}, {}
@@ -179,6 +169,11 @@ def open_rank(
     """
     if threads is not None:
         raise UsageError(f"threads ({threads}) applies only to the embedded engine; a TensorRT engine runs on a GPU")
+    if kv_tokens is not None and manifest.windows_differ:
+        raise UsageError(
+            f"kv_tokens ({kv_tokens}) cannot limit the KV cache of a model whose layers have different windows: "
+            "TensorRT-LLM ignores it"
+        )
     check_gpus(World(None))
     bindings = _import_bindings()  # before MPI starts, because it sets variables that Open MPI reads then
     world = World.join(manifest.ranks, MPI_OF_TENSORRT_LLM)

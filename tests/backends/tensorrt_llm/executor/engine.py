@@ -81,7 +81,6 @@ class ExecutorMethods:
         self.cancels: list[int] = []  # all there were
         self.requests: list[Any] = []
         self.responses: list[Any] = []
-        self.spoilt_blocks = False  # a prompt was cancelled between its chunks
         self.iteration = 0
         self.stats: list[Any] = []
         self.changed = threading.Condition()
@@ -147,7 +146,6 @@ class ExecutorMethods:
             for running in self.active:
                 if running.id in cancelled:
                     running.reason = "CANCELLED"
-                    self.spoilt_blocks |= running.computed < running.prompt
             self._step()
             time.sleep(STEP_SECONDS)
 
