@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -17,9 +19,14 @@ from trtllm_pt.serving.triton.server import free_ports
 PROMPT = "def binary_search("
 
 
-def client(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "trtllm_pt", "client", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+def client(
+    *arguments: str, folder: Path | None = None, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """folder: the working directory. env: more variables of the environment."""
+    command = [str(Path(sys.prefix) / "bin" / "trtllm-pt"), "client", *arguments]
+    return subprocess.run(
+        command, cwd=folder, env={**os.environ, **(env or {})}, capture_output=True, text=True, timeout=120, check=False
+    )
 
 
 @needs_triton
@@ -39,8 +46,14 @@ def test_it_prints_what_the_engine_writes(served: Served, engines: Path) -> None
 
 @needs_triton
 def test_a_server_of_its_own(engines: Path, tmp_path: Path) -> None:
+    """Behind a proxy that no request of ours may use, and in a folder from which no process may import."""
     own = shutil.copytree(engines, tmp_path / "own")
-    done = client("--serve", str(own), PROMPT, "--max-tokens", "16")
+    (tmp_path / "folder" / "trtllm_pt").mkdir(parents=True)
+    for name in ("trtllm_pt/__init__.py", "queue.py", "numpy.py"):
+        (tmp_path / "folder" / name).write_text("raise SystemExit('imported from the working directory')")
+    [closed] = free_ports(1)
+    proxies = dict.fromkeys(("http_proxy", "https_proxy", "grpc_proxy"), f"http://127.0.0.1:{closed}")
+    done = client("--serve", "../own", PROMPT, "--max-tokens", "16", folder=tmp_path / "folder", env=proxies)
     with LLM(engines) as llm:
         [alone] = llm.generate([PROMPT], SamplingParams(max_tokens=16))
     assert (done.returncode, done.stdout) == (0, f"{PROMPT}{alone.text}\n")

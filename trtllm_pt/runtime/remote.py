@@ -9,12 +9,9 @@ from __future__ import annotations
 import contextlib
 import re
 import selectors
-import shutil
 import socket
 import struct
 import subprocess
-import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -23,10 +20,12 @@ import msgspec
 
 from trtllm_pt.backends.manifest import EngineManifest
 from trtllm_pt.errors import RunError, TrtllmPtError, UsageError
+from trtllm_pt.files.scratch import Scratch
 from trtllm_pt.job.first_exit import FirstExit, first_exit
 from trtllm_pt.job.last_words import read_last_words
 from trtllm_pt.job.mpirun import find_mpirun, launch, no_mpi
 from trtllm_pt.job.process import end, last_line
+from trtllm_pt.job.python import module_command
 from trtllm_pt.requests.messages import (
     CLOSED,
     AskStats,
@@ -132,7 +131,8 @@ class RemoteRuntime:
         self._tokens: list[Tokens] = []  # received, but not polled yet
         self._stats: Stats | None = None  # the answer to `stats`, once it has arrived
         self.pids: list[int] = []
-        self._folder = Path(tempfile.mkdtemp(prefix="trtllm_pt-"))
+        self._scratch = Scratch()
+        self._folder = self._scratch.path
         self._log = self._folder / "ranks.log"
         try:
             if len(str(self._folder)) > _LONGEST_FOLDER:
@@ -147,12 +147,13 @@ class RemoteRuntime:
             self.pids = self._wait_until_ready()
             self._first_exit = FirstExit(self.pids)
             self.leftovers = _shared_memory_of(self.pids[0])
+            self._scratch.remove_later(map(str, self.leftovers))
         except BaseException:
             self.close()
             raise
 
     def _start(self, ranks: int, arguments: list[str]) -> subprocess.Popen[bytes]:
-        worker = [sys.executable, "-m", "mpi4py", "-m", "trtllm_pt.runtime.worker"]
+        worker = module_command("mpi4py", "-m", "trtllm_pt.runtime.worker")
         command, environment = launch(find_mpirun(self._mpi_hint), (ranks, [*worker, *arguments]))
         with self._log.open("wb") as log:
             return subprocess.Popen(
@@ -231,9 +232,7 @@ class RemoteRuntime:
             self._connection.close()  # the ranks exit when the socket is closed
         if hasattr(self, "_job"):
             self._end_job()
-        shutil.rmtree(self._folder, ignore_errors=True)
-        for path in self.leftovers:  # from ranks that could not remove them
-            path.unlink(missing_ok=True)
+        self._scratch.remove()  # with the files of ranks that could not remove them
 
     def _end_job(self) -> None:
         patience = self._stop_seconds if self.pids else 1.0

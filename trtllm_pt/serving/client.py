@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trtllm_pt.errors import RunError, UsageError
+from trtllm_pt.serving.direct_http import open_url
 from trtllm_pt.serving.error_codes import ServedError, split_code
 from trtllm_pt.serving.triton import tensors
 
@@ -34,7 +35,7 @@ def stream(url: str, fields: Mapping[str, Any]) -> Iterator[Piece]:
     body = json.dumps({**fields, "stream": True, "return_num_output_tokens": True}).encode()
     try:
         request = urllib.request.Request(f"{url.rstrip('/')}/v2/models/{_MODEL}/generate_stream", body)
-        with urllib.request.urlopen(request) as answer:
+        with open_url(request) as answer:
             for line in answer:
                 if line.startswith(b"data: "):
                     yield _piece(json.loads(line.removeprefix(b"data: ")))

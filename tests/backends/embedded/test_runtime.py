@@ -176,21 +176,40 @@ def wait_until_gone(pids: list[int]) -> None:
         time.sleep(0.05)
 
 
-def test_an_owner_that_is_killed_takes_its_ranks_along(engines: Engines) -> None:
+def test_an_owner_that_is_killed_takes_its_ranks_along(engines: Engines, tmp_path: Path) -> None:
+    """What it leaves in TMPDIR and in /dev/shm is removed by the next owner, which leaves those of the living."""
     [folder] = engines("pretrained-2")
     script = f"""
 import time
 from trtllm_pt.runtime.llm import LLM
 llm = LLM({str(folder)!r})
-print(*llm._runtime.pids, flush=True)
+print(*llm._runtime.pids, *llm._runtime.leftovers, flush=True)
 time.sleep(60)
 """
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as owner:
-        assert owner.stdout is not None
-        pids = [int(word) for word in owner.stdout.readline().split()]
-        owner.kill()
-    assert len(pids) == 2
-    wait_until_gone(pids)
+
+    def owner() -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", script]
+        return subprocess.Popen(command, env={**os.environ, "TMPDIR": str(tmp_path)}, stdout=subprocess.PIPE, text=True)
+
+    with owner() as killed, owner() as lives:
+        (killed_pids, killed_files), (_, live_files) = processes_and_files(killed), processes_and_files(lives)
+        killed.kill()
+        wait_until_gone(killed_pids)
+        assert len(killed_pids) == 2 and killed_files and live_files
+        assert len(list(tmp_path.iterdir())) == 2
+        with owner() as third:
+            processes_and_files(third)
+            assert not any(path.exists() for path in killed_files)
+            assert all(path.exists() for path in live_files)
+            assert len(list(tmp_path.iterdir())) == 2
+            third.kill()
+        lives.kill()
+
+
+def processes_and_files(owner: subprocess.Popen[str]) -> tuple[list[int], list[Path]]:
+    assert owner.stdout is not None
+    words = owner.stdout.readline().split()
+    return [int(word) for word in words if word.isdigit()], [Path(word) for word in words if not word.isdigit()]
 
 
 def test_idle_ranks_do_not_spin(llm: LLM) -> None:

@@ -13,6 +13,7 @@ from trtllm_pt.backends.checks import Check, Finding, output, version
 from trtllm_pt.errors import INSTALL_EMBEDDED, MPI_OF_EMBEDDED, UsageError
 from trtllm_pt.files import compiler as files_compiler
 from trtllm_pt.job.mpirun import find_mpirun, launch
+from trtllm_pt.job.python import code_command
 
 # Each rank writes with a single call, so that the output of two ranks is not interleaved.
 _HELLO = "import os; from mpi4py import MPI; os.write(1, b'ranks=%d;' % MPI.COMM_WORLD.size)"
@@ -38,7 +39,7 @@ def mpi4py() -> Finding:
     found = version("mpi4py")
     if found is None:
         return Finding("mpi4py", False, "none", INSTALL_EMBEDDED)
-    library = output([sys.executable, "-c", _LIBRARY])
+    library = output(code_command(_LIBRARY))
     if library is None:
         return Finding("mpi4py", False, f"{found}, but it finds no MPI library to load", INSTALL_EMBEDDED)
     return Finding("mpi4py", True, f"{found} with {' '.join(library.split())}")
@@ -104,7 +105,7 @@ def _pinned(package: str) -> str | None:
 
 def _hello(mpirun: str) -> list[int] | None:
     """Start two ranks and return the size of the MPI world that each of them sees, or None if that fails."""
-    said = output(*launch(mpirun, (2, [sys.executable, "-c", _HELLO])))
+    said = output(*launch(mpirun, (2, code_command(_HELLO))))
     return None if said is None else [int(size) for size in re.findall(r"ranks=(\d+);", said)]
 
 

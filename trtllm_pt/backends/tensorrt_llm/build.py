@@ -33,6 +33,7 @@ from trtllm_pt.errors import (
 )
 from trtllm_pt.files.atomic import new_folder, refuse_existing, write_json
 from trtllm_pt.job.process import end
+from trtllm_pt.job.python import module_command
 from trtllm_pt.job.world import World
 from trtllm_pt.model.config import read_json
 from trtllm_pt.model.quantization import WEIGHT_ONLY
@@ -140,7 +141,7 @@ def _build(checkpoint: Path, folder: Path, options: BuildOptions, ranks: int, wo
 
 def _in_workers(jobs: Sequence[Job], report: Report) -> None:
     """Run each job in a process. The first failure stops the other processes and is raised."""
-    command = [sys.executable, "-m", "trtllm_pt.backends.tensorrt_llm.build_rank"]
+    command = module_command("trtllm_pt.backends.tensorrt_llm.build_rank")
     workers = [subprocess.Popen([*command, job.to_json()], stdout=subprocess.PIPE, text=True) for job in jobs]
     with ThreadPoolExecutor(len(workers)) as pool:
         try:

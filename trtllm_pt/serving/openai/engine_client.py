@@ -31,6 +31,13 @@ from trtllm_pt.text.stream import TextStream
 _MODEL = tensors.ENGINE
 _DTYPES: Mapping[str, type] = {"INT32": np.int32, "FP32": np.float32, "BOOL": np.bool_, "UINT64": np.uint64}
 _TYPES = {np.dtype(dtype).name: name for name, dtype in _DTYPES.items()}
+# No proxy of the environment (gRPC reads http_proxy, too), and messages of any length. Without a list of options, the
+# client would set its own.
+_CHANNEL = [
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+]
 _PATIENCE_SECONDS = 0.1  # between two `stop` requests for the same request
 _LAST_SECONDS = 2.0  # in which `close` waits for streams that are being stopped
 
@@ -53,7 +60,7 @@ class EngineClient:
     """A client of the Triton at the gRPC address `url` (HOST:PORT). It belongs to the running event loop."""
 
     def __init__(self, url: str, tokenizer: Tokenizer) -> None:
-        self._client = grpc.InferenceServerClient(url)
+        self._client = grpc.InferenceServerClient(url, channel_args=_CHANNEL)
         self._tokenizer = tokenizer
         self._tasks: set[asyncio.Task[None]] = set()  # they can outlive the HTTP request that started them
 

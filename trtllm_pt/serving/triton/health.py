@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from trtllm_pt.serving.direct_http import open_directly
 from trtllm_pt.serving.error_codes import ErrorCode, ServedError
 from trtllm_pt.serving.triton import tensors
 
@@ -66,7 +67,7 @@ def fault(url: str, *, engine_in_python: bool) -> str | None:
 def _fault(url: str, probe: _Probe) -> str | None:
     request = urllib.request.Request(f"{url}/v2/models/{probe.model}/{probe.verb}", json.dumps(probe.body).encode())
     try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as answer:
+        with open_directly(request, _TIMEOUT_SECONDS) as answer:
             body = answer.read()
     except urllib.error.HTTPError as error:
         body = error.read()

@@ -17,6 +17,9 @@ import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 
+from trtllm_pt.job.python import module_command
+from trtllm_pt.serving.direct_http import open_directly
+
 LAST_SECONDS = 10  # how long a server that must exit still responds with the reason
 _CHECK_SECONDS = 1
 _UNLOAD_SECONDS = 60.0
@@ -29,7 +32,7 @@ class ProcessGuard:
         server, own = os.getppid(), os.getpid()
         options = _options(server)
         if can_load(options) and options.get("--allow-http") != "false":
-            last = f"exec {shlex.join([sys.executable, '-m', __name__, _unload_url(options, name)])}"
+            last = f"exec {shlex.join(module_command(__name__, _unload_url(options, name)))}"
         else:
             last = f"sleep {LAST_SECONDS}; kill {server}"
         state = f"$(cut -d ' ' -f 3 /proc/{own}/stat)"  # Z: the process is dead, but Triton has not reaped it
@@ -70,4 +73,4 @@ def _unload_url(options: Mapping[str, str], name: str) -> str:
 
 
 if __name__ == "__main__":
-    urllib.request.urlopen(urllib.request.Request(sys.argv[1], b"{}"), timeout=_UNLOAD_SECONDS)
+    open_directly(urllib.request.Request(sys.argv[1], b"{}"), _UNLOAD_SECONDS)

@@ -11,15 +11,12 @@ import errno
 import logging
 import re
 import resource
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,9 +24,11 @@ from typing import Any
 
 from trtllm_pt.backends.registry import read_engine
 from trtllm_pt.errors import RunError, UsageError
+from trtllm_pt.files.scratch import Scratch
 from trtllm_pt.job.mpirun import Launch, find_mpirun, launch
 from trtllm_pt.job.process import end
 from trtllm_pt.logs import fields
+from trtllm_pt.serving.direct_http import open_directly
 from trtllm_pt.serving.triton import tensors
 from trtllm_pt.serving.triton.config_pbtxt import parameter, read_config
 from trtllm_pt.serving.triton.find import Triton, find_triton
@@ -46,7 +45,6 @@ _UNLOADING = b"All models are stopped, unloading models"  # tritonserver logs th
 _PR_SET_PDEATHSIG = 1
 # tritonserver 2.51 parses a request's JSON on a thread's stack: with a stack of 8 MB, a body of 16 MB crashes it.
 _STACK_BYTES = 1 << 30
-_SHARED_MEMORY = Path("/dev/shm")
 # A Python model that calls another model waits for the first response on one of Triton's threads. The same threads (32
 # by default) pass on all responses, so with too few of them, requests that wait for a slot would delay running streams.
 _MODEL_THREADS = MAX_BLS_REQUESTS + 32
@@ -106,12 +104,13 @@ class Server:
         self.address, self.log = address, log
         self._in_python = _runs_in_python(repository)
         self._ranks, self._mpi_hint = _servers(repository)
-        self._scratch = Path(tempfile.mkdtemp(prefix="trtllm_pt-serve-"))
-        self._prefix = self._scratch.name  # the prefix of its names in /dev/shm
+        self._scratch = Scratch("serve-")
+        prefix = self._scratch.path.name  # of the server's names in /dev/shm
+        self._scratch.remove_later([f"/dev/shm/{prefix}*"])
         try:
-            triton = find_triton(self._scratch)
+            triton = find_triton(self._scratch.path)
             command, environment = server_command(
-                triton, repository.resolve(), address, self._ranks, self._prefix, self._mpi_hint
+                triton, repository.resolve(), address, self._ranks, prefix, self._mpi_hint
             )
             with log.open("wb") as output:
                 self._process = subprocess.Popen(
@@ -120,12 +119,13 @@ class Server:
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     # `close` removes what the server leaves in its TMPDIR.
-                    env={**environment, "TMPDIR": str(self._scratch)},
+                    env={**environment, "TMPDIR": str(self._scratch.path)},
+                    cwd=self._scratch.path,  # because Triton's Python models import from the working directory first
                     start_new_session=True,  # so that Ctrl-C reaches this process alone, which then stops the server
                     preexec_fn=_prepare,
                 )
         except BaseException:
-            shutil.rmtree(self._scratch, ignore_errors=True)
+            self._scratch.remove()
             raise
         started = fields(processes=self._ranks, first=self._process.pid, repository=repository, triton_log=log)
         logger.info("tritonserver started", extra=started)
@@ -148,7 +148,7 @@ class Server:
     def ready(self) -> bool:
         """Return whether Triton reports that the server and all of its models are ready."""
         try:
-            with urllib.request.urlopen(f"{self.address.url}/v2/health/ready", timeout=5) as answer:
+            with open_directly(f"{self.address.url}/v2/health/ready", 5) as answer:
                 return bool(answer.status == 200)
         except (urllib.error.URLError, OSError):
             return False
@@ -185,9 +185,7 @@ class Server:
             self._wait_for_requests_and_models()
         if self._process.poll() is None:
             end(self._process, _UNLOAD_SECONDS, polite=())
-        shutil.rmtree(self._scratch, ignore_errors=True)
-        for left in _SHARED_MEMORY.glob(f"{self._prefix}*"):
-            left.unlink(missing_ok=True)
+        self._scratch.remove()
         status = self._process.wait()
         if was_running:
             logger.info("tritonserver exited", extra=fields(status=status))

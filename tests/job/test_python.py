@@ -1,0 +1,37 @@
+"""Processes that do not import from their working directory."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from trtllm_pt.job.python import code_command, module_command
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        code_command("import queue; print(queue.__name__)"),
+        module_command("program", "a", "-b"),
+        module_command("mpi4py", "-m", "program", "a", "-b"),
+    ],
+    ids=["code", "module", "mpi4py"],
+)
+def test_the_working_directory_is_not_imported_from(tmp_path: Path, command: Sequence[str]) -> None:
+    installed, working = tmp_path / "installed", tmp_path / "working"
+    for folder in (installed, working):
+        folder.mkdir()
+    (installed / "program.py").write_text(
+        "import queue, sys; assert sys.argv[1:] == ['a', '-b']; print(queue.__name__)"
+    )
+    for name in ("queue", "runpy", "mpi4py", "program"):
+        (working / f"{name}.py").write_text("raise SystemExit(9)")
+    path = os.pathsep.join([str(installed), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    done = subprocess.run(
+        command, cwd=working, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (0, "queue\n"), done.stderr
