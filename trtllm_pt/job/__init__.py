@@ -21,6 +21,10 @@ MPI than mpi4py             | started N ranks, but MPI has    |                 
                             | one; `trtllm-pt doctor` reports |                           |
                             | it earlier                      |                           |
 ----------------------------+---------------------------------+---------------------------+-----------------------------
+/dev/shm is missing, full   | RemoteRuntime, and World.join   | at once                   | UsageError that says what to
+or read-only                | on every rank                   |                           | do
+                            | (check_shared_memory)           |                           |
+----------------------------+---------------------------------+---------------------------+-----------------------------
 the number of ranks is not  | World.join, from the            | at once                   | UsageError on every rank
 the number that the engine  | environment                     |                           |
 needs                       |                                 |                           |
@@ -87,7 +91,10 @@ an endless loop or wait     | no process                      | -               
 without Triton              |                                 |                           | interrupt stops the job
 ----------------------------+---------------------------------+---------------------------+-----------------------------
 the owner of a job exits or | rank 0: its socket closes       | at once, or after the     | rank 0 stops the other
-is killed                   |                                 | current step              | ranks, and all of them exit
+is killed                   |                                 | current step              | ranks, and all of them exit;
+                            |                                 |                           | the next owner removes the
+                            |                                 |                           | files that a killed one left
+                            |                                 |                           | (files/scratch)
 ----------------------------+---------------------------------+---------------------------+-----------------------------
 ranks do not exit when the  | the owner, by process.end       | 5 embedded, 60 TensorRT,  | SIGTERM and then SIGKILL to
 owner closes                |                                 | each of 3 times:          | the whole process group

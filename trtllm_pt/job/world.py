@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from trtllm_pt.errors import RunError, TrtllmPtError, UsageError
 from trtllm_pt.job.launchers import LAUNCHERS, SECONDS_TO_BE_HEARD, launched_ranks
 from trtllm_pt.job.mpirun import no_mpi
+from trtllm_pt.job.shared_memory import check_shared_memory
 
 if TYPE_CHECKING:
     from mpi4py import MPI
     from typing_extensions import Self
 
+_LEAST_SHARED_MEMORY = 1_000_000  # bytes; with less, no rank starts
 T = TypeVar("T")
 
 
@@ -32,7 +34,8 @@ class World:
 
         After this call, an uncaught exception in one rank aborts all ranks. ranks: the required number of ranks, or
         None for any number. hint: what to install if MPI is missing. Raises UsageError if MPI is missing, if the
-        launcher started a different number of ranks, or if the launcher belongs to another MPI than mpi4py.
+        launcher started a different number of ranks, if the launcher belongs to another MPI than mpi4py, or if
+        /dev/shm is full or cannot be written to.
         """
         launched = launched_ranks()
         if launched is None and ranks == 1:
@@ -41,6 +44,9 @@ class World:
             return cls(None)
         if launched is not None:  # checked in the environment, before any rank waits for another
             _check_number(ranks, launched)
+            if launched > 1:
+                # Every rank must find the same, and the other ranks may have taken their memory already.
+                check_shared_memory(_LEAST_SHARED_MEMORY)
         mpi = import_mpi(hint)
         comm = mpi.COMM_WORLD
         if launched is not None and launched > 1 and comm.size == 1:

@@ -26,6 +26,7 @@ from trtllm_pt.job.last_words import read_last_words
 from trtllm_pt.job.mpirun import find_mpirun, launch, no_mpi
 from trtllm_pt.job.process import end, last_line
 from trtllm_pt.job.python import module_command
+from trtllm_pt.job.shared_memory import BYTES_PER_RANK, check_shared_memory
 from trtllm_pt.requests.messages import (
     CLOSED,
     AskStats,
@@ -115,13 +116,14 @@ class RemoteRuntime:
     """Starts the ranks of an engine directory, and implements the runtime protocol by talking to rank 0.
 
     threads and kv_tokens are those of LLM. `pids` has the process of each rank. The constructor returns when all ranks
-    have loaded the engine. It raises the error of a rank that fails to load it, and RunError if the ranks take longer
-    than the backend's start_seconds.
+    have loaded the engine. It raises the error of a rank that fails to load it, UsageError if the ranks cannot share
+    memory, and RunError if they take longer than the backend's start_seconds.
     """
 
     def __init__(
         self, folder: Path, manifest: EngineManifest, *, threads: int | None = None, kv_tokens: int | None = None
     ) -> None:
+        check_shared_memory(manifest.ranks * BYTES_PER_RANK)
         self._closed = False
         backend = manifest.backend
         self._mpi_hint = backend.mpi_hint
