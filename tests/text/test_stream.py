@@ -4,50 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer
 
+from tests.text.tokenizers import TEXT, TOKENIZERS
 from trtllm_pt.errors import UsageError
 from trtllm_pt.text.stream import TextStream
-
-TEXT = "Grüße! 你好，世界 — naïve café 🚀👩‍🚀 end. Ünïcödé शान्ति \ufffd okay\n\n  two  spaces"
-
-
-def byte_level() -> Tokenizer:
-    """A BPE over bytes with few merges: characters are often split over tokens."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300,
-        special_tokens=["<end>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([TEXT], trainer)
-    return tokenizer
-
-
-def byte_fallback() -> Tokenizer:
-    """As in Llama 2: words with ▁ for the space, bytes for what the vocabulary lacks."""
-    pieces = ["<unk>", "<s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "▁a", "▁b", "c", "▁▁", "ü", "d"]
-    tokenizer = Tokenizer(
-        models.BPE({piece: i for i, piece in enumerate(pieces)}, [], unk_token="<unk>", byte_fallback=True)
-    )
-    tokenizer.add_special_tokens(["<unk>", "<s>"])
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    return tokenizer
-
-
-def word_piece() -> Tokenizer:
-    pieces = ["[UNK]", "do", "n", "'", "t", "##ing", ".", ",", "we", "?"]
-    tokenizer = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]"))
-    tokenizer.decoder = decoders.WordPiece()
-    return tokenizer
-
-
-TOKENIZERS = {"byte level": byte_level(), "byte fallback": byte_fallback(), "word piece": word_piece()}
 
 
 def pieces(stream: TextStream, ids: list[int], sizes: list[int] | None = None) -> list[str]:
@@ -80,6 +41,25 @@ def test_random_tokens(name: str, skip: bool) -> None:
             ids = [*ids[:9], *half, *ids[9:]]
         stream = TextStream(tokenizer, skip_special_tokens=skip)
         assert "".join(pieces(stream, ids)) == tokenizer.decode(ids, skip_special_tokens=skip), ids
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize("skip", [True, False])
+def test_random_tokens_after_a_prompt(name: str, skip: bool) -> None:
+    """The text is what the tokens add to the prompt's, whose end may be the first half of a character."""
+    tokenizer, rng = TOKENIZERS[name], np.random.default_rng(0)
+    for _ in range(300):
+        size = tokenizer.get_vocab_size()
+        prompt, ids = (rng.integers(0, size, int(rng.integers(0, 20))).tolist() for _ in range(2))
+        if name == "byte fallback":
+            character = bytes_of(tokenizer, rng.choice(list("é你🚀 ")))
+            cut = int(rng.integers(0, len(character) + 1))
+            prompt, ids = [*prompt, *character[:cut]], [*character[cut:], *ids]
+        before = tokenizer.decode(prompt, skip_special_tokens=skip)
+        whole = tokenizer.decode([*prompt, *ids], skip_special_tokens=skip)
+        shared = next(n for n in range(len(before), -1, -1) if whole.startswith(before[:n]))
+        stream = TextStream(tokenizer, prompt=prompt, skip_special_tokens=skip)
+        assert "".join(pieces(stream, ids)) == whole[shared:], (prompt, ids)
 
 
 def bytes_of(tokenizer: Tokenizer, text: str) -> list[int]:

@@ -31,7 +31,7 @@ class SamplingParams:
     presence_penalty: float = 0.0  # applies to tokens of the output
     frequency_penalty: float = 0.0  # applies to each occurrence in the output
     seed: int = 0
-    min_tokens: int = 0  # end tokens and stop words do not end a shorter output
+    min_tokens: int = 0  # end tokens, stop words and stop strings do not end a shorter output
     end_id: int | None = None  # None: the tokenizer's end token, which LLM fills in; -1: no token ends the output
     stop_words: tuple[tuple[int, ...], ...] = ()  # token sequences that end the output and are not part of it
     include_stop_words: bool = False  # whether a stop word is part of the output, as in TensorRT-LLM

@@ -156,7 +156,9 @@ class LLM:
     def _submit(self, request: Request, stop: Sequence[str]) -> _Output:
         if stop and self.tokenizer is None:
             raise UsageError(f"stop ({list(stop)!r}) needs a tokenizer, and this engine has none: use stop_words")
-        text = None if self.tokenizer is None else TextStream(self.tokenizer, stop)
+        text = None
+        if self.tokenizer is not None:
+            text = TextStream(self.tokenizer, stop, prompt=request.token_ids, min_tokens=request.sampling.min_tokens)
         self._runtime.submit(request)
         now = time.perf_counter()
         line = RequestLog(request_id=str(request.id), prompt_tokens=len(request.token_ids), submitted=now)
@@ -226,10 +228,15 @@ class _Output:
                 delta += self.text.flush()
             if delta:
                 self.pieces.append(delta)
-            if self.text.stopped and message.finish_reason is None:
-                self.finish_reason = "stop_words"
+            if self.text.stopped:
+                self._cut(self.text.tokens)
         if self.finish_reason is not None:
             self.log.output_ended(len(self.token_ids), self.finish_reason)
+
+    def _cut(self, tokens: int) -> None:
+        """End the output with the token that completed a stop string. Later ones may have come in the same message."""
+        del self.token_ids[tokens:], self.log_probs[tokens:]
+        self.finish_reason = "stop_words"
 
     def check(self) -> None:
         """Raise RunError if the request failed."""

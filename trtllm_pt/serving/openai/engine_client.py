@@ -8,6 +8,7 @@ sometimes crashes.
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -123,20 +124,23 @@ class EngineClient:
         return task
 
     async def _choice(self, index: int, choice: Choice, name: str) -> AsyncGenerator[Piece, None]:
-        text = TextStream(self._tokenizer, choice.stop)
-        made = 0
-        async for result in self._ask(_inputs(choice), name, _parameters(choice.sampling)):
+        sampling = choice.sampling
+        text = TextStream(self._tokenizer, choice.stop, prompt=choice.prompt, min_tokens=sampling.min_tokens)
+        further_ends = {token for [token] in sampling.stop_words}
+        async for result in self._ask(_inputs(choice), name, _parameters(sampling)):
             if text.stopped:
                 continue  # the engine has not stopped the request yet
             ids = result.as_numpy("output_ids").ravel().tolist()
-            made += len(ids)
-            delta = text.push(ids)
+            before = text.tokens
+            # TensorRT-LLM takes further end tokens for stop words, which it returns.
+            delta = text.push(itertools.takewhile(lambda token: token not in further_ends, ids))
             if text.stopped and (task := asyncio.current_task()) is not None:
                 self._begin(self._end(name, task))
-            yield Piece(index, delta, len(ids), "stop" if text.stopped else None)
+            yield Piece(index, delta, text.tokens - before, "stop" if text.stopped else None)
         if not text.stopped:
-            full = made >= choice.sampling.max_tokens
-            yield Piece(index, text.flush(), 0, "length" if full else "stop")
+            rest = text.flush()  # which may complete a stop string
+            full = text.tokens >= sampling.max_tokens and not text.stopped
+            yield Piece(index, rest, 0, "length" if full else "stop")
 
     async def _end(self, name: str, task: asyncio.Task[Any]) -> None:
         """Send `stop` for the request `name`, which `task` reads, until the task is done.

@@ -8,10 +8,11 @@ stream, the model stops the engine's request.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import threading
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ from trtllm_pt.serving.triton.models.base import (
 )
 from trtllm_pt.serving.triton.process_guard import ProcessGuard
 from trtllm_pt.text.stream import TextStream
-from trtllm_pt.text.tokenizer import load_tokenizer
+from trtllm_pt.text.tokenizer import end_ids, load_tokenizer
 
 log = logging.getLogger(__name__)
 _CHECK_SECONDS = 0.1  # between two checks for closed streams
@@ -56,6 +57,7 @@ class TritonPythonModel:
         self._engine = config.text("tensorrt_llm_model_name") or tensors.ENGINE
         folder, self._skip = _postprocessing(config)  # TensorRT-LLM's config for this model has no tokenizer
         self._tokenizer = load_tokenizer(folder, required=True)
+        self._further_ends = {token for [token] in end_ids(folder)[1]}
         self._pool = ThreadPoolExecutor(MAX_BLS_REQUESTS)  # each request has a thread, which sleeps most of the time
         self._free = threading.Semaphore(MAX_BLS_REQUESTS)
         self._senders: dict[str, Sender] = {}  # by the engine's id of each request that it works on
@@ -105,7 +107,7 @@ class TritonPythonModel:
                 raise UsageError(f"{name} is not supported")
         query = {key: given[name] for name, key in tensors.TO_PREPROCESSING.items() if name in given}
         [ids] = self._ask("preprocessing", query, list(tensors.FROM_PREPROCESSING))
-        texts = _OutputTexts(self._tokenizer, self._skip, given, ids)
+        texts = _OutputTexts(self._tokenizer, self._skip, self._further_ends, given, ids)
         engine_id, timeout, over = _engine_id(request.request_id()), request.timeout(), False
         self._senders[engine_id] = sender
         try:
@@ -176,12 +178,18 @@ def _column(array: Array) -> Array:
 class _OutputTexts:
     """Decodes the outputs of one request. An output is identified by its row in the batch and its sequence number."""
 
-    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool, given: Arrays, ids: Arrays) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, skip_special_tokens: bool, further_ends: Collection[int], given: Arrays, ids: Arrays
+    ) -> None:
         self._tokenizer, self._skip = tokenizer, skip_special_tokens
+        self._ends = () if "end_id" in given else further_ends
         rows = len(ids["INPUT_ID"])
         self._streaming = _flags(given, "stream", rows, False)
         self._exclude = _flags(given, "exclude_input_in_output", rows, True)
-        self._prompts = [row[:n] for row, n in zip(ids["INPUT_ID"], ids["REQUEST_INPUT_LEN"].ravel(), strict=True)]
+        self._min_tokens = given["min_tokens"].ravel().tolist() if "min_tokens" in given else [0] * rows
+        self._prompts = [
+            row[:n].tolist() for row, n in zip(ids["INPUT_ID"], ids["REQUEST_INPUT_LEN"].ravel(), strict=True)
+        ]
         self._outputs = rows * int(given["num_return_sequences"].ravel()[0] if "num_return_sequences" in given else 1)
         self._stops = [
             [text(word, "stop_words") for word in row] for row in given.get("stop_words", np.empty((rows, 0)))
@@ -202,17 +210,23 @@ class _OutputTexts:
         stream = self._stream(row, sequence)
         if stream.stopped:
             return
-        new = stream.push(ids[0, 0, : int(length.ravel()[0])].tolist())
+        came = ids[0, 0, : int(length.ravel()[0])].tolist()
+        before = stream.tokens
+        # Of several end tokens, TensorRT-LLM knows one, and takes the others for stop words, which it returns.
+        new = stream.push(itertools.takewhile(lambda token: token not in self._ends, came))
+        part = _without_last(part, len(came) - (stream.tokens - before))
         if not self._streaming[row]:
             new += stream.flush()
             if not self._exclude[row]:
-                new = self._tokenizer.decode(self._prompts[row].tolist(), skip_special_tokens=self._skip) + new
+                new = self._tokenizer.decode(self._prompts[row], skip_special_tokens=self._skip) + new
         yield {"text_output": strings([new + (stream.stopped_by or "")]), **part}
 
     def rest(self) -> Iterator[dict[str, Array]]:
         """Yield the texts that were held back, after the engine has finished."""
         for (row, sequence), stream in self._streams.items():
-            if rest := stream.flush():
+            if stream.stopped:
+                continue
+            if rest := stream.flush() + (stream.stopped_by or ""):
                 place = {"batch_index": row, "sequence_index": sequence}
                 indices = {name: np.array([[index]], np.int32) for name, index in place.items()}
                 yield {"text_output": strings([rest]), **indices}
@@ -220,8 +234,28 @@ class _OutputTexts:
     def _stream(self, row: int, sequence: int) -> TextStream:
         if (row, sequence) not in self._streams:
             stops = list(filter(None, self._stops[row]))
-            self._streams[row, sequence] = TextStream(self._tokenizer, stops, skip_special_tokens=self._skip)
+            self._streams[row, sequence] = TextStream(
+                self._tokenizer,
+                stops,
+                prompt=self._prompts[row],
+                min_tokens=self._min_tokens[row],
+                skip_special_tokens=self._skip,
+            )
         return self._streams[row, sequence]
+
+
+def _without_last(part: dict[str, Array], tokens: int) -> dict[str, Array]:
+    """Return a response without the count and the log-probs of its last `tokens` tokens."""
+    if not tokens:
+        return part
+    changed = {}
+    if "num_output_tokens" in part:
+        changed["num_output_tokens"] = part["num_output_tokens"] - tokens
+    if "output_log_probs" in part:
+        each = part["output_log_probs"]
+        changed["output_log_probs"] = each[..., :-tokens]
+        changed["cum_log_probs"] = part["cum_log_probs"] - each[..., -tokens:].sum(-1)
+    return {**part, **changed}
 
 
 def _flags(given: Arrays, name: str, rows: int, default: bool) -> list[bool]:

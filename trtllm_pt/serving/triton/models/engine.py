@@ -32,6 +32,7 @@ from trtllm_pt.serving.triton.models.base import Config, Sender, arrays, error_r
 from trtllm_pt.serving.triton.models.metrics import Metrics
 from trtllm_pt.serving.triton.models.request import Output, is_stop, parse
 from trtllm_pt.serving.triton.process_guard import LAST_SECONDS, ProcessGuard, server_loads_models
+from trtllm_pt.text.tokenizer import end_ids
 
 log = logging.getLogger(__name__)
 _BUSY_SECONDS = 0.01  # how long the engine thread waits for tokens before it checks for new requests
@@ -61,6 +62,7 @@ class TritonPythonModel:
         manifest = read_engine(folder)
         manifest.backend.check_versions(folder, manifest)
         self._name, self._limits = config.name, manifest.limits
+        self._further_ends = {token for [token] in end_ids(folder / "tokenizer")[1]}
         self._exclude_input = config.flag("exclude_input_in_output", False)
         waiting: int = config.data["dynamic_batching"]["default_queue_policy"]["max_queue_size"]
         self._most = manifest.options.max_batch_size + waiting if waiting else None
@@ -181,6 +183,8 @@ class TritonPythonModel:
         output = served.outputs[tokens.id]
         output.token_ids += tokens.token_ids
         output.log_probs += tokens.log_probs
+        if tokens.finish_reason == "stop_words" and not self._further_ends.isdisjoint(tokens.token_ids[-1:]):
+            output.drop_last()  # it is an end token: unlike a stop word, it is not part of the output
         if tokens.token_ids:
             served.log.tokens_came(time.monotonic())
         if tokens.finish_reason is None:

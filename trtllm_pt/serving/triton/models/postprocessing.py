@@ -11,6 +11,7 @@ from typing import Any
 
 from trtllm_pt.serving.triton.models.base import Config, arrays, response, strings
 from trtllm_pt.serving.triton.process_guard import ProcessGuard
+from trtllm_pt.text.stream import Continuation
 from trtllm_pt.text.tokenizer import load_tokenizer
 
 
@@ -19,8 +20,8 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         config = Config(args)
-        self._tokenizer = load_tokenizer(config.path("tokenizer_dir"), required=True)
-        self._skip = config.flag("skip_special_tokens", True)
+        tokenizer = load_tokenizer(config.path("tokenizer_dir"), required=True)
+        self._text = Continuation(tokenizer, config.flag("skip_special_tokens", True))
         self._guard = ProcessGuard(config.name)
 
     def finalize(self) -> None:
@@ -33,5 +34,4 @@ class TritonPythonModel:
         tensors = arrays(request)
         rows = zip(tensors["TOKENS_BATCH"], tensors["SEQUENCE_LENGTH"], strict=True)
         ids = [beam[:length] for beams, lengths in rows for beam, length in zip(beams, lengths, strict=True)]
-        texts = [self._tokenizer.decode(beam.tolist(), skip_special_tokens=self._skip) for beam in ids]
-        return response({"OUTPUT": strings(texts)})
+        return response({"OUTPUT": strings([self._text.decode(beam.tolist()) for beam in ids])})

@@ -14,6 +14,7 @@ from trtllm_pt.model.config import read_json
 from trtllm_pt.serving.triton import word_lists
 from trtllm_pt.serving.triton.models.base import Array, Arrays, Config, arrays, error_response, response, text
 from trtllm_pt.serving.triton.process_guard import ProcessGuard
+from trtllm_pt.text.stream import Continuation
 from trtllm_pt.text.tokenizer import end_ids, load_tokenizer
 
 # Inputs that the model accepts -> their names as inputs of the ensemble, which error messages use.
@@ -67,6 +68,7 @@ class Encoder:
     def __init__(self, folder: Path, add_special_tokens: bool, max_input_len: int) -> None:
         self._tokenizer = load_tokenizer(folder, required=True)
         self._special = add_special_tokens
+        self._continuation = Continuation(self._tokenizer, skip_special_tokens=False)
         self._max_input_len = max_input_len
         self._most_bytes = most_bytes(self._tokenizer, max_input_len)
         self._end_id, self._further_ends = end_ids(folder)
@@ -116,6 +118,10 @@ class Encoder:
         return word_lists.pack([[*filter(None, row), *further] for row in lists])
 
     def _ids_of_word(self, word: str) -> list[int]:
+        """Return the tokens of a word within a text. Many tokenizers put a space before a text that has none."""
+        shorter = self._tokenizer.encode(word.removeprefix(" "), add_special_tokens=False).ids
+        if word.startswith(" ") and self._continuation.decode(shorter) == word:
+            return shorter
         return self._tokenizer.encode(word, add_special_tokens=False).ids
 
     def _id(self, tensors: Arrays, name: str, default: int, rows: int) -> Array:

@@ -172,6 +172,10 @@ class Output:
     log_probs: list[float]
     sent: int = 0  # tokens that earlier responses contained
 
+    def drop_last(self) -> None:
+        """Take the last token back, which no response has contained yet."""
+        del self.token_ids[-1:], self.log_probs[-1:]
+
     def response(self) -> dict[str, Array]:
         """Return the tensors of the next response: the new tokens of a stream, or otherwise the whole output."""
         prompt = self.prompt
