@@ -171,6 +171,21 @@ def test_only_the_chosen_experts_count() -> None:
 
 
 @torch.no_grad()
+def test_where_the_router_cannot_choose_the_experts_with_lower_indices_count() -> None:
+    """An engine chooses these, so their ranges are the ones to measure."""
+    model = random_model(MODELS["pt, experts"])
+    experts = model.transformer.layers[1].mlp
+    assert isinstance(experts, Experts)
+    experts.router.weight.zero_()
+    chosen = model.config.experts_per_token
+    ranges = measure(model, SEQUENCES)
+    experts.fc.weight[:, chosen:] *= 100
+    assert measure(model, SEQUENCES) == ranges
+    experts.fc.weight[:, :chosen] *= 100
+    assert measure(model, SEQUENCES) != ranges
+
+
+@torch.no_grad()
 def test_activations_are_rounded_where_they_are_stored_so(tmp_path: Path) -> None:
     model, folder = saved(MODELS["pt"], tmp_path / "model")
     checkpoint = convert(folder, tmp_path / "ckpt", 4, quantize="FP8", calibrate=tokens_in(tmp_path))

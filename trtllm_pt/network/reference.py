@@ -222,7 +222,9 @@ class Experts(Module):
         )
         if self.config.router_logits_cap is not None:
             logits = self.config.router_logits_cap * torch.tanh(logits / self.config.router_logits_cap)
-        chosen, experts = logits.topk(self.config.experts_per_token, -1)
+        # Of equal logits the lower index is chosen. topk chooses in an order that depends on the number of experts.
+        best, order = logits.sort(stable=True, dim=-1, descending=True)
+        chosen, experts = (part[..., : self.config.experts_per_token] for part in (best, order))
         weights = torch.zeros_like(logits).scatter(-1, experts, chosen.softmax(-1)).to(x.dtype)
         # Every expert computes every token: simple, and exact because experts that are not chosen have weight 0.
         up, gate = self.fc(x[..., None, :]).chunk(2, -1)
