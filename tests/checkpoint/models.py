@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from tests.configs import SMALL
 from trtllm_pt.checkpoint.load import save_model
@@ -40,3 +42,9 @@ def random_model(config: ModelConfig, dtype: torch.dtype = torch.float32) -> Ref
 def saved(config: ModelConfig, folder: Path, dtype: str = "auto") -> tuple[ReferenceModel, Path]:
     model = random_model(config)
     return model, save_model(model, folder, dtype)
+
+
+def save_tokenizer(folder: Path, tokens: int = 101) -> None:
+    """A tokenizer of so many words, which are numbers."""
+    words = {str(token): token for token in range(tokens)}
+    Tokenizer(WordLevel(words, unk_token="0")).save(str(folder / "tokenizer.json"))

@@ -16,10 +16,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.checkpoint.models import PT, saved
+from tests.checkpoint.models import PT, random_model, save_tokenizer, saved
+from tests.checkpoint.test_llama import saved as saved_llama
 from trtllm_pt.checkpoint.convert import convert
 from trtllm_pt.checkpoint.init import init
-from trtllm_pt.checkpoint.load import load_reference
+from trtllm_pt.checkpoint.load import load_reference, save_model
 from trtllm_pt.checkpoint.manifest import CheckpointManifest
 from trtllm_pt.errors import UsageError
 
@@ -193,3 +194,72 @@ def test_a_killed_conversion_leaves_nothing_at_its_output(tmp_path: Path) -> Non
     assert not list(tmp_path.rglob("rank*.safetensors"))
     convert(tmp_path / "model", tmp_path / "ckpt", 2)  # and the way is free
     assert not list(tmp_path.glob(".ckpt.*.partial"))  # nor is anything left of the first
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 12345\n"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json"],
+)
+def test_files_that_git_lfs_did_not_download(name: str, tmp_path: Path) -> None:
+    _, folder = saved(PT, tmp_path / "model")
+    (folder / name).write_text(POINTER)
+    with pytest.raises(UsageError, match=rf"{name} is only git-lfs's pointer to the file; run `git lfs pull` in "):
+        convert(folder, tmp_path / "ckpt")
+    assert not (tmp_path / "ckpt").exists()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors.index.json", "model-00002-of-*.safetensors"])
+def test_shards_that_git_lfs_did_not_download(name: str, tmp_path: Path) -> None:
+    save_model(random_model(PT), tmp_path / "model", shard_bytes=400_000)
+    [path] = (tmp_path / "model").glob(name)
+    path.write_text(POINTER)
+    with pytest.raises(UsageError, match=f"{path} is only git-lfs's pointer"):
+        convert(tmp_path / "model", tmp_path / "ckpt")
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.safetensors"])
+def test_pointers_to_files_that_are_not_read(name: str, tmp_path: Path) -> None:
+    _, folder = saved(PT, tmp_path / "model")
+    (folder / name).write_text(POINTER)
+    convert(folder, tmp_path / "ckpt")
+
+
+@pytest.mark.parametrize(
+    ("ends", "message"),
+    [
+        (101, r"generation_config.json: eos_token_id \(101\) must be a token id between 0 and 100"),
+        (-1, r"eos_token_id \(-1\) must be a token id"),
+        ([7, 1000], r"eos_token_id \(1000\) must be a token id"),
+        (["</s>"], r"eos_token_id \('</s>'\) must be a token id"),
+        (90, r"generation_config.json: eos_token_id \(90\) must be a token of the tokenizer, which has no such id"),
+        ([7, 90], r"eos_token_id \(90\) must be a token of the tokenizer"),
+    ],
+)
+def test_end_tokens_that_are_no_tokens(ends: Any, message: str, tmp_path: Path) -> None:
+    _, folder = saved(PT, tmp_path / "model")
+    save_tokenizer(folder, tokens=90)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    with pytest.raises(UsageError, match=message):
+        convert(folder, tmp_path / "ckpt")
+    assert not (tmp_path / "ckpt").exists()
+
+
+def test_an_end_token_of_config_json_that_is_no_token(tmp_path: Path) -> None:
+    """Where there is no generation_config.json. Without a tokenizer, nobody reads it."""
+    saved_llama("Llama", {}, tmp_path / "model")
+    (tmp_path / "model/generation_config.json").unlink()
+    edit(tmp_path / "model/config.json", lambda data: data.update(eos_token_id=99))
+    convert(tmp_path / "model", tmp_path / "ckpt")
+    save_tokenizer(tmp_path / "model")
+    with pytest.raises(UsageError, match=r"config.json: eos_token_id \(99\) must be a token id between 0 and 98"):
+        convert(tmp_path / "model", tmp_path / "again")
+
+
+def test_a_tokenizer_that_cannot_be_read(tmp_path: Path) -> None:
+    _, folder = saved(PT, tmp_path / "model")
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"tokenizer\.json is not a tokenizer file"):
+        convert(folder, tmp_path / "ckpt")

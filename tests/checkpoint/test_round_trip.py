@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from tests.checkpoint.models import CONFIGS, PT, random_model, saved
+from tests.checkpoint.models import CONFIGS, PT, random_model, save_tokenizer, saved
 from trtllm_pt.checkpoint.convert import convert
 from trtllm_pt.checkpoint.load import load_reference, save_model
 from trtllm_pt.checkpoint.manifest import CheckpointManifest
@@ -71,13 +71,16 @@ def test_output_bias_is_on_the_first_rank_alone(tmp_path: Path) -> None:
 
 def test_tokenizer_travels(tmp_path: Path) -> None:
     _, folder = saved(PT, tmp_path / "model")
-    for file in ("tokenizer.json", "generation_config.json", "chat_template.jinja", "merges.txt"):
+    save_tokenizer(folder)
+    (folder / "generation_config.json").write_text('{"eos_token_id": [7, 100]}')
+    for file in ("chat_template.jinja", "merges.txt"):
         (folder / file).write_text(file)
     first = convert(folder, tmp_path / "first", 2)
     again = convert(first, tmp_path / "again", 4)
+    names = ("tokenizer.json", "generation_config.json", "chat_template.jinja", "merges.txt")
     for checkpoint in (first, again):
-        assert {path.name: path.read_text() for path in (checkpoint / "tokenizer").iterdir()} == {
-            file: file for file in ("tokenizer.json", "generation_config.json", "chat_template.jinja", "merges.txt")
+        assert {path.name: path.read_bytes() for path in (checkpoint / "tokenizer").iterdir()} == {
+            name: (folder / name).read_bytes() for name in names
         }
 
 

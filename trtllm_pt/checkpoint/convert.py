@@ -10,7 +10,7 @@ from trtllm_pt.checkpoint.encoded import Encoded, StoredWeights
 from trtllm_pt.checkpoint.formats import open_source
 from trtllm_pt.checkpoint.manifest import CheckpointManifest
 from trtllm_pt.checkpoint.ranks import CheckpointDir, write_ranks
-from trtllm_pt.checkpoint.tokenizer_files import copy_tokenizer
+from trtllm_pt.checkpoint.tokenizer_files import check_tokenizer, copy_tokenizer
 from trtllm_pt.errors import UsageError
 from trtllm_pt.files.atomic import new_folder, refuse_existing, write_json
 from trtllm_pt.model.quantization import KV_CACHE_QUANT_ALGOS, QUANT_ALGOS
@@ -46,6 +46,8 @@ def convert(
     refuse_existing(output)
     _check_request(quantize, kv_cache, calibrate)
     source = open_source(Path(model_dir))
+    if source.tokenizer is not None:
+        check_tokenizer(source.tokenizer, source.config.vocab_size)
     weights: StoredWeights
     if isinstance(source, CheckpointDir) and source.manifest.quantized:
         weights, manifest = source, _divided(source, ranks, dtype, quantize, kv_cache)

@@ -8,6 +8,7 @@ from trtllm_pt.checkpoint import llama, tamm
 from trtllm_pt.checkpoint.ranks import CheckpointDir
 from trtllm_pt.checkpoint.source import ModelDir, Source
 from trtllm_pt.errors import UsageError
+from trtllm_pt.files.git_lfs import refuse_pointer
 from trtllm_pt.model.config import HF_KEYS, read_json
 
 
@@ -18,6 +19,7 @@ def open_source(folder: Path) -> Source:
     """
     if not folder.is_dir():
         raise UsageError(f"there is no model directory {folder}")
+    refuse_pointer(folder / "config.json")
     config = read_json(folder / "config.json")
     if "parallel_track" in config:
         return CheckpointDir(folder)

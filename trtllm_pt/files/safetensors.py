@@ -24,6 +24,7 @@ from torch import Tensor
 
 from trtllm_pt.errors import UsageError
 from trtllm_pt.files.atomic import PartialFile
+from trtllm_pt.files.git_lfs import refuse_pointer
 
 ALIGNMENT = 64
 _CODES = {
@@ -141,6 +142,7 @@ class SafetensorsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        refuse_pointer(path)
         try:
             self._file = safe_open(path, framework="pt")
         except OSError as error:
@@ -215,6 +217,7 @@ def _open_all(folder: Path) -> list[tuple[str, SafetensorsFile]]:
         pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
         hint = f"; {pickled[0]} is a pickle, save it as safetensors" if pickled else ""
         raise UsageError(f"{folder} has no model.safetensors and no model.safetensors.index.json{hint}")
+    refuse_pointer(index)
     try:
         placed = dict(json.loads(index.read_text())["weight_map"])
     except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError):
