@@ -57,7 +57,17 @@ PLAIN = SMALL.replace(block_depth=None, schedule="spd", num_layers=3)
 OTHER_SCHEDULES = {
     "spd": PLAIN.replace(dropped_layers=(0, 2)),
     "desync": PLAIN.replace(schedule="desync", sync_every=2),
-    "parallel": PLAIN.replace(schedule="parallel", tracks=1),
+    "parallel": PLAIN.replace(
+        schedule="parallel",
+        tracks=1,
+        rope_scaling={
+            "rope_type": "yarn",
+            "factor": 4.0,
+            "original_max_position_embeddings": 32,
+            "attention_factor": 1.5,
+            "beta_fast": 4.0,
+        },
+    ),
     "ladder": PLAIN.replace(schedule="ladder", tracks=1),
 }
 TINY = ModelConfig(

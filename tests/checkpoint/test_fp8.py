@@ -30,7 +30,8 @@ from trtllm_pt.checkpoint.ranks import CheckpointDir
 from trtllm_pt.errors import UsageError
 from trtllm_pt.model.quantization import is_quantized
 from trtllm_pt.model.tensors import tensors
-from trtllm_pt.network.reference import Attention, Experts, ReferenceModel, rotary, rotate
+from trtllm_pt.network.reference import Attention, Experts, ReferenceModel
+from trtllm_pt.network.rope import rotary, rotate
 
 SEQUENCES = [[1, 2, 3, 50, 100, 7], [9, 8], [60, 61, 62]]
 TABLE = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).double()  # every value there is, two of them NaN

@@ -120,3 +120,18 @@ def test_config_has_totals(tmp_path: Path) -> None:
         "runtime_defaults": {"max_attention_window": [5, 128, 5]},
     }
     assert {key: data[key] for key in expected} == expected
+
+
+def test_a_head_beside_a_tied_embedding(tmp_path: Path) -> None:
+    """An equal one is dropped. Another one is used, and the model is untied."""
+    model, folder = saved(PT.replace(tie_embeddings=True), tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["transformer.vocab_embedding.weight"].clone()
+    save_file(tensors, folder / "model.safetensors")
+    assert_same(load_reference(folder), model)
+    tensors["lm_head.weight"][100, 47] += 0.5
+    save_file(tensors, folder / "model.safetensors")
+    other = load_reference(folder)
+    assert not other.config.tie_embeddings and other.lm_head is not None
+    assert torch.equal(other.lm_head.weight, tensors["lm_head.weight"])
+    assert_same(load_reference(convert(folder, tmp_path / "ckpt", 2)), other)

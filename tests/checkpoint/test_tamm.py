@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from trtllm_pt.checkpoint.convert import convert
 from trtllm_pt.checkpoint.load import load_reference
@@ -87,6 +87,21 @@ def test_checkpoint_holds_the_same_model(tmp_path: Path) -> None:
     want = load_reference(tmp_path / "tamm").state_dict()
     for name, tensor in load_reference(checkpoint).state_dict().items():
         assert torch.equal(tensor, want[name]), name
+
+
+def test_a_head_that_is_not_the_embedding(tmp_path: Path) -> None:
+    """tamm ties them always, so a state dict with both was edited."""
+    saved({}, tmp_path)
+    tied = load_reference(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    state["output_transform.weight"] = state["embedding.weight"].clone()
+    save_file(state, tmp_path / "model.safetensors")
+    assert load_reference(tmp_path).config == tied.config
+    state["output_transform.weight"] = 2 * state["embedding.weight"]
+    save_file(state, tmp_path / "model.safetensors")
+    untied, tokens = load_reference(tmp_path), torch.randint(1, SMALL["vocab_size"], (2, 9))
+    with torch.no_grad():
+        assert torch.equal(untied(tokens), 2 * tied(tokens))
 
 
 def test_defaults_are_tamms() -> None:

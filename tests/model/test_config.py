@@ -19,6 +19,7 @@ from trtllm_pt.model.tensors import tensors
 
 DENSE = SMALL.replace(tracks=1, schedule="tp", block_depth=None)
 LLAMA3 = {"rope_type": "llama3", "factor": 8, "low_freq_factor": 1, "high_freq_factor": 4}
+YARN = {"rope_type": "yarn", "factor": 4, "original_max_position_embeddings": 32}
 MISTAKES = [
     ({"num_layers": 0}, r"num_layers \(0\) must be at least 1"),
     ({"tracks": -2}, r"tracks \(-2\) must be at least 1"),
@@ -47,7 +48,17 @@ MISTAKES = [
     ({"window": 8}, r"window \(8\) needs a sliding kind"),
     ({"qk_norm_after_rope": True}, "needs qk_norm"),
     ({"rope_theta": 0}, r"rope_theta \(0\) must be above 0"),
-    ({"rope_scaling": {"rope_type": "yarn"}}, "rope_type 'yarn'; supported: linear, llama3"),
+    ({"rope_scaling": {"rope_type": "longrope"}}, "rope_type 'longrope'; supported: linear, dynamic, llama3, yarn"),
+    ({"rope_scaling": {}}, "rope_type 'None'; supported"),
+    ({"rope_scaling": {"rope_type": "dynamic"}}, r"has keys \['rope_type'\]; it must have \['factor', 'rope_type'\]"),
+    (
+        {"rope_scaling": YARN | {"alpha": 1}},
+        r"it must have \[.*\], and may have \['attention_factor', 'beta_fast', 'beta_slow'",
+    ),
+    ({"rope_scaling": YARN | {"attention_factor": 0}}, r"attention_factor \(0\) must be a number above 0"),
+    ({"rope_scaling": YARN | {"truncate": 1}}, r"truncate \(1\) must be true or false"),
+    ({"rope_scaling": YARN | {"beta_slow": 33}}, r"beta_fast \(32.0\) must be at least beta_slow \(33\)"),
+    ({"rope_scaling": YARN, "rope_theta": 1.0}, r"rope_theta \(1.0\) must be above 1 for rope_scaling of type 'yarn'"),
     ({"rope_scaling": {"rope_type": "linear"}}, r"has keys \['rope_type'\]; it must have \['factor', 'rope_type'\]"),
     ({"rope_scaling": {"rope_type": "linear", "factor": "2"}}, r"factor \('2'\) must be a number above 0"),
     (

@@ -26,6 +26,8 @@ FORMAT_VERSION = 1
 DTYPES = ("bfloat16", "float16", "float32")
 _KEY = "parallel_track"
 _MAPPING = {"pp_size": 1, "cp_size": 1, "gpus_per_node": 8}
+# The types of RoPE scaling for which TensorRT-LLM makes the right tables. For the others our network brings its own.
+_SCALED_BY_TENSORRT_LLM = ("linear", "llama3")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +77,7 @@ class CheckpointManifest:
         """Return the contents of config.json."""
         c = self.model
         ffn = c.intermediate_size or c.moe_intermediate_size
+        scaling = c.rope_scaling and c.rope_scaling["rope_type"]
         fields: dict[str, Any] = {
             "architecture": "ParallelTrackForCausalLM",
             "dtype": self.dtype,
@@ -91,7 +94,7 @@ class CheckpointManifest:
             "norm_epsilon": c.norm_eps,
             "position_embedding_type": "rope_gpt_neox",
             "rotary_base": c.rope_theta,
-            "rotary_scaling": c.rope_scaling,
+            "rotary_scaling": c.rope_scaling if scaling in _SCALED_BY_TENSORRT_LLM else None,
             "qk_layernorm": c.qk_norm,
             "mapping": {"world_size": self.ranks, "tp_size": self.ranks, **_MAPPING},
             "quantization": {"quant_algo": self.quant_algo, "kv_cache_quant_algo": self.kv_cache_quant_algo},

@@ -18,7 +18,9 @@ from trtllm_pt.files.safetensors import ModelFiles
 from trtllm_pt.model.config import ModelConfig
 from trtllm_pt.model.tensors import TensorSpec, tensors
 
+_EMBEDDING, _HEAD = "transformer.vocab_embedding.weight", "lm_head.weight"
 _LISTED = 5
+_ROWS = 4096  # compared at once
 
 
 class Source(Protocol):
@@ -52,14 +54,35 @@ class ModelDir:
 
     def __init__(self, folder: Path) -> None:
         self.tokenizer: Path | None = folder
-        self.config = ModelConfig.from_file(folder / "config.json")
+        config = ModelConfig.from_file(folder / "config.json")
         self._files = ModelFiles(folder)
-        check_tensors(self._files, {spec.name: spec.global_shape(self.config) for spec in tensors(self.config)})
-        self.dtype = dtype_of(self._files, "transformer.vocab_embedding.weight")
+        self.config = untied_if_other_head(config, self._files, _EMBEDDING, _HEAD)
+        wanted = {spec.name: spec.global_shape(self.config) for spec in tensors(self.config)}
+        check_tensors(self._files, wanted, dropped=[_HEAD] if self.config.tie_embeddings else [])
+        self.dtype = dtype_of(self._files, _EMBEDDING)
 
     def read(self, spec: TensorSpec, track: int, dtype: torch.dtype) -> Tensor:
         whole = self._files.get(spec.name)
         return (whole[track] if spec.per_track else whole).to(dtype)
+
+
+def untied_if_other_head(config: ModelConfig, files: ModelFiles, embedding: str, head: str) -> ModelConfig:
+    """Return the config, but untied if the files have an output head that is not the embedding.
+
+    A fine-tune may have changed the head and copied the config. transformers uses such a head too.
+    embedding, head: the names of the tensors in the files.
+    """
+    if not config.tie_embeddings or head not in files or embedding not in files or _are_equal(files, embedding, head):
+        return config
+    return config.replace(tie_embeddings=False)
+
+
+def _are_equal(files: ModelFiles, *names: str) -> bool:
+    """Return whether two matrices have the same values, in whichever dtypes. Only some rows are held in memory."""
+    if files.shape(names[0]) != files.shape(names[1]):
+        return False
+    parts = zip(*(torch.split(files.get(name), _ROWS) for name in names), strict=True)
+    return all(torch.equal(a.float(), b.float()) for a, b in parts)
 
 
 def check_tensors(files: ModelFiles, wanted: Mapping[str, tuple[int, ...]], dropped: Iterable[str] = ()) -> None:

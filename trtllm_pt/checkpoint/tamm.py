@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trtllm_pt.checkpoint.source import check_tensors, dtype_of
+from trtllm_pt.checkpoint.source import check_tensors, dtype_of, untied_if_other_head
 from trtllm_pt.errors import UsageError
 from trtllm_pt.files.safetensors import ModelFiles
 from trtllm_pt.model.config import ModelConfig, read_json
@@ -88,12 +88,12 @@ _ATTENTION = {"local": "sliding", "local_rope": "sliding", "global_nope": "globa
 _FEED_FORWARD = {"dense": "dense", "sparse": "moe"}
 _POSITIONS = 65536  # tamm has no limit
 
-# Names in tamm -> our names. Several tensors with one of our names are stacked in this order. None marks tensors that
-# are not needed.
-_MODEL: dict[str, str | None] = {
-    "embedding.weight": "transformer.vocab_embedding.weight",
+_EMBEDDING, _HEAD = "embedding.weight", "output_transform.weight"
+# Names in tamm -> our names. Several tensors with one of our names are stacked in this order.
+_MODEL = {
+    _EMBEDDING: "transformer.vocab_embedding.weight",
     "output_norm.weight": "transformer.ln_f.weight",
-    "output_transform.weight": None,  # the same tensor as the embedding
+    _HEAD: "lm_head.weight",
 }
 _SEGMENT_START = {"input_transform.norm.weight": "dispatch_layernorm.weight"}
 _SEGMENT_END = {"output_transform.norm.weight": "combine_layernorm.weight"}
@@ -129,16 +129,17 @@ class TammDir:
     def __init__(self, folder: Path) -> None:
         self.tokenizer: Path | None = folder
         data = read_json(folder / "config.json")
-        self.config = tamm_to_model_config(data)
+        config = tamm_to_model_config(data)
         self._files = ModelFiles(folder)
+        self.config = untied_if_other_head(config, self._files, _EMBEDDING, _HEAD)
         self._parts = _parts(self.config, scaled_qk_norm=_value(data, "scale_qk_norm"))
         wanted = {
             name: _their_shape(spec, self.config, len(self._parts[spec.name]))
             for spec in tensors(self.config)
             for name in self._parts[spec.name]
         }
-        check_tensors(self._files, wanted, dropped=[name for name, ours in _MODEL.items() if ours is None])
-        self.dtype = dtype_of(self._files, "embedding.weight")
+        check_tensors(self._files, wanted, dropped=[_HEAD] if self.config.tie_embeddings else [])
+        self.dtype = dtype_of(self._files, _EMBEDDING)
 
     def read(self, spec: TensorSpec, track: int, dtype: torch.dtype) -> Tensor:
         names = self._parts[spec.name]
@@ -157,7 +158,7 @@ class TammDir:
 
 
 def _is_matrix(spec: TensorSpec) -> bool:
-    return spec.kind in ("matrix", "output", "router")
+    return spec.per_track and spec.kind in ("matrix", "output", "router")
 
 
 def _halves(x: Tensor, head_size: int) -> Tensor:
@@ -179,7 +180,7 @@ def _parts(config: ModelConfig, scaled_qk_norm: bool) -> dict[str, list[str]]:
     return parts
 
 
-def _table(config: ModelConfig) -> dict[str, str | None]:
+def _table(config: ModelConfig) -> dict[str, str]:
     table = dict(_MODEL)
     depth = config.block_depth
     assert depth is not None

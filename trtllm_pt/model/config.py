@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from trtllm_pt.errors import UsageError
+from trtllm_pt.model.rope import rope_problems
 
 SCHEDULES = ("tp", "pt", "spd", "desync", "parallel", "ladder")
 # The result of these schedules depends on the number of tracks, which is therefore a property of the checkpoint. The
@@ -19,10 +20,6 @@ SCHEDULES = ("tp", "pt", "spd", "desync", "parallel", "ladder")
 TRACKED = ("pt", "spd", "desync")
 ATTENTION_KINDS = ("global", "sliding", "global_nope", "sliding_nope")
 FFN_KINDS = ("dense", "moe")
-ROPE_SCALING_KEYS = {
-    "linear": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-}
 # Keys that Hugging Face's tools expect in a config.json. They are written, and ignored when reading.
 HF_KEYS = {"model_type": "parallel_track", "architectures": ["ParallelTrackForCausalLM"]}
 
@@ -56,7 +53,7 @@ class ModelConfig:
     attention_pattern: tuple[str, ...] = ("global",)  # layer i has kind i mod length
     window: int | None = None  # tokens that a sliding layer attends to, including the current token
     rope_theta: float = 10000.0
-    rope_scaling: dict[str, Any] | None = None  # {"rope_type": "linear" or "llama3", …}; see ROPE_SCALING_KEYS
+    rope_scaling: dict[str, Any] | None = None  # {"rope_type": …}; rope.py has the types and their keys
     qk_norm: bool = False
     qk_norm_after_rope: bool = False  # tamm applies RoPE before the norms, other models after them
     residual_norm: bool = False  # a norm on the output of each sub-layer, before the residual add
@@ -270,21 +267,7 @@ def _attention_problems(c: ModelConfig) -> Iterator[str]:
     if c.rope_theta <= 0:
         yield f"rope_theta ({c.rope_theta}) must be above 0"
     if c.rope_scaling is not None:
-        rope_type = str(c.rope_scaling.get("rope_type"))
-        if rope_type not in ROPE_SCALING_KEYS:
-            yield f"rope_scaling has rope_type {rope_type!r}; supported: {', '.join(ROPE_SCALING_KEYS)}"
-        wanted = {"rope_type", *ROPE_SCALING_KEYS[rope_type]}
-        if set(c.rope_scaling) != wanted:
-            yield f"rope_scaling of type {rope_type!r} has keys {sorted(c.rope_scaling)}; it must have {sorted(wanted)}"
-        for key in ROPE_SCALING_KEYS[rope_type]:
-            value = c.rope_scaling[key]
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-                yield f"rope_scaling {key} ({value!r}) must be a number above 0"
-        if rope_type == "llama3" and c.rope_scaling["low_freq_factor"] >= c.rope_scaling["high_freq_factor"]:
-            yield (
-                f"rope_scaling low_freq_factor ({c.rope_scaling['low_freq_factor']}) must be below "
-                f"high_freq_factor ({c.rope_scaling['high_freq_factor']})"
-            )
+        yield from rope_problems(c.rope_scaling, c.rope_theta)
 
 
 def _ffn_problems(c: ModelConfig) -> Iterator[str]:

@@ -8,7 +8,6 @@ I inputs and O outputs of a matrix.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from trtllm_pt.model.config import ModelConfig
 from trtllm_pt.network.module import Module
+from trtllm_pt.network.rope import rotary, rotate
 
 
 class ReferenceModel(Module):
@@ -280,36 +280,6 @@ class Weight(Module):
     def __init__(self, *shape: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(shape))
-
-
-def inverse_frequencies(config: ModelConfig) -> Tensor:
-    """Return RoPE's angle per position, float32 [D/2] (arXiv:2104.09864, eq. 15), with the config's scaling."""
-    half = torch.arange(0, config.head_size, 2, dtype=torch.float64)
-    freq: Tensor = config.rope_theta ** -(half / config.head_size)
-    scaling = config.rope_scaling
-    if scaling is None:
-        return freq.float()
-    if scaling["rope_type"] == "linear":
-        stretched: Tensor = freq / scaling["factor"]
-        return stretched.float()
-    # Llama 3.1 divides low frequencies by `factor`, keeps high ones, and interpolates in between.
-    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    turns = scaling["original_max_position_embeddings"] * freq / (2 * math.pi)
-    keep = ((turns - low) / (high - low)).clamp(0, 1)
-    blended: Tensor = freq * keep + freq / scaling["factor"] * (1 - keep)
-    return blended.float()
-
-
-def rotary(config: ModelConfig, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return cos and sin of RoPE's angles for `positions` [S], each [S, D/2]."""
-    angles = positions[:, None].float() * inverse_frequencies(config).to(positions.device)
-    return angles.cos().to(dtype), angles.sin().to(dtype)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Apply RoPE to x [..., S, D], which pairs element i with element i + D/2 (GPT-NeoX order)."""
-    a, b = x.chunk(2, -1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
 
 
 def sliding_mask(length: int, window: int, device: torch.device) -> Tensor:

@@ -68,6 +68,13 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+YARN = {
+    "rope_type": "yarn",
+    "factor": 4.0,
+    "original_max_position_embeddings": 32,
+    "attention_factor": 1.5,
+    "beta_fast": 4.0,
+}
 # What a rank holds of a matrix has multiples of 64 on both sides, as weight-only products want it.
 WIDE_PT = PT.replace(tracks=4, num_heads=4, num_kv_heads=2, intermediate_size=128)
 WIDE_TP = DENSE.replace(intermediate_size=256)
@@ -85,6 +92,10 @@ _PLAIN = (
     Case(name="tp tied", config=DENSE.replace(tie_embeddings=True), ranks=(1, 4)),
     Case(name="tp rope linear", config=DENSE.replace(rope_scaling={"rope_type": "linear", "factor": 2.0}), ranks=(2,)),
     Case(name="tp rope llama3", config=DENSE.replace(rope_scaling=LLAMA3, rope_theta=5e5), ranks=(2,)),
+    Case(name="tp rope yarn", config=DENSE.replace(rope_scaling=YARN, **WINDOW), ranks=(1, 2)),
+    Case(
+        name="tp rope dynamic", config=DENSE.replace(rope_scaling={"rope_type": "dynamic", "factor": 2.0}), ranks=(2,)
+    ),
     Case(name="tp residual norm", config=DENSE.replace(residual_norm=True), ranks=(1,)),  # on no more
     Case(name="tp bfloat16", config=DENSE, ranks=(1, 2), dtype="bfloat16"),
     Case(name="parallel", config=DENSE.replace(schedule="parallel"), ranks=(1, 2, 8)),
@@ -110,6 +121,12 @@ _PLAIN = (
     Case(name="pt moe everywhere", config=PT.replace(ffn_pattern=("moe",), **MOE), ranks=(4, 8)),
     Case(name="pt tied", config=PT.replace(tie_embeddings=True), ranks=(1, 4, 8)),
     Case(name="pt rope llama3", config=PT.replace(rope_scaling=LLAMA3, rope_theta=5e5), ranks=(4, 8)),
+    Case(name="pt rope yarn", config=PT.replace(rope_scaling=YARN, num_kv_heads=2, qk_norm=True), ranks=(4, 8)),
+    Case(
+        name="pt rope yarn before qk norm",
+        config=PT.replace(rope_scaling=YARN, qk_norm=True, qk_norm_after_rope=True),
+        ranks=(2,),
+    ),
     Case(name="pt bfloat16", config=PT, ranks=(1, 4, 8), dtype="bfloat16"),
     Case(name="pt float16", config=PT, ranks=(4, 8), dtype="float16"),
     Case(name="pt moe bfloat16", config=PT.replace(**SOME_MOE), ranks=(4, 8), dtype="bfloat16"),
@@ -152,6 +169,7 @@ REPRESENTATIVES = {
     "tp few kv heads": 4,
     "tp moe": 2,
     "tp rope linear": 2,
+    "tp rope yarn": 2,
     "tp residual norm": 1,
     "parallel": 2,
     "ladder": 2,
@@ -166,6 +184,7 @@ REPRESENTATIVES = {
     "pt moe": 2,
     "pt tied": 4,
     "pt rope llama3": 4,
+    "pt rope yarn": 4,
     "pt float16": 4,
     "pt three tracks": 3,
     "pt W8A16": 2,

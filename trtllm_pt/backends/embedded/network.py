@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from trtllm_pt.backends.embedded.constants import STEP_BYTES, TILE
 from trtllm_pt.model.config import ModelConfig
 from trtllm_pt.model.layout import RankLayout, rank_layout
+from trtllm_pt.model.rope import attention_factor
 from trtllm_pt.model.schedule import ReduceOp, Run, schedule_of
 from trtllm_pt.network import walk
 from trtllm_pt.network.module import Module
@@ -32,7 +33,7 @@ class Batch:
     starts: Tensor  # int64 [B]: position of each sequence's first token in this step
     offsets: Tensor  # int64 [B + 1]: where each sequence's tokens begin and end
     pages: Tensor  # int64 [B, M]: each sequence's KV pages
-    rotary: Tensor | None  # float32 [T, D]: cos, then sin; None without RoPE
+    rotary: Tensor | None  # float32 [T, D]: cos, then sin, times the attention factor; None without RoPE
     caches: list[Tensor]  # of each layer, [2, P, K * G, PAGE * D]
 
 
@@ -79,7 +80,11 @@ class Transformer(Module):
         self, tokens: Tensor, starts: Tensor, offsets: Tensor, pages: Tensor, last: Tensor, caches: list[Tensor]
     ) -> Tensor:
         """Return the normalised stream [R, W] of the tokens at `last`."""
-        rotary = None if self.inv_freq is None else ops.rotary(tokens, starts, offsets, self.inv_freq[0])
+        rotary = None
+        if self.inv_freq is not None:
+            rotary = ops.rotary(tokens, starts, offsets, self.inv_freq[0])
+            if (factor := attention_factor(self.config.rope_scaling)) != 1:
+                rotary = rotary * factor
         batch = Batch(starts, offsets, pages, rotary, caches)
         x = ops.gather_rows(tokens, self.vocab_embedding.weight, self.config.hidden_size)
         x = walk.walk(self.schedule, TrackOps(self, batch), x[None])

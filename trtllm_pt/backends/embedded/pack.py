@@ -19,7 +19,7 @@ from trtllm_pt.files.safetensors import SafetensorsFile, SafetensorsWriter, Tens
 from trtllm_pt.model.config import ModelConfig
 from trtllm_pt.model.layout import rank_layout
 from trtllm_pt.model.tensors import DOWN, GATE, UP, UP_GATE, tensors
-from trtllm_pt.network.reference import inverse_frequencies
+from trtllm_pt.network.rope import inverse_frequencies
 
 SHARED_FILE = "shared.safetensors"
 

@@ -19,6 +19,7 @@ from trtllm_pt.errors import INSTALL_TENSORRT_LLM, UsageError
 from trtllm_pt.model.config import ModelConfig
 from trtllm_pt.model.layout import RankLayout, padded_vocab_size, rank_layout
 from trtllm_pt.model.quantization import KV_CACHE_QUANT_ALGOS, QUANT_ALGOS
+from trtllm_pt.model.rope import attention_factor
 from trtllm_pt.model.schedule import ReduceOp, Run, schedule_of, unordered
 from trtllm_pt.network import walk
 
@@ -154,6 +155,8 @@ class ParallelTrackForCausalLM(DecoderModelForCausalLM):
             gather_output=True,
         )
         super().__init__(config, Transformer(config), head)
+        if config.rotary_scaling != config.model.rope_scaling:
+            self.rotary_inv_freq.value, self.embed_positions_for_gpt_attention.value = rotary_tables(config.model)
 
     @classmethod
     def from_checkpoint(
@@ -330,7 +333,8 @@ def attention(config: ParallelTrackConfig, layer: int) -> Module:
         dense_bias=model.output_bias,
         position_embedding_type=position_type(model, layer),
         rotary_embedding_base=model.rope_theta,
-        rotary_embedding_scaling=model.rope_scaling,
+        rotary_embedding_scaling=config.rotary_scaling,
+        q_scaling=q_scaling(model, layer),
         qk_layernorm=model.qk_norm,
         layernorm_type=LayerNormType.RmsNorm,
         eps=model.norm_eps,
@@ -342,6 +346,25 @@ def position_type(model: ModelConfig, layer: int) -> PositionEmbeddingType:
     """Return the attention plugin's kind of positions: RoPE, or learned_absolute, which does nothing in the plugin."""
     rotates = model.has_rope(layer) and not model.qk_norm_after_rope
     return PositionEmbeddingType.rope_gpt_neox if rotates else PositionEmbeddingType.learned_absolute
+
+
+def q_scaling(model: ModelConfig, layer: int) -> float:
+    """Return the number by which the attention plugin divides the product of a query and a key, beside sqrt(D).
+
+    RoPE's attention factor multiplies both the query and the key. The plugin's kernels for generated tokens read only
+    frequencies, to which it cannot be applied, so it is applied here.
+    """
+    rotates = position_type(model, layer).is_rope()
+    return attention_factor(model.rope_scaling) ** -2 if rotates else 1.0
+
+
+def rotary_tables(model: ModelConfig) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Return the plugin's tables, float32: the frequencies [D/2], and cos and sin of each angle [1, positions * D]."""
+    from trtllm_pt.network.rope import inverse_frequencies
+
+    frequencies = inverse_frequencies(model).numpy()
+    angles = np.arange(model.max_position_embeddings, dtype=np.float32)[:, None] * frequencies
+    return frequencies, np.stack((np.cos(angles), np.sin(angles)), -1).reshape(1, -1)
 
 
 class TrackAttention(Module):
@@ -428,7 +451,7 @@ class TrackAttention(Module):
     ) -> Any:
         """Return the context [T, K * H * D] of qkv [T, K * (H + 2 G) * D], and the cache."""
         model, kind = self.model, position_type(self.model, self.local_layer_idx)
-        rotates, scaling = kind.is_rope(), model.rope_scaling
+        rotates, scaling = kind.is_rope(), self.config.rotary_scaling
         quantises = self.config.quant_mode.has_kv_cache_quant()
         return gpt_attention(
             qkv=qkv,
@@ -446,7 +469,7 @@ class TrackAttention(Module):
             num_kv_heads=self.tracks * self.kv_heads,
             num_kv_heads_origin=self.tracks * self.kv_heads,
             hidden_size_per_head=model.head_size,
-            q_scaling=1.0,
+            q_scaling=q_scaling(model, self.local_layer_idx),
             rotary_embedding_dim=model.head_size if rotates else 0,
             rotary_embedding_base=model.rope_theta,
             rotary_embedding_scale_type=RotaryScalingType.from_string(scaling["rope_type"])
@@ -478,7 +501,7 @@ def rotary_rows(model: ModelConfig, position_ids: Tensor) -> tuple[Tensor, Tenso
     """Return cos and sin of RoPE's angles for the tokens' positions, float32 [1, T, 1, D/2] each."""
     import torch
 
-    from trtllm_pt.network.reference import rotary
+    from trtllm_pt.network.rope import rotary
 
     tables = rotary(model, torch.arange(model.max_position_embeddings), torch.float32)
     rows = (index_select(constant(table.numpy()), 0, position_ids) for table in tables)

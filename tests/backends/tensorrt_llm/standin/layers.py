@@ -266,9 +266,11 @@ class Attention(Module):
         tp_size: int,
         tp_rank: int,
         quant_mode: Any,
+        q_scaling: float,
         dense_bias: bool | None,
     ) -> None:
         Module.__init__(self)
+        self.q_scaling = q_scaling
         heads, kv_heads = num_attention_heads // tp_size, -(-(num_kv_heads or num_attention_heads) // tp_size)
         size = hidden_size // num_attention_heads if attention_head_size is None else attention_head_size
         self.local_layer_idx, self.num_attention_heads, self.num_attention_kv_heads = local_layer_idx, heads, kv_heads
@@ -346,7 +348,7 @@ class Attention(Module):
             num_kv_heads=self.num_attention_kv_heads,
             num_kv_heads_origin=self.num_kv_heads,
             hidden_size_per_head=self.attention_head_size,
-            q_scaling=1.0,
+            q_scaling=self.q_scaling,
             rotary_embedding_dim=self.rotary_embedding_dim,
             rotary_embedding_base=self.rotary_embedding_base,
             rotary_embedding_scale_type=self.rotary_embedding_scale_type,
