@@ -64,12 +64,8 @@ class BuildOptions:
             if not 1 <= value <= bound:
                 raise UsageError(f"{name} ({value}) must be between 1 and {bound}")
         if not 2 <= max_seq_len <= most:
-            is_dynamic = config.rope_scaling is not None and config.rope_scaling["rope_type"] == "dynamic"
-            why = (
-                ": beyond them, dynamic RoPE scaling changes keys that are already in the KV cache"
-                if is_dynamic
-                else ""
-            )
+            kind = config.rope_scaling and config.rope_scaling["rope_type"]
+            why = ": cached keys cannot follow dynamic RoPE scaling any further" if kind == "dynamic" else ""
             raise UsageError(f"max_seq_len ({max_seq_len}) must be between 2 and max_position_embeddings ({most}){why}")
         if not 1 <= found.max_input_len < max_seq_len:
             raise UsageError(
