@@ -49,6 +49,27 @@ def test_defaults_are_those_of_transformers(model_type: str, key: str) -> None:
     assert FAMILIES[model_type].defaults[key] == fields.get(key)  # transformers also reads a key that is no field
 
 
+# What transformers reads of a config without changing the logits, and RoPE, which has tests of its own.
+HARMLESS = {
+    "attention_dropout",
+    "bos_token_id",
+    "eos_token_id",
+    "initializer_range",
+    "pad_token_id",
+    "pretraining_tp",
+    "rope_parameters",
+    "use_cache",
+}
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_every_key_that_transformers_has_is_read(model_type: str) -> None:
+    base = {field.name for field in dataclasses.fields(transformers.PreTrainedConfig)}
+    known = {field.name for field in dataclasses.fields(CLASSES[model_type])} - base - HARMLESS
+    assert known <= set(FAMILIES[model_type].defaults)
+    assert CLASSES[model_type].attribute_map == {}  # no key has an older name
+
+
 @pytest.mark.parametrize(("model_type", "key"), [*KEYS, *((name, None) for name in FAMILIES)])
 def test_a_key_that_is_left_out(model_type: str, key: str | None) -> None:
     """Our reading of a config without the key is that of the complete config that transformers makes of it."""
@@ -124,6 +145,9 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"per_layer_config": {"0": {"num_key_value_heads": 1}}}, "per_layer_config is not supported"),
     ({"is_causal": False}, r"is_causal \(false\) must be true"),
     ({"rms_norm_eps": None}, r"rms_norm_eps \(null\) must have a value, or be left out, which stands for 1e-06"),
+    ({"tie_word_embeddings": "false"}, r"tie_word_embeddings \('false'\) must be true or false"),
+    ({"model_type": "qwen2", "use_sliding_window": "false"}, "use_sliding_window .* must be true or false"),
+    ({"attention_bias": 0}, r"attention_bias \(0\) must be true or false"),
     ({"model_type": "qwen3", "head_dim": None}, r"head_dim \(null\) must have a value, or be left out, .* 128"),
     ({"partial_rotary_factor": 0.5}, r"partial_rotary_factor \(0.5\) must be 1"),
     ({"num_key_value_heads": 3}, r"num_kv_heads \(3\) must divide"),

@@ -263,3 +263,24 @@ def test_a_tokenizer_that_cannot_be_read(tmp_path: Path) -> None:
     (folder / "tokenizer.json").write_text("{}")
     with pytest.raises(UsageError, match=r"tokenizer\.json is not a tokenizer file"):
         convert(folder, tmp_path / "ckpt")
+
+
+def test_a_tokenizer_that_adds_a_token_of_another_model(tmp_path: Path) -> None:
+    _, folder = saved(PT, tmp_path / "model")
+    save_tokenizer(folder, tokens=102)
+    path = folder / "tokenizer.json"
+    edit(path, lambda data: data.update(post_processor=TEMPLATE))
+    with pytest.raises(
+        UsageError, match=r"tokenizer\.json adds token 101 to every text, outside the vocabulary of 101"
+    ):
+        convert(folder, tmp_path / "ckpt")
+    edit(path, lambda data: data["post_processor"]["special_tokens"]["101"].update(ids=[100]))
+    convert(folder, tmp_path / "ckpt")
+
+
+TEMPLATE = {
+    "type": "TemplateProcessing",
+    "single": [{"SpecialToken": {"id": "101", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+    "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+    "special_tokens": {"101": {"id": "101", "ids": [101], "tokens": ["101"]}},
+}

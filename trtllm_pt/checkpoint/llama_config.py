@@ -70,7 +70,7 @@ def llama_to_model_config(hf: dict[str, Any]) -> ModelConfig:
     c = _with_defaults(hf, FAMILIES[model_type].defaults)
     theta, scaling = _rope(hf, c["max_position_embeddings"])
     pattern, window = _attention(c)
-    biases = bool(c.get("attention_bias"))
+    biases = c.get("attention_bias", False)
     return ModelConfig(
         num_layers=c["num_hidden_layers"],
         hidden_size=c["hidden_size"],
@@ -88,7 +88,7 @@ def llama_to_model_config(hf: dict[str, Any]) -> ModelConfig:
         norm_eps=c["rms_norm_eps"],
         qkv_bias=biases or model_type == "qwen2",
         output_bias=biases,
-        tie_embeddings=bool(c["tie_word_embeddings"]),
+        tie_embeddings=c["tie_word_embeddings"],
     )
 
 
@@ -130,6 +130,8 @@ def _refuse(hf: dict[str, Any]) -> None:
 def _with_defaults(hf: dict[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     found = {key: hf.get(key, default) for key, default in defaults.items()}
     for key, value in found.items():
+        if isinstance(defaults[key], bool) and value is not None and not isinstance(value, bool):
+            raise UsageError(f"{key} ({value!r}) must be true or false")
         if value is None and defaults[key] is not None and key not in _NULLABLE:
             raise UsageError(f"{key} (null) must have a value, or be left out, which stands for {defaults[key]!r}")
     return found

@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from trtllm_pt.errors import UsageError
 from trtllm_pt.files.atomic import write_json
 from trtllm_pt.files.git_lfs import refuse_pointer
@@ -29,16 +31,24 @@ TOKENIZER_FILES = (
 def check_tokenizer(folder: Path, vocab_size: int) -> None:
     """Raise UsageError, naming the file, for what would make every request to the model's engine fail.
 
-    These are files that git-lfs did not download, a tokenizer that cannot be read, and end tokens that do not exist.
+    These are files that git-lfs did not download, a tokenizer that cannot be read, and tokens that do not exist.
     """
-    for path in (found := _found(folder)):
+    found = _found(folder)
+    for path in found:
         refuse_pointer(path)
-    if not found:
-        return
-    tokenizer = load_tokenizer(folder)
+    if found:
+        tokenizer = load_tokenizer(folder)
+        _check_end_tokens(folder, tokenizer, vocab_size)
+        for token in tokenizer.encode("").ids if tokenizer is not None else ():
+            if token >= vocab_size:
+                file = folder / "tokenizer.json"
+                raise UsageError(f"{file} adds token {token} to every text, outside the vocabulary of {vocab_size}")
+
+
+def _check_end_tokens(folder: Path, tokenizer: Tokenizer | None, vocab_size: int) -> None:
     source, tokens = _special_tokens(folder)
-    ends = tokens.get("eos_token_id")
-    for token in ends if isinstance(ends, list) else [] if ends is None else [ends]:
+    ends = tokens.get("eos_token_id", [])
+    for token in ends if isinstance(ends, list) else [ends]:
         if type(token) is not int or not 0 <= token < vocab_size:
             raise UsageError(f"{source}: eos_token_id ({token!r}) must be a token id between 0 and {vocab_size - 1}")
         if tokenizer is not None and tokenizer.id_to_token(token) is None:

@@ -131,6 +131,12 @@ def _cache_scales_swapped(definition: ModuleType) -> AbstractContextManager[Any]
     return patch.object(definition, "gpt_attention", gpt_attention)
 
 
+def _tables_of_tensorrt_llm(definition: ModuleType) -> AbstractContextManager[Any]:
+    """Those of a model whose config has no scaling."""
+    right = definition.rotary_tables
+    return patch.object(definition, "rotary_tables", lambda model: right(model.replace(rope_scaling=None)))
+
+
 # Where numbers, geometry or collectives are checked. The four first and the layer index are checked on the real builder
 # too.
 MISTAKES = {
@@ -146,6 +152,10 @@ MISTAKES = {
     "stock attention with normed heads": Mistake(_stock_attention, "pt qk norm mha", 8),
     "weights not in the kernels' order": Mistake(_not_reordered, "pt W8A16", 4),
     "the cache's scales swapped": Mistake(_cache_scales_swapped, "pt FP8 kv", 2),
+    "RoPE's tables without their scaling": Mistake(_tables_of_tensorrt_llm, "pt rope yarn", 4),
+    "the attention factor forgotten": Mistake(
+        lambda d: patch.object(d, "q_scaling", lambda *_: 1.0), "pt rope yarn", 8
+    ),
 }
 
 

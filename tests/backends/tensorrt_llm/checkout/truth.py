@@ -19,7 +19,7 @@ from tests.checkpoint.fp8 import round_inputs
 from trtllm_pt.checkpoint.load import load_reference
 from trtllm_pt.checkpoint.quantize import to_fp8
 from trtllm_pt.checkpoint.ranks import CheckpointDir
-from trtllm_pt.network import reference
+from trtllm_pt.network import rope
 from trtllm_pt.network.reference import Attention, ReferenceModel
 
 
@@ -31,7 +31,7 @@ def true_logits(case: Case, ranks: int, checkpoint: Path, frequencies: Sequence[
     """
     model, phases = _model(case, ranks, checkpoint)
     is_fp8 = "FP8" in (case.quant_algo, case.kv_cache_quant_algo)
-    as_rounded = patch.object(reference, "inverse_frequencies", lambda _: torch.tensor(frequencies))
+    as_rounded = patch.object(rope, "inverse_frequencies", lambda _: torch.tensor(frequencies))
     logits = []
     with torch.no_grad(), as_rounded if is_fp8 else nullcontext():
         for prompt, forced in zip(PROMPTS, FORCED, strict=True):
