@@ -472,7 +472,7 @@ def test_our_build_through_the_real_builder(checkpoint: Path, tmp_path: Path, wo
     done = run(tmp_path, "trtllm_pt", "build", checkpoint, "-o", "engines", *options, "--all_reduce_strategy", "AUTO")
     assert done.returncode == 0, done.stderr
     lines = done.stderr.splitlines()
-    assert "engine: tensorrt_llm, as TensorRT-LLM is installed, and 2 GPUs are visible" in lines
+    assert "engine: tensorrt_llm, because TensorRT-LLM is installed, and 2 GPUs are visible" in lines
     assert len([line for line in lines if re.fullmatch(r"rank [01]: \S+ GiB in \S+ s", line)]) == 2, lines
     engines = tmp_path / "engines"
     assert names(engines) == {"config.json", "rank0.engine", "rank1.engine", "model.cache", "tokenizer"}
