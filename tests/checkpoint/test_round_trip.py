@@ -122,6 +122,17 @@ def test_config_has_totals(tmp_path: Path) -> None:
     assert {key: data[key] for key in expected} == expected
 
 
+def test_gpus_of_a_machine_are_stored_for_tensorrt_llm(tmp_path: Path) -> None:
+    """And those of a checkpoint that is divided again are given again, quantised or not."""
+    _, folder = saved(PT.replace(hidden_size=64, num_layers=2), tmp_path / "model", "bfloat16")
+    plain = convert(folder, tmp_path / "plain", 2, gpus_per_node=4)
+    quantised = convert(folder, tmp_path / "quantised", 2, quantize="W8A16", gpus_per_node=4)
+    again = convert(quantised, tmp_path / "again", 1, gpus_per_node=2)
+    for checkpoint, gpus in ((plain, 4), (quantised, 4), (again, 2)):
+        assert json.loads((checkpoint / "config.json").read_text())["mapping"]["gpus_per_node"] == gpus
+        assert CheckpointManifest.from_dir(checkpoint).gpus_per_node == gpus
+
+
 def test_a_head_beside_a_tied_embedding(tmp_path: Path) -> None:
     """An equal one is dropped. Another one is used, and the model is untied."""
     model, folder = saved(PT.replace(tie_embeddings=True), tmp_path / "model")

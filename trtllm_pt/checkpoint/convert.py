@@ -8,7 +8,7 @@ from pathlib import Path
 from trtllm_pt.checkpoint.calibrate import calibrate as measured_ranges
 from trtllm_pt.checkpoint.encoded import Encoded, StoredWeights
 from trtllm_pt.checkpoint.formats import open_source
-from trtllm_pt.checkpoint.manifest import CheckpointManifest
+from trtllm_pt.checkpoint.manifest import GPUS_PER_NODE, CheckpointManifest
 from trtllm_pt.checkpoint.ranks import CheckpointDir, write_ranks
 from trtllm_pt.checkpoint.tokenizer_files import check_tokenizer, copy_tokenizer
 from trtllm_pt.errors import UsageError
@@ -24,6 +24,7 @@ def convert(
     quantize: str | None = None,
     kv_cache: str | None = None,
     calibrate: str | Path | None = None,
+    gpus_per_node: int = GPUS_PER_NODE,
     progress: bool | None = None,
 ) -> Path:
     """Write `model_dir` as a checkpoint for `ranks` ranks.
@@ -35,6 +36,7 @@ def convert(
     calibrate: a file of text, or of token ids as .json or .jsonl, whose first 128 sequences of 512 tokens give the
     ranges that FP8 has to represent (calibrate.py). FP8 matrices require it. Without it an FP8 KV cache has scale 1, as
     in TensorRT-LLM.
+    gpus_per_node: for a TensorRT engine on several machines, the GPUs of each.
     progress: whether to show a bar on stderr; None shows it on a terminal.
 
     Returns `output`, which appears complete or not at all.
@@ -50,7 +52,8 @@ def convert(
         check_tokenizer(source.tokenizer, source.config.vocab_size)
     weights: StoredWeights
     if isinstance(source, CheckpointDir) and source.manifest.quantized:
-        weights, manifest = source, _divided(source, ranks, dtype, quantize, kv_cache)
+        weights = source
+        manifest = replace(_divided(source, ranks, dtype, quantize, kv_cache), gpus_per_node=gpus_per_node)
     else:
         manifest = CheckpointManifest(
             model=source.config,
@@ -58,6 +61,7 @@ def convert(
             dtype=source.dtype if dtype == "auto" else dtype,
             quant_algo=quantize,
             kv_cache_quant_algo=kv_cache,
+            gpus_per_node=gpus_per_node,
         )
         ranges = None if calibrate is None else measured_ranges(source, Path(calibrate), progress)
         weights = Encoded(source, manifest, ranges)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 DTYPES = ("bfloat16", "float16", "float32")
 _KEY = "parallel_track"
-_MAPPING = {"pp_size": 1, "cp_size": 1, "gpus_per_node": 8}
+GPUS_PER_NODE = 8  # TensorRT-LLM's default
 # The types of RoPE scaling for which TensorRT-LLM makes the right tables. For the others our network brings its own.
 _SCALED_BY_TENSORRT_LLM = ("linear", "llama3")
 
@@ -43,10 +43,13 @@ class CheckpointManifest:
     dtype: str  # of all weights except routers, which are float32, and quantised matrices
     quant_algo: str | None = None  # of the layers' matrices: W8A16, W4A16 or FP8
     kv_cache_quant_algo: str | None = None  # of the KV cache: FP8
+    gpus_per_node: int = GPUS_PER_NODE  # in a job on several machines; only TensorRT-LLM needs to know
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise UsageError(f"dtype ({self.dtype!r}) must be one of {', '.join(DTYPES)}")
+        if type(self.gpus_per_node) is not int or self.gpus_per_node < 1:
+            raise UsageError(f"gpus_per_node ({self.gpus_per_node!r}) must be a whole number, at least 1")
         rank_layout(self.model, self.ranks)
         quantization.check(self.model, self.ranks, self.quant_algo, self.kv_cache_quant_algo)
 
@@ -96,7 +99,13 @@ class CheckpointManifest:
             "rotary_base": c.rope_theta,
             "rotary_scaling": c.rope_scaling if scaling in _SCALED_BY_TENSORRT_LLM else None,
             "qk_layernorm": c.qk_norm,
-            "mapping": {"world_size": self.ranks, "tp_size": self.ranks, **_MAPPING},
+            "mapping": {
+                "world_size": self.ranks,
+                "tp_size": self.ranks,
+                "pp_size": 1,
+                "cp_size": 1,
+                "gpus_per_node": self.gpus_per_node,
+            },
             "quantization": {"quant_algo": self.quant_algo, "kv_cache_quant_algo": self.kv_cache_quant_algo},
             "use_parallel_embedding": False,
             "embedding_sharding_dim": 0,
@@ -134,7 +143,9 @@ class CheckpointManifest:
         if set(own) != {"format_version", "model", "schedule"}:
             raise UsageError(f"{_KEY!r} has keys {sorted(own)}; it must have format_version, model, schedule")
         mapping, dtype = data.get("mapping"), data.get("dtype")
-        ranks = mapping.get("world_size") if isinstance(mapping, dict) else None
+        if not isinstance(mapping, dict):
+            raise UsageError(f"mapping ({mapping!r}) must be an object")
+        ranks = mapping.get("world_size")
         if not isinstance(ranks, int):
             raise UsageError(f"mapping.world_size ({ranks!r}) must be a whole number")
         model = ModelConfig.from_json(own["model"])
@@ -150,6 +161,7 @@ class CheckpointManifest:
             dtype=str(dtype),
             quant_algo=quant_algo,
             kv_cache_quant_algo=kv_cache_quant_algo,
+            gpus_per_node=mapping.get("gpus_per_node", GPUS_PER_NODE),
         )
 
     @classmethod

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from trtllm_pt.checkpoint.manifest import GPUS_PER_NODE
 from trtllm_pt.cli.options import dtype_option, kv_cache_option, output_option, quantize_option, ranks_option
 
 
@@ -24,6 +25,13 @@ from trtllm_pt.cli.options import dtype_option, kv_cache_option, output_option, 
     "one list per line). The first 128 sequences of 512 tokens are run, with the whole model in memory in float32. "
     "Required for FP8 matrices; an FP8 KV cache has scale 1 without it.",
 )
+@click.option(
+    "--gpus-per-node",
+    type=click.IntRange(min=1),
+    default=GPUS_PER_NODE,
+    show_default=True,
+    help="GPUs of each machine, for a TensorRT engine on several machines.",
+)
 def command(
     model_dir: Path,
     output: Path,
@@ -32,6 +40,7 @@ def command(
     quantize: str | None,
     kv_cache: str | None,
     calibrate: Path | None,
+    gpus_per_node: int,
 ) -> None:
     """Convert a trained model to a checkpoint with one file per rank.
 
@@ -48,7 +57,14 @@ def command(
     from trtllm_pt.checkpoint.convert import convert
 
     path = convert(
-        model_dir, output, ranks=ranks, dtype=dtype, quantize=quantize, kv_cache=kv_cache, calibrate=calibrate
+        model_dir,
+        output,
+        ranks=ranks,
+        dtype=dtype,
+        quantize=quantize,
+        kv_cache=kv_cache,
+        calibrate=calibrate,
+        gpus_per_node=gpus_per_node,
     )
     kinds = "".join(f", {what} in {algo}" for what, algo in (("weights", quantize), ("KV cache", kv_cache)) if algo)
     click.echo(f"{path}: checkpoint for {ranks} rank{'s' if ranks > 1 else ''}{kinds}", err=True)

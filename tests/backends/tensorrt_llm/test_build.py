@@ -92,6 +92,7 @@ REFUSED = [
     ("model_cls_file", "x.py", "brings its own"),
     ("all_reduce_strategy", "UB", "must be one of NCCL, AUTO, ONESHOT, TWOSHOT"),
     ("workers", -1, "at least 1"),
+    ("gpus_per_node", 0, "at least 1"),
     # What TensorRT-LLM would accept and ignore
     ("gemm_plugin", "fp8", "no effect: .* in FP8"),
     ("low_latency_gemm_plugin", "fp8", "no effect: .* in FP8"),
@@ -179,6 +180,19 @@ def test_sizes_and_ranks_that_do_not_fit() -> None:
         check(tensorrt_llm(all_reduce_strategy="ONESHOT"), manifest)
     with pytest.raises(UsageError, match=r"max_seq_len \(129\) must be between 2 and max_position_embeddings \(128\)"):
         check(BuildOptions(max_seq_len=129), manifest)
+
+
+@pytest.mark.parametrize(
+    ("stored", "given", "fits"), [(8, None, False), (16, None, True), (8, 16, True), (16, 4, False)], ids=str
+)
+def test_own_all_reduces_stay_within_one_machine(stored: int, given: int | None, fits: bool) -> None:
+    model = SMALL.replace(tracks=16, block_depth=5)
+    manifest = CheckpointManifest(model=model, ranks=16, dtype="bfloat16", gpus_per_node=stored)
+    values = {"all_reduce_strategy": "ONESHOT"} | ({} if given is None else {"gpus_per_node": given})
+    message = rf"\(ONESHOT\) works within one machine, .* {given or stored} GPUs \(gpus_per_node\)"
+    with contextlib.nullcontext() if fits else pytest.raises(UsageError, match=message):
+        check(tensorrt_llm(**values), manifest)
+    check(tensorrt_llm(**values | {"all_reduce_strategy": "AUTO"}), manifest)
 
 
 def test_what_no_gpu_has_kernels_for() -> None:
@@ -469,6 +483,7 @@ def names(folder: Path) -> set[str]:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_our_build_through_the_real_builder(checkpoint: Path, tmp_path: Path, workers: int) -> None:
     options = ("--max_batch_size", 8, "--gemm_plugin", "auto", "--logits_dtype", "float16", "--workers", workers)
+    options += ("--gpus_per_node", 4)
     done = run(tmp_path, "trtllm_pt", "build", checkpoint, "-o", "engines", *options, "--all_reduce_strategy", "AUTO")
     assert done.returncode == 0, done.stderr
     lines = done.stderr.splitlines()
@@ -480,6 +495,7 @@ def test_our_build_through_the_real_builder(checkpoint: Path, tmp_path: Path, wo
     config = json.loads((engines / "config.json").read_text())
     assert config["pretrained_config"]["all_reduce_strategy"] == "AUTO"
     assert config["pretrained_config"]["logits_dtype"] == "float16"
+    assert config["pretrained_config"]["mapping"]["gpus_per_node"] == 4
     assert config["build_config"]["plugin_config"]["gemm_plugin"] in ("auto", "bfloat16")
     assert str(tmp_path) not in json.dumps(config)
     assert read_engine(engines).options.max_batch_size == 8

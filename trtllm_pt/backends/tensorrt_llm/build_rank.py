@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from trtllm_pt.backends.manifest import BuildOptions
-from trtllm_pt.backends.tensorrt_llm.options import build_fields, plugin_fields, strategy_of
+from trtllm_pt.backends.tensorrt_llm.options import build_fields, gpus_per_node, plugin_fields, strategy_of
 from trtllm_pt.checkpoint.manifest import CheckpointManifest
 from trtllm_pt.errors import RunError, TrtllmPtError, UsageError
 from trtllm_pt.model.schedule import sync_points
@@ -103,6 +103,7 @@ def _build_rank(job: Job, manifest: CheckpointManifest, build_config: Any, rank:
     logger.set_level(job.options.extra.get("log_level", "warning"))
     config = ParallelTrackConfig.from_checkpoint(str(job.checkpoint))
     config.set_rank(rank)
+    config.mapping.gpus_per_node = gpus_per_node(job.options, manifest)
     config.all_reduce_strategy = strategy_of(job.options)
     config.logits_dtype = job.options.extra.get("logits_dtype", config.logits_dtype)
     model = Counted.from_checkpoint(str(job.checkpoint), config=config)

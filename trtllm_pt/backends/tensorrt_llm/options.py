@@ -90,7 +90,7 @@ _PLUGINS = (
     "paged_state",
     "use_fused_mlp",
 )
-_OURS = ("all_reduce_strategy", "workers", "log_level", "logits_dtype", "gather_all_token_logits")
+_OURS = ("all_reduce_strategy", "gpus_per_node", "workers", "log_level", "logits_dtype", "gather_all_token_logits")
 KNOWN = {*_ONLY, *_BUILD, *_PLUGINS, *_OURS}
 
 
@@ -108,7 +108,7 @@ def check(options: BuildOptions, manifest: CheckpointManifest) -> None:
     for name, why in _without_effect(options.extra, manifest):
         raise UsageError(f"--{name} ({options.extra[name]}) would have no effect: {why}")
     _check_kernels(manifest)
-    _check_strategy(strategy_of(options), manifest.ranks)
+    _check_strategy(strategy_of(options), manifest.ranks, gpus_per_node(options, manifest))
     _check_files_and_numbers(options)
 
 
@@ -154,17 +154,31 @@ def _check_kernels(manifest: CheckpointManifest) -> None:
         raise UsageError(f"dtype ({manifest.dtype}) must be {' or '.join(DTYPES)}: its fused attention takes no other")
 
 
-def _check_strategy(strategy: str, ranks: int) -> None:
+def _check_strategy(strategy: str, ranks: int, most: int) -> None:
+    """Raise UsageError for a strategy that these ranks cannot use. most: GPUs of each machine."""
     if strategy not in STRATEGIES:
         raise UsageError(f"--all_reduce_strategy ({strategy}) must be one of {', '.join(STRATEGIES)}")
     if strategy in ("ONESHOT", "TWOSHOT") and ranks not in (1, *OWN_ALL_REDUCES):
         fits = ", ".join(map(str, OWN_ALL_REDUCES))
         raise UsageError(f"--all_reduce_strategy ({strategy}) has kernels for {fits} ranks, not {ranks}")
+    if strategy in ("ONESHOT", "TWOSHOT") and ranks > most:
+        raise UsageError(
+            f"--all_reduce_strategy ({strategy}) works within one machine, and {ranks} ranks need several machines of "
+            f"{most} GPUs (gpus_per_node): use NCCL or AUTO"
+        )
 
 
 def strategy_of(options: BuildOptions) -> str:
     """Return the all-reduce strategy, by default NCCL."""
     return str(options.extra.get("all_reduce_strategy") or "NCCL").upper()
+
+
+def gpus_per_node(options: BuildOptions, manifest: CheckpointManifest) -> int:
+    """Return the GPUs of each machine, by default those that the checkpoint names. Raises UsageError below 1."""
+    found = int(options.extra.get("gpus_per_node", manifest.gpus_per_node))
+    if found < 1:
+        raise UsageError(f"--gpus_per_node ({found}) must be at least 1")
+    return found
 
 
 def workers_of(options: BuildOptions) -> int:

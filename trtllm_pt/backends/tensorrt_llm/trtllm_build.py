@@ -54,4 +54,5 @@ OPTIONS: tuple[BuildOption, ...] = (
         ("NCCL", "AUTO", "ONESHOT", "TWOSHOT"),
         help="All-reduce implementation (default: NCCL).",
     ),
+    BuildOption("gpus_per_node", int, help="GPUs of each machine in a job on several (default: the checkpoint's)."),
 )
