@@ -275,7 +275,7 @@ class _Input:
 
 def _grpc(triton: Triton) -> Any:
     class InferenceServerClient:
-        def __init__(self, url: str) -> None:
+        def __init__(self, url: str, **_: Any) -> None:
             pass
 
         async def close(self) -> None:

@@ -276,3 +276,45 @@ def test_an_end_token_that_the_request_does_not_name_is_text(several: World, str
     case = several.case
     with several.answering((*case.answer, case.tokenizer.token_to_id(SHOWN))):
         assert several.model("tensorrt_llm_bls", stream=stream, end_id=2)[0] == case.text + SHOWN
+
+
+def log_probs_of(world: World, kind: str, **fields: Any) -> list[dict[str, Any]]:
+    """The objects `logprobs` of a response's only choice: one, or one per event of a stream."""
+    body = json.dumps({"max_tokens": 50, **asked(world, kind, fields.get("stream", False)), **fields}).encode()
+    with urllib.request.urlopen(f"{world.url}/v1/{kind}", body, timeout=60) as response:
+        lines = response.read().decode().splitlines()
+    bodies = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith(("data: {", "{"))]
+    return [choice["logprobs"] for one in bodies for choice in one["choices"]]
+
+
+@STREAMED
+def test_log_probs_of_the_chosen_tokens(several: World, stream: bool) -> None:
+    case = several.case
+    wanted = [-float(token) for token in case.answer]
+    texts = [" world", " ", "\ufffd", "\ufffd", " end"]
+    with several.answering((*case.answer, case.tokenizer.token_to_id(SHOWN))):
+        parts = log_probs_of(several, "completions", logprobs=0, stream=stream)
+        assert [p for part in parts for p in part["token_logprobs"]] == wanted
+        assert [text for part in parts for text in part["tokens"]] == texts
+        assert [top for part in parts for top in part["top_logprobs"]] == [
+            {text: p} for text, p in zip(texts, wanted, strict=True)
+        ]
+        assert [offset for part in parts for offset in part["text_offset"]] == [0, 6, 7, 8, 9]
+        parts = log_probs_of(several, "chat/completions", logprobs=True, stream=stream)
+        tokens = [token for part in parts for token in part["content"]]
+        assert [(token["token"], token["logprob"]) for token in tokens] == list(zip(texts, wanted, strict=True))
+        assert [token["bytes"] for token in tokens][1:4] == [[32], None, None]
+        assert log_probs_of(several, "completions", stream=stream)[0] is None
+
+
+def test_log_probs_end_with_a_stop_string(several: World) -> None:
+    [found] = log_probs_of(several, "completions", logprobs=0, stop=" world")
+    assert found["token_logprobs"] == [-float(several.case.answer[0])]
+
+
+def test_events_before_the_usage_have_none(several: World) -> None:
+    body = json.dumps({**asked(several, "completions", True)}).encode()
+    with urllib.request.urlopen(f"{several.url}/v1/completions", body, timeout=60) as response:
+        events = [json.loads(line[6:]) for line in response.read().decode().splitlines() if line.startswith("data: {")]
+    assert [event["usage"] for event in events[:-1]] == [None] * (len(events) - 1)
+    assert events[-1]["usage"]["completion_tokens"] == len(several.case.answer)

@@ -65,14 +65,17 @@ def copy_tokenizer(source: Path, target: Path) -> None:
         return
     target.mkdir(exist_ok=True)
     for path in found:
-        shutil.copyfile(path, target / path.name)
+        copy = target / path.relative_to(source)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, copy)
     origin, tokens = _special_tokens(source)
     if origin.name == "config.json" and tokens:
         write_json(target / "generation_config.json", tokens)
 
 
 def _found(folder: Path) -> list[Path]:
-    return [folder / name for name in TOKENIZER_FILES if (folder / name).exists()]
+    files = [folder / name for name in TOKENIZER_FILES if (folder / name).exists()]
+    return files + sorted((folder / "additional_chat_templates").glob("*.jinja"))
 
 
 def _special_tokens(folder: Path) -> tuple[Path, dict[str, Any]]:

@@ -22,10 +22,13 @@ from trtllm_pt.errors import RunError, UsageError
 from trtllm_pt.serving.error_codes import HTTP_STATUS, ErrorCode, ServedError
 from trtllm_pt.serving.http_thread import BODY_BYTES, REQUEST_ID, listening
 from trtllm_pt.serving.json_body import json_object
+from trtllm_pt.serving.openai.chat_template import ChatTemplate
 from trtllm_pt.serving.openai.engine_client import EngineClient, Piece, check_inputs
-from trtllm_pt.serving.openai.requests import CompletionRequest, RequestParser
+from trtllm_pt.serving.openai.requests import RequestParser
+from trtllm_pt.serving.openai.responses import Answer
 from trtllm_pt.serving.triton import tensors
 from trtllm_pt.serving.triton.models.preprocessing import most_bytes
+from trtllm_pt.text.stream import Continuation
 from trtllm_pt.text.tokenizer import end_ids, load_tokenizer
 
 log = logging.getLogger(__name__)
@@ -46,13 +49,14 @@ class OpenAIServer:
         tokenizer = load_tokenizer(folder, required=True)
         end_id, further = end_ids(folder)
         self._limits = manifest.limits
+        self._words = Continuation(tokenizer, skip_special_tokens=False)
         self._parser = RequestParser(
             tokenizer=tokenizer,
             end_id=end_id,
             further_ends=further,
             limits=self._limits,
             most_bytes=most_bytes(tokenizer, self._limits.max_input_len),
-            folder=folder,
+            template=ChatTemplate(folder),
         )
         shown = ("ranks", "tracks", "sync_points", "tensor_parallel_sync_points", "schedule")
         self._facts = {name: value for name, value in inspect(engines).items() if name in shown}
@@ -108,8 +112,8 @@ class OpenAIServer:
 
     async def _answer(self, request: web.Request, kind: str, request_id: str) -> web.StreamResponse:
         body = json_object(await request.read())
-        model = body.get("model", self._name)
-        if model != self._name:
+        model = body.get("model")
+        if model not in (None, self._name):
             raise ServedError("not_found", f"model ({model!r}) is not served here; the model is {self._name!r}")
         wanted = await asyncio.to_thread(self._parser.parse, kind, body)  # a long prompt takes seconds
         for choice in wanted.choices:
@@ -117,7 +121,7 @@ class OpenAIServer:
             self._limits.check_sampling(choice.sampling)
             if not self._in_python:
                 check_inputs(choice.sampling)
-        answer = _Answer(kind, request_id, self._name, wanted)
+        answer = Answer(kind, request_id, self._name, wanted, self._words)
         async with aclosing(self._client.pieces(request_id, wanted)) as pieces:
             return await (_stream(request, answer, pieces) if wanted.stream else _whole(answer, pieces))
 
@@ -126,56 +130,14 @@ async def _page(_: web.Request) -> web.Response:
     return web.Response(text=_PAGE.read_text(), content_type="text/html")
 
 
-class _Answer:
-    """Builds the JSON bodies of the response to one request."""
-
-    def __init__(self, kind: str, request_id: str, model: str, wanted: CompletionRequest) -> None:
-        self._chat = kind == "chat/completions"
-        self.wanted = wanted
-        self.id = request_id
-        self._model, self._created = model, int(time.time())
-        self.tokens = 0
-
-    def whole(self, texts: list[str], reasons: list[str]) -> dict[str, Any]:
-        """Return the body of a response that is not streamed. texts, reasons: one per choice."""
-        choices = [
-            {"index": i, "finish_reason": reason, "logprobs": None}
-            | ({"message": {"role": "assistant", "content": text}} if self._chat else {"text": text})
-            for i, (text, reason) in enumerate(zip(texts, reasons, strict=True))
-        ]
-        return {**self._head("chat.completion"), "choices": choices, "usage": self._usage()}
-
-    def part(self, index: int, text: str, reason: str | None, first: bool) -> dict[str, Any]:
-        """Return one event of a stream. first: whether it is the first event of the choice `index`."""
-        role = {"role": "assistant"} if first else {}
-        new = {"delta": {**role, "content": text}} if self._chat else {"text": text}
-        choice = {"index": index, "finish_reason": reason, "logprobs": None, **new}
-        return {**self._head("chat.completion.chunk"), "choices": [choice]}
-
-    def usage_part(self) -> dict[str, Any]:
-        """Return the last event of a stream whose client asked for the usage."""
-        return {**self._head("chat.completion.chunk"), "choices": [], "usage": self._usage()}
-
-    def _head(self, chat_object: str) -> dict[str, Any]:
-        kind = chat_object if self._chat else "text_completion"
-        return {"id": self.id, "object": kind, "created": self._created, "model": self._model}
-
-    def _usage(self) -> dict[str, int]:
-        prompt = sum({id(c.prompt): len(c.prompt) for c in self.wanted.choices}.values())
-        return {"prompt_tokens": prompt, "completion_tokens": self.tokens, "total_tokens": prompt + self.tokens}
-
-
-async def _whole(answer: _Answer, pieces: AsyncIterator[Piece]) -> web.Response:
-    texts = [choice.echo for choice in answer.wanted.choices]
-    reasons = [""] * len(texts)
+async def _whole(answer: Answer, pieces: AsyncIterator[Piece]) -> web.Response:
+    found: list[list[Piece]] = [[] for _ in answer.wanted.choices]
     async for piece in pieces:
-        texts[piece.index] += piece.text
-        answer.tokens += piece.tokens
-        reasons[piece.index] = piece.finish_reason or ""
-    return web.json_response(answer.whole(texts, reasons), headers={REQUEST_ID: answer.id})
+        found[piece.index].append(piece)
+    return web.json_response(answer.whole(found), headers={REQUEST_ID: answer.id})
 
 
-async def _stream(request: web.Request, answer: _Answer, pieces: AsyncIterator[Piece]) -> web.StreamResponse:
+async def _stream(request: web.Request, answer: Answer, pieces: AsyncIterator[Piece]) -> web.StreamResponse:
     """Respond with server-sent events. An error before the first event is an HTTP error, a later one is an event."""
     headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache", REQUEST_ID: answer.id}
     response = web.StreamResponse(headers=headers)
@@ -193,15 +155,14 @@ async def _stream(request: web.Request, answer: _Answer, pieces: AsyncIterator[P
     return response
 
 
-async def _events(answer: _Answer, pieces: AsyncIterator[Piece]) -> AsyncIterator[str]:
+async def _events(answer: Answer, pieces: AsyncIterator[Piece]) -> AsyncIterator[str]:
     started: set[int] = set()
     async for piece in pieces:
         first = piece.index not in started
         started.add(piece.index)
-        answer.tokens += piece.tokens
-        text = (answer.wanted.choices[piece.index].echo if first else "") + piece.text
-        if text or first or piece.finish_reason:
-            yield json.dumps(answer.part(piece.index, text, piece.finish_reason, first))
+        part = answer.part(piece, first)  # always, because it counts the tokens
+        if piece.text or first or piece.finish_reason or piece.log_probs:
+            yield json.dumps(part)
     if answer.wanted.usage:
         yield json.dumps(answer.usage_part())
     yield "[DONE]"

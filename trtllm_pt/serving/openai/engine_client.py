@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -47,13 +47,14 @@ _LAST_SECONDS = 2.0  # in which `close` waits for streams that are being stopped
 class Piece:
     """New text of one choice.
 
-    index: the number of the choice. tokens: how many tokens were generated for the text. finish_reason: `stop` or
-    `length` in the last piece of a choice, else None.
+    index: the number of the choice. token_ids: the tokens that were generated for the text. log_probs: one per token if
+    requested. finish_reason: `stop` or `length` in the last piece of a choice, else None.
     """
 
     index: int
     text: str
-    tokens: int
+    token_ids: Sequence[int] = ()
+    log_probs: Sequence[float] = ()
     finish_reason: str | None = None
 
 
@@ -131,16 +132,18 @@ class EngineClient:
             if text.stopped:
                 continue  # the engine has not stopped the request yet
             ids = result.as_numpy("output_ids").ravel().tolist()
-            before = text.tokens
             # TensorRT-LLM takes further end tokens for stop words, which it returns.
-            delta = text.push(itertools.takewhile(lambda token: token not in further_ends, ids))
+            before, kept = text.tokens, itertools.takewhile(lambda token: token not in further_ends, ids)
+            delta = text.push(kept)
+            new = text.tokens - before
+            log_probs = _log_probs(result, len(ids))[:new] if sampling.log_probs else ()
             if text.stopped and (task := asyncio.current_task()) is not None:
                 self._begin(self._end(name, task))
-            yield Piece(index, delta, text.tokens - before, "stop" if text.stopped else None)
+            yield Piece(index, delta, ids[:new], log_probs, "stop" if text.stopped else None)
         if not text.stopped:
             rest = text.flush()  # which may complete a stop string
             full = text.tokens >= sampling.max_tokens and not text.stopped
-            yield Piece(index, rest, 0, "length" if full else "stop")
+            yield Piece(index, rest, finish_reason="length" if full else "stop")
 
     async def _end(self, name: str, task: asyncio.Task[Any]) -> None:
         """Send `stop` for the request `name`, which `task` reads, until the task is done.
@@ -203,9 +206,17 @@ def _inputs(choice: Choice) -> list[grpc.InferInput]:
     for field, value in given_numbers(sampling):
         if field.tensor:
             arrays[field.tensor] = _scalar(value, _DTYPES[field.tensor_type])
+    if sampling.log_probs:
+        arrays["return_log_probs"] = _scalar(True, np.bool_)
     if sampling.stop_words:
         arrays["stop_words_list"] = pack([sampling.stop_words])
     return _tensors(arrays)
+
+
+def _log_probs(result: Any, tokens: int) -> list[float]:
+    """Return the log-probs of the tokens of a response, which may also have those of earlier tokens."""
+    found: list[float] = result.as_numpy("output_log_probs").ravel().tolist()
+    return found[len(found) - tokens :]
 
 
 def _tensors(arrays: dict[str, Any]) -> list[grpc.InferInput]:

@@ -2,49 +2,67 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from trtllm_pt.errors import UsageError
-from trtllm_pt.model.config import read_json
 from trtllm_pt.requests.fields import NUMBERS, WHOLE
 from trtllm_pt.requests.limits import Limits
 from trtllm_pt.requests.messages import SamplingParams
+from trtllm_pt.serving.openai.chat_template import ChatTemplate, Message
 from trtllm_pt.serving.triton.models.preprocessing import check_bytes
 from trtllm_pt.serving.triton.models.request import MOST_OUTPUTS
 
-_NUMBER, _WHOLE = (int, float), (int,)
+_NUMBER, _WHOLE, _FLAG = (int, float), (int,), (bool,)
 _SHARED: dict[str, tuple[type, ...]] = {
     "model": (str,),
     "n": _WHOLE,
-    "stream": (bool,),
+    "stream": _FLAG,
     "stream_options": (dict,),
     "stop": (str, list),
     "user": (str,),
-    "ignore_eos": (bool,),  # not OpenAI's, but other servers have it
+    "ignore_eos": _FLAG,  # not OpenAI's, but other servers have it
     **{field.name: _WHOLE if field.kind == WHOLE else _NUMBER for field in NUMBERS},
 }
 _FIELDS = {
-    "completions": {**_SHARED, "prompt": (str, list), "echo": (bool,)},
-    "chat/completions": {**_SHARED, "messages": (list,), "max_completion_tokens": _WHOLE},
+    "completions": {**_SHARED, "prompt": (str, list), "echo": _FLAG, "best_of": _WHOLE, "logprobs": _WHOLE},
+    "chat/completions": {
+        **_SHARED,
+        "messages": (list,),
+        "max_completion_tokens": _WHOLE,
+        "logprobs": _FLAG,
+        "prompt_cache_key": (str,),  # this and the next one name the user, as `user` does
+        "safety_identifier": (str,),
+        "add_generation_prompt": _FLAG,  # this and the next one are vLLM's
+        "continue_final_message": _FLAG,
+    },
 }
-# Fields that are not supported, with the values that ask for nothing. These values are accepted and ignored.
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "logprobs": (False, 0),
-    "top_logprobs": (0,),
-    "best_of": (1,),
-    "suffix": ("",),
-    "logit_bias": ({},),
-    "response_format": ({"type": "text"},),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
+# Fields of OpenAI's that are not supported, with the values that ask for nothing, such as OpenAI's defaults. These
+# values are accepted and ignored.
+_NEUTRAL: dict[str, dict[str, tuple[Any, ...]]] = {
+    "completions": {"logit_bias": ({},), "suffix": ("",)},
+    "chat/completions": {
+        "function_call": ("none", "auto"),
+        "functions": ([],),
+        "logit_bias": ({},),
+        "metadata": ({},),
+        "modalities": (["text"],),
+        "parallel_tool_calls": (True, False),
+        "prompt_cache_retention": ("in_memory",),
+        "reasoning_effort": ("none",),
+        "response_format": ({"type": "text"},),
+        "service_tier": ("auto", "default"),
+        "store": (False,),
+        "tool_choice": ("none", "auto"),
+        "tools": ([],),
+        "top_logprobs": (0,),
+        "verbosity": ("medium",),
+    },
 }
 
 
@@ -76,7 +94,7 @@ class RequestParser:
     further_ends: tuple[tuple[int, ...], ...]  # the tokenizer's other end tokens, as stop words
     limits: Limits
     most_bytes: int  # the longest prompt, in UTF-8
-    folder: Path  # the tokenizer's folder, which may have a chat template
+    template: ChatTemplate
 
     def parse(self, kind: str, body: Mapping[str, Any]) -> CompletionRequest:
         """Parse the body of a request. kind: `completions` or `chat/completions`.
@@ -90,6 +108,8 @@ class RequestParser:
             raise UsageError(f"n ({number}) must be at least 1")
         if number * len(prompts) > MOST_OUTPUTS:
             raise UsageError(f"n ({number}) times {len(prompts)} prompts must be at most {MOST_OUTPUTS} outputs")
+        if given.get("best_of", number) != number:
+            raise UsageError(f"best_of ({given['best_of']}) must equal n ({number}): other values are not supported")
         stop = given.get("stop", [])
         stop = [stop] if isinstance(stop, str) else stop
         if not all(isinstance(word, str) and word for word in stop):
@@ -101,8 +121,7 @@ class RequestParser:
                 seed = (sampling.seed + i) % 2**64
                 echo = text if given.get("echo", False) else ""
                 choices.append(Choice(prompt=ids, sampling=replace(sampling, seed=seed), stop=tuple(stop), echo=echo))
-        usage = bool(given.get("stream_options", {}).get("include_usage", False))
-        return CompletionRequest(choices=tuple(choices), stream=given.get("stream", False), usage=usage)
+        return CompletionRequest(choices=tuple(choices), stream=given.get("stream", False), usage=_usage(given))
 
     def _sampling(self, given: Mapping[str, Any], prompt: int, kind: str) -> SamplingParams:
         rest = max(self.limits.max_seq_len - prompt, 1)
@@ -115,10 +134,13 @@ class RequestParser:
             "temperature": given.get("temperature", 1.0),
             "seed": random.getrandbits(64) if seed is None else seed % 2**64,
         }
+        if given.get("top_p") == 0:  # OpenAI's smallest value, which leaves one token
+            values |= {"temperature": 0.0, "top_p": 1.0}
         return SamplingParams(
             **values,
             end_id=-1 if endless else self.end_id,
             stop_words=() if endless else self.further_ends,
+            log_probs=_log_probs(given),
         )
 
     def _prompts(self, given: Mapping[str, Any]) -> list[tuple[str, tuple[int, ...]]]:
@@ -144,12 +166,15 @@ class RequestParser:
         messages = given.get("messages")
         if not messages:
             raise UsageError("messages is missing or empty")
-        for number, message in enumerate(messages):
-            if not isinstance(message, dict) or not all(
-                isinstance(message.get(key), str) for key in ("role", "content")
-            ):
-                raise UsageError(f"messages[{number}] must have a role and a content, both strings")
-        text = self._render(messages)
+        continues = given.get("continue_final_message", False)
+        begins = given.get("add_generation_prompt", not continues)
+        if continues and begins:
+            raise UsageError(
+                "continue_final_message (True) and add_generation_prompt (True) cannot be combined: "
+                "a message is either continued or begun"
+            )
+        chat = [_message(f"messages[{number}]", message) for number, message in enumerate(messages)]
+        text = self.template.render(chat, add_generation_prompt=begins, continue_final_message=continues)
         return [(text, self._ids(text, "messages", special=False))]
 
     def _ids(self, text: str, name: str, special: bool = True) -> tuple[int, ...]:
@@ -159,35 +184,73 @@ class RequestParser:
             raise UsageError(f"{name} contains an unpaired surrogate") from None
         return tuple(self.tokenizer.encode(text, add_special_tokens=special).ids)
 
-    def _render(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """Return the text of a chat, by the tokenizer's chat template. Raises UsageError if it has none or it fails."""
-        config_path, template_path = self.folder / "tokenizer_config.json", self.folder / "chat_template.jinja"
-        config = read_json(config_path) if config_path.exists() else {}
-        template = template_path.read_text() if template_path.exists() else config.get("chat_template")
-        if not isinstance(template, str):
-            raise UsageError("this model has no chat template: use /v1/completions")
-        tokens = {name: _content(config.get(name)) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        environment.globals["raise_exception"] = _refuse
-        try:
-            return environment.from_string(template).render(messages=messages, add_generation_prompt=True, **tokens)
-        except TemplateError as error:
-            raise UsageError(f"messages do not fit the chat template: {error}") from None
+
+def _message(name: str, message: Any) -> Message:
+    """Return a message after checking it. name: its place in the body, for messages."""
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        raise UsageError(f"{name} must be an object with a role, which is a string")
+    content = message.get("content")
+    if not isinstance(content, str | list):
+        raise UsageError(f"{name} must have a content that is a string or a list of text parts")
+    for number, part in enumerate(content if isinstance(content, list) else ()):
+        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            raise UsageError(
+                f'{name}.content[{number}] must be {{"type": "text", "text": …}}: other parts are not supported'
+            )
+    if not content and isinstance(content, list):
+        raise UsageError(f"{name}.content must have at least one part")
+    return message
 
 
 def _checked(kind: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a body after checking their names and types. A field that is null counts as left out."""
     given = {}
+    neutral = _NEUTRAL[kind]
     for name, value in body.items():
-        if value is None or value in _NEUTRAL.get(name, ()):
+        if value is None or _is_one_of(value, neutral.get(name, ())):
             continue
+        if name in neutral:
+            accepted = " or ".join(map(json.dumps, neutral[name]))
+            raise UsageError(f"{name} ({json.dumps(value)}) is not supported: leave it out, or set it to {accepted}")
         if name not in _FIELDS[kind]:
             raise UsageError(f"{name} is not supported")
-        kinds = _FIELDS[kind][name]
-        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            raise UsageError(f"{name} ({value!r}) must be {_words(kinds)}")
-        given[name] = value
+        given[name] = _typed(name, value, _FIELDS[kind][name])
     return given
+
+
+def _is_one_of(value: Any, accepted: Sequence[Any]) -> bool:
+    """Return whether a value is among the accepted ones. For Python, True is 1 and False is 0; here they differ."""
+    return any(type(value) is type(other) and value == other for other in accepted)
+
+
+def _typed(name: str, value: Any, kinds: tuple[type, ...]) -> Any:
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        raise UsageError(f"{name} ({value!r}) must be {_words(kinds)}")
+    return value
+
+
+def _usage(given: Mapping[str, Any]) -> bool:
+    """Return whether a stream reports the usage, as stream_options asks."""
+    if "stream_options" in given and not given.get("stream", False):
+        raise UsageError("stream_options needs stream to be true")
+    usage = False
+    for name, value in given.get("stream_options", {}).items():
+        if value is None or (name == "include_obfuscation" and value is False):
+            continue
+        if name != "include_usage":
+            raise UsageError(f"stream_options.{name} is not supported")
+        usage = _typed(f"stream_options.{name}", value, _FLAG)
+    return usage
+
+
+def _log_probs(given: Mapping[str, Any]) -> bool:
+    """Return whether the log-probs of the chosen tokens are asked for: by 0 for completions, by true for chats."""
+    wanted = given.get("logprobs", False)
+    if not isinstance(wanted, bool) and wanted != 0:
+        raise UsageError(f"logprobs ({wanted}) must be 0, for the chosen tokens: those of others are not known")
+    if given.get("echo", False) and wanted is not False:
+        raise UsageError(f"logprobs ({wanted}) and echo (True) cannot be combined: a prompt has no log-probs")
+    return wanted is not False
 
 
 def _words(kinds: tuple[type, ...]) -> str:
@@ -200,11 +263,3 @@ def _words(kinds: tuple[type, ...]) -> str:
         int: "a whole number",
     }
     return "a number" if float in kinds else " or ".join(names[kind] for kind in kinds)
-
-
-def _content(token: Any) -> str:
-    return token["content"] if isinstance(token, dict) else token or ""
-
-
-def _refuse(message: str) -> None:
-    raise TemplateError(message)
