@@ -129,8 +129,11 @@ def test_nobody_names_a_backend(path: Path) -> None:
     own = {place.parts[1]} if place.parts[:1] == ("backends",) and len(place.parts) > 2 else set()
     strings = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
     for name in set(BACKENDS) - own:
-        assert not [found for found in imports(path) if found.startswith(f"trtllm_pt.backends.{name}")]
-        assert name not in strings or (name, str(place)) in TRITON_MODEL
+        assert not [found for found in imports(path) if f"{found}.".startswith(f"trtllm_pt.backends.{name}.")]
+        assert name not in strings or (name, str(place)) in NVIDIAS
 
 
-TRITON_MODEL = {("tensorrt_llm", "serving/triton/tensors.py")}  # NVIDIA's name of a Triton model, whatever runs in it
+NVIDIAS = {  # other things of NVIDIA that have the name of a backend
+    ("tensorrt_llm", "serving/triton/tensors.py"),  # a Triton model, whatever runs in it
+    ("tensorrt", "backends/tensorrt_llm/checks.py"),  # a Python package
+}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from trtllm_pt.backends.manifest import RECORDED
+from trtllm_pt.backends.manifest import COMPILED, RECORDED
 from trtllm_pt.backends.registry import read_engine
 from trtllm_pt.checkpoint.manifest import CheckpointManifest
 from trtllm_pt.model import cost
@@ -18,16 +18,20 @@ def inspect(folder: str | Path) -> dict[str, Any]:
 
     `kind` is "checkpoint" or the name of the engine's backend. `collectives` lists the messages that the backend sends;
     for a checkpoint their sizes are those of its dtype. `recorded` has the number of layers of each plugin in rank 0's
-    network, or null if the backend does not count them.
+    network, or null if the backend does not count them. `compiled` has what the compiler said of the engine: versions,
+    targets, profiles, plans, and the number of collectives of each kind in each profile; null if the backend does not
+    read it.
 
     Raises UsageError if `folder` is neither a checkpoint nor an engine directory.
     """
     folder = Path(folder)
-    data, recorded, keeps_tied_head = read_json(folder / "config.json"), None, True
+    data, recorded, compiled, keeps_tied_head = read_json(folder / "config.json"), None, None, True
     if "pretrained_config" in data:
         engine = read_engine(folder)
         backend, manifest = engine.backend, engine.checkpoint
         kind, recorded, keeps_tied_head = backend.name, data.get(RECORDED), backend.keeps_tied_head
+        if (found := data.get(COMPILED)) is not None:
+            compiled = {"versions": dict(engine.versions), **found}
         messages = backend.collectives(manifest.model, manifest.ranks, manifest.dtype)
     else:
         manifest, kind = CheckpointManifest.from_dir(folder), "checkpoint"
@@ -53,5 +57,6 @@ def inspect(folder: str | Path) -> dict[str, Any]:
         "tensor_parallel_sync_points": tensor_parallel_sync_points(config),
         "collectives": [message.to_json() for message in messages],
         "recorded": recorded,
+        "compiled": compiled,
         "schedule": to_json(steps),
     }

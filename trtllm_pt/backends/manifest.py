@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from trtllm_pt.backends.backend import Backend
 
 ENGINE_KEY = "engine"
+COMPILED = "compiled"  # key of config.json: what the compiler's log says of the engine, from a backend that reads it
 RECORDED = "recorded_plugins"  # key of config.json: the number of layers of each plugin in rank 0's network
 
 

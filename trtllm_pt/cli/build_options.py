@@ -23,14 +23,24 @@ COMMON = tuple(names[0] for names, _, _ in _COMMON)
 
 def build_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add all build options to a command. Backend options without a help text appear only in the epilog."""
-    for backend in reversed(list(backends().values())):
-        for option in reversed(backend.options):
-            command = _declare(backend.name, option)(command)
+    for option, owners in reversed(_backend_options()):
+        command = _declare(", ".join(owners), option)(command)
     for names, default, text in reversed(_COMMON):
         flags = [f"--{name}" for name in names]
         size = click.IntRange(min=1)
         command = click.option(*flags, names[0], type=size, help=f"{text}  [default: {default}]")(command)
     return command
+
+
+def _backend_options() -> list[tuple[BuildOption, list[str]]]:
+    """Return each option with the backends that have it. Options of one name are described by the first backend."""
+    found: dict[str, tuple[BuildOption, list[str]]] = {}
+    for backend in backends().values():
+        for option in backend.options:
+            same, owners = found.setdefault(option.name, (option, []))
+            assert same.type == option.type, f"--{option.name} has another type in {backend.name} than in {owners}"
+            owners.append(backend.name)
+    return list(found.values())
 
 
 def epilog() -> str:
@@ -42,9 +52,9 @@ def epilog() -> str:
     return "\n\n".join(lines)
 
 
-def _declare(backend: str, option: BuildOption) -> Decorator:
+def _declare(owners: str, option: BuildOption) -> Decorator:
     flags = [f"--{name}" for name in (option.name, *option.aliases)]
-    text, hidden = f"{option.help}  [{backend}]", option.help is None
+    text, hidden = f"{option.help}  [{owners}]", option.help is None
     if option.type is bool:
         return click.option(*flags, option.name, is_flag=True, default=None, help=text, hidden=hidden)
     kind = click.Choice(option.type) if isinstance(option.type, tuple) else option.type

@@ -40,6 +40,8 @@ def _page(folder: Path, found: dict[str, Any]) -> Iterable[str]:
     yield f"  syncs     {_syncs(found['sync_points'], found['tensor_parallel_sync_points'])}"
     if found["recorded"]:
         yield f"  recorded  {_recorded(found['recorded'])}, counted in rank 0's network when it was built"
+    if found["compiled"]:
+        yield from _compiled(found["compiled"])
     if "schedule" in found:
         yield f"  schedule  {schedule_line(found['schedule'])}"
     yield ""
@@ -56,6 +58,18 @@ def _types(found: dict[str, Any]) -> str:
 
 def _recorded(plugins: dict[str, int]) -> str:
     return ", ".join(f"{plugins.get(name, 0)} {name}" for name in ("AllReduce", "AllGather"))
+
+
+def _compiled(compiled: dict[str, Any]) -> Iterable[str]:
+    """Yield the lines on what was compiled: by what, for which GPUs, and what each profile of the plans sends."""
+    builders = ", ".join(f"{name} {version}" for name, version in compiled["versions"].items())
+    yield f"  compiled  by {builders}, for {', '.join(compiled['targets'])}"
+    yield f"  plans     {', '.join(memory(plan['bytes']) for plan in compiled['plans'])}"
+    for profile in compiled["profiles"]:
+        sends = compiled["collectives"][profile["name"]]
+        counts = ", ".join(f"{number} {kind}" for kind, number in sends.items()) or "no collectives"
+        slots, each = profile["slots"][2], profile["each"][2]
+        yield f"  {profile['name']:<9} {counts}; up to {slots} x {each} tokens"
 
 
 def _syncs(own: int, tensor_parallel: int) -> str:

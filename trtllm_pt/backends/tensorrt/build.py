@@ -1,0 +1,178 @@
+"""Build a directory of TensorRT plans, one per rank, in parallel processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from trtllm_pt.backends.backend import Backend, BuildReport, check_files
+from trtllm_pt.backends.manifest import COMPILED, BuildOptions, Capacity, EngineManifest
+from trtllm_pt.backends.tensorrt import compile_rank
+from trtllm_pt.backends.tensorrt.api import builder_name, default_target, load, targets
+from trtllm_pt.backends.tensorrt.compile_rank import BuiltRank, Job
+from trtllm_pt.backends.tensorrt.limits import check
+from trtllm_pt.backends.tensorrt.profiles import profiles_of
+from trtllm_pt.checkpoint.manifest import CheckpointManifest
+from trtllm_pt.errors import RunError, UsageError
+from trtllm_pt.files.atomic import new_folder, refuse_existing, write_json
+from trtllm_pt.job.process import end
+
+_PATIENCE = 10.0  # seconds for a killed worker to end
+
+
+def build(
+    backend: Backend, checkpoint: Path, output: Path, options: BuildOptions, progress: bool | None = None
+) -> BuildReport:
+    """Build an engine directory from a checkpoint. `output` appears complete or not at all.
+
+    Raises UsageError for a checkpoint or options that cannot be built, before anything slow begins.
+    """
+    began = time.monotonic()
+    checkpoint = checkpoint.resolve()
+    manifest = CheckpointManifest.from_dir(checkpoint)
+    capacity = options.resolved(manifest.model)
+    builder = builder_name(options.extra.get("builder"))
+    gpus = targets(builder, options.extra.get("gpu"))
+    check(manifest, gpus)
+    check_files(checkpoint, manifest)
+    refuse_existing(output)
+    load(builder)
+    with new_folder(output) as folder:
+        jobs = [
+            Job(checkpoint=checkpoint, folder=folder, rank=rank, capacity=capacity, builder=builder, targets=gpus)
+            for rank in range(manifest.ranks)
+        ]
+        built = _compile_all(jobs, _workers(options, manifest.ranks), progress)
+        if (checkpoint / "tokenizer").is_dir():
+            shutil.copytree(checkpoint / "tokenizer", folder / "tokenizer")
+        write_json(folder / "config.json", _config(backend, manifest, capacity, jobs[0], built))
+    return BuildReport(path=output, ranks=manifest.ranks, seconds=time.monotonic() - began)
+
+
+def _workers(options: BuildOptions, ranks: int) -> int:
+    """Return the number of processes that compile at the same time, by default one per core."""
+    wanted = options.extra.get("workers")
+    if wanted is not None and wanted < 1:
+        raise UsageError(f"--workers ({wanted}) must be at least 1")
+    return min(ranks, wanted or len(os.sched_getaffinity(0)))
+
+
+def _config(
+    backend: Backend, manifest: CheckpointManifest, capacity: Capacity, job: Job, built: Sequence[BuiltRank]
+) -> dict[str, Any]:
+    """Return the contents of config.json, with what was compiled under the key `compiled`."""
+    engine = EngineManifest(
+        backend=backend,
+        checkpoint=manifest,
+        options=capacity,
+        versions={job.builder: metadata.version(job.builder)},
+        format=backend.format,
+    ).to_json()
+    engine["build_config"]["kv_cache_type"] = "continuous"
+    return engine | {
+        COMPILED: {
+            "targets": list(job.targets) or [default_target(job.builder)],
+            "profiles": [profile.to_json() for profile in profiles_of(capacity)],
+            "collectives": built[0].collectives,  # the same for all ranks, or the build would have ended
+            "plans": [{"bytes": each.bytes, "seconds": round(each.seconds, 1)} for each in built],
+        }
+    }
+
+
+def _compile_all(jobs: Sequence[Job], workers: int, progress: bool | None) -> list[BuiltRank]:
+    """Compile each job in a process of its own, `workers` at a time. The first failure ends all and is raised."""
+    processes = _Processes()
+    with _Bar(len(jobs), progress) as bar, ThreadPoolExecutor(workers) as pool:
+
+        def compile_one(job: Job) -> BuiltRank:
+            return _follow(processes.start(job), job, lambda share: bar.show(job.rank, share))
+
+        try:
+            following = [pool.submit(compile_one, job) for job in jobs]
+            return sorted((done.result() for done in as_completed(following)), key=lambda built: built.rank)
+        finally:
+            processes.end()
+
+
+class _Processes:
+    """The workers of a build. Once they have been ended, no other is started."""
+
+    def __init__(self) -> None:
+        self._started: list[subprocess.Popen[str]] = []
+        self._ended = False
+        self._lock = threading.Lock()
+
+    def start(self, job: Job) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", compile_rank.__name__, job.to_json()]
+        with self._lock:
+            if self._ended:
+                raise RunError("the build has ended")  # another rank's failure is the one that is raised
+            worker = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+            self._started.append(worker)
+        return worker
+
+    def end(self) -> None:
+        with self._lock:
+            self._ended = True
+        for worker in self._started:
+            end(worker, _PATIENCE, polite=())
+
+
+def _follow(worker: subprocess.Popen[str], job: Job, show: Callable[[float], None]) -> BuiltRank:
+    """Show how far a worker is until it has ended. Raises the worker's failure as UsageError or RunError."""
+    assert worker.stdout is not None
+    built = None
+    for line in worker.stdout:
+        said = json.loads(line)
+        if "error" in said:
+            raise (UsageError if said["usage"] else RunError)(said["error"])
+        if "share" in said:
+            show(said["share"])
+        else:
+            built = BuiltRank(**said["built"])
+    status = worker.wait()
+    if status or built is None:
+        how = f"was killed by signal {-status}" if status < 0 else f"exited with status {status}"
+        raise RunError(f"the process that compiled rank {job.rank} {how}; nothing was kept")
+    return built
+
+
+class _Bar:
+    """A bar with a clock on a terminal. It shows the mean share that is done over all ranks."""
+
+    def __init__(self, ranks: int, shown: bool | None) -> None:
+        self._shares = dict.fromkeys(range(ranks), 0.0)
+        form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}"
+        self._bar = tqdm(total=100, desc="plans", bar_format=form, disable=None if shown is None else not shown)
+        self._ended = threading.Event()
+        self._clock = threading.Thread(target=self._tick, daemon=True)
+
+    def show(self, rank: int, share: float) -> None:
+        self._shares[rank] = share
+        self._bar.n = 100 * sum(self._shares.values()) / len(self._shares)
+        self._bar.refresh()
+
+    def __enter__(self) -> _Bar:
+        self._clock.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._clock.join()
+        self._bar.close()
+
+    def _tick(self) -> None:
+        while not self._ended.wait(1):
+            self._bar.refresh()
