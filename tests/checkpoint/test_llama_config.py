@@ -37,6 +37,7 @@ LLAMA3 = {
     "original_max_position_embeddings": 16,
 }
 LINEAR = {"rope_type": "linear", "factor": 2.0}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}
 
 
 def read(model_type: str, **keys: Any) -> Any:
@@ -179,8 +180,12 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
         r"rope_parameters factor \(2.0\) and rope_scaling factor \(4.0\) contradict each other",
     ),
     (
-        {"rope_parameters": {"rope_theta": 1e4}, "rope_scaling": LINEAR},
-        r"rope_parameters factor \('nothing'\) and rope_scaling factor \(2.0\) contradict each other",
+        {"rope_parameters": YARN, "rope_scaling": YARN | {"beta_fast": 16}},
+        r"rope_parameters beta_fast \('nothing'\) and rope_scaling beta_fast \(16\) contradict each other; keep one",
+    ),
+    (
+        {"rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}, "rope_scaling": YARN},
+        r"rope_parameters rope_type \('default'\) and rope_scaling rope_type \('yarn'\) contradict each other",
     ),
     (
         {"rope_parameters": {"rope_theta": 1e4, "factor": 2.0}, "rope_scaling": LINEAR},

@@ -142,7 +142,7 @@ def _agreed(places: Mapping[str, Any]) -> Any:
     given = [(place, value) for place, value in places.items() if value is not None]
     for place, value in given[1:]:
         if value != given[0][1]:
-            raise UsageError(f"{given[0][0]} ({given[0][1]!r}) and {place} ({value!r}) contradict each other")
+            raise UsageError(f"{given[0][0]} ({given[0][1]!r}) and {place} ({value!r}) contradict each other; keep one")
     return given[0][1] if given else None
 
 
@@ -150,7 +150,8 @@ def _rope(hf: dict[str, Any], positions: int) -> tuple[float, dict[str, Any] | N
     """Return rope_theta and rope_scaling. transformers 4 has `rope_scaling`, and some keys beside it; 5 has
     `rope_parameters` with all of them."""
     stated = {name: _typed(name, hf[name]) for name in ("rope_parameters", "rope_scaling") if hf.get(name)}
-    for key in sorted({key for keys in stated.values() for key in keys} - set(_OUTSIDE)):
+    named = {key for keys in stated.values() for key in keys} - set(_OUTSIDE)
+    for key in sorted(named, key=lambda key: (key != "rope_type", key)):
         _agreed({f"{name} {key}": keys.get(key, "nothing") for name, keys in stated.items()})
     outside = {
         key: _agreed({key: hf.get(key)} | {f"{name} {key}": keys.get(key) for name, keys in stated.items()})
