@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.serving.client import TYPES, ask, inputs_of, post, scalars, tensor, tokens
+from tests.serving.client import TYPES, ask, events, inputs_of, post, scalars, tensor, tokens
 from tests.serving.conftest import Served, needs_triton
 from trtllm_pt.serving.triton.tensors import inputs
 
@@ -59,7 +59,7 @@ IDS: list[tuple[dict[str, Any], str]] = [
     ({"frequency_penalty": INFINITY}, r"frequency_penalty \(inf\) must be a finite number"),
     ({"min_tokens": 5}, r"min_tokens \(5\) must not exceed max_tokens \(4\)"),
     ({"num_return_sequences": 0}, r"num_return_sequences \(0\) must be between 1 and 1024"),
-    ({"num_return_sequences": 2**31 - 1}, r"num_return_sequences \(2147483647\) must be between 1 and 1024"),
+    ({"num_return_sequences": 2**31 - 1}, r"num_return_sequences \(2147483647\) (must be between 1 and 1024|needs)"),
     ({"beam_width": 2}, r"beam_width \(2\) is not supported by the embedded engine"),
     ({"return_context_logits": True}, r"return_context_logits \(True\) is not supported"),
     ({"draft_input_ids": [1, 2]}, "draft_input_ids is not supported by the embedded engine"),
@@ -181,6 +181,28 @@ NO_REQUESTS: list[tuple[bytes, str]] = [
 @pytest.mark.parametrize(("body", "message"), NO_REQUESTS, ids=range(len(NO_REQUESTS)))
 def test_bodies_that_are_no_requests(proxy: Served, body: bytes, message: str) -> None:
     refused_over_http(proxy, "tensorrt_llm_bls", body, message)
+
+
+@pytest.mark.parametrize("model", TEXT_MODELS)
+@pytest.mark.parametrize("name", ["temprature", "beam_widht", "timeout"])
+def test_names_that_are_no_tensors(proxy: Served, model: str, name: str) -> None:
+    refused_over_http(proxy, model, {"text_input": "def", "max_tokens": 4, name: 2}, f"{name} is not supported")
+    # Triton itself refuses a parameter with a fraction, also by name.
+    refused_over_http(proxy, model, {"text_input": "def", "max_tokens": 4, name: 2.5}, f"'{name}' has invalid type")
+
+
+SEVERAL = [{"stream": True}, {"stream": [True]}, {"num_return_sequences": 2}, {"num_return_sequences": [2]}]
+
+
+@pytest.mark.parametrize("fields", SEVERAL, ids=repr)
+@pytest.mark.parametrize("model", TEXT_MODELS)
+def test_generate_returns_one_response(proxy: Served, model: str, fields: dict[str, Any]) -> None:
+    """Triton itself says so with status 200, after the model has done all its work."""
+    body = {"text_input": "def", "max_tokens": 4, **fields}
+    status, answer = post(proxy, model, body)
+    [name] = fields
+    assert status == 400 and re.match(rf"{name} \((true|2)\) needs generate_stream", answer["error"])
+    assert len(events(proxy, model, body)) > 1
 
 
 def test_bodies_of_100_mb(served: Served, proxy: Served) -> None:

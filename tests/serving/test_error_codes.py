@@ -43,6 +43,42 @@ def test_tritons_own_errors_have_codes() -> None:
     assert ServedError.parse("Exceeds maximum queue size").code == "queue_full"
 
 
+BODIES = {
+    '{"error": "generate expects model to produce exactly 1 response, use generate stream"}': 400,
+    '{"error": "the queue is full [queue_full]"}': 503,
+    '{"error": "words of another version"}': 400,
+    '{"model_name": "m", "error": "an output tensor of this name"}': 200,
+    '{"model_name": "m", "text_output": "x"}': 200,
+}
+
+
+@needs_triton
+@pytest.mark.parametrize(("body", "status"), BODIES.items())
+def test_an_error_that_triton_sends_with_status_200(body: str, status: int) -> None:
+    from aiohttp import web
+
+    from trtllm_pt.serving.http_thread import listening
+    from trtllm_pt.serving.triton.http_proxy import HttpProxy
+
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(text=body, content_type="application/json")
+
+    triton, proxy = free_ports(2)
+    app = web.Application()
+    app.router.add_post("/v2/models/m/generate", answer)
+    with (
+        listening(app, "127.0.0.1", triton, "--http-port"),
+        HttpProxy(f"http://127.0.0.1:{triton}").listening("127.0.0.1", proxy),
+    ):
+        request = urllib.request.Request(f"http://127.0.0.1:{proxy}/v2/models/m/generate", b"{}")
+        try:
+            found = urllib.request.urlopen(request, timeout=10)
+        except urllib.error.HTTPError as error:
+            found = error
+        with found:
+            assert (found.status, found.read().decode()) == (status, body)
+
+
 @pytest.fixture(scope="module")
 def urls(engines: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, str]]:
     """A server whose engine has other words for every error, behind both ports of `serve`."""

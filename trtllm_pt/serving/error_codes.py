@@ -32,6 +32,8 @@ _TRITON_ERRORS: Mapping[str, ErrorCode] = {
     "failed to parse": "invalid",
     "Unable to parse": "invalid",
     "attempt to": "invalid",
+    # The model has sent several responses to a request of `generate`.
+    "expects model to produce exactly 1 response": "invalid",
 }
 
 

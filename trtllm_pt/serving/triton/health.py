@@ -81,9 +81,12 @@ def _fault(url: str, probe: _Probe) -> str | None:
 
 
 def error_text(body: bytes) -> str | None:
-    """Return the error in a response body of Triton, which is JSON or a server-sent event, or None if it has none."""
+    """Return the error in a response body of Triton, which is JSON or a server-sent event, or None if it has none.
+
+    A response without an error has `model_name`, and perhaps an output tensor that is called `error`.
+    """
     try:
         answer = json.loads(body.strip().removeprefix(b"data: ") or b"{}")
-        return str(answer["error"]) if "error" in answer else None
+        return str(answer["error"]) if "error" in answer and "model_name" not in answer else None
     except (ValueError, TypeError):
         return None

@@ -1,13 +1,15 @@
 """The HTTP port of `serve`: a reverse proxy that corrects the statuses of Triton's port. It runs in `serve`'s process.
 
 Over `generate`, Triton 2.51 responds with 400 to every error of a model, because it reads the error's code after it has
-freed it. It responds with 500 to JSON that it cannot parse, truncates integers that are too large, and is busy for
-seconds with a large body. The proxy passes on everything else unchanged, in both directions.
+freed it, and with 200 if a model sends several responses, where only the body has the error. It responds with 500 to
+JSON that it cannot parse, truncates integers that are too large, and is busy for seconds with a large body. The proxy
+passes on everything else unchanged, in both directions.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -55,17 +57,21 @@ class HttpProxy:
             yield
 
     async def _pass_on(self, request: web.Request) -> web.StreamResponse:
-        generates = request.method == "POST" and request.path.rsplit("/", 1)[-1] in _GENERATES
+        verb = request.path.rsplit("/", 1)[-1]
+        generates = request.method == "POST" and verb in _GENERATES
         body = await request.read()
         if generates:
-            _check_numbers(request.path, json_object(body))
+            fields = json_object(body)
+            _check_numbers(request.path, fields)
+            if verb == "generate":
+                _check_single(fields)
         headers = _passed_on(request.headers)
         headers.pop("Content-Encoding", None)  # aiohttp has decoded the body
         async with self._session.request(
             request.method, self._url + request.raw_path, data=body, headers=headers
         ) as answer:
-            if generates and answer.status >= 400:
-                return await _error(answer)
+            if generates and (verb == "generate" or answer.status >= 400):
+                return await _checked(answer)
             return await _whole(request, answer)
 
 
@@ -79,10 +85,22 @@ def _check_numbers(path: str, body: Mapping[str, Any]) -> None:
                 raise UsageError(f"{tensor.name} ({value}) must fit into {tensor.type}")
 
 
-async def _error(answer: aiohttp.ClientResponse) -> web.Response:
+def _check_single(body: Mapping[str, Any]) -> None:
+    """Raise UsageError for a field with which our models send several responses. `generate` can return only one."""
+    for name, most in (("stream", False), ("streaming", False), ("num_return_sequences", 1)):
+        given = body.get(name)
+        for value in given if isinstance(given, list) else (given,):
+            if isinstance(value, int) and value > most:
+                raise UsageError(f"{name} ({json.dumps(value)}) needs generate_stream: generate returns one response")
+
+
+async def _checked(answer: aiohttp.ClientResponse) -> web.Response:
+    """Return Triton's answer with the status that its error has, if it is one."""
     body = await answer.read()
-    _, code = split_code(error_text(body) or "")
-    status = answer.status if code is None else HTTP_STATUS[code]
+    status, error = answer.status, error_text(body)
+    if error is not None:
+        _, code = split_code(error)
+        status = HTTP_STATUS[code] if code else max(status, HTTP_STATUS["invalid"])
     return web.Response(body=body, status=status, headers=_passed_on(answer.headers))
 
 

@@ -12,7 +12,7 @@ import itertools
 import logging
 import threading
 import uuid
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from trtllm_pt.serving.triton.models.base import (
     arrays,
     error_response,
     is_true,
+    parameters,
     response,
     strings,
     text,
@@ -101,17 +102,17 @@ class TritonPythonModel:
         sender.end(last)
 
     def _responses(self, request: Any, sender: Sender) -> Iterator[dict[str, Array]]:
-        given = arrays(request)
+        given, passed_on = arrays(request), parameters(request)
         for name in given:
             if name not in tensors.TO_PREPROCESSING and name not in tensors.PASSED_ON:
                 raise UsageError(f"{name} is not supported")
         query = {key: given[name] for name, key in tensors.TO_PREPROCESSING.items() if name in given}
-        [ids] = self._ask("preprocessing", query, list(tensors.FROM_PREPROCESSING))
+        [ids] = self._ask("preprocessing", query, list(tensors.FROM_PREPROCESSING), passed_on=passed_on)
         texts = _OutputTexts(self._tokenizer, self._skip, self._further_ends, given, ids)
         engine_id, timeout, over = _engine_id(request.request_id()), request.timeout(), False
         self._senders[engine_id] = sender
         try:
-            for part in self._ask(self._engine, _to_engine(given, ids), _FROM_ENGINE, engine_id, timeout):
+            for part in self._ask(self._engine, _to_engine(given, ids), _FROM_ENGINE, engine_id, timeout, passed_on):
                 yield from texts.take(part)
                 if texts.all_stopped:
                     self._stop(engine_id)
@@ -123,7 +124,13 @@ class TritonPythonModel:
                 self._stop(engine_id)
 
     def _ask(
-        self, model: str, given: Arrays, names: list[str], request_id: str = "", timeout: int = 0
+        self,
+        model: str,
+        given: Arrays,
+        names: list[str],
+        request_id: str = "",
+        timeout: int = 0,
+        passed_on: Mapping[str, Any] | None = None,
     ) -> Iterator[dict[str, Array]]:
         """Call another model and yield its responses. Raises ServedError for a response that is an error."""
         pb = triton()
@@ -133,6 +140,7 @@ class TritonPythonModel:
             requested_output_names=names,
             request_id=request_id,
             timeout=timeout,
+            parameters=dict(passed_on or {}),
         )
         for answer in request.exec(decoupled=True) if model == self._engine else [request.exec()]:
             if answer.has_error():

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import logging
 import os
 import queue
@@ -28,7 +27,7 @@ from trtllm_pt.requests.messages import Request, Tokens
 from trtllm_pt.requests.request_log import RequestLog
 from trtllm_pt.runtime.remote import RemoteRuntime
 from trtllm_pt.serving.error_codes import ErrorCode
-from trtllm_pt.serving.triton.models.base import Config, Sender, arrays, error_response, response, triton
+from trtllm_pt.serving.triton.models.base import Config, Sender, arrays, error_response, parameters, response, triton
 from trtllm_pt.serving.triton.models.metrics import Metrics
 from trtllm_pt.serving.triton.models.request import Output, is_stop, parse
 from trtllm_pt.serving.triton.process_guard import LAST_SECONDS, ProcessGuard, server_loads_models
@@ -107,14 +106,13 @@ class TritonPythonModel:
                 log.exception("a request failed unexpectedly")
 
     def _accept(self, request: Any, sender: Sender) -> None:
-        tensors, name = arrays(request), request.request_id()
+        tensors, given, name = arrays(request), parameters(request), request.request_id()
         if is_stop(tensors):
             if not name:
                 raise UsageError("stop needs a request id: the id of the request to stop")
             self._tell(lambda: self._stop(name, sender))
             return
-        parameters = json.loads(request.parameters() or "{}")
-        prompts = parse(tensors, self._limits, exclude_input=self._exclude_input, parameters=parameters)
+        prompts = parse(tensors, self._limits, exclude_input=self._exclude_input, parameters=given)
         wanted = [
             (
                 Request(id=next(self._ids), token_ids=prompt.token_ids, sampling=sampling),

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from trtllm_pt.serving.triton.models.base import Config, arrays, response, strings
+from trtllm_pt.errors import UsageError
+from trtllm_pt.serving.triton.models.base import Config, arrays, error_response, parameters, response, strings
 from trtllm_pt.serving.triton.process_guard import ProcessGuard
 from trtllm_pt.text.stream import Continuation
 from trtllm_pt.text.tokenizer import load_tokenizer
@@ -31,6 +32,10 @@ class TritonPythonModel:
         return [self._answer(request) for request in requests]
 
     def _answer(self, request: Any) -> Any:
+        try:
+            parameters(request)
+        except UsageError as error:
+            return error_response(str(error))
         tensors = arrays(request)
         rows = zip(tensors["TOKENS_BATCH"], tensors["SEQUENCE_LENGTH"], strict=True)
         ids = [beam[:length] for beams, lengths in rows for beam, length in zip(beams, lengths, strict=True)]

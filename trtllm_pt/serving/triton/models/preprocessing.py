@@ -9,10 +9,20 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
+from trtllm_pt.backends.registry import read_engine
 from trtllm_pt.errors import UsageError
 from trtllm_pt.model.config import read_json
 from trtllm_pt.serving.triton import word_lists
-from trtllm_pt.serving.triton.models.base import Array, Arrays, Config, arrays, error_response, response, text
+from trtllm_pt.serving.triton.models.base import (
+    Array,
+    Arrays,
+    Config,
+    arrays,
+    error_response,
+    parameters,
+    response,
+    text,
+)
 from trtllm_pt.serving.triton.process_guard import ProcessGuard
 from trtllm_pt.text.stream import Continuation
 from trtllm_pt.text.tokenizer import end_ids, load_tokenizer
@@ -40,9 +50,10 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         config = Config(args)
-        build = read_json(config.path("gpt_model_path") / "config.json")["build_config"]
+        manifest = read_engine(config.path("gpt_model_path"))
+        self._engine_in_python = manifest.backend.triton_backend == "python"
         self._encoder = Encoder(
-            config.path("tokenizer_dir"), config.flag("add_special_tokens", True), build["max_input_len"]
+            config.path("tokenizer_dir"), config.flag("add_special_tokens", True), manifest.limits.max_input_len
         )
         self._guard = ProcessGuard(config.name)
 
@@ -54,6 +65,9 @@ class TritonPythonModel:
 
     def _answer(self, request: Any) -> Any:
         try:
+            given = parameters(request)
+            if given and not self._engine_in_python:
+                raise UsageError(f"{', '.join(given)} is not supported: the server's backend has no input for it")
             return response(self._encoder.encode(arrays(request)))
         except UsageError as error:
             return error_response(str(error))
