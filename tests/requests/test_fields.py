@@ -10,6 +10,8 @@ import click
 import numpy as np
 import pytest
 
+from trtllm_pt.backends import backends
+from trtllm_pt.backends.backend import Backend
 from trtllm_pt.cli import client, run
 from trtllm_pt.errors import UsageError
 from trtllm_pt.requests.fields import FIELDS, NUMBERS, Field, given_numbers
@@ -83,7 +85,7 @@ def test_a_number_reaches_the_engine_through_triton(field: Field) -> None:
             parameters[one.name] = value
         else:
             given[one.tensor] = np.array([[value]], DTYPES[one.tensor_type])
-    [prompt] = parse(given, LIMITS, exclude_input=True, parameters=parameters)
+    [prompt] = parse(given, LIMITS, exclude_input=True, engine="an engine", parameters=parameters)
     assert getattr(prompt.sampling, field.name) == other_value(field)
     for one in NUMBERS:
         assert getattr(prompt.sampling, one.name) == getattr(sampling, one.name)
@@ -129,17 +131,15 @@ def test_a_bad_token_in_tritons_tensors() -> None:
     given = {**PROMPT, "request_output_len": np.array([[4]], np.int32)}
     given["input_ids"] = np.array([[5, 50]], np.int32)
     with pytest.raises(UsageError, match=r"^token_ids\[1\] \(50\) must be a token id between 0 and 49$"):
-        parse(given, LIMITS, exclude_input=True)
+        parse(given, LIMITS, exclude_input=True, engine="an engine")
     given["input_lengths"] = np.array([[1]], np.int32)
-    assert parse(given, LIMITS, exclude_input=True)[0].token_ids == (5,)
+    assert parse(given, LIMITS, exclude_input=True, engine="an engine")[0].token_ids == (5,)
 
 
-def test_a_server_without_our_model_refuses_what_has_no_tensor() -> None:
-    client = pytest.importorskip("trtllm_pt.serving.openai.engine_client", reason="no tritonclient here")
+@pytest.mark.parametrize("backend", backends().values(), ids=str)
+def test_a_server_without_our_model_refuses_what_has_no_tensor(backend: Backend) -> None:
     for field in NUMBERS:
         sampling = SamplingParams(**{"temperature": 1.0, "max_tokens": 5, field.name: other_value(field)})
-        if field.tensor is None:
-            with pytest.raises(UsageError, match=rf"{field.name} \(0.5\) is not supported"):
-                client.check_inputs(sampling)
-        else:
-            client.check_inputs(sampling)
+        refused = set(backend.triton_problems(sampling)) - set(backend.problems(sampling))
+        unread = backend.triton_backend != "python" and (field.tensor is None or field.tensor in backend.triton_omits)
+        assert [field.name in problem for problem in refused] == [True] * unread, refused

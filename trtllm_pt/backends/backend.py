@@ -8,7 +8,7 @@ docs/extending.md shows how to write a backend.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -19,6 +19,7 @@ from trtllm_pt.checkpoint.manifest import CheckpointManifest
 from trtllm_pt.errors import UsageError
 from trtllm_pt.model import cost
 from trtllm_pt.model.config import ModelConfig
+from trtllm_pt.requests.fields import given_numbers
 from trtllm_pt.requests.messages import Runtime, SamplingParams
 
 if TYPE_CHECKING:
@@ -131,6 +132,7 @@ class Backend(ABC):
     keeps_tied_head: ClassVar[bool] = True  # whether a tied output head takes memory in addition to the embedding
     scheduling_policy: ClassVar[str | None] = None  # description for benchmark reports
     triton_backend: ClassVar[str] = "python"  # the Triton backend that serves it; "python" runs our Python model
+    triton_omits: ClassVar[frozenset[str]] = frozenset()  # inputs of TensorRT-LLM's model that it does not have there
     shared_ranks: ClassVar[SharedRanks | None] = None  # None: only one engine at a time can run in a process
 
     @property
@@ -205,6 +207,15 @@ class Backend(ABC):
     def problems(self, sampling: SamplingParams) -> Iterable[str]:
         """Yield one sentence for each sampling field that this backend does not support."""
         return ()
+
+    def triton_problems(self, sampling: SamplingParams) -> Iterator[str]:
+        """Yield one sentence for each sampling field that this backend does not support in Triton."""
+        yield from self.problems(sampling)
+        if self.triton_backend == "python":
+            return
+        for field, value in given_numbers(sampling):
+            if value != field.default and (field.tensor is None or field.tensor in self.triton_omits):
+                yield f"{field.name} ({value!r}) must be {field.default!r} with {self.title} in Triton"
 
     def collectives(self, model: ModelConfig, ranks: int, dtype: str) -> Sequence[cost.Collective]:
         """Return every message between ranks in a forward pass."""

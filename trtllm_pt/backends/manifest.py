@@ -7,7 +7,7 @@ backend, the format of the directory, and the versions of the packages that the 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from trtllm_pt._version import __version__
@@ -113,6 +113,11 @@ class EngineManifest:
             max_input_len=self.options.max_input_len,
             problems=self.backend.problems,
         )
+
+    @property
+    def triton_limits(self) -> Limits:
+        """The limits on the requests that the engine accepts in Triton."""
+        return replace(self.limits, problems=self.backend.triton_problems)
 
     @property
     def windows(self) -> tuple[int, ...] | None:

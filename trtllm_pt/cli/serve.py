@@ -133,6 +133,7 @@ def _endpoints(
     repository: Path, folder: Path, address: Address, inside: Address, openai_port: int
 ) -> list[AbstractContextManager[None]]:
     """Return our own ports, the HTTP proxy and the OpenAI port, before they listen. inside: Triton's own address."""
+    from trtllm_pt.backends.registry import read_engine
     from trtllm_pt.serving.triton.server import check_port, engine_folder
 
     try:
@@ -140,11 +141,13 @@ def _endpoints(
         from trtllm_pt.serving.triton.http_proxy import HttpProxy
     except ImportError as error:
         raise UsageError(f"serve needs {error.name}: {INSTALL_SERVE}") from None
-    endpoints = [HttpProxy(inside.url).listening(address.host, address.http)]
+    engines = engine_folder(repository)
+    omitted = read_engine(engines).backend.triton_omits
+    endpoints = [HttpProxy(inside.url, omitted).listening(address.host, address.http)]
     if openai_port:
         check_port(address.host, openai_port, "--openai-port")
         name, grpc_url = folder.resolve().name, f"{address.reachable}:{address.grpc}"
-        openai = OpenAIServer(engine_folder(repository), name, grpc_url)
+        openai = OpenAIServer(engines, name, grpc_url)
         endpoints.append(openai.listening(address.host, openai_port))
     return endpoints
 

@@ -18,6 +18,20 @@ from trtllm_pt.errors import INSTALL_TENSORRT_LLM, MPI_OF_TENSORRT_LLM, TENSORRT
 from trtllm_pt.requests.messages import SamplingParams
 
 _PACKAGE = "TensorRT-LLM"
+# Inputs that NVIDIA's Triton backend misreads, counts differently, or ignores for such an engine. 1.2.x passes the
+# first three by position, one place too early: num_return_sequences would forbid tokens that occurred before
+# (NVIDIA/TensorRT-LLM#13633 repairs this in later versions). And it cannot be told that the presence and frequency
+# penalties do not count the tokens of the prompt.
+_OMITTED = """
+    num_return_sequences len_penalty early_stopping
+    presence_penalty frequency_penalty
+    beam_search_diversity_rate lora_task_id lora_weights lora_config
+    prompt_embedding_table prompt_table_extra_ids prompt_vocab_size
+    encoder_input_features encoder_output_lengths decoder_input_ids decoder_input_lengths
+    cross_attention_mask skip_cross_attn_blocks mrope_rotary_cos_sin mrope_position_deltas
+    draft_input_ids draft_logits draft_acceptance_threshold
+    lookahead_window_size lookahead_ngram_size lookahead_verification_set_size
+"""
 
 
 class TensorRTLLMBackend(Backend):
@@ -30,6 +44,7 @@ class TensorRTLLMBackend(Backend):
     mpi_hint = MPI_OF_TENSORRT_LLM
     start_seconds, stop_seconds = 900.0, 60.0  # loading and freeing many gigabytes on a GPU takes long
     triton_backend = "tensorrtllm"
+    triton_omits = frozenset(_OMITTED.split())
     report_name = "TRT"  # the name in trtllm-bench
 
     def unavailable(self) -> str | None:

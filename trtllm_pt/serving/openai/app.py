@@ -23,7 +23,7 @@ from trtllm_pt.serving.error_codes import HTTP_STATUS, ErrorCode, ServedError
 from trtllm_pt.serving.http_thread import BODY_BYTES, REQUEST_ID, listening
 from trtllm_pt.serving.json_body import json_object
 from trtllm_pt.serving.openai.chat_template import ChatTemplate
-from trtllm_pt.serving.openai.engine_client import EngineClient, Piece, check_inputs
+from trtllm_pt.serving.openai.engine_client import EngineClient, Piece
 from trtllm_pt.serving.openai.requests import RequestParser
 from trtllm_pt.serving.openai.responses import Answer
 from trtllm_pt.serving.triton import tensors
@@ -48,7 +48,7 @@ class OpenAIServer:
         folder = engines / "tokenizer"
         tokenizer = load_tokenizer(folder, required=True)
         end_id, further = end_ids(folder)
-        self._limits = manifest.limits
+        self._limits = manifest.triton_limits
         self._words = Continuation(tokenizer, skip_special_tokens=False)
         self._parser = RequestParser(
             tokenizer=tokenizer,
@@ -119,8 +119,6 @@ class OpenAIServer:
         for choice in wanted.choices:
             self._limits.check_prompt(len(choice.prompt))
             self._limits.check_sampling(choice.sampling)
-            if not self._in_python:
-                check_inputs(choice.sampling)
         answer = Answer(kind, request_id, self._name, wanted, self._words)
         async with aclosing(self._client.pieces(request_id, wanted)) as pieces:
             return await (_stream(request, answer, pieces) if wanted.stream else _whole(answer, pieces))

@@ -20,7 +20,6 @@ from grpc.aio import AioRpcError
 from tokenizers import Tokenizer
 from tritonclient.utils import InferenceServerException
 
-from trtllm_pt.errors import UsageError
 from trtllm_pt.requests.fields import given_numbers
 from trtllm_pt.requests.messages import SamplingParams
 from trtllm_pt.serving.error_codes import ServedError
@@ -185,13 +184,8 @@ def _no_answer(reason: str | None) -> ServedError:
     return ServedError("unavailable", f"Triton does not answer: {reason}")
 
 
-def check_inputs(sampling: SamplingParams) -> None:
-    """Raises UsageError for a number that has no tensor, which only our own model reads: as a request parameter."""
-    for name, value in _parameters(sampling).items():
-        raise UsageError(f"{name} ({value!r}) is not supported: the server's backend has no input for it")
-
-
 def _parameters(sampling: SamplingParams) -> dict[str, float]:
+    """Return the numbers that have no tensor. Our own model reads them as parameters of a request."""
     return {field.name: value for field, value in given_numbers(sampling) if not field.tensor}
 
 

@@ -2,15 +2,15 @@
 
 Over `generate`, Triton 2.51 responds with 400 to every error of a model, because it reads the error's code after it has
 freed it, and with 200 if a model sends several responses, where only the body has the error. It responds with 500 to
-JSON that it cannot parse, truncates integers that are too large, and is busy for seconds with a large body. The proxy
-passes on everything else unchanged, in both directions.
+JSON that it cannot parse, truncates integers that are too large, ignores fields for which a model in C++ has no input,
+and is busy for seconds with a large body. The proxy passes on everything else unchanged, in both directions.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -34,10 +34,10 @@ _NOT_PASSED_ON = {"connection", "keep-alive", "host", "transfer-encoding", "cont
 
 
 class HttpProxy:
-    """A reverse proxy before the Triton at `url`."""
+    """A reverse proxy before the Triton at `url`. omitted: the inputs that its model `tensorrt_llm` does not have."""
 
-    def __init__(self, url: str) -> None:
-        self._url = url
+    def __init__(self, url: str, omitted: Collection[str] = ()) -> None:
+        self._url, self._omitted = url, omitted
 
     def listening(self, host: str, port: int) -> AbstractContextManager[None]:
         """Serve from a thread of its own until the block ends. Raises UsageError if the port cannot be used."""
@@ -62,7 +62,7 @@ class HttpProxy:
         body = await request.read()
         if generates:
             fields = json_object(body)
-            _check_numbers(request.path, fields)
+            _check_fields(request.path.removeprefix("/v2/models/").split("/")[0], fields, self._omitted)
             if verb == "generate":
                 _check_single(fields)
         headers = _passed_on(request.headers)
@@ -75,10 +75,17 @@ class HttpProxy:
             return await _whole(request, answer)
 
 
-def _check_numbers(path: str, body: Mapping[str, Any]) -> None:
-    """Raise UsageError for an integer that Triton would silently truncate to the width of its tensor."""
-    model = path.removeprefix("/v2/models/").split("/")[0]
-    for tensor in inputs(model) if model in MODELS else ():
+def _check_fields(model: str, body: Mapping[str, Any], omitted: Collection[str]) -> None:
+    """Raise UsageError for what Triton would silently ignore or change.
+
+    That is an input that the model does not have with this engine, and an integer that does not fit into its tensor.
+    """
+    if model not in MODELS:
+        return
+    offered = inputs(model, omitted)
+    for tensor in inputs(model):
+        if tensor.name in body and tensor not in offered:
+            raise UsageError(f"{tensor.name} is not supported by this engine")
         given = body.get(tensor.name)
         for value in given if isinstance(given, list) else (given,):
             if tensor.type in _RANGES and type(value) is int and not _RANGES[tensor.type](value):

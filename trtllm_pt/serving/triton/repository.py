@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,11 @@ class Served:
         return self.manifest.backend.triton_backend == "python"
 
     @property
+    def omitted(self) -> Collection[str]:
+        """The inputs that `tensorrt_llm` does not have."""
+        return self.manifest.backend.triton_omits
+
+    @property
     def max_batch_size(self) -> int:
         return self.manifest.options.max_batch_size
 
@@ -134,12 +139,12 @@ def _config(model: str, served: Served) -> Mapping[str, Any]:
     config: dict[str, Any] = {
         "name": model,
         "max_batch_size": served.max_batch_size,
-        "input": [_tensor(t) for t in tensors.inputs(model)],
+        "input": [_tensor(t) for t in tensors.inputs(model, served.omitted)],
         "output": [_tensor(t) for t in tensors.outputs(model)],
         **_scheduling(model, served),
     }
     if model == "ensemble":
-        return {**config, "platform": "ensemble", "ensemble_scheduling": {"step": _steps()}}
+        return {**config, "platform": "ensemble", "ensemble_scheduling": {"step": _steps(served.omitted)}}
     backend = served.manifest.backend.triton_backend if model == tensors.ENGINE else "python"
     instances = [{"count": 1, "kind": "KIND_CPU"}]
     return {**config, "backend": backend, "instance_group": instances, "parameters": _parameters(model, served)}
@@ -175,20 +180,23 @@ def _scheduling(model: str, served: Served) -> Mapping[str, Any]:
     return each[model]
 
 
-def _steps() -> Sequence[Mapping[str, Any]]:
-    """Return the steps of the ensemble. Tensors between steps have names with `_`; the others are its own."""
-    to_engine = {name: f"_{key}" for key, name in tensors.FROM_PREPROCESSING.items()}
+def _steps(omitted: Collection[str]) -> Sequence[Mapping[str, Any]]:
+    """Return the steps of the ensemble. Tensors between steps have names with `_`; the others are its own.
+
+    omitted: the inputs that `tensorrt_llm` does not have.
+    """
+    to_engine = {name: f"_{key}" for key, name in tensors.FROM_PREPROCESSING.items() if name not in omitted}
     to_engine |= {"end_id": "_PREPROCESSOR_END_ID", "pad_id": "_PREPROCESSOR_PAD_ID"}
     outputs = {"output_ids": "_TOKENS_BATCH", "sequence_length": "_SEQUENCE_LENGTH"}
     return [
         _step(
             "preprocessing",
             {name: own for own, name in tensors.TO_PREPROCESSING.items()},
-            {key: to_engine[name] for key, name in tensors.FROM_PREPROCESSING.items()},
+            {key: to_engine[name] for key, name in tensors.FROM_PREPROCESSING.items() if name in to_engine},
         ),
         _step(
             tensors.ENGINE,
-            {**to_engine, **{name: own for own, name in tensors.PASSED_ON.items()}},
+            {**to_engine, **{name: own for own, name in tensors.PASSED_ON.items() if name not in omitted}},
             {**outputs, **{name: name for name in tensors.RESULTS}},
         ),
         _step(

@@ -10,7 +10,7 @@ reshapes it to []). `?`: the tensor is optional. `~`: requests of different leng
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
 
@@ -34,9 +34,17 @@ class Tensor:
     ragged: bool = False
 
 
-def inputs(model: str) -> tuple[Tensor, ...]:
-    """Return the input tensors of one of MODELS."""
-    return _parse(_INPUTS[model])
+def inputs(model: str, omitted: Collection[str] = ()) -> tuple[Tensor, ...]:
+    """Return the input tensors of one of MODELS. omitted: inputs that tensorrt_llm does not have.
+
+    The ensemble does not have them either. `tensorrt_llm_bls` keeps its own, and refuses values that need them.
+    """
+    known = _parse(_INPUTS[model])
+    if model == ENGINE:
+        return tuple(tensor for tensor in known if tensor.name not in omitted)
+    if model == "ensemble":
+        return tuple(tensor for tensor in known if PASSED_ON.get(tensor.name) not in omitted)
+    return known
 
 
 def outputs(model: str) -> tuple[Tensor, ...]:

@@ -297,6 +297,10 @@ def choose(row: np.ndarray, running: Running, *, min_length: bool, config: Any) 
     for word in request.bad_words or ():
         if len(word) == 1 or running.tokens[1 - len(word) :] == list(word[:-1]):
             x[word[-1]] = -np.inf
+    for start in range(len(running.tokens) + 1 - (size := p.get("no_repeat_ngram_size", 1 << 30))):
+        *before, last = running.tokens[start : start + size]
+        if before == running.tokens[len(running.tokens) + 1 - size :]:
+            x[last] = -np.inf
     x -= x.max()
     x = np.where(np.exp(x) < p.get("min_p", 0.0), -np.inf, x)
     weights = np.exp(x) / np.exp(x).sum()

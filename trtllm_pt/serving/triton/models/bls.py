@@ -21,6 +21,8 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from trtllm_pt import logs
+from trtllm_pt.backends.manifest import EngineManifest
+from trtllm_pt.backends.registry import read_engine
 from trtllm_pt.errors import UsageError
 from trtllm_pt.serving.error_codes import ServedError
 from trtllm_pt.serving.triton import tensors
@@ -40,6 +42,7 @@ from trtllm_pt.serving.triton.models.base import (
     text,
     triton,
 )
+from trtllm_pt.serving.triton.models.request import for_cpp_backend
 from trtllm_pt.serving.triton.process_guard import ProcessGuard
 from trtllm_pt.text.stream import TextStream
 from trtllm_pt.text.tokenizer import end_ids, load_tokenizer
@@ -56,6 +59,8 @@ class TritonPythonModel:
         logs.set_up_from_environment()
         config = Config(args)
         self._engine = config.text("tensorrt_llm_model_name") or tensors.ENGINE
+        # If a Triton backend in C++ runs the engine, which accepts what it cannot do, this model checks requests.
+        self._unchecked = _manifest_of_cpp_backend(config.folder.parent / self._engine)
         folder, self._skip = _postprocessing(config)  # TensorRT-LLM's config for this model has no tokenizer
         self._tokenizer = load_tokenizer(folder, required=True)
         self._further_ends = {token for [token] in end_ids(folder)[1]}
@@ -108,11 +113,14 @@ class TritonPythonModel:
                 raise UsageError(f"{name} is not supported")
         query = {key: given[name] for name, key in tensors.TO_PREPROCESSING.items() if name in given}
         [ids] = self._ask("preprocessing", query, list(tensors.FROM_PREPROCESSING), passed_on=passed_on)
+        wanted = self._to_engine(given, ids)
         texts = _OutputTexts(self._tokenizer, self._skip, self._further_ends, given, ids)
         engine_id, timeout, over = _engine_id(request.request_id()), request.timeout(), False
         self._senders[engine_id] = sender
         try:
-            for part in self._ask(self._engine, _to_engine(given, ids), _FROM_ENGINE, engine_id, timeout, passed_on):
+            for part in self._ask(self._engine, wanted, _FROM_ENGINE, engine_id, timeout, passed_on):
+                if self._unchecked is not None:
+                    part = texts.without_known_log_probs(part)
                 yield from texts.take(part)
                 if texts.all_stopped:
                     self._stop(engine_id)
@@ -122,6 +130,14 @@ class TritonPythonModel:
             del self._senders[engine_id]
             if not over:
                 self._stop(engine_id)
+
+    def _to_engine(self, given: Arrays, ids: Arrays) -> dict[str, Array]:
+        """Return the inputs of `tensorrt_llm`. Raises UsageError for a value that it would not refuse itself."""
+        found = _to_engine(given, ids)
+        if (manifest := self._unchecked) is None:
+            return found
+        backend = manifest.backend
+        return for_cpp_backend(found, manifest.triton_limits, omitted=backend.triton_omits, engine=backend.title)
 
     def _ask(
         self,
@@ -212,9 +228,7 @@ class _OutputTexts:
     def take(self, part: dict[str, Array]) -> Iterator[dict[str, Array]]:
         """Convert a response of the engine. Yields one response, or none if its output has reached a stop word."""
         ids, length = part.pop("output_ids"), part.pop("sequence_length")
-        row, sequence = (
-            int(part[name].ravel()[0]) if name in part else 0 for name in ("batch_index", "sequence_index")
-        )
+        row, sequence = _place(part)
         stream = self._stream(row, sequence)
         if stream.stopped:
             return
@@ -228,6 +242,13 @@ class _OutputTexts:
             if not self._exclude[row]:
                 new = self._tokenizer.decode(self._prompts[row], skip_special_tokens=self._skip) + new
         yield {"text_output": strings([new + (stream.stopped_by or "")]), **part}
+
+    def without_known_log_probs(self, part: dict[str, Array]) -> dict[str, Array]:
+        """Return a response of a Triton backend in C++, which has the log-probs of all tokens so far, as ours are."""
+        if "output_log_probs" not in part:
+            return part
+        came, known = int(part["sequence_length"].ravel()[0]), self._stream(*_place(part)).tokens
+        return part | {"output_log_probs": part["output_log_probs"][..., known : known + came]}
 
     def rest(self) -> Iterator[dict[str, Array]]:
         """Yield the texts that were held back, after the engine has finished."""
@@ -252,6 +273,12 @@ class _OutputTexts:
         return self._streams[row, sequence]
 
 
+def _place(part: Arrays) -> tuple[int, int]:
+    """Return the row in the batch and the sequence number to which a response belongs."""
+    row, sequence = (int(part[name].ravel()[0]) if name in part else 0 for name in ("batch_index", "sequence_index"))
+    return row, sequence
+
+
 def _without_last(part: dict[str, Array], tokens: int) -> dict[str, Array]:
     """Return a response without the count and the log-probs of its last `tokens` tokens."""
     if not tokens:
@@ -268,6 +295,14 @@ def _without_last(part: dict[str, Array], tokens: int) -> dict[str, Array]:
 
 def _flags(given: Arrays, name: str, rows: int, default: bool) -> list[bool]:
     return [bool(value) for value in given[name].ravel()] if name in given else [default] * rows
+
+
+def _manifest_of_cpp_backend(folder: Path) -> EngineManifest | None:
+    """Return the manifest of the engine of the model in `folder`, or None if our own Python model runs it."""
+    config = read_config(folder / "config.pbtxt")
+    if config.backend == "python":
+        return None
+    return read_engine(folder / (parameter(config, "gpt_model_path") or ""))
 
 
 def _postprocessing(config: Config) -> tuple[Path, bool]:

@@ -60,7 +60,7 @@ class TritonPythonModel:
         folder = config.path("gpt_model_path").resolve()
         manifest = read_engine(folder)
         manifest.backend.check_versions(folder, manifest)
-        self._name, self._limits = config.name, manifest.limits
+        self._name, self._limits, self._title = config.name, manifest.limits, manifest.backend.title
         self._further_ends = {token for [token] in end_ids(folder / "tokenizer")[1]}
         self._exclude_input = config.flag("exclude_input_in_output", False)
         waiting: int = config.data["dynamic_batching"]["default_queue_policy"]["max_queue_size"]
@@ -112,7 +112,7 @@ class TritonPythonModel:
                 raise UsageError("stop needs a request id: the id of the request to stop")
             self._tell(lambda: self._stop(name, sender))
             return
-        prompts = parse(tensors, self._limits, exclude_input=self._exclude_input, parameters=given)
+        prompts = parse(tensors, self._limits, exclude_input=self._exclude_input, engine=self._title, parameters=given)
         wanted = [
             (
                 Request(id=next(self._ids), token_ids=prompt.token_ids, sampling=sampling),

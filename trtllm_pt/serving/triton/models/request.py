@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from trtllm_pt.errors import UsageError
 from trtllm_pt.requests.fields import FIELDS, NUMBERS, Field
 from trtllm_pt.requests.limits import Limits
 from trtllm_pt.requests.messages import SamplingParams
+from trtllm_pt.requests.sequence import possible_start
 from trtllm_pt.serving.triton import word_lists
 from trtllm_pt.serving.triton.models.base import Array, Arrays
 
@@ -29,6 +30,10 @@ _NEUTRAL: dict[str, tuple[float, ...]] = {
     "return_generation_logits": (0,),
     "return_perf_metrics": (0,),
     "prompt_vocab_size": (0,),
+    # These the embedded engine has. An engine that a Triton backend in C++ runs may not have them.
+    "num_return_sequences": (1,),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
 }
 _TAKEN = {field.tensor for field in FIELDS} | {
     *"""
@@ -62,15 +67,40 @@ def is_stop(tensors: Arrays) -> bool:
 
 
 def parse(
+    tensors: Arrays, limits: Limits, *, exclude_input: bool, engine: str, parameters: Mapping[str, Any] | None = None
+) -> list[Prompt]:
+    """Return the rows of the batch of a request to our own model, checked against the limits of the engine.
+
+    exclude_input: whether outputs exclude the prompt if the request does not set exclude_input_in_output. engine: its
+    name in messages. parameters: those of the request, which hold the sampling fields that have no tensor. Raises
+    UsageError, naming the field, for a field that is missing, not supported or wrong.
+    """
+    for name in tensors:
+        if name not in _TAKEN:
+            _refuse(name, tensors[name], engine)
+    return rows(tensors, limits, exclude_input=exclude_input, parameters=parameters)
+
+
+def for_cpp_backend(tensors: Arrays, limits: Limits, *, omitted: Collection[str], engine: str) -> dict[str, Array]:
+    """Return the inputs of a request to a model that a Triton backend in C++ runs, which does not check them.
+
+    omitted: the inputs that the model does not have. Raises UsageError, naming the field, for a value that needs one of
+    them, and for a value that the engine cannot honour. The backend looks for stop words in the prompt as well, so it
+    is not given those that the prompt may begin; the caller has to find them.
+    """
+    for name in tensors:
+        if name in omitted or name == "beam_width":  # the latter stays an input, because clients send 1
+            _refuse(name, tensors[name], engine)
+    kept = {name: array for name, array in tensors.items() if name not in omitted}
+    prompts = rows(tensors, limits, exclude_input=True)
+    words = [[w for w in p.sampling.stop_words if not possible_start(w, p.token_ids)] for p in prompts]
+    return kept | {"stop_words_list": word_lists.pack(words)}
+
+
+def rows(
     tensors: Arrays, limits: Limits, *, exclude_input: bool, parameters: Mapping[str, Any] | None = None
 ) -> list[Prompt]:
-    """Return the rows of the batch of a request, checked against the limits of the engine.
-
-    exclude_input: whether outputs exclude the prompt if the request does not set exclude_input_in_output. parameters:
-    those of the request, which hold the sampling fields that have no tensor. Raises UsageError, naming the field, for a
-    field that is missing, not supported or wrong.
-    """
-    _refuse(tensors)
+    """Return the rows of the batch of a request, as `parse` does, without a look at what is not supported."""
     if "input_ids" not in tensors:
         raise UsageError("input_ids is missing")
     ids = tensors["input_ids"]
@@ -79,15 +109,15 @@ def parse(
     return [_Row(tensors, parameters or {}, row, len(ids)).prompt(limits, exclude_input) for row in range(len(ids))]
 
 
-def _refuse(tensors: Arrays) -> None:
-    for name, array in tensors.items():
-        if name in _TAKEN or not array.size:
-            continue
-        if name not in _NEUTRAL:
-            raise UsageError(f"{name} is not supported by the embedded engine")
-        for value in array.ravel().tolist():
-            if value not in _NEUTRAL[name]:
-                raise UsageError(f"{name} ({value}) is not supported by the embedded engine")
+def _refuse(name: str, array: Array, engine: str) -> None:
+    """Raise UsageError for an input that is not supported, unless it is empty or its values ask for nothing."""
+    if not array.size:
+        return
+    if name not in _NEUTRAL:
+        raise UsageError(f"{name} is not supported by {engine}")
+    for value in array.ravel().tolist():
+        if value not in _NEUTRAL[name]:
+            raise UsageError(f"{name} ({value}) is not supported by {engine}")
 
 
 class _Row:
