@@ -157,7 +157,7 @@ def test_what_the_backend_cannot_do_is_refused_by_name(ports: Ports, name: str) 
     assert status == 400 and f"{own} " in answer["error"] and "a TensorRT engine" in answer["error"]
     for served in (ports.triton, ports.proxy):
         status, answer = ask(served, "ensemble", **{name: value})
-        assert status == 400 and f"{name} is not supported by this engine" in answer["error"]
+        assert status == 400 and f"{name} is not supported" in answer["error"]
     direct = {"input_ids": [5, 6, 7], "input_lengths": 3, "request_output_len": 4, own: value}
     assert post(ports.proxy, "tensorrt_llm", direct) == (400, {"error": f"{own} is not supported by this engine"})
 

@@ -119,8 +119,6 @@ class TritonPythonModel:
         self._senders[engine_id] = sender
         try:
             for part in self._ask(self._engine, wanted, _FROM_ENGINE, engine_id, timeout, passed_on):
-                if self._unchecked is not None:
-                    part = texts.without_known_log_probs(part)
                 yield from texts.take(part)
                 if texts.all_stopped:
                     self._stop(engine_id)
@@ -228,11 +226,15 @@ class _OutputTexts:
     def take(self, part: dict[str, Array]) -> Iterator[dict[str, Array]]:
         """Convert a response of the engine. Yields one response, or none if its output has reached a stop word."""
         ids, length = part.pop("output_ids"), part.pop("sequence_length")
-        row, sequence = _place(part)
+        row, sequence = (
+            int(part[name].ravel()[0]) if name in part else 0 for name in ("batch_index", "sequence_index")
+        )
         stream = self._stream(row, sequence)
         if stream.stopped:
             return
         came = ids[0, 0, : int(length.ravel()[0])].tolist()
+        if "output_log_probs" in part:  # TensorRT-LLM's backend repeats those of the tokens before
+            part["output_log_probs"] = part["output_log_probs"][..., part["output_log_probs"].shape[-1] - len(came) :]
         before = stream.tokens
         # Of several end tokens, TensorRT-LLM knows one, and takes the others for stop words, which it returns.
         new = stream.push(itertools.takewhile(lambda token: token not in self._ends, came))
@@ -242,13 +244,6 @@ class _OutputTexts:
             if not self._exclude[row]:
                 new = self._tokenizer.decode(self._prompts[row], skip_special_tokens=self._skip) + new
         yield {"text_output": strings([new + (stream.stopped_by or "")]), **part}
-
-    def without_known_log_probs(self, part: dict[str, Array]) -> dict[str, Array]:
-        """Return a response of a Triton backend in C++, which has the log-probs of all tokens so far, as ours are."""
-        if "output_log_probs" not in part:
-            return part
-        came, known = int(part["sequence_length"].ravel()[0]), self._stream(*_place(part)).tokens
-        return part | {"output_log_probs": part["output_log_probs"][..., known : known + came]}
 
     def rest(self) -> Iterator[dict[str, Array]]:
         """Yield the texts that were held back, after the engine has finished."""
@@ -271,12 +266,6 @@ class _OutputTexts:
                 skip_special_tokens=self._skip,
             )
         return self._streams[row, sequence]
-
-
-def _place(part: Arrays) -> tuple[int, int]:
-    """Return the row in the batch and the sequence number to which a response belongs."""
-    row, sequence = (int(part[name].ravel()[0]) if name in part else 0 for name in ("batch_index", "sequence_index"))
-    return row, sequence
 
 
 def _without_last(part: dict[str, Array], tokens: int) -> dict[str, Array]:
