@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import pytest
+from safetensors.torch import load_file
 
-from tests.backends.tensorrt.run import outcome
-from tests.backends.tensorrt_llm.cases import CASES, REPRESENTATIVES, Case
+from tests.backends.tensorrt.formulas import logits
+from tests.backends.tensorrt.run import outcome, programs
+from tests.backends.tensorrt_llm.cases import CASES, FORCED, PROMPTS, REPRESENTATIVES, Case
 from tests.backends.tensorrt_llm.conftest import Checkpoints
+from trtllm_pt.backends.tensorrt.interpreter.steps import Steps
 
 # Of the largest logit. The float32 networks sum in float64 and round after each layer, and the truth is in float64.
-LIMITS = {"float32": 1e-6, "float16": 5e-3, "bfloat16": 5e-2}
+# 5e-7, 1.2e-3 and 1.6e-2 were seen.
+LIMITS = {"float32": 1e-6, "float16": 4e-3, "bfloat16": 4e-2}
+# A stream that is rounded to bfloat16 may choose another expert for a token than the exact one does.
+EXPERTS_LIMIT = 1e-1
 
 FAST = set(REPRESENTATIVES.items())
 SLOW_AND_FAST = [
@@ -23,6 +29,34 @@ SLOW_AND_FAST = [
 @pytest.mark.parametrize(("case", "ranks"), SLOW_AND_FAST)
 def test_logits(checkpoints: Checkpoints, case: Case, ranks: int) -> None:
     found = outcome(case, ranks, checkpoints(case, ranks))
-    print(case.name, ranks, found)
-    assert found.prefill < LIMITS[case.dtype]
-    assert found.decode < LIMITS[case.dtype]
+    limit = EXPERTS_LIMIT if case.config.has_moe and case.dtype == "bfloat16" else LIMITS[case.dtype]
+    assert found.prefill < limit
+    assert found.decode < limit
+
+
+FORMULAS = {
+    "tp biases": 2,
+    "pt": 2,
+    "pt norms": 4,
+    "pt sum": 1,
+    "pt moe": 4,
+    "pt qk norm after rope": 8,
+    "pt qk norm mha": 8,
+    "pt tied": 4,
+}
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_logits_of_the_formulas(checkpoints: Checkpoints, name: str) -> None:
+    """The truth owes nothing to the reference network or to the schedule walker."""
+    case, ranks = CASES[name], FORMULAS[name]
+    checkpoint = checkpoints(case, ranks)
+    weights = load_file(checkpoint.parent / "model" / "model.safetensors")
+    steps = Steps(programs(checkpoint), 1)
+    prompt, forced = PROMPTS[0], FORCED[0]
+    true = logits(case.config, weights, [*prompt, *forced])
+    rows = {7: steps.prefill(0, prompt[:7]), len(prompt): steps.prefill(0, prompt[7:])}
+    rows |= {len(prompt) + count: steps.decode([token])[0] for count, token in enumerate(forced, start=1)}
+    for count, row in rows.items():
+        error = (row[: case.config.vocab_size] - true[count - 1]).abs().max() / true.abs().max()
+        assert error < LIMITS[case.dtype], f"after {count} tokens"

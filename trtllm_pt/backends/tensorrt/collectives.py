@@ -70,9 +70,10 @@ def _compare(where: str, found: list[tuple[str, str]], wanted: list[tuple[str, s
     if sorted(found) == sorted(wanted):
         raise RunError(f"{where} has the collectives of its schedule in another order; nothing was kept")
     lacking, extra = Counter(wanted) - Counter(found), Counter(found) - Counter(wanted)
-    words = [
-        f"{what} {', '.join(f'{name} ({kind})' for name, kind in names)}"
-        for what, names in (("lacks", lacking), ("also has", extra))
-        if names
-    ]
-    raise RunError(f"{where} {' and '.join(words)}, other than its schedule; nothing was kept")
+    problems = [f"lacks {_listed(lacking)} of its schedule"] if lacking else []
+    problems += [f"also has {_listed(extra)}"] if extra else []
+    raise RunError(f"{where} {' and '.join(problems)}; nothing was kept")
+
+
+def _listed(collectives: Counter[tuple[str, str]]) -> str:
+    return ", ".join(f"{name} ({kind})" for name, kind in collectives.elements())

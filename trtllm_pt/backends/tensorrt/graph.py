@@ -287,7 +287,7 @@ class Graph:
         tensor = layer.get_output(0)
         try:
             tuple(tensor.shape)
-        except ValueError:  # TensorRT could not compute the shape
+        except (ValueError, RuntimeError):  # TensorRT could not compute the shape
             raise self._refused(kind) from None
         return tensor
 
