@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from trtllm_pt.requests.messages import FromRank0, Ready, Request, SamplingParams, Stats, Tokens, ToRank0
+from trtllm_pt.requests.messages import FromRank0, Ready, Request, SamplingParams, Stats, Tokens, TokenScore, ToRank0
 from trtllm_pt.runtime.remote import Connection
 
 
@@ -63,6 +63,9 @@ SAMPLING = SamplingParams(
     bad_words=((4,),),
     include_stop_words=True,
     log_probs=True,
+    top_log_probs=3,
+    processed_log_probs=True,
+    prompt_log_probs=True,
 )
 COUNTS = {field.name: number for number, field in enumerate(msgspec.structs.fields(Stats))}
 TO_RANK_0: list[ToRank0] = [Request(id=1, token_ids=(5, 6)), Request(id=2, token_ids=(7,), sampling=SAMPLING)]
@@ -70,6 +73,13 @@ FROM_RANK_0: list[FromRank0] = [
     Ready([1, 2]),
     Tokens(id=1),
     Tokens(id=2, token_ids=(5, 6), log_probs=(-math.inf, -0.1), finish_reason="error", error="é"),
+    Tokens(
+        id=3,
+        token_ids=(5,),
+        log_probs=(-0.5,),
+        top_log_probs=(((5, -0.5), (7, -1.5)),),
+        prompt_scores=(TokenScore(-2.0, ((1, -1.0),)), TokenScore(-3.0)),
+    ),
     Stats(**COUNTS),  # type: ignore[arg-type]
 ]
 

@@ -29,7 +29,7 @@ from trtllm_pt.checkpoint.manifest import CheckpointManifest
 from trtllm_pt.files.atomic import write_json
 from trtllm_pt.requests import sequence
 from trtllm_pt.requests.limits import Limits
-from trtllm_pt.requests.messages import Request, Stats, Tokens
+from trtllm_pt.requests.messages import Request, Stats, Tokens, TokenScore
 from trtllm_pt.serving.triton import tensors
 from trtllm_pt.serving.triton.config_pbtxt import read_config
 from trtllm_pt.serving.triton.models import base, bls, engine, postprocessing, preprocessing
@@ -68,7 +68,7 @@ class Scripted:
         reason = None
         while reason is None:
             token = next(tokens, state.end_id)
-            reason = state.take(token, -float(token) if request.sampling.log_probs else None)
+            reason = state.take(token, TokenScore(-float(token)) if request.sampling.log_probs else None)
             if reason is None and (message := state.send()):
                 self._messages.append(message)
         self._messages.append(state.end(reason))

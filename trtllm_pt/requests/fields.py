@@ -19,6 +19,7 @@ _FLOAT_MAX = sys.float_info.max
 _INT32_MAX, _INT64_MAX = 2**31 - 1, 2**63 - 1  # what tensors and messages hold
 _SMALLEST = 5e-324  # the smallest number above 0
 _DEFAULTS = SamplingParams()
+MOST_TOP_LOG_PROBS = 20  # as in OpenAI's API
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +41,7 @@ class Field:
     tensor_type: Literal["INT32", "FP32", "UINT64", "BOOL"] = "FP32"
     required: bool = False  # whether those models must be given it
     draws: bool = False  # whether it has no effect on greedy decoding
+    reports: bool = False  # whether it asks for numbers about the tokens, and has no effect on them
 
     @property
     def default(self) -> Any:
@@ -161,9 +163,19 @@ FIELDS = (
     Field(name="stop_words", kind=WORDS, tensor="stop_words_list", text_input="stop_words", tensor_type="INT32"),
     Field(name="include_stop_words", kind=FLAG),
     Field(name="bad_words", kind=WORDS, tensor="bad_words_list", text_input="bad_words", tensor_type="INT32"),
-    Field(name="log_probs", kind=FLAG, tensor="return_log_probs", text_input="return_log_probs", tensor_type="BOOL"),
+    Field(
+        name="log_probs",
+        kind=FLAG,
+        tensor="return_log_probs",
+        text_input="return_log_probs",
+        tensor_type="BOOL",
+        reports=True,
+    ),
+    Field(name="top_log_probs", kind=WHOLE, least=0, most=MOST_TOP_LOG_PROBS, range="between 0 and 20", reports=True),
+    Field(name="processed_log_probs", kind=FLAG, reports=True),
+    Field(name="prompt_log_probs", kind=FLAG, reports=True),
 )
-NUMBERS = tuple(field for field in FIELDS if field.kind not in (FLAG, TOKEN, WORDS))
+NUMBERS = tuple(field for field in FIELDS if field.kind not in (FLAG, TOKEN, WORDS) and not field.reports)
 
 
 def check_sampling(p: SamplingParams, vocab_size: int) -> None:
@@ -180,10 +192,19 @@ def sampling_problems(p: SamplingParams, vocab_size: int) -> Iterator[str]:
                 yield f"{field.name} ({value!r}) must be a token id between 0 and {vocab_size - 1}, or -1 for none"
         elif field.kind == WORDS:
             yield from _word_problems(field.name, value, vocab_size)
-        elif problem := field.problem(value):
+        elif (problem := field.problem(value)) and not (field.name == "max_tokens" and _scores_only(p)):
             yield problem
+    if p.top_log_probs and not (p.log_probs or p.prompt_log_probs):
+        yield f"top_log_probs ({p.top_log_probs}) needs log_probs or prompt_log_probs"
+    if p.processed_log_probs and not p.log_probs:
+        yield "processed_log_probs (True) needs log_probs"
     if p.min_tokens > p.max_tokens:
         yield f"min_tokens ({p.min_tokens}) must not exceed max_tokens ({p.max_tokens})"
+
+
+def _scores_only(p: SamplingParams) -> bool:
+    """Return whether a request asks for nothing but the log-probs of its prompt."""
+    return p.prompt_log_probs is True and p.max_tokens == 0 and isinstance(p.max_tokens, int)
 
 
 def _word_problems(name: str, words: tuple[Any, ...], vocab_size: int) -> Iterator[str]:

@@ -6,12 +6,23 @@ submit(Request)   cancel(id)   poll(timeout) -> list[Tokens]   stats() -> Stats 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import msgspec
 
 FinishReason = Literal["length", "end_id", "stop_words", "cancelled", "timed_out", "invalid", "error"]
 CLOSED = "this engine is closed"  # the message of the error that a closed runtime raises
+
+
+# The likeliest tokens at a position with their log-probs: the likeliest first, and the lower id first on ties.
+TopLogProbs = tuple[tuple[int, float], ...]
+
+
+class TokenScore(NamedTuple):
+    """The log-prob of a token, a natural logarithm, and the likeliest tokens at its position."""
+
+    log_prob: float
+    top: TopLogProbs = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +33,7 @@ class SamplingParams:
     batch, after a preemption or after a restart.
     """
 
-    max_tokens: int = 64  # the output ends after this number of tokens
+    max_tokens: int = 64  # the output ends after this number of tokens; 0 only with prompt_log_probs
     temperature: float = 0.0  # 0: greedy decoding
     top_k: int = 0  # sample from the k likeliest tokens; 0: from all
     top_p: float = 1.0  # sample from the likeliest tokens with this cumulative probability
@@ -36,7 +47,10 @@ class SamplingParams:
     stop_words: tuple[tuple[int, ...], ...] = ()  # token sequences that end the output and are not part of it
     include_stop_words: bool = False  # whether a stop word is part of the output, as in TensorRT-LLM
     bad_words: tuple[tuple[int, ...], ...] = ()  # token sequences that never appear in the output
-    log_probs: bool = False  # whether to return the log-prob of each output token
+    log_probs: bool = False  # whether to return the log-prob of each output token, from the raw logits
+    top_log_probs: int = 0  # how many of the likeliest tokens to return beside each log-prob
+    processed_log_probs: bool = False  # whether the output's log-probs are those after penalties and temperature
+    prompt_log_probs: bool = False  # whether to return the log-prob of each prompt token but the first
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -52,7 +66,10 @@ class Tokens(msgspec.Struct, kw_only=True, tag=True):
 
     id: int
     token_ids: tuple[int, ...] = ()
-    log_probs: tuple[float, ...] = ()  # natural logarithms before penalties, one per token if requested
+    log_probs: tuple[float, ...] = ()  # natural logarithms, one per token if requested
+    top_log_probs: tuple[TopLogProbs, ...] = ()  # one per log-prob if requested
+    # Of the prompt's tokens from the second on, in the request's first message that has tokens or a finish reason.
+    prompt_scores: tuple[TokenScore, ...] = ()
     finish_reason: FinishReason | None = None
     error: str | None = None
 

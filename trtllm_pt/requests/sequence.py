@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 
-from trtllm_pt.requests.messages import FinishReason, Request, SamplingParams, Tokens
+from trtllm_pt.requests.messages import FinishReason, Request, SamplingParams, Tokens, TokenScore
 
 
 @dataclass(slots=True, eq=False)
@@ -17,7 +18,8 @@ class Sequence:
     tokens: array[int]  # int64: the prompt and the output so far; `take` adds sampled tokens
     limit: int  # the number of tokens, prompt included, at which the output ends
     end_id: int  # the request's end token or, if it has none, the engine's; -1: no token ends the output
-    log_probs: list[float] = field(default_factory=list)  # one per output token if requested, else empty
+    scores: list[TokenScore] = field(default_factory=list)  # one per output token if requested, else empty
+    prompt_scores: list[TokenScore] = field(default_factory=list)  # of prompt tokens from the second on, if requested
     finish_reason: FinishReason | None = None
 
     # Copies of the request's fields. Every step reads them, and reaching them through `request` costs more memory
@@ -25,6 +27,7 @@ class Sequence:
     id: int = field(init=False)
     stop_words: tuple[tuple[int, ...], ...] = field(init=False)
     plain: bool = field(init=False)  # decoding is greedy, without penalties, bad words, min_tokens and log-probs
+    unscored: int = field(init=False)  # prompt tokens whose scores are requested and still missing
     sent: int = field(init=False)  # tokens of the prompt and of earlier messages; the rest may start a stop word
 
     # The scheduler sets these fields when it admits the request, and resets them when it preempts the request.
@@ -35,12 +38,14 @@ class Sequence:
     def __post_init__(self) -> None:
         p = self.request.sampling
         self.id, self.stop_words, self.sent = self.request.id, p.stop_words, len(self.request.token_ids)
+        self.unscored = self.sent - 1 if p.prompt_log_probs else 0
         self.plain = p == SamplingParams(
             max_tokens=p.max_tokens,
             seed=p.seed,
             end_id=p.end_id,
             stop_words=p.stop_words,
             include_stop_words=p.include_stop_words,
+            prompt_log_probs=p.prompt_log_probs,
         )
 
     @classmethod
@@ -59,6 +64,10 @@ class Sequence:
         return len(self.tokens)
 
     @property
+    def prompt(self) -> tuple[int, ...]:
+        return self.request.token_ids
+
+    @property
     def output(self) -> array[int]:
         return self.tokens[len(self.request.token_ids) :]
 
@@ -66,7 +75,12 @@ class Sequence:
     def num_output(self) -> int:
         return len(self.tokens) - len(self.request.token_ids)
 
-    def take(self, token: int, log_prob: float | None = None) -> FinishReason | None:
+    def take_prompt_scores(self, scores: Iterable[TokenScore]) -> None:
+        """Add the scores of the next prompt tokens."""
+        self.prompt_scores += scores
+        self.unscored = len(self.request.token_ids) - 1 - len(self.prompt_scores)
+
+    def take(self, token: int, score: TokenScore | None = None) -> FinishReason | None:
         """Add a sampled token. Returns the finish reason if the output ends with it, else None.
 
         An end token is not part of the output, and a stop word is part of it only if include_stop_words is set.
@@ -74,8 +88,8 @@ class Sequence:
         if token == self.end_id:
             return "end_id"
         self.tokens.append(token)
-        if log_prob is not None:
-            self.log_probs.append(log_prob)
+        if score is not None:
+            self.scores.append(score)
         if self.stop_words and (stop := self._completed_stop_word()):
             if not self.sampling.include_stop_words:
                 del self.tokens[-stop:]
@@ -92,7 +106,7 @@ class Sequence:
     def end(self, reason: FinishReason, error: str | None = None) -> Tokens:
         """End the output. Returns the last message of the request, with all unsent tokens."""
         self.finish_reason = reason
-        rest = self._send(len(self.tokens)) or Tokens(id=self.id)
+        rest = self._send(len(self.tokens)) or self._with_prompt_scores(Tokens(id=self.id))
         rest.finish_reason, rest.error = reason, error
         return rest
 
@@ -101,11 +115,19 @@ class Sequence:
         if until <= since:
             return None
         self.sent = until
-        token_ids = tuple(self.tokens[since:until])
-        if not self.log_probs:
-            return Tokens(id=self.id, token_ids=token_ids)
-        prompt = len(self.request.token_ids)
-        return Tokens(id=self.id, token_ids=token_ids, log_probs=tuple(self.log_probs[since - prompt : until - prompt]))
+        message = Tokens(id=self.id, token_ids=tuple(self.tokens[since:until]))
+        if self.scores:
+            prompt = len(self.request.token_ids)
+            scores = self.scores[since - prompt : until - prompt]
+            message.log_probs = tuple(score.log_prob for score in scores)
+            if self.sampling.top_log_probs:
+                message.top_log_probs = tuple(score.top for score in scores)
+        return self._with_prompt_scores(message)
+
+    def _with_prompt_scores(self, message: Tokens) -> Tokens:
+        if self.prompt_scores and not self.unscored:
+            message.prompt_scores, self.prompt_scores = tuple(self.prompt_scores), []
+        return message
 
     def _completed_stop_word(self) -> int:
         """Return the length of the longest stop word at the end of the output, after min_tokens; 0: there is none."""

@@ -15,7 +15,15 @@ from trtllm_pt.backends.manifest import EngineManifest
 from trtllm_pt.backends.registry import read_engine
 from trtllm_pt.errors import RunError, UsageError
 from trtllm_pt.job.launchers import launched_ranks
-from trtllm_pt.requests.messages import FinishReason, Request, Runtime, SamplingParams, Tokens
+from trtllm_pt.requests.messages import (
+    FinishReason,
+    Request,
+    Runtime,
+    SamplingParams,
+    Tokens,
+    TokenScore,
+    TopLogProbs,
+)
 from trtllm_pt.requests.request_log import RequestLog
 from trtllm_pt.text.stream import TextStream
 from trtllm_pt.text.tokenizer import end_ids, load_tokenizer
@@ -32,6 +40,8 @@ class RunResult:
     text: str  # empty if the engine has no tokenizer
     token_ids: tuple[int, ...]
     log_probs: tuple[float, ...]  # one per token if requested, else empty
+    top_log_probs: tuple[TopLogProbs, ...]  # the likeliest tokens at each token's position if requested, else empty
+    prompt_scores: tuple[TokenScore, ...]  # of the prompt's tokens from the second on if requested, else empty
     finish_reason: FinishReason
     ttft_s: float  # seconds from submission to the first token
     tokens_per_s: float  # the rate after the first token; for an output of one token, the rate including it
@@ -211,6 +221,8 @@ class _Output:
     pieces: list[str] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
+    top_log_probs: list[TopLogProbs] = field(default_factory=list)
+    prompt_scores: tuple[TokenScore, ...] = ()
     first: float = 0.0  # time of the first token
     last: float = 0.0  # time of the latest token
     finish_reason: FinishReason | None = None
@@ -220,6 +232,8 @@ class _Output:
         self.first, self.last = self.first or now, now
         self.token_ids += message.token_ids
         self.log_probs += message.log_probs
+        self.top_log_probs += message.top_log_probs
+        self.prompt_scores += message.prompt_scores
         self.finish_reason, self.error = message.finish_reason, message.error
         self.log.tokens_came(now)
         if self.text is not None:
@@ -235,7 +249,7 @@ class _Output:
 
     def _cut(self, tokens: int) -> None:
         """End the output with the token that completed a stop string. Later ones may have come in the same message."""
-        del self.token_ids[tokens:], self.log_probs[tokens:]
+        del self.token_ids[tokens:], self.log_probs[tokens:], self.top_log_probs[tokens:]
         self.finish_reason = "stop_words"
 
     def check(self) -> None:
@@ -253,6 +267,8 @@ class _Output:
             text="".join(self.pieces),
             token_ids=tuple(self.token_ids),
             log_probs=tuple(self.log_probs),
+            top_log_probs=tuple(self.top_log_probs),
+            prompt_scores=self.prompt_scores,
             finish_reason=self.finish_reason,
             ttft_s=self.first - self.submitted,
             tokens_per_s=rate,

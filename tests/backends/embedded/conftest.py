@@ -15,6 +15,13 @@ FEW_RANKS = (1, 2)  # those that the fast tests have engines for
 Engines = Callable[..., list[Path]]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _ops(library: Path) -> None:
+    from trtllm_pt.backends.embedded.kernels.library import load
+
+    load(library)
+
+
 @pytest.fixture(scope="session")
 def engines(engine: Callable[[str], Path]) -> Engines:
     """Names of tests.engines.RECIPES -> their folders; the checkpoints lie beside them as `checkpoint-NAME`."""

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from array import array
+from collections.abc import Sequence as SequenceOf
 
 import numpy as np
+import torch
 
 from trtllm_pt.backends.embedded.constants import PAGE
 from trtllm_pt.backends.embedded.sampling import sample
 from trtllm_pt.backends.embedded.scheduler import Scheduler
+from trtllm_pt.backends.embedded.scores import score
 from trtllm_pt.backends.embedded.step_plan import StepMessage, StepPlan
 from trtllm_pt.requests.limits import Limits
-from trtllm_pt.requests.messages import Request, SamplingParams, Tokens
+from trtllm_pt.requests.messages import Request, SamplingParams, Tokens, TokenScore
 from trtllm_pt.requests.sequence import Sequence
 
 VOCAB = 50
@@ -26,6 +29,7 @@ class FakeModel:
         self.cache = np.zeros((num_pages, PAGE), np.uint64)
         self.largest_step = 0
         self.messages = new_messages()
+        self.scores: list[TokenScore] = []  # of the last plan's scored rows
 
     def run(self, plan: StepPlan) -> np.ndarray:
         """Logits float32 [R, VOCAB]."""
@@ -41,10 +45,15 @@ class FakeModel:
                 written.append(place)
                 self.cache[place] = states[token] = state
         assert len(set(written)) == len(written), "two sequences wrote to the same place"
-        logits = np.empty((len(plan.last), VOCAB), np.float32)
-        for row, token in enumerate(plan.last):
-            logits[row] = logits_of(int(states[token]))
-        return logits
+        self.scores = []
+        if plan.scored:
+            self.scores = score(torch.from_numpy(rows(states, plan.scored)), VOCAB, list(plan.targets), plan.top)
+        return rows(states, plan.last)
+
+
+def rows(states: np.ndarray, tokens: SequenceOf[int]) -> np.ndarray:
+    """Logits float32 [len(tokens), VOCAB]."""
+    return np.stack([logits_of(int(states[token])) for token in tokens])
 
 
 def digest(before: int, token: int) -> int:
@@ -69,7 +78,7 @@ def step(scheduler: Scheduler, model: FakeModel, *, check: bool = True) -> list[
     if check:
         scheduler.check_integrity()
     logits = model.run(received(plan, model.messages))
-    messages = scheduler.finish_step(sample(logits, scheduler.wanted))
+    messages = scheduler.finish_step(sample(logits, scheduler.wanted), model.scores)
     if check:
         scheduler.check_integrity()
     return messages
@@ -86,8 +95,10 @@ def received(plan: StepPlan, messages: tuple[StepMessage, StepMessage] | None = 
     ours.write(plan)
     theirs.room[: len(ours.numbers)] = ours.numbers
     theirs.read()
-    tokens, starts, offsets, pages, last = (tensor.tolist() for tensor in theirs.inputs)
-    return StepPlan(array("q", tokens), array("q", starts), offsets, last, pages)
+    tokens, starts, offsets, pages, rows = (tensor.tolist() for tensor in theirs.inputs)
+    last, scored = rows[: theirs.last], rows[theirs.last :]
+    targets = [] if theirs.targets is None else theirs.targets.tolist()
+    return StepPlan(array("q", tokens), array("q", starts), offsets, last, pages, scored, targets, theirs.top)
 
 
 def drain(scheduler: Scheduler, model: FakeModel, *, check: bool = True) -> dict[int, list[Tokens]]:

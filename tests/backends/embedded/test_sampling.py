@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.backends.embedded.fake import sequence
-from trtllm_pt.backends.embedded.sampling import keep, log_prob, penalise, sample, uniform
+from trtllm_pt.backends.embedded.sampling import keep, penalise, sample, uniform
 from trtllm_pt.errors import UsageError
 from trtllm_pt.requests.fields import check_sampling
 from trtllm_pt.requests.messages import SamplingParams
@@ -195,10 +195,46 @@ def test_penalties_against_a_naive_loop(repetition: float, presence: float, freq
 def test_log_probs_are_of_the_raw_logits() -> None:
     s = sequence((1,), (int(row().argmax()),), repetition_penalty=3.0, temperature=0.5, log_probs=True)
     [token], [found], _ = sample(row()[None], [s])
-    assert found == pytest.approx(math.log(softmax(row())[token]), rel=1e-12)
+    assert found is not None and found.top == ()
+    assert found.log_prob == pytest.approx(math.log(softmax(row())[token]), abs=1e-6)
     _, found_if_not_asked, _ = sample(row()[None], [sequence()])
     assert found_if_not_asked == [None]
-    assert log_prob(np.array([1000, 0], np.float32), 0) == 0.0
+    [_], [sure], _ = sample(np.array([[1000, 0]], np.float32), [sequence(log_probs=True)])
+    assert sure is not None and sure.log_prob == 0.0
+
+
+def test_the_likeliest_tokens() -> None:
+    """Each request gets as many as it asks for, from the raw logits, and the lower id first on ties."""
+    logits = np.round(row(3)).astype(np.float32)
+    want = np.argsort(-logits, kind="stable")
+    asked = [sequence(log_probs=True, top_log_probs=top, temperature=1.0, seed=top) for top in (0, 3, 20)]
+    _, found, _ = sample(np.stack([logits] * 3), asked)
+    for top, one in zip((0, 3, 20), found, strict=True):
+        assert one is not None and [token for token, _ in one.top] == want[:top].tolist()
+        np.testing.assert_allclose([p for _, p in one.top], np.log(softmax(logits))[want[:top]], atol=1e-6)
+
+
+def test_processed_log_probs_are_those_that_are_drawn_from() -> None:
+    s = sequence(
+        (1,),
+        (4, 7),
+        temperature=0.5,
+        repetition_penalty=1.5,
+        presence_penalty=0.25,
+        bad_words=((2,),),
+        log_probs=True,
+        processed_log_probs=True,
+        top_log_probs=20,
+    )
+    x = row().astype(np.float64)
+    penalise(x, s)
+    x[2] = -np.inf
+    want = np.log(softmax(x / 0.5), where=x > -np.inf, out=np.full(VOCAB, -np.inf))
+    [token], [found], _ = sample(row()[None], [s])
+    assert found is not None and found.log_prob == pytest.approx(want[token], abs=1e-12)
+    order = np.argsort(-want, kind="stable")[:20]
+    assert [one for one, _ in found.top] == order.tolist()
+    np.testing.assert_allclose([p for _, p in found.top], want[order], atol=1e-12)
 
 
 def test_bad_words() -> None:

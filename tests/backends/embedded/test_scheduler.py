@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
+import torch
 from msgspec.structs import replace
 
-from tests.backends.embedded.fake import VOCAB, FakeModel, alone, drain, joined, make, random_prompt, step
+from tests.backends.embedded.fake import (
+    VOCAB,
+    FakeModel,
+    alone,
+    digest,
+    drain,
+    joined,
+    logits_of,
+    make,
+    random_prompt,
+    step,
+)
 from trtllm_pt.backends.embedded.sampling import sample
+from trtllm_pt.backends.embedded.scores import score
 from trtllm_pt.backends.embedded.step_plan import StepPlan
 from trtllm_pt.errors import UsageError
-from trtllm_pt.requests.messages import Request, SamplingParams
+from trtllm_pt.requests.messages import Request, SamplingParams, Tokens, TokenScore
 
 
 def request(id: int, prompt: tuple[int, ...], **sampling: object) -> Request:
@@ -25,9 +40,9 @@ def mixed_requests(count: int, seed: int = 0) -> list[Request]:
     prefixes = [random_prompt(rng, 48) for _ in range(3)]
     kinds: list[dict[str, object]] = [
         {},
-        {"temperature": 1.0, "log_probs": True},
+        {"temperature": 1.0, "log_probs": True, "top_log_probs": 2},
         {"temperature": 0.7, "top_k": 8, "repetition_penalty": 1.3},
-        {"temperature": 1.2, "top_p": 0.8, "min_p": 0.02, "frequency_penalty": 0.4},
+        {"temperature": 1.2, "top_p": 0.8, "min_p": 0.02, "frequency_penalty": 0.4, "prompt_log_probs": True},
         {"stop_words": ((3, 4), (7,)), "end_id": 5, "min_tokens": 4, "bad_words": ((9,), (1, 2))},
     ]
     requests = []
@@ -108,8 +123,8 @@ def test_two_runs_make_the_same_plans() -> None:
             scheduler.add(r)
         seen = []
         while (plan := scheduler.schedule()) is not None:
-            seen.append(StepPlan(*map(list, plan)))  # type: ignore[arg-type]
-            scheduler.finish_step(sample(model.run(plan), scheduler.wanted))
+            seen.append(copy.deepcopy(plan))
+            scheduler.finish_step(sample(model.run(plan), scheduler.wanted), model.scores)
         return seen
 
     assert plans() == plans()
@@ -123,7 +138,7 @@ def test_chunks_of_any_size(budget: int) -> None:
     plan = scheduler.schedule()
     assert plan is not None and len(plan.tokens) == min(budget, 99) and len(plan.last) == 1
     assert len(scheduler.wanted) == (budget >= 99)  # else the row is asked for only because a graph needs one
-    scheduler.finish_step(sample(model.run(plan), scheduler.wanted))
+    scheduler.finish_step(sample(model.run(plan), scheduler.wanted), model.scores)
     assert joined(drain(scheduler, model)[1] if budget < 99 else alone(r)) == joined(alone(r))
     assert model.largest_step == min(budget, 99)
 
@@ -137,7 +152,7 @@ def test_a_long_prompt_does_not_stall_a_stream() -> None:
         plan = scheduler.schedule()
         assert plan is not None and len(plan.tokens) == 1 + 8 and plan.starts[0] > 0
         assert [s.request.id for s in scheduler.wanted] == [1]
-        assert [m.id for m in scheduler.finish_step(sample(model.run(plan), scheduler.wanted))] == [1]
+        assert [m.id for m in scheduler.finish_step(sample(model.run(plan), scheduler.wanted), model.scores)] == [1]
     assert [m.id for m in step(scheduler, model) or []] == [1, 2]
 
 
@@ -205,7 +220,7 @@ def test_a_prompt_seen_before_is_reused_but_for_its_last_token() -> None:
         scheduler.add(request(id, prompt, max_tokens=3))
         plan = scheduler.schedule()
         assert plan is not None and plan.starts[0] == reused and len(plan.tokens) == 48 - reused
-        first = scheduler.finish_step(sample(model.run(plan), scheduler.wanted))
+        first = scheduler.finish_step(sample(model.run(plan), scheduler.wanted), model.scores)
         rest = drain(scheduler, model)[id]
         assert joined(first + rest) == joined(alone(request(id, prompt, max_tokens=3)))
         assert scheduler.reused_tokens - before == reused
@@ -258,7 +273,7 @@ def test_cancel_while_the_step_runs() -> None:
     assert scheduler.pages.held == 2
     again = request(2, (3,) * 5, max_tokens=4)
     scheduler.add(again)  # the id is free again
-    first = scheduler.finish_step(sample(model.run(plan), scheduler.wanted))
+    first = scheduler.finish_step(sample(model.run(plan), scheduler.wanted), model.scores)
     assert [m.id for m in first] == [1]
     messages = drain(scheduler, model)
     assert joined(first + messages[1]) == joined(alone(keep)) and joined(messages[2]) == joined(alone(again))
@@ -296,8 +311,8 @@ class Script:
         for number, token in enumerate(tokens):
             if self.scheduler.schedule() is None:
                 break
-            log_prob = -float(number) if log_probs else None
-            self.messages.append(self.scheduler.finish_step(([token], [log_prob], [None])))
+            score = TokenScore(-float(number)) if log_probs else None
+            self.messages.append(self.scheduler.finish_step(([token], [score], [None])))
             self.scheduler.check_integrity()
 
     @property
@@ -339,6 +354,46 @@ def test_stop_words_stay_where_asked_for() -> None:
 def test_log_probs_follow_their_tokens() -> None:
     script = Script([7, 1, 9, 1, 2], log_probs=True, stop_words=((1, 2),))
     assert [m[0].log_probs if m else () for m in script.messages] == [(-0.0,), (), (-1.0, -2.0), (), ()]
+
+
+def prompt_scores(messages: list[Tokens]) -> list[TokenScore]:
+    return [score for message in messages for score in message.prompt_scores]
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 16, 64])
+@pytest.mark.parametrize("max_tokens", [0, 3])
+def test_prompt_scores(chunk: int, max_tokens: int) -> None:
+    """In chunks of any size, beside others and with a cached prefix: those of the prompt computed alone."""
+    rng = np.random.default_rng(chunk)
+    prompts = [random_prompt(rng, length) for length in (1, 2, 17, 40)]
+    prompts.append(prompts[-1][:32] + random_prompt(rng, 9))
+    scheduler, model = make(max_num_tokens=64, chunk=chunk), FakeModel(64)
+    for repeat in range(2):  # the second time, all pages are cached
+        for id, prompt in enumerate(prompts):
+            top = id % 3
+            scheduler.add(request(id, prompt, max_tokens=max_tokens, prompt_log_probs=True, top_log_probs=top))
+        messages = drain(scheduler, model)
+        for id, prompt in enumerate(prompts):
+            assert len(joined(messages[id])) == max_tokens and messages[id][-1].finish_reason == "length"
+            assert bool(messages[id][0].prompt_scores) == (len(prompt) > 1), "they come with the first message"
+            state, want = 7, []
+            for token, following in itertools.pairwise(prompt):
+                state = digest(state, token)
+                want += score(torch.from_numpy(logits_of(state)[None]), VOCAB, [following], id % 3)
+            assert prompt_scores(messages[id]) == want, (repeat, id)
+
+
+def test_a_preempted_prompt_keeps_the_scores_that_it_has() -> None:
+    scheduler, model = make(max_num_tokens=16, num_pages=6, chunk=1), FakeModel(6)
+    one, other = random_prompt(np.random.default_rng(1), 30), random_prompt(np.random.default_rng(2), 40)
+    scheduler.add(request(1, one, max_tokens=30))
+    scheduler.add(request(2, other, max_tokens=8, prompt_log_probs=True))
+    messages = drain(scheduler, model)
+    assert scheduler.preemptions
+    fresh = make(num_pages=6)
+    fresh.add(request(2, other, max_tokens=8, prompt_log_probs=True))
+    assert prompt_scores(messages[2]) == prompt_scores(drain(fresh, FakeModel(6))[2])
+    assert len(prompt_scores(messages[2])) == 39
 
 
 def test_held_back_tokens_leave_with_a_cancellation() -> None:

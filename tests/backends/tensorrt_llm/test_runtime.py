@@ -22,7 +22,8 @@ from tests.backends.tensorrt_llm.executor.engine import FAILS, METHODS, MODULE, 
 from tests.backends.tensorrt_llm.executor.folders import MODEL, WINDOWED, engine_folder
 from tests.backends.tensorrt_llm.executor.site import install
 from tests.cli.conftest import Done, run_in
-from trtllm_pt.backends.embedded.sampling import log_prob, sample
+from trtllm_pt.backends.embedded.kernels import library as op_library
+from trtllm_pt.backends.embedded.sampling import sample
 from trtllm_pt.backends.registry import read_engine
 from trtllm_pt.backends.tensorrt_llm.runtime import TensorRTRuntime, check_gpus
 from trtllm_pt.backends.tensorrt_llm.terms import executor_config
@@ -42,6 +43,12 @@ def start(folder: Path, bindings: Any = MODULE) -> TensorRTRuntime:
     config = executor_config(bindings, manifest, None)
     executor = bindings.Executor(folder, bindings.ModelType.DECODER_ONLY, config)
     return TensorRTRuntime(executor, bindings, manifest, [os.getpid()])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ops(library: Path) -> None:
+    """`expected` computes log-probs with the embedded engine's ops."""
+    op_library.load(library)
 
 
 @pytest.fixture
@@ -78,8 +85,8 @@ def expected(request: Request) -> Output:
     reason = None
     while reason is None:
         row = toy_logits(sequence.tokens, MODEL.vocab_size)
-        [token], _, _ = sample(row[None], [sequence])
-        reason = sequence.take(token, log_prob(row, token) if request.sampling.log_probs else None)
+        [token], [score], _ = sample(row[None], [sequence])
+        reason = sequence.take(token, score)
     last = sequence.end(reason)
     return last.token_ids, last.log_probs, reason
 
@@ -254,6 +261,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"log_probs": True, "temperature": 0.5},
         r"temperature \(0.5\) must be 0 or 1 with log_probs",
     ),
+    "top_log_probs": ({"log_probs": True, "top_log_probs": 3}, r"top_log_probs \(3\) is not supported"),
+    "processed_log_probs": (
+        {"log_probs": True, "processed_log_probs": True},
+        r"processed_log_probs \(True\) is not supported",
+    ),
+    "prompt_log_probs": ({"prompt_log_probs": True}, r"prompt_log_probs \(True\) is not supported"),
     "log_probs and penalties": (
         {"log_probs": True, "presence_penalty": 0.5},
         r"presence_penalty \(0.5\) must be 0.0 with log_probs",

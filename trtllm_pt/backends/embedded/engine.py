@@ -23,6 +23,7 @@ from trtllm_pt.checkpoint.manifest import CheckpointManifest
 from trtllm_pt.errors import RunError, UsageError
 from trtllm_pt.files.atomic import new_folder, write_json
 from trtllm_pt.files.safetensors import SafetensorsFile
+from trtllm_pt.model.layout import padded_vocab_size
 
 MODEL_FILE = "model.pt2"
 DTYPES = ("bfloat16", "float32")
@@ -105,6 +106,10 @@ class EmbeddedEngine:
         wanted = set(self._loader.get_constant_fqns())
         constants = {name: tensor for name, tensor in self._weights.items() if name in wanted}
         self._loader.load_constants(constants, False, True, True)  # user_managed: weights stay mapped, not copied
+        embedding = self._weights["transformer.vocab_embedding.weight"]
+        self._head = self._weights.get("lm_head.weight", embedding)
+        self._head_first = self._weights["lm_head.first"]
+        self.vocab_rows = padded_vocab_size(manifest.model, manifest.ranks) // manifest.ranks
         shape = caches_shape(manifest.model, manifest.ranks, pages)
         # The memory is not cleared, so a page that is never used takes none. The ops clear a page when they write its
         # first token.
@@ -112,22 +117,27 @@ class EmbeddedEngine:
             torch.empty(shape, dtype=manifest.checkpoint.torch_dtype) for _ in range(manifest.model.num_layers)
         ]
 
-    def run(self, tokens: Tensor, starts: Tensor, offsets: Tensor, pages: Tensor, last: Tensor) -> Tensor:
-        """Run one forward pass and return this rank's logits, float32 [R, padded V / ranks].
+    def run(self, tokens: Tensor, starts: Tensor, offsets: Tensor, pages: Tensor, rows: Tensor) -> Tensor:
+        """Run one forward pass and return the head's input [R, W] for some tokens.
 
-        Inputs are int64 and contiguous: tokens [T], starts [B], offsets [B + 1], pages [B, M], last [R]; see StepPlan.
-        The caller ensures that `last` has indices into `tokens`. Raises RunError if the ops find that other inputs
+        Inputs are int64 and contiguous: tokens [T], starts [B], offsets [B + 1], pages [B, M], rows [R]; see StepPlan.
+        The caller ensures that `rows` has indices into `tokens`. Raises RunError if the ops find that other inputs
         contradict each other.
         """
         try:
-            (logits,) = self._loader.boxed_run([tokens, starts, offsets, pages, last, *self._caches])
+            (stream,) = self._loader.boxed_run([tokens, starts, offsets, pages, rows, *self._caches])
         except RuntimeError as error:
             raise RunError(f"rank {self.rank}: {str(error).splitlines()[0]}") from error
+        return stream
+
+    def logits(self, stream: Tensor) -> Tensor:
+        """Return this rank's logits, float32 [R, padded V / ranks], for rows of the head's input [R, W]."""
+        logits: Tensor = torch.ops.trtllm_pt.head(stream, self._head, self._head_first, self.vocab_rows)
         return logits
 
 
 def _map_weights(folder: Path, manifest: EngineManifest, rank: int) -> tuple[list[SafetensorsFile], dict[str, Tensor]]:
-    """Return the mapped files and the graph's constants as views of them.
+    """Return the mapped files and the weights as views of them.
 
     Raises UsageError if a shape or dtype is wrong, which the graph itself does not check.
     """

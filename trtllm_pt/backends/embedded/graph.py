@@ -86,14 +86,14 @@ def _compile(config: ModelConfig, ranks: int, dtype: torch.dtype, package: Path)
 
     dim = torch.export.Dim
     tokens, batch = dim("tokens", min=1, max=MAX_TOKENS), dim("batch", min=1, max=MAX_BATCH)
-    last, width = dim("last", min=1, max=MAX_TOKENS), dim("pages_per_sequence", min=1, max=_MAX_PAGES)
+    rows, width = dim("rows", min=1, max=MAX_TOKENS), dim("pages_per_sequence", min=1, max=_MAX_PAGES)
     pages = dim("pages", min=1, max=_MAX_PAGES)
     shapes = (
         {0: tokens},
         {0: batch},
         {0: batch + 1},
         {0: batch, 1: width},
-        {0: last},
+        {0: rows},
         [{1: pages}] * config.num_layers,
     )
     with torch.no_grad(), warnings.catch_warnings():

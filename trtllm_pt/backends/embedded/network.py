@@ -1,7 +1,7 @@
 """The network of the embedded engine: the tracks of one rank on our own ops, run by the schedule walker.
 
 Weights are buffers in the packed order of `trtllm_pt::pack`. The graph is the same for every rank: the rank is known
-only from the buffer `lm_head.first` and the communicator.
+only from the communicator. The output head is not part of the graph, because its logits can be needed in pieces.
 
 Shapes: T tokens in the step, B sequences, R rows of logits, P pages, M pages of the longest sequence, K tracks on this
 rank, W hidden_size, G KV heads per track on this rank, D head_size, I inputs of a matrix.
@@ -38,7 +38,7 @@ class Batch:
 
 
 class EmbeddedModel(Module):
-    """The network of one rank of `ranks`."""
+    """The network of one rank of `ranks`, without the product of the output head, which the engine computes."""
 
     def __init__(self, config: ModelConfig, ranks: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -47,14 +47,14 @@ class EmbeddedModel(Module):
         self.lm_head = Head(config, layout, dtype)
 
     def forward(
-        self, tokens: Tensor, starts: Tensor, offsets: Tensor, pages: Tensor, last: Tensor, caches: list[Tensor]
+        self, tokens: Tensor, starts: Tensor, offsets: Tensor, pages: Tensor, rows: Tensor, caches: list[Tensor]
     ) -> Tensor:
-        """Return float32 logits [R, padded V / ranks] of the tokens at `last`.
+        """Return the head's input [R, W] of the tokens at `rows`.
 
-        tokens: int64 [T]. last: int64 [R], indices into `tokens`. The other arguments are as in Batch.
+        tokens: int64 [T]. rows: int64 [R], indices into `tokens`. The other arguments are as in Batch.
         """
-        stream = self.transformer(tokens, starts, offsets, pages, last, caches)
-        return self.lm_head(stream, self.transformer.vocab_embedding)
+        stream: Tensor = self.transformer(tokens, starts, offsets, pages, rows, caches)
+        return stream
 
 
 class Transformer(Module):
@@ -77,9 +77,9 @@ class Transformer(Module):
             self.inv_freq = None
 
     def forward(
-        self, tokens: Tensor, starts: Tensor, offsets: Tensor, pages: Tensor, last: Tensor, caches: list[Tensor]
+        self, tokens: Tensor, starts: Tensor, offsets: Tensor, pages: Tensor, rows: Tensor, caches: list[Tensor]
     ) -> Tensor:
-        """Return the normalised stream [R, W] of the tokens at `last`."""
+        """Return the normalised stream [R, W] of the tokens at `rows`."""
         rotary = None
         if self.inv_freq is not None:
             rotary = ops.rotary(tokens, starts, offsets, self.inv_freq[0])
@@ -88,7 +88,7 @@ class Transformer(Module):
         batch = Batch(starts, offsets, pages, rotary, caches)
         x = ops.gather_rows(tokens, self.vocab_embedding.weight, self.config.hidden_size)
         x = walk.walk(self.schedule, TrackOps(self, batch), x[None])
-        return self.ln_f(x[:, last])[0]
+        return self.ln_f(x[:, rows])[0]
 
 
 class TrackOps(walk.TrackOps[Tensor]):
@@ -212,20 +212,14 @@ class Experts(Module):
 
 
 class Head(Module):
-    """The output head for this rank's slice of the vocabulary. A tied head reads these rows of the embedding."""
+    """The weights of the output head for this rank's slice of the vocabulary. A tied head has none: it reads the
+    embedding's rows from `first` on."""
 
     def __init__(self, config: ModelConfig, layout: RankLayout, dtype: torch.dtype) -> None:
         super().__init__()
-        self.rows = len(layout.vocab)
-        self.first: Tensor
-        # Like inv_freq it has two axes, because the compiler writes the values of a short vector into the graph.
-        self.register_buffer("first", torch.empty(1, 1, dtype=torch.int64))
+        self.register_buffer("first", torch.empty(1, dtype=torch.int64))
         if not config.tie_embeddings:
-            self.register_buffer("weight", Packed((), self.rows, config.hidden_size, dtype).weight)
-
-    def forward(self, x: Tensor, embedding: Packed) -> Tensor:
-        table = getattr(self, "weight", embedding.weight)
-        return ops.head(x, table, self.first[0], self.rows)  # type: ignore[no-any-return]
+            self.register_buffer("weight", Packed((), len(layout.vocab), config.hidden_size, dtype).weight)
 
 
 class Linear(Module):

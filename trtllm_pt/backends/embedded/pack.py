@@ -25,7 +25,7 @@ SHARED_FILE = "shared.safetensors"
 
 
 def weight_infos(manifest: CheckpointManifest) -> dict[str, TensorInfo]:
-    """Return the dtype and shape of every constant of the graph by name. They are the same for all ranks."""
+    """Return the dtype and shape of every weight of a rank by name. They are the same for all ranks."""
     model = EmbeddedModel(manifest.model, manifest.ranks, manifest.torch_dtype)
     return {name: TensorInfo(tensor.dtype, tuple(tensor.shape)) for name, tensor in model.state_dict().items()}
 
@@ -81,7 +81,7 @@ def packed(name: str, source: SafetensorsFile, manifest: CheckpointManifest, ran
         yield inverse_frequencies(config)[None]
     elif name == "lm_head.first":
         # A tied head reads the rank's rows of the whole embedding; an untied head's table has only the rank's rows.
-        yield torch.tensor([[layout.vocab.start if config.tie_embeddings else 0]])
+        yield torch.tensor([layout.vocab.start if config.tie_embeddings else 0])
     elif name == "transformer.ln_f.weight":
         yield source.get(name)[None]
     elif name in ("transformer.vocab_embedding.weight", "lm_head.weight"):

@@ -64,10 +64,17 @@ class RankMessages(World):
         """Gather the ranks' logits, float32 [R, padded V / ranks]. Rank 0 gets [R, padded V], the other ranks None."""
         if self.comm is None:
             return logits
+        parts = self.gather(logits)
+        return None if parts is None else parts.transpose(0, 1).flatten(1)
+
+    def gather(self, part: Tensor) -> Tensor | None:
+        """Gather a float32 tensor of the same shape from every rank. Rank 0 gets [ranks, *shape], other ranks None."""
+        if self.comm is None:
+            return part[None]
         self.hops += 1
         if self.rank:
-            self.comm.Gather(logits.numpy(), None, 0)
+            self.comm.Gather(part.numpy(), None, 0)
             return None
-        parts = torch.empty(self.size, *logits.shape)
-        self.comm.Gather(logits.numpy(), parts.numpy(), 0)
-        return parts.transpose(0, 1).flatten(1)
+        parts = torch.empty(self.size, *part.shape)
+        self.comm.Gather(part.numpy(), parts.numpy(), 0)
+        return parts

@@ -67,7 +67,7 @@ class EmbeddedRuntime:
             self._closed = self.broken = True  # the ranks may be at different places in the step
             raise
         sampled = sample(logits, self._scheduler.wanted)
-        return messages + self._scheduler.finish_step(sampled)
+        return messages + self._scheduler.finish_step(sampled, self.session.scores)
 
     def stats(self) -> Stats:
         scheduler, world = self._scheduler, self.session.world

@@ -1,7 +1,7 @@
 """Sample tokens from logits, on rank 0. The result of a row depends only on that row and its sequence, bit for bit.
 
-The order is: log-probs of the raw logits; repetition, frequency and presence penalties; forbidden tokens (bad words,
-and end tokens before min_tokens); temperature; top_k; top_p; min_p; one draw by (seed, position).
+The order is: log-probs of the raw logits (scores.py); repetition, frequency and presence penalties; forbidden tokens
+(bad words, and end tokens before min_tokens); temperature; top_k; top_p; min_p; one draw by (seed, position).
 Shapes: R rows, V vocabulary.
 """
 
@@ -13,8 +13,10 @@ from collections.abc import Sequence as SequenceOf
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from trtllm_pt.requests.messages import SamplingParams
+from trtllm_pt.backends.embedded.scores import score
+from trtllm_pt.requests.messages import SamplingParams, TokenScore
 from trtllm_pt.requests.sequence import Sequence
 
 Floats = npt.NDArray[np.float64]
@@ -26,8 +28,8 @@ _WORD = (1 << 64) - 1
 BINS, BINS_PER_UNIT = 1024, 8  # top_p first sorts log-weights into bins, so that it need not sort those below its cut
 
 
-# One entry per row: the tokens; the log-probs, or None if not requested; the errors that end a request, or None.
-Sampled = tuple[list[int], list[float | None], list[str | None]]
+# One entry per row: the tokens; the scores, or None if not requested; the errors that end a request, or None.
+Sampled = tuple[list[int], list[TokenScore | None], list[str | None]]
 
 
 def sample(logits: npt.NDArray[np.float32], sequences: SequenceOf[Sequence]) -> Sampled:
@@ -35,10 +37,11 @@ def sample(logits: npt.NDArray[np.float32], sequences: SequenceOf[Sequence]) -> 
 
     `sequences` is empty for a step whose logits are not used.
     """
-    log_probs: list[float | None] = [None] * len(sequences)
+    scores: list[TokenScore | None] = [None] * len(sequences)
     errors: list[str | None] = [None] * len(sequences)
     if not sequences:
-        return [], log_probs, errors
+        return [], scores, errors
+    scored = []  # the rows whose raw logits are scored, together
     tokens = logits.argmax(axis=1).tolist()  # first index on ties, and the index of a NaN if there is one
     for i, sequence in enumerate(sequences):
         if not sequence.plain and (sequence.sampling.temperature or not is_untouched(sequence)):
@@ -49,8 +52,23 @@ def sample(logits: npt.NDArray[np.float32], sequences: SequenceOf[Sequence]) -> 
         elif value != value:
             errors[i] = "the logits are not numbers (NaN)"
         elif not sequence.plain and sequence.sampling.log_probs:
-            log_probs[i] = log_prob(logits[i], tokens[i])
-    return tokens, log_probs, errors
+            if sequence.sampling.processed_log_probs:
+                scores[i] = processed_score(logits[i], tokens[i], sequence)
+            else:
+                scored.append(i)
+    if scored:
+        for i, raw in zip(scored, _raw_scores(logits, tokens, sequences, scored), strict=True):
+            scores[i] = raw
+    return tokens, scores, errors
+
+
+def _raw_scores(
+    logits: npt.NDArray[np.float32], tokens: SequenceOf[int], sequences: SequenceOf[Sequence], rows: SequenceOf[int]
+) -> Iterator[TokenScore]:
+    tops = [sequences[row].sampling.top_log_probs for row in rows]
+    some = torch.from_numpy(np.ascontiguousarray(logits if len(rows) == len(logits) else logits[rows]))
+    found = score(some, some.shape[1], [tokens[row] for row in rows], max(tops))
+    return (TokenScore(one.log_prob, one.top[:top]) for one, top in zip(found, tops, strict=True))
 
 
 def is_untouched(sequence: Sequence) -> bool:
@@ -71,10 +89,7 @@ def pick(x: Logits, best: int, sequence: Sequence) -> int:
     if math.isnan(x[best]):
         return best
     if not is_untouched(sequence):
-        x = x.astype(np.float64)
-        penalise(x, sequence)
-        for token in forbidden(sequence):
-            x[token] = -np.inf
+        x = touched(x, sequence)
         best = int(x.argmax())
     p, top = sequence.sampling, float(x[best])
     if top == -math.inf:
@@ -85,11 +100,23 @@ def pick(x: Logits, best: int, sequence: Sequence) -> int:
     return draw(tokens, weights, uniform(p.seed, sequence.known))
 
 
-def log_prob(row: npt.NDArray[np.float32], token: int) -> float:
-    """Return log softmax(row)[token], computed in float64."""
-    x = row.astype(np.float64)
-    top = x.max()
-    return float(x[token] - top - np.log(np.exp(x - top).sum()))
+def touched(x: Logits, sequence: Sequence) -> Floats:
+    """Return logits x [V] after penalties, with -inf for forbidden tokens, in float64."""
+    x = x.astype(np.float64)
+    penalise(x, sequence)
+    for token in forbidden(sequence):
+        x[token] = -np.inf
+    return x
+
+
+def processed_score(x: Logits, token: int, sequence: Sequence) -> TokenScore:
+    """Return the score of a sampled token after penalties, forbidden tokens and temperature. x: logits [V]."""
+    p = sequence.sampling
+    x = touched(x, sequence)
+    logs = log_weights(x, float(x.max()), p.temperature or 1.0)
+    logs -= np.log(np.exp(logs).sum())
+    top = largest(logs, min(p.top_log_probs, len(logs))).tolist() if p.top_log_probs else []
+    return TokenScore(float(logs[token]), tuple((one, float(logs[one])) for one in top if logs[one] > -math.inf))
 
 
 def penalise(x: Floats, sequence: Sequence) -> None:

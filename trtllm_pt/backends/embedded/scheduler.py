@@ -7,13 +7,14 @@ The choice depends only on the order of arrival. A step of the runtime is:
         return []                                              # idle
     logits = session.run(plan)                                 # on all ranks
     sampled = sample(logits, scheduler.wanted)
-    return scheduler.finish_step(sampled)
+    return scheduler.finish_step(sampled, session.scores)
 """
 
 from __future__ import annotations
 
 from array import array
 from collections import deque
+from collections.abc import Sequence as SequenceOf
 
 from trtllm_pt.backends.embedded.constants import PAGE
 from trtllm_pt.backends.embedded.kv_pages import ROOT, PagePool, page_key, pages_for
@@ -21,7 +22,7 @@ from trtllm_pt.backends.embedded.sampling import Sampled
 from trtllm_pt.backends.embedded.step_plan import StepPlan
 from trtllm_pt.errors import UsageError
 from trtllm_pt.requests.limits import Limits
-from trtllm_pt.requests.messages import FinishReason, Request, Tokens
+from trtllm_pt.requests.messages import FinishReason, Request, Tokens, TokenScore
 from trtllm_pt.requests.sequence import Sequence
 
 
@@ -55,6 +56,7 @@ class Scheduler:
         self.running: list[Sequence] = []  # in order of arrival
         self.waiting: deque[Sequence] = deque()  # in order of arrival, all later than the running ones
         self.wanted: list[Sequence] = []  # the sequences that get a token in this step, in the order of plan.last
+        self._scored: list[tuple[Sequence, int]] = []  # the sequences of plan.scored, with the number of their rows
         self.steps = 0
         self.preemptions = 0
         self.prompt_tokens = 0  # of all accepted requests
@@ -113,7 +115,7 @@ class Scheduler:
         return plan
 
     def _new_plan(self) -> StepPlan | None:
-        self._step, self.wanted, self._lasting = [], [], None
+        self._step, self.wanted, self._scored, self._lasting = [], [], [], None
         budget = self.max_num_tokens - self._add_decodes()
         if self._step:
             budget = min(budget, self.chunk)
@@ -127,18 +129,22 @@ class Scheduler:
             self._lasting = plan
         return plan
 
-    def finish_step(self, sampled: Sampled) -> list[Tokens]:
-        """Record a step's results and return the messages to send. `sampled` has one token for each of `wanted`."""
+    def finish_step(self, sampled: Sampled, scores: SequenceOf[TokenScore] = ()) -> list[Tokens]:
+        """Record a step's results and return the messages to send.
+
+        sampled: one token for each of `wanted`. scores: those of the plan's scored rows.
+        """
+        self._take_prompt_scores(scores)
         for sequence, count in self._step:
             if sequence.finish_reason is None:  # otherwise the request was cancelled while the step ran
                 sequence.computed += count
                 if sequence.computed >= (sequence.registered + 1) * PAGE:
                     self._register_full_pages(sequence)
-        messages = []
-        tokens, log_probs, errors = sampled
+        messages = [self._finish(sequence, "length") for sequence in self._complete_without_output()]
+        tokens, own_scores, errors = sampled
         for row, sequence in enumerate(self.wanted):
             if sequence.finish_reason is None:
-                message = self._take(sequence, tokens[row], log_probs[row], errors[row])
+                message = self._take(sequence, tokens[row], own_scores[row], errors[row])
                 if message is not None:
                     messages.append(message)
         self.steps += 1
@@ -232,6 +238,8 @@ class Scheduler:
         if spare <= 0:
             return False
         reusable = (sequence.known - 1) // PAGE  # at least one token must be computed
+        if sequence.unscored:  # the scores of a prompt's tokens need all earlier tokens computed
+            reusable = min(reusable, len(sequence.prompt_scores) // PAGE)
         cached = self.pages.match(page_key(sequence.tokens, page) for page in range(reusable))
         if pages_for(sequence.known) - len(cached) + self.pages.idle(cached) > spare:
             return False
@@ -257,16 +265,24 @@ class Scheduler:
 
     def _plan(self) -> StepPlan:
         tokens, starts, offsets, last, pages = array("q"), array("q"), [0], [], []
+        scored: list[int] = []
+        targets = array("q")
         for sequence, count in self._step:
             end = sequence.computed + count
+            if sequence.unscored:
+                rows = range(max(sequence.computed, len(sequence.prompt_scores)), min(end, len(sequence.prompt) - 1))
+                scored += (len(tokens) + row - sequence.computed for row in rows)
+                targets += sequence.tokens[rows.start + 1 : rows.stop + 1]
+                self._scored.append((sequence, len(rows)))
             tokens += sequence.tokens[sequence.computed : end]
             starts.append(sequence.computed)
             offsets.append(len(tokens))
             pages.append(sequence.pages[: pages_for(end)])
-            if end == sequence.known:
+            if end == sequence.known < sequence.limit:
                 self.wanted.append(sequence)
                 last.append(len(tokens) - 1)
-        return StepPlan(tokens, starts, offsets, last or [len(tokens) - 1], pages)
+        top = max((sequence.sampling.top_log_probs for sequence, _ in self._scored), default=0)
+        return StepPlan(tokens, starts, offsets, last or [len(tokens) - 1], pages, scored, targets, top)
 
     # Results
 
@@ -278,12 +294,23 @@ class Scheduler:
             sequence.pages[index] = page
             sequence.registered += 1
 
-    def _take(self, sequence: Sequence, token: int, log_prob: float | None, error: str | None) -> Tokens | None:
+    def _take_prompt_scores(self, scores: SequenceOf[TokenScore]) -> None:
+        done = 0
+        for sequence, count in self._scored:
+            own, top = scores[done : done + count], sequence.sampling.top_log_probs
+            sequence.take_prompt_scores(TokenScore(score.log_prob, score.top[:top]) for score in own)
+            done += count
+
+    def _complete_without_output(self) -> list[Sequence]:
+        """Return the sequences of the step whose prompts are computed, and that want no tokens."""
+        return [s for s, _ in self._step if s.computed == s.limit and s.finish_reason is None]
+
+    def _take(self, sequence: Sequence, token: int, score: TokenScore | None, error: str | None) -> Tokens | None:
         """Add a sampled token to a sequence, and return the message that follows from it, if any."""
         if error is not None:
             return self._finish(sequence, "error", error)
         self.output_tokens += 1
-        reason = sequence.take(token, log_prob)
+        reason = sequence.take(token, score)
         return sequence.send() if reason is None else self._finish(sequence, reason)
 
     def _finish(self, sequence: Sequence, reason: FinishReason, error: str | None = None) -> Tokens:

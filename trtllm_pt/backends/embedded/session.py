@@ -26,15 +26,18 @@ from trtllm_pt.backends.embedded.kernels.library import load
 from trtllm_pt.backends.embedded.kv_pages import pages_for
 from trtllm_pt.backends.embedded.logits_view import Views
 from trtllm_pt.backends.embedded.rank_messages import RankMessages
+from trtllm_pt.backends.embedded.scores import merge, score_slice
 from trtllm_pt.backends.embedded.step_plan import StepMessage, StepPlan
 from trtllm_pt.backends.manifest import EngineManifest
 from trtllm_pt.backends.registry import read_engine
 from trtllm_pt.errors import RunError, UsageError
+from trtllm_pt.requests.messages import TokenScore
 
 log = logging.getLogger(__name__)
 # The other ranks abort if a rank gives no heartbeat for this long. A rank that computes still has a heartbeat.
 _SILENCE_SECONDS = 8.0
 _SPIN_SECONDS, _LONGEST_SLEEP = 0.002, 0.002  # how a rank waits for rank 0: it spins first, then sleeps
+_SCORED_ROWS = 64  # rows of a prompt whose logits a rank has in memory at a time
 _MEMORY_SHARE = 0.5  # share of the available memory for the KV caches of all ranks on this machine
 
 
@@ -48,7 +51,9 @@ class Session:
         self.message = StepMessage(options.max_batch_size, options.max_num_tokens, options.max_seq_len)
         self.forwards = 0
         self._reduces = Reduces()
-        self._views = Views(engine.manifest.model.vocab_size)
+        self.vocab_size = engine.manifest.model.vocab_size
+        self.scores: list[TokenScore] = []  # on rank 0, of the last step that had rows to score
+        self._views = Views(self.vocab_size)
         self._logits: Tensor | None = None
 
     @property
@@ -75,7 +80,10 @@ class Session:
         return calls // self.forwards
 
     def run(self, plan: StepPlan) -> npt.NDArray[np.float32]:
-        """On rank 0, run one forward pass on all ranks and return float32 logits [R, V], valid until the next call."""
+        """On rank 0, run one forward pass on all ranks and return float32 logits [R, V], valid until the next call.
+
+        `scores` then has the log-probs of the plan's scored rows.
+        """
         self.message.write(plan)
         if self.world.size > 1:
             self.world.send_plan(self.message.numbers)
@@ -98,9 +106,26 @@ class Session:
 
     def _forward(self) -> Tensor | None:
         self._reduces.begin()
-        logits = self.engine.run(*self.message.inputs)
+        stream = self.engine.run(*self.message.inputs)
         self.forwards += 1
+        self.scores = []
+        if self.message.targets is not None:
+            last = self.message.last
+            self.scores = self._score(stream[last:], self.message.targets, self.message.top)
+            stream = stream[:last]
+        logits = self.engine.logits(stream)
         return logits if self.world.size == 1 else self.world.gather_logits(logits)
+
+    def _score(self, stream: Tensor, targets: Tensor, top: int) -> list[TokenScore]:
+        """Return the log-probs of targets [S] on rank 0. Each rank has the logits of _SCORED_ROWS rows at a time."""
+        first = self.world.rank * self.engine.vocab_rows
+        pieces = [slice(begin, begin + _SCORED_ROWS) for begin in range(0, len(targets), _SCORED_ROWS)]
+        parts = [
+            score_slice(self.engine.logits(stream[piece]), first, self.vocab_size, targets[piece], top)
+            for piece in pieces
+        ]
+        gathered = self.world.gather(torch.cat(parts))
+        return [] if gathered is None else merge(gathered, self.engine.vocab_rows, self.vocab_size, top)
 
     def follow(self) -> None:
         """On a rank other than 0, run steps until rank 0 stops."""

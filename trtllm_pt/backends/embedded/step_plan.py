@@ -1,6 +1,6 @@
 """The plan of a step: lists on rank 0, and one message to all ranks, which the engines read in place.
 
-Shapes: T tokens in the step, B sequences, R rows of logits, M pages of the longest sequence.
+Shapes: T tokens in the step, B sequences, R rows of logits, S rows to score, M pages of the longest sequence.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from trtllm_pt.backends.embedded.kv_pages import pages_for
 
-# The message begins with its size and T, B, R and M. Its size is never 0, which marks the message to stop.
-HEADER = 5
+# The message begins with its size and T, B, R, S, `top` and M. Its size is never 0, which marks the message to stop.
+HEADER = 7
 
 
 class StepPlan(NamedTuple):
@@ -27,6 +27,9 @@ class StepPlan(NamedTuple):
     offsets: Sequence[int]  # [B + 1]: where each sequence's tokens begin and end in `tokens`
     last: Sequence[int]  # [R]: indices into `tokens` whose logits to compute; R >= 1, because the graph needs a row
     pages: Sequence[Sequence[int]]  # [B]: the pages of each sequence that the step reads or writes, in order
+    scored: Sequence[int] = ()  # [S]: indices into `tokens` of rows whose log-probs to compute
+    targets: Sequence[int] = ()  # [S]: the tokens that follow those rows
+    top: int = 0  # how many of the likeliest tokens to return for each scored row
 
 
 class StepMessage:
@@ -38,17 +41,18 @@ class StepMessage:
     """
 
     def __init__(self, max_batch_size: int, max_num_tokens: int, max_seq_len: int) -> None:
-        room = HEADER + max_num_tokens + max_batch_size * (3 + pages_for(max_seq_len)) + 1
+        room = HEADER + 3 * max_num_tokens + max_batch_size * (3 + pages_for(max_seq_len)) + 1
         numbers = array("q", bytes(8 * room))
         self.room = memoryview(numbers)  # int64, large enough for any message within the limits
         self._tensor = torch.frombuffer(numbers, dtype=torch.int64)
         self._sizes: list[int] = []
         self._plan: StepPlan | None = None  # the last plan that was written
-        # The engine's inputs, int64: tokens [T], starts [B], offsets [B + 1], pages [B, M], last [R].
+        # The engine's inputs, int64: tokens [T], starts [B], offsets [B + 1], pages [B, M], rows [R + S].
         self.inputs: tuple[Tensor, ...] = ()
+        self.targets: Tensor | None = None  # int64 [S], or None if no row is scored
 
     def write(self, plan: StepPlan) -> None:
-        """Write a plan as header, tokens, starts, offsets, last, and pages [B, M] with unused entries 0."""
+        """Write a plan as header, tokens, starts, offsets, last, scored, targets, and pages [B, M] padded with 0."""
         if plan is self._plan:
             new, sequences = len(plan.tokens), len(plan.starts)
             self.room[HEADER : HEADER + new] = plan.tokens
@@ -56,8 +60,9 @@ class StepMessage:
             return
         self._plan = plan
         most = max(map(len, plan.pages))
-        numbers = array("q", (0, len(plan.tokens), len(plan.starts), len(plan.last), most))
-        for part in (plan.tokens, plan.starts, plan.offsets, plan.last):
+        sizes = (len(plan.tokens), len(plan.starts), len(plan.last), len(plan.scored))
+        numbers = array("q", (0, *sizes, plan.top, most))
+        for part in (plan.tokens, plan.starts, plan.offsets, plan.last, plan.scored, plan.targets):
             numbers.extend(part)
         for pages in plan.pages:
             numbers.extend(pages)
@@ -65,6 +70,16 @@ class StepMessage:
         numbers[0] = len(numbers)
         self.room[: len(numbers)] = numbers
         self.read()
+
+    @property
+    def last(self) -> int:
+        """The number of rows of logits, which come before the scored ones."""
+        return self._sizes[3]
+
+    @property
+    def top(self) -> int:
+        """How many of the likeliest tokens to return for each scored row."""
+        return self._sizes[5]
 
     @property
     def numbers(self) -> memoryview:
@@ -76,7 +91,8 @@ class StepMessage:
         sizes = self.room[:HEADER].tolist()
         if sizes != self._sizes:
             self._sizes = sizes
-            size, tokens, sequences, rows, most = sizes
-            split = (HEADER, tokens, sequences, sequences + 1, rows, sequences * most)
-            _, new, starts, offsets, last, pages = self._tensor[:size].split_with_sizes(split)
-            self.inputs = (new, starts, offsets, pages.view(sequences, most), last)
+            size, tokens, sequences, last, scored, _, most = sizes
+            split = (HEADER, tokens, sequences, sequences + 1, last + scored, scored, sequences * most)
+            _, new, starts, offsets, rows, targets, pages = self._tensor[:size].split_with_sizes(split)
+            self.inputs = (new, starts, offsets, pages.view(sequences, most), rows)
+            self.targets = targets if scored else None

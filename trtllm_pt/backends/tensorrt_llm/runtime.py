@@ -23,7 +23,7 @@ from trtllm_pt.backends.manifest import EngineManifest
 from trtllm_pt.backends.tensorrt_llm.terms import executor_config, executor_request, finish_reasons
 from trtllm_pt.errors import INSTALL_TENSORRT_LLM, MPI_OF_TENSORRT_LLM, RunError, UsageError
 from trtllm_pt.job.world import World
-from trtllm_pt.requests.messages import CLOSED, FinishReason, Request, Stats, Tokens
+from trtllm_pt.requests.messages import CLOSED, FinishReason, Request, Stats, Tokens, TokenScore
 from trtllm_pt.requests.sequence import Sequence
 
 
@@ -90,13 +90,13 @@ class TensorRTRuntime:
             self._end(number, "error", _first_line(response.error_msg), final=True)
             return
         result = response.result
-        for token, log_prob in _new_tokens(result, sequence):
+        for token, score in _new_tokens(result, sequence):
             self._output_tokens += 1
             if token >= self._limits.vocab_size:
                 error = f"token {token} is beyond the vocabulary: the logits are not numbers (NaN)"
                 self._end(number, "error", error, final=result.is_final)
                 return
-            if (ends := sequence.take(token, log_prob)) is not None:
+            if (ends := sequence.take(token, score)) is not None:
                 self._end(number, ends, final=result.is_final)
                 return
         if result.is_final:
@@ -150,14 +150,14 @@ class TensorRTRuntime:
             raise UsageError(CLOSED)
 
 
-def _new_tokens(result: Any, sequence: Sequence) -> Iterator[tuple[int, float | None]]:
+def _new_tokens(result: Any, sequence: Sequence) -> Iterator[tuple[int, TokenScore | None]]:
     """Return the new tokens of a response with their log-probs. A response has only new tokens, but log-probs of all
     tokens so far."""
     tokens: list[int] = result.output_token_ids[0]
     if not sequence.sampling.log_probs:
         return zip(tokens, itertools.repeat(None))
-    first = len(sequence.log_probs)
-    return zip(tokens, result.log_probs[0][first : first + len(tokens)], strict=True)
+    first = len(sequence.scores)
+    return zip(tokens, map(TokenScore, result.log_probs[0][first : first + len(tokens)]), strict=True)
 
 
 def open_rank(

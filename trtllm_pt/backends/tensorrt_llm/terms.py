@@ -93,6 +93,9 @@ def problems(p: SamplingParams) -> Iterator[str]:
         yield "min_tokens (1) must be 0 or at least 2"
     if p.min_tokens and p.stop_words:  # the executor's min_tokens delays only the end token
         yield f"min_tokens ({p.min_tokens}) must be 0 with stop_words"
+    for name in ("top_log_probs", "processed_log_probs", "prompt_log_probs"):
+        if value := getattr(p, name):
+            yield f"{name} ({value!r}) is not supported"
     if p.log_probs:
         # The executor computes log-probs after it has applied these fields.
         plain = SamplingParams()

@@ -36,6 +36,8 @@ TORCH_LIBRARY_FRAGMENT(trtllm_pt, m) {
   m.def(
       "experts(Tensor x, Tensor router, Tensor gate_up, Tensor down, int top_k, float cap, int intermediate) -> "
       "Tensor");
+  m.def("score_slice(Tensor logits, int first, int vocab, Tensor targets, int k) -> Tensor");
+  m.def("merge_scores(Tensor parts, int n, int vocab, int k) -> (Tensor, Tensor, Tensor)");
   m.def("isa() -> str", isa);
   m.def("constants() -> Dict(str, int)", constants);
 }
@@ -50,6 +52,8 @@ TORCH_LIBRARY_IMPL(trtllm_pt, CPU, m) {
   m.impl("rotary", rotary);
   m.impl("attention", attention);
   m.impl("experts", experts);
+  m.impl("score_slice", score_slice);
+  m.impl("merge_scores", merge_scores);
 }
 
 }  // namespace trtllm_pt

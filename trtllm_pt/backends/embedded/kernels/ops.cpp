@@ -9,3 +9,4 @@
 #include "linear.cpp"
 #include "multiply.cpp"
 #include "norm.cpp"
+#include "scores.cpp"

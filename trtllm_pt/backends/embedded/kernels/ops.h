@@ -10,6 +10,7 @@
 
 #include <optional>
 #include <string>
+#include <tuple>
 
 namespace trtllm_pt {
 
@@ -60,6 +61,18 @@ Tensor attention(const Tensor& qkv, const OptionalTensor& rotary, const Optional
 // -> y [K, T, W]
 Tensor experts(const Tensor& x, const Tensor& router, const Tensor& gate_up, const Tensor& down, int64_t top_k,
                double cap, int64_t intermediate);
+
+// What a rank's slice of the vocabulary, tokens [first, first + n), contributes to the log-probs of R rows: for each
+// block of kScoreBlock tokens, which begin at multiples of it, the largest logit and the sum of e^(logit - largest);
+// the logits of tokens whose block belongs to several slices; the target's logit; and the k largest logits, the lower
+// token first on ties. Tokens from `vocab` on are padding. The numbers of a block are the same on any number of ranks.
+// logits float32 [R, n], targets int64 [R] -> y float32 [R, ..]
+Tensor score_slice(const Tensor& logits, int64_t first, int64_t vocab, const Tensor& targets, int64_t k);
+
+// Merges the results of score_slice of g ranks: the log-softmax of the targets, and of the k likeliest tokens, with
+// these tokens. The sum over the vocabulary adds the blocks' sums in float64, in ascending order.
+// parts float32 [g, R, ..], n as in score_slice -> float64 [R], float64 [R, k], int64 [R, k]
+std::tuple<Tensor, Tensor, Tensor> merge_scores(const Tensor& parts, int64_t n, int64_t vocab, int64_t k);
 
 // Returns the name of this process's instruction path.
 std::string isa();

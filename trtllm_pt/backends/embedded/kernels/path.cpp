@@ -29,6 +29,7 @@ const Path table = {
     dot,
     combine,
     tree_sum,
+    exp_sum,
     write_cache,
     attend,
 };

@@ -31,6 +31,7 @@ constexpr int64_t kPanel = 4;                       // tiles that one call of `l
 constexpr int64_t kBlockPages = 8;                  // pages in a block of keys; blocks begin at multiples of 128 tokens
 constexpr int64_t kLinearRows = 256;                // maximum number of rows in one call of `linear`
 constexpr int64_t kQueryRows = 48;                  // maximum number of rows (token, head) in one call of `attend`
+constexpr int64_t kScoreBlock = 256;                // logits in a block of a log-softmax; blocks begin at multiples
 
 // How numbers are stored. kRounded: as float32, with values that bfloat16 can represent.
 enum class Kind { kFloat, kBFloat16, kRounded };
@@ -85,6 +86,9 @@ struct Path {
   // y[i] = scale * the sum of x[part][i] along the binary tree over the parts, for i from begin to end.
   void (*tree_sum)(bool x_bf16, const void* const* x, int64_t parts, int64_t begin, int64_t end, float scale,
                    bool y_bf16, void* y);
+  // most = the largest of kScoreBlock logits; sum = the sum of e^(x[i] - most), or 0 if all are -inf, NaN if one is
+  // NaN.
+  void (*exp_sum)(const float* x, float* most, float* sum);
   // Applies norm and RoPE to a sequence's tokens [begin, end), and writes queries to `queries`, keys and values to the
   // cache.
   void (*write_cache)(const Attention&, int64_t track, int64_t sequence, int64_t begin, int64_t end);

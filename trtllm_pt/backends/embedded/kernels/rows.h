@@ -1,4 +1,5 @@
-// Sums over rows of numbers: RMS norm, dot product, weighted sum, and the tree sum of the all-reduce. Part of path.cpp.
+// Sums over rows of numbers: RMS norm, dot product, weighted sum, the tree sum of the all-reduce, and the sum of
+// exponentials of a log-softmax. Part of path.cpp.
 #pragma once
 #include "simd.h"
 
@@ -104,6 +105,22 @@ void tree_sum(bool x_bf16, const void* const* x, int64_t parts, int64_t begin, i
   else
     y_bf16 ? tree_sum_of<float>(x, parts, begin, end, scale, (BFloat16*)y)
            : tree_sum_of<float>(x, parts, begin, end, scale, (float*)y);
+}
+
+void exp_sum(const float* x, float* most, float* sum) {
+  constexpr float kInfinity = __builtin_inff();
+  Floats highest = broadcast(-kInfinity), difference = {};  // the latter is NaN where some x is NaN
+  for (int64_t i = 0; i < kScoreBlock; i += kLanes) {
+    Floats v = load(x + i);
+    highest = select(v > highest, v, highest);
+    difference += select(v == v, Floats{}, v);
+  }
+  *most = max_of_lanes(highest);
+  if (*most == -kInfinity) {
+    *sum = sum_of_lanes(difference);
+    return;
+  }
+  *sum = sum_over(kScoreBlock, [&](int64_t i, Floats total) { return total + exp2((load(x + i) - *most) * kLog2E); });
 }
 
 }  // namespace
