@@ -97,6 +97,7 @@ def test_in_tensorrt_llms_container(run: Run, tmp_path: Path) -> None:
     assert (found["TensorRT-LLM"]["found"], found["TensorRT"]["found"]) == ("1.2.1", "10.14.1.48")
     assert found["GPU"]["found"] == "2 x NVIDIA H100 80GB HBM3, 81559 MiB, 9.0, 590.44.01"
     assert Path(found["--model_cls_file"]["found"]).name == "shim.py"
+    assert (Path(found["PYTHONPATH"]["found"]) / "sitecustomize.py").exists()
 
 
 @pytest.mark.parametrize(

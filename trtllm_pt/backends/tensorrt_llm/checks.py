@@ -48,4 +48,11 @@ def model_class() -> Finding:
     return Finding("--model_cls_file", path.exists(), str(path), needed_for="plain trtllm-build", essential=False)
 
 
-CHECKS: tuple[Check, ...] = (tensorrt_llm, tensorrt, gpu, model_class)
+def python_path() -> Finding:
+    """Report the folder that makes our model class known to NVIDIA's tools for engines."""
+    path = Path(__file__).with_name("python_path")
+    needed_for = "trtllm-serve, trtllm-bench and NVIDIA's LLM"
+    return Finding("PYTHONPATH", path.exists(), str(path), needed_for=needed_for, essential=False)
+
+
+CHECKS: tuple[Check, ...] = (tensorrt_llm, tensorrt, gpu, model_class, python_path)

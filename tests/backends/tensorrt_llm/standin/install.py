@@ -32,7 +32,7 @@ def installed() -> Iterator[ModuleType]:
     """The network definition, imported anew over the stand-in. Afterwards the machine is again one without it."""
     op_before = vars(torch.ops).get("trtllm")
     ours = _forget_definition()
-    sys.modules.update(_generated())
+    sys.modules.update(generated())
     torch.ops.trtllm = OPS
     try:
         yield importlib.import_module(DEFINITION)
@@ -41,7 +41,7 @@ def installed() -> Iterator[ModuleType]:
         del torch.ops.trtllm
         if op_before is not None:
             torch.ops.trtllm = op_before
-        for name in _generated():
+        for name in generated():
             del sys.modules[name]
         _forget_definition()
         for name, module in ours.items():
@@ -59,7 +59,7 @@ def _forget_definition() -> dict[str, ModuleType]:
 
 
 @functools.cache
-def _generated() -> dict[str, ModuleType]:
+def generated() -> dict[str, ModuleType]:
     """Every module of the catalogue, with all its symbols."""
     for name in API["modules"]:
         MODULES[name] = ModuleType(name)
