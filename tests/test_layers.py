@@ -21,7 +21,7 @@ LAYERS = [
         checkpoint
         backends
         runtime
-        serving bench
+        serving bench evaluation
         cli
     """.strip().splitlines()
 ]

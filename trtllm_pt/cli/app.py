@@ -30,6 +30,7 @@ COMMANDS = {
     "build": "Build an engine for each rank of a checkpoint.",
     "inspect": "Show the model in a checkpoint or an engine directory, and every message between its ranks.",
     "run": "Generate text from prompts.",
+    "eval": "Measure how well engines predict text: bits per byte, perplexity and top-1 accuracy.",
     "repo": "Write a Triton model repository for an engine directory.",
     "serve": "Serve engines through NVIDIA Triton, and start all their ranks.",
     "client": "Send a prompt to a server and print the answer as it arrives.",

@@ -123,6 +123,11 @@ class LLM:
                 self._poll()
         yield self._results([output])[0]
 
+    @property
+    def end_id(self) -> int:
+        """The tokenizer's end token, or -1 if it has none."""
+        return self._end_id
+
     def close(self) -> None:
         """Stop all ranks. Requests that are in flight are dropped."""
         self._runtime.close()

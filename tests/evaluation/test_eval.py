@@ -1,0 +1,88 @@
+"""`trtllm-pt eval` against the reference network."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.cli.conftest import run_in
+from tests.configs import PRETRAINED
+from trtllm_pt.checkpoint.load import load_reference
+from trtllm_pt.evaluation.windows import windows
+from trtllm_pt.text.tokenizer import load_tokenizer
+
+WINDOW, STRIDE = 100, 40
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("texts")
+    (folder / "inside").mkdir()
+    (folder / "one.py").write_text("import os\n\n\ndef main(argv):\n    return os.path.join(*argv)\n" * 6)
+    (folder / "inside" / "two.txt").write_text("naïve — “quoted” text, not code\n")
+    (folder / "empty.txt").write_text("")
+    (folder / ".hidden").write_bytes(b"\xff")
+    return folder
+
+
+def expected(texts: Path) -> tuple[float, int, int, int]:
+    """Nats, tokens, bytes, and how many tokens are the likeliest, of the reference in float64."""
+    model, tokenizer = load_reference(PRETRAINED, torch.float64), load_tokenizer(PRETRAINED, required=True)
+    nats, tokens, size, right = 0.0, 0, 0, 0
+    for path in (texts / "inside" / "two.txt", texts / "one.py"):
+        ids = [0, *tokenizer.encode(path.read_text()).ids]
+        for begin, end, predicted in windows(len(ids), WINDOW, STRIDE):
+            with torch.no_grad():
+                found = model(torch.tensor([ids[begin : end - 1]]))[0].log_softmax(-1)[-predicted:]
+            wanted = torch.tensor(ids[end - predicted : end])
+            nats -= found.gather(1, wanted[:, None]).sum().item()
+            right += int((found.argmax(-1) == wanted).sum())
+        tokens += len(ids) - 1
+        size += path.stat().st_size
+    return nats, tokens, size, right
+
+
+@pytest.mark.parametrize(
+    ("name", "tolerance"), [("pretrained-2", 2e-3), pytest.param("pretrained-2-float32", 1e-5, marks=pytest.mark.slow)]
+)
+def test_values(engine, texts: Path, name: str, tolerance: float) -> None:
+    nats, tokens, size, right = expected(texts)
+    given = f"--text {texts} --window {WINDOW} --stride {STRIDE} --json".split()
+    done = run_in(texts, "eval", str(engine(name)), *given)
+    found = json.loads(done.stdout)
+    assert (found["texts"], found["tokens"], found["bytes"]) == (2, tokens, size)
+    assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) / size, rel=tolerance)
+    assert found["nats_per_token"] == pytest.approx(nats / tokens, rel=tolerance)
+    assert found["perplexity"] == pytest.approx(math.exp(nats / tokens), rel=10 * tolerance)
+    assert found["top1_accuracy"] == pytest.approx(right / tokens, abs=0.02)
+
+
+def test_against_itself_on_another_number_of_ranks(engine, texts: Path) -> None:
+    """A PT model's log-probs do not depend on the number of ranks."""
+    given = f"--text {texts / 'one.py'} --against {engine('pretrained-1')}".split()
+    done = run_in(texts, "eval", str(engine("pretrained-2")), *given)
+    assert done.returncode == 0, done.stderr
+    assert "difference: +0.00000 bits per byte (95 % interval +0.00000 to +0.00000)" in done.stdout
+    assert "both choose the same token for 100.00% of the tokens" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("--text missing", "'missing' does not exist"),
+        ("--text .hidden", ".hidden is not UTF-8: byte 0 is 0xff"),
+        ("--text empty.txt", "every file is empty"),
+        ("--text one.py --window 5000", "--window (5000) must be at most"),
+        ("--text one.py --window 5 --stride 6", "--stride (6) must be at most --window (5)"),
+        ("--text one.py --against nowhere", "there is no engine directory at nowhere"),
+        ("", "Missing option '--text'"),
+    ],
+)
+def test_mistakes(engine, texts: Path, given: str, message: str) -> None:
+    done = run_in(texts, "eval", str(engine("pretrained-1")), *given.split())
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
