@@ -67,7 +67,7 @@ def test_an_error_that_triton_sends_with_status_200(body: str, status: int) -> N
     app = web.Application()
     app.router.add_post("/v2/models/m/generate", answer)
     with (
-        listening(app, "127.0.0.1", triton, "--http-port"),
+        listening(app, "127.0.0.1", triton, "--http-port", lambda status, text: web.Response(status=status, text=text)),
         HttpProxy(f"http://127.0.0.1:{triton}").listening("127.0.0.1", proxy),
     ):
         request = urllib.request.Request(f"http://127.0.0.1:{proxy}/v2/models/m/generate", b"{}")

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import click
 
@@ -23,6 +24,16 @@ if TYPE_CHECKING:
 _PORT = click.IntRange(1, 65535)
 _CHECK_SECONDS = 2.0  # between two health checks of the models
 _REQUEST = '{"text_input": "def main(", "max_tokens": 32, "stream": true}'
+
+
+def _checked_origins(context: click.Context, option: click.Parameter, origins: tuple[str, ...]) -> tuple[str, ...]:
+    for origin in origins:
+        parts = urlsplit(origin)
+        if origin != "*" and (not parts.netloc or origin != f"{parts.scheme}://{parts.netloc}"):
+            raise click.BadParameter(
+                f"{origin!r} must be * or a scheme and a host, such as https://example.com", context, option
+            )
+    return origins
 
 
 @click.command("serve")
@@ -38,9 +49,30 @@ _REQUEST = '{"text_input": "def main(", "max_tokens": 32, "stream": true}'
     show_default=True,
     help="Port for OpenAI's endpoints and the web page; 0 disables them.",
 )
+@click.option(
+    "--served-model-name",
+    metavar="NAME",
+    help="The model's name at OpenAI's endpoints.  [default: the name of the folder]",
+)
+@click.option(
+    "--allowed-origin",
+    "allowed_origins",
+    metavar="ORIGIN",
+    multiple=True,
+    callback=_checked_origins,
+    help="Let web pages of this origin, such as https://example.com, use OpenAI's endpoints; * is all. Repeatable.",
+)
 @click.option("--log", type=click.Path(path_type=Path), help="File for Triton's log.  [default: a temporary file]")
 def command(
-    folder: Path, host: str, http_port: int, grpc_port: int, metrics_port: int, openai_port: int, log: Path | None
+    folder: Path,
+    host: str,
+    http_port: int,
+    grpc_port: int,
+    metrics_port: int,
+    openai_port: int,
+    served_model_name: str | None,
+    allowed_origins: tuple[str, ...],
+    log: Path | None,
 ) -> None:
     """Serve engines through NVIDIA Triton, and start all their ranks.
 
@@ -52,15 +84,21 @@ def command(
       trtllm-pt serve engines/demo
       trtllm-pt serve triton_model_repo --host 0.0.0.0 --log server.log
     """
-    from trtllm_pt.serving.triton.server import Address, Server, check_port
+    from trtllm_pt.serving.triton.server import Address, Server, check_port, engine_folder
 
+    if not openai_port and (served_model_name is not None or allowed_origins):
+        raise UsageError("--served-model-name and --allowed-origin need OpenAI's endpoints: --openai-port is 0")
     address = Address(host=host, http=http_port, grpc=grpc_port, metrics=metrics_port)
     inside = address.behind_proxy()
     check_port(host, http_port, "--http-port")
     with tempfile.TemporaryDirectory(prefix="trtllm_pt-") as scratch, _signals():
         repository = _repository(folder, Path(scratch))
         # Before the models load, because it may raise UsageError.
-        endpoints = _endpoints(repository, folder, address, inside, openai_port)
+        engines = engine_folder(repository)
+        endpoints = [_http_proxy(engines, inside, address)]
+        if openai_port:
+            name = folder.resolve().name if served_model_name is None else served_model_name
+            endpoints.append(_openai(engines, name, address, openai_port, allowed_origins))
         with contextlib.suppress(_Ended), Server(repository, inside, log or Path(scratch) / "server.log") as server:
             _wait_until_ready(server, folder)
             with contextlib.ExitStack() as listening:
@@ -129,27 +167,35 @@ def _progress(folder: Path, seconds: float) -> None:
     click.echo(f"\rloading {folder} … {seconds:.0f} s", nl=False, err=True)
 
 
-def _endpoints(
-    repository: Path, folder: Path, address: Address, inside: Address, openai_port: int
-) -> list[AbstractContextManager[None]]:
-    """Return our own ports, the HTTP proxy and the OpenAI port, before they listen. inside: Triton's own address."""
+def _http_proxy(engines: Path, inside: Address, address: Address) -> AbstractContextManager[None]:
+    """Return our HTTP port before it listens. inside: Triton's own address."""
     from trtllm_pt.backends.registry import read_engine
-    from trtllm_pt.serving.triton.server import check_port, engine_folder
 
-    try:
-        from trtllm_pt.serving.openai.app import OpenAIServer
+    with _needing_packages():
         from trtllm_pt.serving.triton.http_proxy import HttpProxy
+    omitted = read_engine(engines).backend.triton_omits
+    return HttpProxy(inside.url, omitted).listening(address.host, address.http)
+
+
+def _openai(
+    engines: Path, name: str, address: Address, port: int, allowed_origins: tuple[str, ...]
+) -> AbstractContextManager[None]:
+    """Return the OpenAI port before it listens. name: the model's name there."""
+    from trtllm_pt.serving.triton.server import check_port
+
+    with _needing_packages():
+        from trtllm_pt.serving.openai.app import OpenAIServer
+    check_port(address.host, port, "--openai-port")
+    grpc_url = f"{address.reachable}:{address.grpc}"
+    return OpenAIServer(engines, name, grpc_url, allowed_origins).listening(address.host, port)
+
+
+@contextlib.contextmanager
+def _needing_packages() -> Iterator[None]:
+    try:
+        yield
     except ImportError as error:
         raise UsageError(f"serve needs {error.name}: {INSTALL_SERVE}") from None
-    engines = engine_folder(repository)
-    omitted = read_engine(engines).backend.triton_omits
-    endpoints = [HttpProxy(inside.url, omitted).listening(address.host, address.http)]
-    if openai_port:
-        check_port(address.host, openai_port, "--openai-port")
-        name, grpc_url = folder.resolve().name, f"{address.reachable}:{address.grpc}"
-        openai = OpenAIServer(engines, name, grpc_url)
-        endpoints.append(openai.listening(address.host, openai_port))
-    return endpoints
 
 
 def _announce(address: Address, openai_port: int) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from aiohttp import web
 from aiohttp.abc import AbstractAccessLogger
+from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 
 from trtllm_pt.errors import UsageError
 from trtllm_pt.logs import fields
@@ -18,14 +20,24 @@ BODY_BYTES = 8 << 20  # the limit for a request's body; the longest prompt is sh
 REQUEST_ID = "X-Request-Id"  # the response header from which the access log takes the request's id
 
 
+ErrorResponse = Callable[[int, str], web.Response]  # makes a response of a status and a message
+
+
 @contextmanager
 def listening(
-    app: web.Application, host: str, port: int, option: str, *, access_log: logging.Logger | None = None
+    app: web.Application,
+    host: str,
+    port: int,
+    option: str,
+    error_response: ErrorResponse,
+    *,
+    access_log: logging.Logger | None = None,
 ) -> Iterator[None]:
     """Serve `app` until the block ends.
 
-    option: the command line's name for the port, for messages. access_log: gets one record at level INFO per request.
-    Raises UsageError, naming the option, if the port cannot be used.
+    option: the command line's name for the port, for messages. error_response: gives the port's errors their form.
+    access_log: gets one record at level INFO per request. Raises UsageError, naming the option, if the port cannot be
+    used.
     """
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
@@ -34,24 +46,85 @@ def listening(
         app,
         handler_cancellation=True,  # cancels a handler whose client disconnects
         shutdown_timeout=1.0,  # seconds that running handlers have to finish
-        access_log=access_log,
-        access_log_class=_AccessLogger,
     )
+
+    async def start() -> asyncio.Server:
+        await runner.setup()
+        try:
+            return await loop.create_server(
+                lambda: _Connection(error_response, runner.server, loop=loop, access_log=access_log), host, port
+            )
+        except OSError as error:
+            raise UsageError(f"{option} ({port}) cannot be used: {error.strerror}") from None
+
+    async def stop() -> None:
+        if server is not None:
+            server.close()
+        await runner.cleanup()
+
+    server = None
     try:
-        asyncio.run_coroutine_threadsafe(_start(runner, host, port, option), loop).result()
+        server = asyncio.run_coroutine_threadsafe(start(), loop).result()
         yield
     finally:
-        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result()
+        asyncio.run_coroutine_threadsafe(stop(), loop).result()
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
 
 
-async def _start(runner: web.AppRunner, host: str, port: int, option: str) -> None:
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, host, port).start()
-    except OSError as error:
-        raise UsageError(f"{option} ({port}) cannot be used: {error.strerror}") from None
+class _Connection(web.RequestHandler):
+    """A client's connection. Its errors that no handler sees have the form of the port's other errors."""
+
+    __slots__ = ("_error_response",)
+
+    def __init__(
+        self,
+        error_response: ErrorResponse,
+        server: Any,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        access_log: logging.Logger | None,
+    ) -> None:
+        self._error_response = error_response
+        log: Any = access_log  # None, which aiohttp's types forbid: no log
+        super().__init__(server, loop=loop, access_log=log, access_log_class=_AccessLogger)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Return the response to a request that is not HTTP, or on which a handler failed unexpectedly."""
+        if isinstance(exc, HttpProcessingError):
+            status, message = _wrong_request(exc)
+        else:
+            super().handle_error(request, status, exc, message)  # logs it; raises if the response has begun
+            message = "the server failed on this request"
+        response = self._error_response(status, message)
+        response.force_close()
+        return response
+
+    def log_exception(self, *args: Any, **options: Any) -> None:
+        """Log a bug. A body that cannot be read is none: aiohttp reads it to its end after the response to it."""
+        if not isinstance(options.get("exc_info"), web.RequestPayloadError):
+            super().log_exception(*args, **options)
+
+
+def _wrong_request(error: HttpProcessingError) -> tuple[int, str]:
+    """Return the status and the message for a request that aiohttp cannot read."""
+    if isinstance(error, LineTooLong):
+        return 431, "the first line or a header of the request is too long"
+    if error.message.startswith("Too many headers"):
+        return 431, "the request has too many headers"
+    [line, *_] = error.message.splitlines() or [""]
+    return 400, f"this is not an HTTP request: {line.rstrip(':')}"
+
+
+def unreadable(error: web.RequestPayloadError) -> str:
+    """Return the message for a body that does not have the form that its headers promise."""
+    return f"the body cannot be read: {str(error).splitlines()[-1].strip()}"
 
 
 class _AccessLogger(AbstractAccessLogger):

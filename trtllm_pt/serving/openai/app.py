@@ -10,7 +10,7 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import AbstractContextManager, aclosing
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,10 @@ from aiohttp import web
 from trtllm_pt.backends import inspect, read_engine
 from trtllm_pt.errors import RunError, UsageError
 from trtllm_pt.serving.error_codes import HTTP_STATUS, ErrorCode, ServedError
-from trtllm_pt.serving.http_thread import BODY_BYTES, REQUEST_ID, listening
+from trtllm_pt.serving.http_thread import BODY_BYTES, REQUEST_ID, listening, unreadable
 from trtllm_pt.serving.json_body import json_object
 from trtllm_pt.serving.openai.chat_template import ChatTemplate
+from trtllm_pt.serving.openai.cors import allow_origins
 from trtllm_pt.serving.openai.engine_client import EngineClient, Piece
 from trtllm_pt.serving.openai.requests import RequestParser
 from trtllm_pt.serving.openai.responses import Answer
@@ -40,10 +41,11 @@ class OpenAIServer:
     """OpenAI's endpoints for one model of a running Triton.
 
     engines: the engine directory that Triton serves. name: the model's name for clients. grpc_url: HOST:PORT of
-    Triton's gRPC port. Raises UsageError if the engine has no tokenizer.
+    Triton's gRPC port. allowed_origins: those whose web pages may use the endpoints, `*` for all. Raises UsageError if
+    the engine has no tokenizer.
     """
 
-    def __init__(self, engines: Path, name: str, grpc_url: str) -> None:
+    def __init__(self, engines: Path, name: str, grpc_url: str, allowed_origins: Collection[str] = ()) -> None:
         manifest = read_engine(engines)
         folder = engines / "tokenizer"
         tokenizer = load_tokenizer(folder, required=True)
@@ -62,18 +64,22 @@ class OpenAIServer:
         self._facts = {name: value for name, value in inspect(engines).items() if name in shown}
         self._in_python = manifest.backend.triton_backend == "python"
         self._name, self._url, self._began = name, grpc_url, int(time.time())
+        self._allowed_origins = allowed_origins
 
     def listening(self, host: str, port: int) -> AbstractContextManager[None]:
         """Serve from a thread of its own until the block ends. Raises UsageError if the port cannot be used."""
         app = web.Application(client_max_size=BODY_BYTES, middlewares=[_errors])
+        if self._allowed_origins:
+            allow_origins(app, self._allowed_origins)
         app.cleanup_ctx.append(self._connection)
         app.router.add_get("/", _page)
         app.router.add_get("/engine", self._engine)
         app.router.add_get("/health", self._health)
         app.router.add_get("/v1/models", self._models)
+        app.router.add_get("/v1/models/{name:.+}", self._model)
         for kind in ("completions", "chat/completions"):
             app.router.add_post(f"/v1/{kind}", self._complete)
-        return listening(app, host, port, "--openai-port", access_log=log)
+        return listening(app, host, port, "--openai-port", _plain_error, access_log=log)
 
     async def _connection(self, _: web.Application) -> AsyncIterator[None]:
         self._client = EngineClient(self._url, self._parser.tokenizer)
@@ -99,8 +105,19 @@ class OpenAIServer:
             await self._client.check_ready()
 
     async def _models(self, _: web.Request) -> web.Response:
-        model = {"id": self._name, "object": "model", "created": self._began, "owned_by": "trtllm_pt"}
-        return web.json_response({"object": "list", "data": [model]})
+        return web.json_response({"object": "list", "data": [self._described()]})
+
+    async def _model(self, request: web.Request) -> web.Response:
+        self._check_name(request.match_info["name"])
+        return web.json_response(self._described())
+
+    def _described(self) -> dict[str, Any]:
+        return {"id": self._name, "object": "model", "created": self._began, "owned_by": "trtllm_pt"}
+
+    def _check_name(self, model: Any) -> None:
+        """Raises ServedError for the name of another model. A request need not name one."""
+        if model not in (None, self._name):
+            raise ServedError("not_found", f"model ({model!r}) is not served here; the model is {self._name!r}")
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         kind = request.path.removeprefix("/v1/")
@@ -112,9 +129,7 @@ class OpenAIServer:
 
     async def _answer(self, request: web.Request, kind: str, request_id: str) -> web.StreamResponse:
         body = json_object(await request.read())
-        model = body.get("model")
-        if model not in (None, self._name):
-            raise ServedError("not_found", f"model ({model!r}) is not served here; the model is {self._name!r}")
+        self._check_name(body.get("model"))
         wanted = await asyncio.to_thread(self._parser.parse, kind, body)  # a long prompt takes seconds
         for choice in wanted.choices:
             self._limits.check_prompt(len(choice.prompt))
@@ -173,11 +188,17 @@ async def _errors(request: web.Request, handler: Any) -> web.StreamResponse:
         answer: web.StreamResponse = await handler(request)
         return answer
     except web.HTTPException as error:
-        return web.json_response(_body(error.status, error.reason, None), status=error.status)
+        return _plain_error(error.status, error.reason)
+    except web.RequestPayloadError as error:
+        return _plain_error(400, unreadable(error))
     except (RunError, UsageError) as error:
         return _error_response(error)
     except ConnectionError:  # the client has disconnected
         raise asyncio.CancelledError from None
+
+
+def _plain_error(status: int, message: str) -> web.Response:
+    return web.json_response(_body(status, message, None), status=status)
 
 
 def _error_response(error: RunError | UsageError, headers: Mapping[str, str] | None = None) -> web.Response:

@@ -19,7 +19,7 @@ from aiohttp import web
 
 from trtllm_pt.errors import UsageError
 from trtllm_pt.serving.error_codes import HTTP_STATUS, split_code
-from trtllm_pt.serving.http_thread import BODY_BYTES, listening
+from trtllm_pt.serving.http_thread import BODY_BYTES, listening, unreadable
 from trtllm_pt.serving.json_body import json_object
 from trtllm_pt.serving.triton.health import error_text
 from trtllm_pt.serving.triton.tensors import MODELS, inputs
@@ -44,7 +44,7 @@ class HttpProxy:
         app = web.Application(client_max_size=BODY_BYTES, middlewares=[_errors])
         app.router.add_route("*", "/{path:.*}", self._pass_on)
         app.cleanup_ctx.append(self._connection)
-        return listening(app, host, port, "--http-port")
+        return listening(app, host, port, "--http-port", _error_response)
 
     async def _connection(self, _: web.Application) -> AsyncIterator[None]:
         async with aiohttp.ClientSession(
@@ -138,8 +138,14 @@ async def _errors(request: web.Request, handler: Any) -> web.StreamResponse:
         status, message = error.status, f"the body must have at most {BODY_BYTES} bytes"
     except UsageError as error:
         status, message = HTTP_STATUS["invalid"], str(error)
+    except web.RequestPayloadError as error:
+        status, message = HTTP_STATUS["invalid"], unreadable(error)
     except aiohttp.ClientError as error:
         status, message = HTTP_STATUS["unavailable"], f"Triton does not answer: {error}"
     except ConnectionError:  # the client has disconnected
         raise asyncio.CancelledError from None
+    return _error_response(status, message)
+
+
+def _error_response(status: int, message: str) -> web.Response:
     return web.json_response({"error": message}, status=status)
