@@ -19,7 +19,7 @@ LAYERS = [
         files text job requests
         network
         checkpoint
-        backends
+        backends vllm_plugin
         runtime
         serving bench evaluation
         cli
