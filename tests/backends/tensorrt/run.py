@@ -15,13 +15,25 @@ from trtllm_pt.backends.tensorrt.api import RTX, load
 from trtllm_pt.backends.tensorrt.compile_rank import define_rank
 from trtllm_pt.backends.tensorrt.interpreter.program import Program, read
 from trtllm_pt.backends.tensorrt.interpreter.steps import Steps
+from trtllm_pt.backends.tensorrt.limits import check
 from trtllm_pt.backends.tensorrt.log import Log
 from trtllm_pt.backends.tensorrt.weights import RankWeights
 from trtllm_pt.checkpoint.manifest import CheckpointManifest
+from trtllm_pt.errors import UsageError
 
 MAX_SEQ_LEN = 64
 CHUNK = 5
 DECODE_STEPS = 2
+
+
+def is_supported(case: Case, ranks: int) -> bool:
+    """Whether the backend builds the case on so many ranks."""
+    try:
+        algos = {"quant_algo": case.quant_algo, "kv_cache_quant_algo": case.kv_cache_quant_algo}
+        check(CheckpointManifest(model=case.config, ranks=ranks, dtype=case.dtype, **algos), ())
+    except UsageError:
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.backends.tensorrt.run import MAX_SEQ_LEN, programs
+from tests.backends.tensorrt.run import MAX_SEQ_LEN, is_supported, programs
 from tests.backends.tensorrt_llm.cases import CASES, REPRESENTATIVES, Case
 from tests.backends.tensorrt_llm.conftest import Checkpoints
 from trtllm_pt.backends.manifest import Capacity
@@ -28,12 +28,12 @@ def compiled(checkpoint: Path, rank: int, folder: Path) -> BuiltRank:
     return compile_rank(job, lambda share: None)
 
 
-FAST = {("pt", 4), ("ladder", 2), ("desync", 2), ("pt moe", 2)}
+FAST = {("pt", 4), ("ladder", 2), ("desync", 2), ("pt moe", 2), ("pt W8A16", 4), ("pt W4A16", 2)}
 SLOW_AND_FAST = [
     pytest.param(case, ranks, id=f"{case.name}, {ranks}", marks=() if (case.name, ranks) in FAST else pytest.mark.slow)
     for case in CASES.values()
     for ranks in case.ranks
-    if not case.is_quantised
+    if is_supported(case, ranks)
 ]
 
 

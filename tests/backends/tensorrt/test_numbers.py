@@ -6,7 +6,7 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.backends.tensorrt.formulas import logits
-from tests.backends.tensorrt.run import outcome, programs
+from tests.backends.tensorrt.run import is_supported, outcome, programs
 from tests.backends.tensorrt_llm.cases import CASES, FORCED, PROMPTS, REPRESENTATIVES, Case
 from tests.backends.tensorrt_llm.conftest import Checkpoints
 from trtllm_pt.backends.tensorrt.interpreter.steps import Steps
@@ -17,12 +17,12 @@ LIMITS = {"float32": 1e-6, "float16": 4e-3, "bfloat16": 4e-2}
 # A stream that is rounded to bfloat16 may choose another expert for a token than the exact one does.
 EXPERTS_LIMIT = 1e-1
 
-FAST = set(REPRESENTATIVES.items())
+FAST = {*REPRESENTATIVES.items(), ("pt W8A16", 4)}
 SLOW_AND_FAST = [
     pytest.param(case, ranks, id=f"{case.name}, {ranks}", marks=() if (case.name, ranks) in FAST else pytest.mark.slow)
     for case in CASES.values()
     for ranks in case.ranks
-    if not case.is_quantised
+    if is_supported(case, ranks)
 ]
 
 

@@ -42,7 +42,7 @@ def cache_names(layer: int) -> tuple[str, str]:
 def define(graph: Graph, manifest: CheckpointManifest, rank: int, weights: Weights, max_seq_len: int) -> None:
     """Add the layers of a rank to an empty network. Its output is float32 logits [R, V], the same on all ranks."""
     layout = rank_layout(manifest.model, manifest.ranks, rank)
-    part = Part(graph, manifest.model, layout, weights, manifest.torch_dtype)
+    part = Part(graph, manifest.model, layout, weights, manifest.torch_dtype, manifest.quant_algo)
     step = Step.define(part, max_seq_len)
     graph.output("logits", logits(part, transformer(part, step)))
 
@@ -56,6 +56,7 @@ class Part:
     layout: RankLayout
     weights: Weights
     dtype: torch.dtype
+    quant_algo: str | None  # of the layers' matrices
 
     @property
     def tracks(self) -> int:
@@ -315,10 +316,35 @@ def linear(part: Part, name: str, x: Tensor) -> Tensor:
     """Return the product of x [K, T, I] with a weight [O, I] per track, [K, T, O]."""
     graph = part.graph
     with graph.scope(name):
-        y = graph.product(x, graph.constant(part.weights[f"{name}.weight"], "weight"), transposed=True)
+        y = graph.product(x, matrix(part, name), transposed=True)
         if f"{name}.bias" in part.weights:
             y = graph.add(y, graph.constant(part.weights[f"{name}.bias"][:, None], "bias"))
     return y
+
+
+def matrix(part: Part, name: str) -> Tensor:
+    """Return a weight [K, O, I], which is dequantised first if it is quantised.
+
+    The layers have the form in which the compiler makes them a part of the product, so that the dequantised weight is
+    never stored: two axes, and for int4 blocks of inputs that have a scale each, here all the same.
+    """
+    graph, stored = part.graph, part.weights[f"{name}.weight"]
+    if part.quant_algo is None:
+        return graph.constant(stored, "weight")
+    scale = part.weights[f"{name}.per_channel_scale"].flatten()
+    if part.quant_algo == "W4A16":
+        weight = graph.int4_constant(stored.flatten(0, 1), "weight")
+        blocks = weight.shape[1] // int4_block(weight.shape[1])
+        y = graph.dequantize(weight, graph.constant(scale[:, None].expand(-1, blocks), "scale"))
+    else:
+        weight = graph.constant(stored.flatten(0, 1), "weight")
+        y = graph.dequantize(weight, graph.constant(scale, "scale"), axis=0)
+    return graph.reshape(y, (part.tracks, -1, weight.shape[1]))
+
+
+def int4_block(columns: int) -> int:
+    """Return the number of inputs of a block of int4: 64 or 128, of which a row has at least two if it can."""
+    return 64 if columns % 128 or columns == 128 else 128
 
 
 def norm(part: Part, name: str, x: Tensor) -> Tensor:

@@ -88,6 +88,17 @@ def _elementwise(layer: Layer, a: Tensor, b: Tensor) -> Tensor:
     return ops[layer.parameters["op"]](a, b)
 
 
+def _dequantize(layer: Layer, x: Tensor, scale: Tensor) -> Tensor:
+    """x [O, I] times a scale per row, or without an axis a scale per block of a row."""
+    if scale.dim() == 1:
+        assert layer.parameters["axis"] == 0
+        scale = scale[:, None]
+    else:
+        assert x.shape[0] == scale.shape[0] and x.shape[1] % scale.shape[1] == 0
+        scale = scale.repeat_interleave(x.shape[1] // scale.shape[1], 1)
+    return (x.float() * scale.float()).to(scale.dtype)
+
+
 def _gather(layer: Layer, x: Tensor, indices: Tensor) -> Tensor:
     assert layer.parameters["mode"] == "DEFAULT" and layer.parameters["batch_axes"] == 0
     axis = layer.parameters["axis"]
@@ -187,6 +198,7 @@ LAYERS: dict[str, Callable[..., Any]] = {
     "CAST": lambda layer, x: x.to(layer.parameters["dtype"]),
     "CONCATENATION": lambda layer, *parts: torch.cat(parts, layer.parameters["axis"]),
     "CONSTANT": lambda layer: layer.parameters["value"],
+    "DEQUANTIZE": _dequantize,
     "ELEMENTWISE": _elementwise,
     "GATHER": _gather,
     "KV_CACHE_UPDATE": _update_cache,

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from trtllm_pt.checkpoint.quantize import unpack_int4
+
 
 @dataclass(frozen=True, slots=True)
 class Value:
@@ -70,7 +72,7 @@ def _layer(trt: ModuleType, layer: Any, constants: Mapping[str, torch.Tensor]) -
         layer.__class__ = getattr(trt, _CLASSES[kind])
         parameters = dict(_PARAMETERS[kind](trt, layer))
     if kind == "CONSTANT":
-        parameters["value"] = _constant(layer, constants)
+        parameters["value"] = _constant(trt, layer, constants)
     if kind == "ATTENTION_INPUT":  # the mask and the lengths are inputs of the attention, not of its layers
         attention = layer.attention
         inputs = [*(attention.get_input(number) for number in range(3)), attention.mask, attention.key_value_lengths]
@@ -91,13 +93,15 @@ def _value(trt: ModuleType, tensor: Any) -> Value:
 
 def _dtypes(trt: ModuleType) -> dict[Any, torch.dtype]:
     names = ("float32", "float16", "bfloat16", "int32", "int64", "int8", "bool")
-    return {getattr(trt, name): getattr(torch, name) for name in names}
+    return {trt.int4: torch.int8, **{getattr(trt, name): getattr(torch, name) for name in names}}
 
 
-def _constant(layer: Any, constants: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    weights = layer.weights
-    value = torch.from_numpy(weights.copy()) if hasattr(weights, "ctypes") else constants[layer.name]
-    return value.reshape(tuple(layer.shape))
+def _constant(trt: ModuleType, layer: Any, constants: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    weights, shape = layer.weights, tuple(layer.shape)
+    if hasattr(weights, "ctypes"):  # an array of numpy, if that has the dtype
+        return torch.from_numpy(weights.copy()).reshape(shape)
+    value = constants[layer.name]
+    return unpack_int4(value) if weights.dtype == trt.int4 else value.reshape(shape)
 
 
 def _numbers(sizes: Any) -> list[int] | None:
