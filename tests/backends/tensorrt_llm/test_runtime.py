@@ -252,6 +252,10 @@ def test_stats(runtime: TensorRTRuntime) -> None:
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "top_k": ({"top_k": 1025}, r"top_k \(1025\) must be at most 1024"),
     "overflow": ({"repetition_penalty": 1e300}, r"repetition_penalty \(1e\+300\) must be within 1e\+30"),
+    "min_p and top_p": (
+        {"temperature": 1.0, "min_p": 0.1, "top_p": 0.9},
+        r"min_p \(0.1\) must be 0.0 with top_p below 1",
+    ),
     "min_tokens of one": ({"min_tokens": 1}, r"min_tokens \(1\) must be 0 or at least 2"),
     "min_tokens and stop words": (
         {"min_tokens": 3, "stop_words": ((1,),)},

@@ -91,6 +91,8 @@ def problems(p: SamplingParams) -> Iterator[str]:
             yield f"{field.name} ({value!r}) must be within {NUMBER_MAX:g}"
     if p.min_tokens == 1:  # 1 is the executor's default, which it treats as not set
         yield "min_tokens (1) must be 0 or at least 2"
+    if p.min_p and p.top_p < 1 and p.temperature:  # the executor takes the shares of top_p after min_p
+        yield f"min_p ({p.min_p!r}) must be 0.0 with top_p below 1"
     if p.min_tokens and p.stop_words:  # the executor's min_tokens delays only the end token
         yield f"min_tokens ({p.min_tokens}) must be 0 with stop_words"
     for name in ("top_log_probs", "processed_log_probs", "prompt_log_probs"):
