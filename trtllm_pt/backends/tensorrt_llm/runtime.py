@@ -1,7 +1,7 @@
 """The runtime of TensorRT engines, on TensorRT-LLM's executor, which does scheduling, paging, sampling and MPI itself.
 
-It differs from the embedded engine: a random draw depends on the seed but not on the position, a bad word that begins in
-the prompt is forbidden too, and all-reduces are not counted.
+It differs from the embedded engine: a random draw depends on the seed but not on the position, a bad word that begins
+in the prompt is forbidden too, and all-reduces are not counted.
 """
 
 from __future__ import annotations
