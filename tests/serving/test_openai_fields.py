@@ -152,6 +152,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
         r"top_logprobs \(false\) is not supported: leave .* or set it to 0",
     ),
     ("chat/completions", {"store": 0}, r"store \(0\) is not supported: leave it out, or set it to false"),
+    ("chat/completions", {"tools": [{"name": "f " * 999}]}, r"^tools \(.{1,80} …\) is not supported: leave it out"),
     ("completions", {"stream_options": {"include_usage": True}}, "stream_options needs stream to be true"),
     (
         "completions",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +19,7 @@ from trtllm_pt.serving.openai.chat_template import ChatTemplate, Message
 from trtllm_pt.serving.triton.models.preprocessing import check_bytes
 from trtllm_pt.serving.triton.models.request import MOST_OUTPUTS
 
+_SHOWN = 80  # the most characters of a value in a message
 _NUMBER, _WHOLE, _FLAG = (int, float), (int,), (bool,)
 _SHARED: dict[str, tuple[type, ...]] = {
     "model": (str,),
@@ -210,8 +212,9 @@ def _checked(kind: str, body: Mapping[str, Any]) -> dict[str, Any]:
         if value is None or _is_one_of(value, neutral.get(name, ())):
             continue
         if name in neutral:
+            shown = textwrap.shorten(json.dumps(value), _SHOWN, placeholder=" …")
             accepted = " or ".join(map(json.dumps, neutral[name]))
-            raise UsageError(f"{name} ({json.dumps(value)}) is not supported: leave it out, or set it to {accepted}")
+            raise UsageError(f"{name} ({shown}) is not supported: leave it out, or set it to {accepted}")
         if name not in _FIELDS[kind]:
             raise UsageError(f"{name} is not supported")
         given[name] = _typed(name, value, _FIELDS[kind][name])
