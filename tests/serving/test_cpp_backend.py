@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 
 from tests.backends.tensorrt_llm.executor.engine import toy_logits
 from tests.backends.tensorrt_llm.executor.folders import MODEL, engine_folder
 from tests.serving.client import Stream, events, post, tokens
 from tests.serving.conftest import Served, needs_triton, running
-from trtllm_pt.backends.embedded.sampling import log_prob, sample
+from trtllm_pt.backends.embedded.sampling import sample
 from trtllm_pt.backends.registry import read_engine
 from trtllm_pt.checkpoint.tokenizer_files import copy_tokenizer
 from trtllm_pt.errors import UsageError
@@ -79,8 +80,9 @@ def wanted(ports: Ports, **sampling: Any) -> tuple[list[int], list[float]]:
     while True:
         row = toy_logits(sequence.tokens, WIDE.vocab_size)
         [token], _, _ = sample(row[None], [sequence])
-        log_probs.append(log_prob(row, token))
-        if sequence.take(token, log_probs[-1]):
+        exact = row.astype(np.float64)
+        log_probs.append(float(exact[token] - np.log(np.exp(exact).sum())))
+        if sequence.take(token):
             return list(sequence.output), log_probs
 
 
