@@ -90,7 +90,7 @@ def build(job: Job, folder: Path) -> Built:
 def build_with_strategy(job: Job, strategy: str, folder: Path) -> Built:
     """The same by `trtllm-pt build --engine tensorrt_llm --all_reduce_strategy`."""
     checkpoint = write_checkpoint(job.case, job.ranks, folder)
-    options = BuildOptions(**LIMITS, tensorrt_llm={"all_reduce_strategy": strategy})
+    options = BuildOptions(**LIMITS, extra={"all_reduce_strategy": strategy})
     with recorded() as programs:
         backends.build(checkpoint, folder / "engines", "tensorrt_llm", options, progress=False)
     return _built(programs, folder / "engines", job.plan)
