@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
 
 from tests.text.tokenizers import TEXT, TOKENIZERS
 from trtllm_pt.errors import UsageError
-from trtllm_pt.text.stream import TextStream
+from trtllm_pt.text.stream import Continuation, TextStream
 
 
 def pieces(stream: TextStream, ids: list[int], sizes: list[int] | None = None) -> list[str]:
@@ -142,3 +142,26 @@ def test_a_stop_string_in_the_flushed_text() -> None:
 def test_stop_strings_refused(stop: object) -> None:
     with pytest.raises(UsageError, match="must be a list of non-empty strings"):
         TextStream(TOKENIZERS["byte level"], stop)  # type: ignore[arg-type]
+
+
+def test_tokens_whose_predecessors_are_not_known() -> None:
+    for name, token, wanted in (
+        ("byte fallback", "▁world", " world"),
+        ("byte fallback", "c", "c"),
+        ("unigram", "▁world", " world"),
+        ("unigram", "s", "s"),
+        ("word piece", "world", " world"),
+        ("word piece", "##s", "s"),
+        ("byte level", "Ġ", " "),
+    ):
+        tokenizer = TOKENIZERS[name]
+        assert Continuation(tokenizer).decode([tokenizer.token_to_id(token)]) == wanted, (name, token)
+        assert Continuation(tokenizer).decode([]) == ""
+    whole = TOKENIZERS["byte fallback"].encode("Hello world").ids
+    assert Continuation(TOKENIZERS["byte fallback"]).decode(whole) == "Hello world"
+    assert Continuation(TOKENIZERS["byte fallback"]).decode(whole[1:]) == " Hello world"
+
+
+def test_a_vocabulary_that_cannot_encode_every_text() -> None:
+    tokenizer = Tokenizer(models.WordLevel({"yes": 0, "no": 1}))
+    assert Continuation(tokenizer).decode([1]) == " no"

@@ -203,7 +203,7 @@ class Continuation:
         self._tokenizer, self._skip = tokenizer, skip_special_tokens
         added = tokenizer.get_added_tokens_decoder()
         special = {token for token, info in added.items() if info.special}
-        self._first = special.intersection(tokenizer.encode("a").ids[:1])
+        self._first = special.intersection(tokenizer.encode("").ids[:1])
         unfit = special | _byte_tokens(tokenizer)
         others = (token for token in range(tokenizer.get_vocab_size()) if token not in unfit)
         self._word = next(([token] for token in others if self._decode([token]).isalpha()), [])
