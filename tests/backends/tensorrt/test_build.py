@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests import configs
-from trtllm_pt.backends import build, inspect, read_engine
+from trtllm_pt.backends import BuildOptions, build, inspect, read_engine
+from trtllm_pt.backends.tensorrt import api
+from trtllm_pt.backends.tensorrt.limits import check, with_fields
 from trtllm_pt.checkpoint.init import init
-from trtllm_pt.errors import UsageError
+from trtllm_pt.checkpoint.manifest import CheckpointManifest
+from trtllm_pt.errors import RunError, UsageError
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -52,3 +61,137 @@ def test_it_cannot_be_run_yet(engines: Path) -> None:
     manifest = read_engine(engines)
     with pytest.raises(UsageError, match=r"this version of trtllm-pt cannot run: `trtllm-pt inspect .*` shows them"):
         manifest.backend.open_rank(engines, manifest, threads=None, kv_tokens=None)
+
+
+def test_a_network_on_one_rank_sends_nothing(tmp_path: Path) -> None:
+    checkpoint = init(configs.TINY, tmp_path / "checkpoint", dtype="float16")
+    build(checkpoint, tmp_path / "engines", "tensorrt", BuildOptions(extra={"gpu": "SM75, sm89"}))
+    found = inspect(tmp_path / "engines")["compiled"]
+    assert found["collectives"] == {"decode": {}, "prefill": {}} and found["targets"] == ["sm75", "sm89"]
+
+
+# --- what cannot be built
+
+REFUSED = {
+    "Hopper": (
+        {"gpu": "sm89,sm90"},
+        r"^gpu \(sm90\): TensorRT-RTX does not compile for Hopper, only for sm75, .*sm121",
+    ),
+    "an unknown target": (
+        {"gpu": "ada"},
+        r"^gpu \(ada\) must be one of sm75, sm80, sm86, sm89, sm120, sm121, or several",
+    ),
+    "no target": ({"gpu": ""}, r"^gpu \(\) must be one of sm75"),
+    "Turing in bfloat16": ({"gpu": "sm75"}, r"^dtype \('bfloat16'\) must be 'float16' for gpu sm75"),
+    "no such builder": ({"builder": "tensorrt"}, r"^builder \('tensorrt'\) is not installed: `pip install .*rtx\]'`"),
+    "no workers": ({"workers": 0}, r"^--workers \(0\) must be at least 1"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_options_that_are_refused(checkpoint: Path, tmp_path: Path, name: str) -> None:
+    values, message = REFUSED[name]
+    with pytest.raises(UsageError, match=message):
+        build(checkpoint, tmp_path / "out", "tensorrt", BuildOptions(extra=values))
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_builder_is_installed(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "BUILDERS", ())
+    with pytest.raises(UsageError, match=r"^neither TensorRT nor TensorRT-RTX is installed: `pip install 'trtllm_pt\["):
+        build(checkpoint, tmp_path / "out", "tensorrt")
+    assert not list(tmp_path.iterdir())
+
+
+def test_tensorrt_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "BUILDERS", ("json",))  # a package that is installed
+    monkeypatch.setattr(api, "PROPER", "json")
+    with pytest.raises(UsageError, match=r"^TensorRT compiles for the GPU of the machine, and none is visible here"):
+        api.builder_name()
+
+
+EXPERTS = {"ffn_pattern": ("moe",), "num_experts": 2, "experts_per_token": 1, "moe_intermediate_size": 64}
+MODELS = {
+    "a head size without kernels": (
+        {"head_size": 36},
+        {},
+        r"^head_size \(36\) must be a multiple of 8 in bfloat16: .*; float32 takes any",
+    ),
+    "FP8": ({}, {"quant_algo": "FP8"}, r"^quantization \(FP8\) must be W8A16, W4A16 or none"),
+    "an FP8 cache": (
+        {},
+        {"kv_cache_quant_algo": "FP8"},
+        r"^quantization \(FP8 KV cache\) must be W8A16, W4A16 or none",
+    ),
+    "int8 and several tracks": (
+        {"hidden_size": 64, "intermediate_size": 64},
+        {"quant_algo": "W8A16"},
+        r"^quantization \(W8A16\) needs one track per rank .*, and ranks \(2\) gives 2: .* --ranks 4, or with",
+    ),
+    "int4 experts": (
+        {"hidden_size": 64, **EXPERTS},
+        {"quant_algo": "W4A16"},
+        r"^quantization \(W4A16\) is not supported .* for ffn_pattern with 'moe'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models_that_are_refused(name: str) -> None:
+    changes, stored, message = MODELS[name]
+    manifest = CheckpointManifest(model=configs.SMALL.replace(**changes), ranks=2, dtype="bfloat16", **stored)
+    with pytest.raises(UsageError, match=message):
+        check(manifest, ())
+
+
+def test_a_plan_that_the_compiler_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its message is one of our lines, and what the compiler prints besides does not appear."""
+    checkpoint = init(configs.TINY.replace(head_size=10), tmp_path / "checkpoint", ranks=2, dtype="bfloat16")
+    monkeypatch.setattr("trtllm_pt.backends.tensorrt.build.check", lambda *_: None)
+    with pytest.raises(RunError) as error:
+        build(checkpoint, tmp_path / "out", "tensorrt", BuildOptions(extra={"workers": 1}))
+    assert str(error.value).startswith("TensorRT-RTX cannot compile rank 0: Myelin (MyelinCheckException: CHECK(")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_the_fields_of_a_layer() -> None:
+    model = configs.SMALL
+    reason = "Cannot compile operation 'transformer.layers.0.attention.qkv.product.18'"
+    assert with_fields(reason, model) == f"{reason} (head_size 16, num_heads 4, num_kv_heads 2, hidden_size 48)"
+    assert with_fields("lm_head.product", model) == "lm_head.product (vocab_size 101, hidden_size 48)"
+    assert with_fields("it gives no reason", model) == "it gives no reason"
+
+
+def run(folder: Path, *arguments: object, before: str = "") -> subprocess.CompletedProcess[str]:
+    """A command of trtllm-pt, after another one in the same shell."""
+    command = " ".join(map(str, (sys.executable, "-m", "trtllm_pt", *arguments)))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(folder.parent / "site"), str(ROOT)))}
+    shell = ["bash", "-c", f"{before} exec {command}"]
+    return subprocess.run(shell, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_a_disk_that_is_full_in_the_middle_of_a_plan(checkpoint: Path, tmp_path: Path) -> None:
+    done = run(tmp_path, "build", checkpoint, "-o", "out", "--engine", "tensorrt", before="ulimit -f 1000;")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(r"Error: writing rank[01]\.plan failed: File too large; nothing was kept\n", done.stderr)
+    assert not list(tmp_path.iterdir())
+
+
+KILLED = """
+import os
+import sys
+if "trtllm_pt.backends.tensorrt.compile_rank" in sys.orig_argv:
+    print("out of memory", file=sys.stderr, flush=True)
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_process_that_is_killed(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(KILLED)
+    (tmp_path / "work").mkdir()
+    done = run(tmp_path / "work", "build", checkpoint, "-o", "out", "--engine", "tensorrt")
+    assert done.returncode == 1
+    how = r"was killed by signal 9 after saying 'out of memory'; nothing was kept"
+    assert re.fullmatch(rf"Error: the process that compiled rank [01] {how}\n", done.stderr)
+    assert not list((tmp_path / "work").iterdir())

@@ -34,16 +34,18 @@ _DATA_CENTRE = {"sm90": "Hopper", "sm100": "Blackwell", "sm103": "Blackwell Ultr
 def builder_name(wanted: str | None = None) -> str:
     """Return the package to build with: `wanted`, or the one that works on this machine.
 
-    TensorRT is preferred where a GPU is visible. Raises UsageError if none is installed.
+    TensorRT is preferred where a GPU is visible. Raises UsageError if none is installed that can compile here.
     """
     installed = [name for name in BUILDERS if importlib.util.find_spec(name)]
-    if wanted is not None:
-        if wanted not in installed:
-            raise UsageError(f"builder ({wanted!r}) is not installed: {INSTALL}")
-        return wanted
+    if wanted is not None and wanted not in installed:
+        raise UsageError(f"builder ({wanted!r}) is not installed: {INSTALL}")
     if not installed:
         raise UsageError(f"neither TensorRT nor TensorRT-RTX is installed: {INSTALL}")
-    return installed[0] if gpu_is_visible() else installed[-1]
+    sees_gpu = gpu_is_visible()
+    name = wanted or (installed[0] if sees_gpu else installed[-1])
+    if name == PROPER and not sees_gpu:
+        raise UsageError(f"TensorRT compiles for the GPU of the machine, and none is visible here: {INSTALL}")
+    return name
 
 
 def gpu_is_visible() -> bool:

@@ -7,13 +7,14 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
@@ -27,7 +28,7 @@ from trtllm_pt.backends.tensorrt.profiles import profiles_of
 from trtllm_pt.checkpoint.manifest import CheckpointManifest
 from trtllm_pt.errors import RunError, UsageError
 from trtllm_pt.files.atomic import new_folder, refuse_existing, write_json
-from trtllm_pt.job.process import end
+from trtllm_pt.job.process import end, last_line
 
 _PATIENCE = 10.0  # seconds for a killed worker to end
 
@@ -97,7 +98,9 @@ def _compile_all(jobs: Sequence[Job], workers: int, progress: bool | None) -> li
     with _Bar(len(jobs), progress) as bar, ThreadPoolExecutor(workers) as pool:
 
         def compile_one(job: Job) -> BuiltRank:
-            return _follow(processes.start(job), job, lambda share: bar.show(job.rank, share))
+            with tempfile.TemporaryFile("w+") as noise:
+                worker = processes.start(job, noise)
+                return _follow(worker, job, noise, lambda share: bar.show(job.rank, share))
 
         try:
             following = [pool.submit(compile_one, job) for job in jobs]
@@ -114,12 +117,13 @@ class _Processes:
         self._ended = False
         self._lock = threading.Lock()
 
-    def start(self, job: Job) -> subprocess.Popen[str]:
+    def start(self, job: Job, noise: TextIO) -> subprocess.Popen[str]:
+        """Start a worker. What libraries print goes to the file `noise`."""
         command = [sys.executable, "-m", compile_rank.__name__, job.to_json()]
         with self._lock:
             if self._ended:
                 raise RunError("the build has ended")  # another rank's failure is the one that is raised
-            worker = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+            worker = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=noise, text=True)
             self._started.append(worker)
         return worker
 
@@ -130,7 +134,7 @@ class _Processes:
             end(worker, _PATIENCE, polite=())
 
 
-def _follow(worker: subprocess.Popen[str], job: Job, show: Callable[[float], None]) -> BuiltRank:
+def _follow(worker: subprocess.Popen[str], job: Job, noise: TextIO, show: Callable[[float], None]) -> BuiltRank:
     """Show how far a worker is until it has ended. Raises the worker's failure as UsageError or RunError."""
     assert worker.stdout is not None
     built = None
@@ -145,7 +149,9 @@ def _follow(worker: subprocess.Popen[str], job: Job, show: Callable[[float], Non
     status = worker.wait()
     if status or built is None:
         how = f"was killed by signal {-status}" if status < 0 else f"exited with status {status}"
-        raise RunError(f"the process that compiled rank {job.rank} {how}; nothing was kept")
+        noise.seek(0)
+        said_last = f" after saying {last!r}" if (last := last_line(noise.read())) else ""
+        raise RunError(f"the process that compiled rank {job.rank} {how}{said_last}; nothing was kept")
     return built
 
 

@@ -21,6 +21,7 @@ from trtllm_pt.backends.manifest import Capacity
 from trtllm_pt.backends.tensorrt import collectives
 from trtllm_pt.backends.tensorrt.api import RTX, TITLES, load
 from trtllm_pt.backends.tensorrt.graph import Graph
+from trtllm_pt.backends.tensorrt.limits import with_fields
 from trtllm_pt.backends.tensorrt.log import Log
 from trtllm_pt.backends.tensorrt.network import Weights, define
 from trtllm_pt.backends.tensorrt.profiles import add_profile, profiles_of
@@ -87,7 +88,8 @@ def compile_rank(job: Job, report: Callable[[float], None]) -> BuiltRank:
     with contextlib.nullcontext() if job.builder == RTX else timing_cache(trt, config):
         plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise RunError(f"{TITLES[job.builder]} cannot compile rank {job.rank}: {log.reason()}")
+        reason = with_fields(log.reason(), manifest.model)
+        raise RunError(f"{TITLES[job.builder]} cannot compile rank {job.rank}: {reason}; nothing was kept")
     collectives.check_compiled(log.collectives, manifest, job.rank, profiles)
     path = plan_file(job.folder, job.rank)
     try:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from trtllm_pt.checkpoint.manifest import CheckpointManifest
 from trtllm_pt.errors import UsageError
+from trtllm_pt.model.config import ModelConfig
 from trtllm_pt.model.layout import rank_layout
 
 
 def check(manifest: CheckpointManifest, gpus: Sequence[str]) -> None:
     """Raise UsageError, naming the field, for a checkpoint that cannot be compiled for the GPU architectures `gpus`."""
     _check_quantization(manifest)
+    if manifest.dtype != "float32" and manifest.model.head_size % 8:
+        raise UsageError(
+            f"head_size ({manifest.model.head_size}) must be a multiple of 8 in {manifest.dtype}: TensorRT's attention "
+            "has no kernels for others; float32 takes any"
+        )
     if "sm75" in gpus and manifest.dtype != "float16":
         raise UsageError(f"dtype ({manifest.dtype!r}) must be 'float16' for gpu sm75, which multiplies no other")
 
@@ -30,3 +37,19 @@ def _check_quantization(manifest: CheckpointManifest) -> None:
             f"gives {tracks}: TensorRT would unpack the weights of several before each product; convert with --ranks "
             f"{model.tracks}, or with --quantize W4A16"
         )
+
+
+_FIELDS = {
+    "attention": ("head_size", "num_heads", "num_kv_heads", "hidden_size"),
+    "mlp": ("hidden_size", "intermediate_size", "num_experts", "moe_intermediate_size"),
+    "vocab_embedding": ("vocab_size", "hidden_size"),
+    "lm_head": ("vocab_size", "hidden_size"),
+}
+
+
+def with_fields(reason: str, model: ModelConfig) -> str:
+    """Return TensorRT's reason with the fields of the config that give the layer that it names its sizes."""
+    for part, names in _FIELDS.items():
+        if re.search(rf"\b{part}\b", reason):
+            return f"{reason} ({', '.join(f'{name} {value}' for name in names if (value := getattr(model, name)))})"
+    return reason

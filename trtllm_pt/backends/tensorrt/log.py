@@ -14,8 +14,10 @@ _COLLECTIVE = re.compile(
     r"^Name: (?P<name>\S+?)(?: \[profile (?P<profile>\d+)\])?(?:_myl\d+_\d+)?, LayerType: (?P<kind>comm_\w+)",
     re.MULTILINE,
 )
-# "[graphShapeAnalyzer.cpp::analyzeShapes::2084] Error Code 4: …" and similar places in TensorRT's sources.
-_PLACE = re.compile(r"^(?:\w+::\w+: )?(?:\[[\w.]+::\w+::\d+\] )?(?:Error Code \d+: )?")
+# Places in TensorRT's sources, such as "[graphShapeAnalyzer.cpp::analyzeShapes::2084] Error Code 4: ".
+_PLACE = re.compile(
+    r"\w+::\w+: |\[[\w.]+:+ ?\w+:+ ?\w+\] |Error Code \d+: | ?In \w+ at /\S+:\d+|\w+\.(?:cpp|h):\d+: |\(\w+ Error in "
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ class Log:
         """Return the first error on one line, without its place in TensorRT's sources."""
         if not self.errors:
             return "it gives no reason"
-        return _PLACE.sub("", " ".join(self.errors[0].split()))
+        return _PLACE.sub("", " ".join(self.errors[0].split())).strip()
 
 
 @functools.cache
