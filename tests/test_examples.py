@@ -85,6 +85,15 @@ def test_plan_purchase() -> None:
     assert len(example("plan_purchase.py", "pt-30b").splitlines()) == 2 + 4 * 3
 
 
+def test_tensorrt_plans(tmp_path: Path) -> None:
+    lines = example("tensorrt_plans.py", tmp_path).splitlines()
+    sends = [line.split(": ")[1] for line in lines if line.startswith("  each token")]
+    assert sends == ["2 all-reduces, 1 gather of logits", "12 all-reduces, 1 gather of logits"]
+    (difference,) = (line.split(": ")[1] for line in lines if line.startswith("  largest difference"))
+    assert float(difference.split()[0]) < 2e-6  # the reference sums in float32
+    assert "No plan was executed" in lines[-1]
+
+
 def test_the_readme_lists_every_example() -> None:
     page = (ROOT / "examples" / "README.md").read_text()
     for script in (ROOT / "examples").glob("*.py"):

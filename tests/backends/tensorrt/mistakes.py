@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
-from tests.backends.tensorrt import run
 from trtllm_pt.backends.tensorrt import network
 from trtllm_pt.backends.tensorrt.graph import Graph
+from trtllm_pt.backends.tensorrt.interpreter import networks
 from trtllm_pt.backends.tensorrt.interpreter.steps import Steps
 from trtllm_pt.backends.tensorrt.weights import RankWeights
 
@@ -91,7 +91,9 @@ def _plus_one(value: Any) -> Any:
 
 
 def _weights_of_another_rank() -> AbstractContextManager[Any]:
-    return patch.object(run, "RankWeights", lambda folder, manifest, rank: RankWeights(folder, manifest, rank and 2))
+    return patch.object(
+        networks, "RankWeights", lambda folder, manifest, rank: RankWeights(folder, manifest, rank and 2)
+    )
 
 
 def _renamed(**names: str) -> Made:

@@ -11,13 +11,9 @@ from torch import Tensor
 
 from tests.backends.tensorrt_llm.cases import FORCED, PROMPTS, Case
 from tests.checkpoint.fp8 import reference_as_stored
-from trtllm_pt.backends.tensorrt.api import RTX, load
-from trtllm_pt.backends.tensorrt.compile_rank import define_rank
-from trtllm_pt.backends.tensorrt.interpreter.program import Program, read
+from trtllm_pt.backends.tensorrt.interpreter.networks import networks
 from trtllm_pt.backends.tensorrt.interpreter.steps import Steps
 from trtllm_pt.backends.tensorrt.limits import check
-from trtllm_pt.backends.tensorrt.log import Log
-from trtllm_pt.backends.tensorrt.weights import RankWeights
 from trtllm_pt.checkpoint.manifest import CheckpointManifest
 from trtllm_pt.errors import UsageError
 
@@ -44,22 +40,9 @@ class Outcome:
     decode: float
 
 
-def programs(checkpoint: Path) -> list[Program]:
-    """The networks of all ranks of a checkpoint."""
-    trt, log, manifest = load(RTX), Log(), CheckpointManifest.from_dir(checkpoint)
-    builder = trt.Builder(log.listen(trt))
-    found = []
-    for rank in range(manifest.ranks):
-        weights = RankWeights(checkpoint, manifest, rank)
-        graph = define_rank(trt, builder, log, manifest, rank, weights, MAX_SEQ_LEN)
-        found.append(read(trt, graph.network, graph.constants))
-    assert not log.errors
-    return found
-
-
 def outcome(case: Case, ranks: int, checkpoint: Path) -> Outcome:
     """The prompts of two slots in chunks, then the third's beside decode steps of the two, then decode steps of all."""
-    steps = Steps(programs(checkpoint), len(PROMPTS))
+    steps = Steps(networks(checkpoint, MAX_SEQ_LEN), len(PROMPTS))
     found: list[dict[int, Tensor]] = [{} for _ in PROMPTS]  # of each prompt, by the number of tokens before
     fed = [[*prompt, *forced] for prompt, forced in zip(PROMPTS, FORCED, strict=True)]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.backends.tensorrt.run import MAX_SEQ_LEN, is_supported, programs
+from tests.backends.tensorrt.run import MAX_SEQ_LEN, is_supported
 from tests.backends.tensorrt_llm.cases import CASES, REPRESENTATIVES, Case
 from tests.backends.tensorrt_llm.conftest import Checkpoints
 from trtllm_pt.backends.manifest import Capacity
@@ -14,6 +14,7 @@ from trtllm_pt.backends.tensorrt.api import RTX
 from trtllm_pt.backends.tensorrt.collectives import check_compiled
 from trtllm_pt.backends.tensorrt.compile_rank import BuiltRank, Job, compile_rank, plan_file
 from trtllm_pt.backends.tensorrt.graph import Graph
+from trtllm_pt.backends.tensorrt.interpreter.networks import networks
 from trtllm_pt.backends.tensorrt.log import Collective, Log
 from trtllm_pt.backends.tensorrt.profiles import profiles_of
 from trtllm_pt.checkpoint.manifest import CheckpointManifest
@@ -53,7 +54,7 @@ def test_the_compiled_plan(checkpoints: Checkpoints, tmp_path: Path, case: Case,
 def test_each_collective_reads_the_one_before(checkpoints: Checkpoints, name: str) -> None:
     """Otherwise the compiler could order them differently on different ranks, which then wait forever."""
     case, ranks = CASES[name], REPRESENTATIVES[name]
-    (program, *_) = programs(checkpoints(case, ranks))
+    (program, *_) = networks(checkpoints(case, ranks), MAX_SEQ_LEN)
     before: dict[str, frozenset[str]] = {}  # of each tensor, the collectives that it depends on
     previous = None
     for layer in program.layers:

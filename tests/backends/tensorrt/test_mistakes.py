@@ -9,12 +9,13 @@ from unittest.mock import patch
 import pytest
 
 from tests.backends.tensorrt.mistakes import MISTAKES
-from tests.backends.tensorrt.run import outcome, programs
+from tests.backends.tensorrt.run import MAX_SEQ_LEN, outcome
 from tests.backends.tensorrt.test_numbers import LIMITS
 from tests.backends.tensorrt_llm.cases import CASES
 from tests.backends.tensorrt_llm.conftest import Checkpoints
 from trtllm_pt.backends.tensorrt import network
 from trtllm_pt.backends.tensorrt.graph import Graph
+from trtllm_pt.backends.tensorrt.interpreter.networks import networks
 from trtllm_pt.errors import RunError
 
 
@@ -58,5 +59,5 @@ REFUSED = {
 def test_is_refused(checkpoints: Checkpoints, name: str) -> None:
     case = CASES["pt"]
     with REFUSED[name], pytest.raises(RunError, match=r"TensorRT refuses the layer [\w.]+: \w") as error:
-        programs(checkpoints(case, 4))
+        networks(checkpoints(case, 4), MAX_SEQ_LEN)
     assert "\n" not in str(error.value)

@@ -6,9 +6,10 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.backends.tensorrt.formulas import logits
-from tests.backends.tensorrt.run import is_supported, outcome, programs
+from tests.backends.tensorrt.run import MAX_SEQ_LEN, is_supported, outcome
 from tests.backends.tensorrt_llm.cases import CASES, FORCED, PROMPTS, REPRESENTATIVES, Case
 from tests.backends.tensorrt_llm.conftest import Checkpoints
+from trtllm_pt.backends.tensorrt.interpreter.networks import networks
 from trtllm_pt.backends.tensorrt.interpreter.steps import Steps
 
 # Of the largest logit. The float32 networks sum in float64 and round after each layer, and the truth is in float64.
@@ -52,7 +53,7 @@ def test_logits_of_the_formulas(checkpoints: Checkpoints, name: str) -> None:
     case, ranks = CASES[name], FORMULAS[name]
     checkpoint = checkpoints(case, ranks)
     weights = load_file(checkpoint.parent / "model" / "model.safetensors")
-    steps = Steps(programs(checkpoint), 1)
+    steps = Steps(networks(checkpoint, MAX_SEQ_LEN), 1)
     prompt, forced = PROMPTS[0], FORCED[0]
     true = logits(case.config, weights, [*prompt, *forced])
     rows = {7: steps.prefill(0, prompt[:7]), len(prompt): steps.prefill(0, prompt[7:])}

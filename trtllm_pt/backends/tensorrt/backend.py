@@ -8,6 +8,7 @@ from pathlib import Path
 from trtllm_pt.backends.backend import Backend, BuildOption, BuildReport, RankRuntime
 from trtllm_pt.backends.checks import Check
 from trtllm_pt.backends.manifest import BuildOptions, EngineManifest
+from trtllm_pt.backends.tensorrt.api import INSTALL
 from trtllm_pt.backends.tensorrt.checks import CHECKS
 from trtllm_pt.errors import UsageError
 
@@ -32,8 +33,10 @@ class TensorRTBackend(Backend):
         return CHECKS
 
     def build(self, checkpoint: Path, output: Path, options: BuildOptions, progress: bool | None = None) -> BuildReport:
-        from trtllm_pt.backends.tensorrt.build import build
-
+        try:
+            from trtllm_pt.backends.tensorrt.build import build
+        except ModuleNotFoundError as error:
+            raise UsageError(f"{self.title} needs {error.name}: {INSTALL}") from None
         return build(self, checkpoint, output, options, progress)
 
     def check_versions(self, folder: Path, manifest: EngineManifest) -> None:
