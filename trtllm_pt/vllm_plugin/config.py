@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
+from trtllm_pt.errors import UsageError
 from trtllm_pt.model.config import HF_KEYS, ModelConfig, unknown_key
 
 _OURS = {field.name for field in dataclasses.fields(ModelConfig)}
@@ -54,3 +55,15 @@ class ParallelTrackConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
     def model(self) -> ModelConfig:
         """The same as our own config."""
         return ModelConfig.from_json(self.parallel_track)
+
+
+def refusing(message: str) -> type[PretrainedConfig]:
+    """Return a config class for our model type that raises UsageError with this message."""
+
+    class Refusing(PretrainedConfig):  # type: ignore[no-untyped-call]
+        model_type = str(HF_KEYS["model_type"])
+
+        def __init__(self, **values: Any) -> None:
+            raise UsageError(message)
+
+    return Refusing

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from trtllm_pt.checkpoint.ranks import rank_part
+from trtllm_pt.checkpoint.ranks import rank_part, rank_tensors
 from trtllm_pt.checkpoint.source import listed
 from trtllm_pt.errors import UsageError
-from trtllm_pt.model.tensors import TensorSpec, tensors
+from trtllm_pt.model.tensors import TensorSpec
 
 if TYPE_CHECKING:
     from trtllm_pt.vllm_plugin.model import ParallelTrackForCausalLM
 
-_EMBEDDING, _HEAD = "transformer.vocab_embedding.weight", "lm_head.weight"
+_HEAD = "lm_head.weight"
 
 
 def load(model: ParallelTrackForCausalLM, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
@@ -24,7 +24,7 @@ def load(model: ParallelTrackForCausalLM, weights: Iterable[tuple[str, Tensor]])
 
     The weights are views of mapped files, so those of other ranks' tracks are never read.
     """
-    specs = {spec.name: spec for spec in tensors(model.config)}
+    specs = {spec.name: spec for spec in rank_tensors(model.config)}
     left = set(specs)
     with torch.no_grad():
         for name, whole in weights:
@@ -32,6 +32,9 @@ def load(model: ParallelTrackForCausalLM, weights: Iterable[tuple[str, Tensor]])
                 raise UsageError(f"the model has a tensor that its config does not call for: {name}")
             _load_tracks(model, specs[name], whole) if specs[name].per_track else _load_shared(model, name, whole)
             left.discard(name)
+        if model.config.tie_embeddings and _HEAD in left:
+            _load_shared(model, _HEAD, model.transformer.vocab_embedding.weight)
+            left.discard(_HEAD)
     if left:
         raise UsageError(f"the model lacks the tensors {listed(sorted(left))}")
     return {name for name, _ in model.named_parameters()}
@@ -46,7 +49,7 @@ def _load_tracks(model: ParallelTrackForCausalLM, spec: TensorSpec, whole: Tenso
 
 
 def _load_shared(model: ParallelTrackForCausalLM, name: str, whole: Tensor) -> None:
-    if name != _HEAD:
-        model.get_parameter(name).view(whole.shape).copy_(whole)
-    if name == _HEAD or (name == _EMBEDDING and model.config.tie_embeddings):
+    if name == _HEAD:
         model.lm_head.weight.weight_loader(model.lm_head.weight, whole)
+    else:
+        model.get_parameter(name).view(whole.shape).copy_(whole)

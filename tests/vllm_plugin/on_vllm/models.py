@@ -1,0 +1,45 @@
+"""The models of these tests. vLLM's CPU kernels need heads of 32 and, for experts, widths that are multiples of 32."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.checkpoint.models import saved
+from tests.configs import EVERYTHING, LLAMA, OTHER_SCHEDULES, PRETRAINED, SMALL
+from trtllm_pt.model.config import ModelConfig
+
+_SIZES = {"hidden_size": 64, "head_size": 32}
+_EXPERTS = {"ffn_pattern": ("dense", "moe"), "num_experts": 4, "experts_per_token": 2, "moe_intermediate_size": 32}
+RANDOM: dict[str, ModelConfig] = {
+    name: config.replace(**_SIZES)
+    for name, config in {
+        "pt": SMALL,
+        "everything": EVERYTHING,
+        "llama": LLAMA,
+        "tp, experts": LLAMA.replace(num_kv_heads=1, qk_norm=True, **_EXPERTS),
+        **OTHER_SCHEDULES,
+    }.items()
+}
+NAMES = ["pretrained", *RANDOM]
+TOKENS, LONGEST = 12, 64  # generated for each prompt; of a prompt
+ALONE = (0, 12, 31)  # the prompts that are also generated for one at a time
+
+
+def config_of(name: str) -> ModelConfig:
+    return ModelConfig.from_file(PRETRAINED / "config.json") if name == "pretrained" else RANDOM[name]
+
+
+def folder_of(name: str, root: Path) -> Path:
+    """The folder of a model, which is made below `root` if it is not there."""
+    if name == "pretrained":
+        return PRETRAINED
+    if not (root / name / "config.json").exists():
+        saved(RANDOM[name], root / name)
+    return root / name
+
+
+def prompts(vocab_size: int) -> list[list[int]]:
+    """32 prompts of 1 to 63 tokens. The last eight have a common beginning, which vLLM's prefix cache keeps."""
+    alone = [[(7 * place * place + 3 * number) % vocab_size for place in range(1 + 2 * number)] for number in range(24)]
+    common = [(11 * place + 5) % vocab_size for place in range(40)]
+    return alone + [[*common, *range(number)] for number in range(16, 24)]

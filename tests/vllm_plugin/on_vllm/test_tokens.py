@@ -1,0 +1,94 @@
+"""Every kind of model on vLLM, on 1, 2 and 4 ranks, eager and compiled, against the reference network."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.vllm_plugin.on_vllm.models import ALONE, NAMES, TOKENS, config_of, folder_of, prompts
+from trtllm_pt.checkpoint.load import load_reference
+from trtllm_pt.model.schedule import schedule_of, sync_points
+
+pytest.importorskip("vllm", reason="make test-vllm")
+
+# Compiling takes most of the time, so each kind is compiled on one number of ranks only, but for the trained model.
+COMPILED = {
+    1: ("pretrained", "pt", "spd", "desync"),
+    2: ("pretrained", "everything", "llama", "tp, experts", "parallel", "ladder"),
+    4: ("pretrained",),
+}
+RUNS = [(name, ranks, mode) for ranks in COMPILED for mode in ("eager", "compiled") for name in NAMES]
+RUNS = [(name, ranks, mode) for name, ranks, mode in RUNS if mode == "eager" or name in COMPILED[ranks]]
+Results = Callable[[str, int, str], dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="module")
+def results(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """What vLLM gave. The first question for a number of ranks runs all models on them."""
+    root = tmp_path_factory.mktemp("vllm")
+
+    @cache
+    def run(ranks: int) -> Path:
+        folder = root / str(ranks)
+        folder.mkdir()
+        plan = [[name, str(folder_of(name, models)), mode] for name, at, mode in RUNS if at == ranks]
+        (folder / "plan.json").write_text(json.dumps(plan))
+        start(ranks, folder)
+        return folder
+
+    return lambda name, ranks, mode: json.loads((run(ranks) / f"{name}.{mode}.json").read_text())
+
+
+def start(ranks: int, folder: Path) -> None:
+    """Run the plan on its ranks. None of them outlives this call."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = str(listener.getsockname()[1])
+    for left in Path("/dev/shm").glob("-tp:*-cpushm*"):  # of a run that was killed; vLLM would not start beside it
+        left.unlink()
+    logs = [(folder / f"{rank}.log").open("w") for rank in range(ranks)]
+    command = [sys.executable, "-m", "tests.vllm_plugin.on_vllm.rank"]
+    environment = os.environ | {"MASTER_PORT": port}
+    jobs = [
+        subprocess.Popen([*command, str(rank), str(ranks), str(folder)], env=environment, stdout=log, stderr=log)
+        for rank, log in enumerate(logs)
+    ]
+    try:
+        status = [job.wait(timeout=900) for job in jobs]
+    finally:
+        for job in jobs:
+            job.kill()
+    assert not any(status), (folder / "0.log").read_text()[-3000:]
+
+
+@pytest.mark.timeout(1000)
+@pytest.mark.parametrize(("name", "ranks", "mode"), RUNS, ids=lambda value: str(value))
+def test_tokens(results: Results, models: Path, name: str, ranks: int, mode: str) -> None:
+    found, config = results(name, ranks, mode), config_of(name)
+    assert found["compiled"] == (mode == "compiled")
+    reference, given = load_reference(folder_of(name, models)), prompts(config.vocab_size)
+    given += [given[place] for place in ALONE]
+    for prompt, output in zip(given, found["together"] + found["alone"], strict=True):
+        tokens = output["tokens"]
+        with torch.no_grad():
+            logits = reference(torch.tensor([prompt + tokens]))[0, len(prompt) - 1 : -1]
+        assert tokens == logits.argmax(-1).tolist()
+        expected = logits.log_softmax(-1)[range(len(tokens)), tokens]
+        torch.testing.assert_close(torch.tensor(output["logprobs"]), expected, rtol=1e-3, atol=1e-3)
+    per_forward = sync_points(schedule_of(config)) if ranks > 1 else 0
+    assert found["seen"]["all_reduce"] == per_forward * found["seen"]["forward"] and found["seen"]["forward"] > TOKENS
