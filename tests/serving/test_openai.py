@@ -16,7 +16,7 @@ import pytest
 from tests.serving.client import ended_early
 from tests.serving.conftest import Served, needs_triton
 from tests.serving.test_server import LENGTH, PROMPTS, full
-from trtllm_pt.requests.messages import SamplingParams
+from trtllm_pt.requests.messages import SamplingParams, TokenScore
 from trtllm_pt.runtime.llm import LLM, RunResult
 from trtllm_pt.serving.triton.server import free_ports
 
@@ -131,6 +131,81 @@ def test_a_client_that_goes_away_frees_its_slot(client: Any, served: Served) -> 
         client.completions.create(**asked, timeout=0.3)
 
 
+def entries(found: Any) -> list[tuple[str, float | None, dict[str, float] | None]]:
+    return list(zip(found.tokens, found.token_logprobs, found.top_logprobs, strict=True))
+
+
+@pytest.fixture(scope="module")
+def scored(engines: Path) -> Iterator[tuple[LLM, list[RunResult]]]:
+    """Prompts and their greedy outputs, with all log-probs, without a server."""
+    wanted = SamplingParams(max_tokens=4, log_probs=True, prompt_log_probs=True, top_log_probs=3)
+    with LLM(engines) as llm:
+        yield llm, llm.generate(PROMPTS, wanted)
+
+
+def expected(llm: LLM, prompt: str, result: RunResult, echo: bool) -> list[tuple[str, Any, Any]]:
+    assert llm.tokenizer is not None
+    words = [llm.tokenizer.decode([token]) for token in (*llm.encode(prompt), *result.token_ids)]
+    scores = [*result.prompt_scores, *map(TokenScore, result.log_probs, result.top_log_probs)]
+    found: list[tuple[str, Any, Any]] = [(words[0], None, None)]
+    for word, score in zip(words[1:], scores, strict=True):
+        own = pytest.approx(score.log_prob, abs=1e-6)
+        top = {word: own}
+        for token, p in score.top:  # parts of characters look alike
+            top.setdefault(llm.tokenizer.decode([token]), pytest.approx(p, abs=1e-6))
+        found.append((word, own, top))
+    return found if echo else found[len(llm.encode(prompt)) :]
+
+
+@pytest.mark.parametrize("echo", [False, True])
+@pytest.mark.parametrize("stream", [False, True])
+def test_log_probs_of_completions(client: Any, scored: tuple[LLM, list[RunResult]], echo: bool, stream: bool) -> None:
+    llm, results = scored
+    asked = {"model": "demo", "max_tokens": 4, "temperature": 0, "logprobs": 3, "echo": echo, "stream": stream}
+    for prompt, result in zip(PROMPTS, results, strict=True):
+        answer = client.completions.create(prompt=prompt, **asked)
+        parts = [part.choices[0] for part in answer] if stream else answer.choices
+        found = [entry for part in parts for entry in entries(part.logprobs)]
+        assert found == expected(llm, prompt, result, echo)
+        text = "".join(part.text for part in parts)
+        offsets = [offset for part in parts for offset in part.logprobs.text_offset]
+        for (word, _, _), offset in zip(found, offsets, strict=True):
+            assert "\ufffd" in word or text[offset : offset + len(word)] == word
+
+
+def test_scoring_prompts_of_token_ids_alone(client: Any, scored: tuple[LLM, list[RunResult]]) -> None:
+    """As evaluation tools do it: a list of lists of token ids, echoed, with no new token or with one."""
+    llm, results = scored
+    prompts = [list(llm.encode(prompt)) for prompt in PROMPTS]
+    for most in (0, 1):
+        answer = client.completions.create(model="demo", prompt=prompts, max_tokens=most, logprobs=3, echo=True)
+        assert answer.usage.completion_tokens == most * len(prompts)
+        for choice, prompt, result in zip(answer.choices, PROMPTS, results, strict=True):
+            assert entries(choice.logprobs)[: len(llm.encode(prompt))] == expected(llm, prompt, result, True)[:-4]
+            assert choice.finish_reason == "length" and len(choice.logprobs.tokens) == len(llm.encode(prompt)) + most
+    [plain] = client.completions.create(model="demo", prompt="import os", max_tokens=0, echo=True).choices
+    assert (plain.text, plain.logprobs) == ("import os", None)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_log_probs_of_chats(client: Any, scored: tuple[LLM, list[RunResult]], stream: bool) -> None:
+    llm, _ = scored
+    assert llm.tokenizer is not None
+    messages = [{"role": "user", "content": "sort a list"}]
+    wanted = SamplingParams(max_tokens=4, log_probs=True, top_log_probs=2)
+    [result] = llm.generate(["# user: sort a list\ndef "], wanted)
+    asked = {"max_tokens": 4, "temperature": 0, "logprobs": True, "top_logprobs": 2, "stream": stream}
+    answer = client.chat.completions.create(model="demo", messages=messages, **asked)
+    parts = [part.choices[0] for part in answer] if stream else answer.choices
+    found = [token for part in parts for token in part.logprobs.content]
+    assert [token.logprob for token in found] == pytest.approx(result.log_probs, abs=1e-6)
+    for token, own, top in zip(found, result.token_ids, result.top_log_probs, strict=True):
+        assert token.token == llm.tokenizer.decode([own])
+        assert token.bytes in (None, list(token.token.encode()))
+        assert [one.token for one in token.top_logprobs] == [llm.tokenizer.decode([id]) for id, _ in top]
+        assert [one.logprob for one in token.top_logprobs] == pytest.approx([p for _, p in top], abs=1e-6)
+
+
 @pytest.mark.parametrize(
     ("path", "body", "status", "message"),
     [
@@ -159,7 +234,14 @@ def test_a_client_that_goes_away_frees_its_slot(client: Any, served: Served) -> 
         ("completions", {"prompt": "x", "n": 10**12}, 400, "n (1000000000000) times 1 prompts must be at most 1024"),
         ("completions", {"prompt": ["x"] * 1025}, 400, "n (1) times 1025 prompts must be at most 1024 outputs"),
         ("completions", b"[" * 100_000, 400, "the body is not JSON"),
-        ("completions", {"prompt": "x", "logprobs": 3}, 400, "logprobs (3) must be 0"),
+        ("completions", {"prompt": "x", "logprobs": 21}, 400, "logprobs (21) must be between 0 and 20"),
+        ("completions", {"prompt": "x", "max_tokens": 0}, 400, "max_tokens (0) must be a whole number at least 1"),
+        (
+            "chat/completions",
+            {"messages": [{"role": "user", "content": "x"}], "top_logprobs": 2},
+            400,
+            "top_logprobs (2) needs logprobs to be true",
+        ),
         ("completions", {"prompt": "x", "model": "gpt"}, 404, "model ('gpt') is not served here; the model is 'demo'"),
         ("completions", {"prompt": "x " * 2000}, 400, "must be shorter than max_seq_len (1024)"),
         ("completions", b" " * 100_000_000, 413, "Request Entity Too Large"),

@@ -200,7 +200,7 @@ class Continuation:
     """
 
     def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True) -> None:
-        self._tokenizer, self._skip = tokenizer, skip_special_tokens
+        self.tokenizer, self._skip = tokenizer, skip_special_tokens
         added = tokenizer.get_added_tokens_decoder()
         special = {token for token, info in added.items() if info.special}
         self._first = special.intersection(tokenizer.encode("").ids[:1])
@@ -215,4 +215,4 @@ class Continuation:
         return self._decode([*self._word, *ids])[self._before :]
 
     def _decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=self._skip)
+        return self.tokenizer.decode(ids, skip_special_tokens=self._skip)

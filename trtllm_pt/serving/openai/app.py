@@ -174,7 +174,7 @@ async def _events(answer: Answer, pieces: AsyncIterator[Piece]) -> AsyncIterator
         first = piece.index not in started
         started.add(piece.index)
         part = answer.part(piece, first)  # always, because it counts the tokens
-        if piece.text or first or piece.finish_reason or piece.log_probs:
+        if piece.text or first or piece.finish_reason or piece.scores:
             yield json.dumps(part)
     if answer.wanted.usage:
         yield json.dumps(answer.usage_part())

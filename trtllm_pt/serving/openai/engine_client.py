@@ -20,8 +20,8 @@ from grpc.aio import AioRpcError
 from tokenizers import Tokenizer
 from tritonclient.utils import InferenceServerException
 
-from trtllm_pt.requests.fields import given_numbers
-from trtllm_pt.requests.messages import SamplingParams
+from trtllm_pt.requests.fields import FIELDS, given_numbers
+from trtllm_pt.requests.messages import SamplingParams, TokenScore, TopLogProbs
 from trtllm_pt.serving.error_codes import ServedError
 from trtllm_pt.serving.openai.requests import Choice, CompletionRequest
 from trtllm_pt.serving.triton import tensors
@@ -46,15 +46,17 @@ _LAST_SECONDS = 2.0  # in which `close` waits for streams that are being stopped
 class Piece:
     """New text of one choice.
 
-    index: the number of the choice. token_ids: the tokens that were generated for the text. log_probs: one per token if
-    requested. finish_reason: `stop` or `length` in the last piece of a choice, else None.
+    index: the number of the choice. token_ids: the tokens that were generated for the text. scores: one per token if
+    requested. finish_reason: `stop` or `length` in the last piece of a choice, else None. prompt_scores: if requested,
+    those of the prompt's tokens from the second on, in the first piece of a choice.
     """
 
     index: int
     text: str
     token_ids: Sequence[int] = ()
-    log_probs: Sequence[float] = ()
+    scores: Sequence[TokenScore] = ()
     finish_reason: str | None = None
+    prompt_scores: Sequence[TokenScore] = ()
 
 
 class EngineClient:
@@ -135,10 +137,11 @@ class EngineClient:
             before, kept = text.tokens, itertools.takewhile(lambda token: token not in further_ends, ids)
             delta = text.push(kept)
             new = text.tokens - before
-            log_probs = _log_probs(result, len(ids))[:new] if sampling.log_probs else ()
+            scores = _scores(result, len(ids))[:new] if sampling.log_probs else ()
             if text.stopped and (task := asyncio.current_task()) is not None:
                 self._begin(self._end(name, task))
-            yield Piece(index, delta, ids[:new], log_probs, "stop" if text.stopped else None)
+            reason = "stop" if text.stopped else None
+            yield Piece(index, delta, ids[:new], scores, reason, _prompt_scores(result))
         if not text.stopped:
             rest = text.flush()  # which may complete a stop string
             full = text.tokens >= sampling.max_tokens and not text.stopped
@@ -185,8 +188,10 @@ def _no_answer(reason: str | None) -> ServedError:
 
 
 def _parameters(sampling: SamplingParams) -> dict[str, float]:
-    """Return the numbers that have no tensor. Our own model reads them as parameters of a request."""
-    return {field.name: value for field, value in given_numbers(sampling) if not field.tensor}
+    """Return the fields that have no tensor. Our own model reads them as parameters of a request."""
+    numbers = {field.name: value for field, value in given_numbers(sampling) if not field.tensor}
+    reports = {field.name: getattr(sampling, field.name) for field in FIELDS if field.reports and not field.tensor}
+    return numbers | {name: value for name, value in reports.items() if value}
 
 
 def _inputs(choice: Choice) -> list[grpc.InferInput]:
@@ -207,10 +212,28 @@ def _inputs(choice: Choice) -> list[grpc.InferInput]:
     return _tensors(arrays)
 
 
-def _log_probs(result: Any, tokens: int) -> list[float]:
-    """Return the log-probs of the tokens of a response, which may also have those of earlier tokens."""
+def _scores(result: Any, tokens: int) -> list[TokenScore]:
+    """Return the scores of the tokens of a response, which may also have those of earlier tokens."""
     found: list[float] = result.as_numpy("output_log_probs").ravel().tolist()
-    return found[len(found) - tokens :]
+    top = _top(result, "output", tokens)
+    return [TokenScore(*pair) for pair in zip(found[len(found) - tokens :], top, strict=True)]
+
+
+def _prompt_scores(result: Any) -> list[TokenScore]:
+    found = result.as_numpy("context_log_probs")
+    if found is None:
+        return []
+    return [TokenScore(*pair) for pair in zip(found[0].tolist(), _top(result, "context", found.size), strict=True)]
+
+
+def _top(result: Any, of: str, tokens: int) -> list[TopLogProbs]:
+    """Return the likeliest tokens at so many positions, which are empty if a response has none."""
+    ids, log_probs = result.as_numpy(f"{of}_top_ids"), result.as_numpy(f"{of}_top_log_probs")
+    if ids is None:
+        return [()] * tokens
+    width = ids.shape[-1]
+    rows = zip(ids.reshape(-1, width).tolist(), log_probs.reshape(-1, width).tolist(), strict=True)
+    return [tuple((token, p) for token, p in zip(*row, strict=True) if token >= 0) for row in rows]
 
 
 def _tensors(arrays: dict[str, Any]) -> list[grpc.InferInput]:

@@ -12,7 +12,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from trtllm_pt.errors import UsageError
-from trtllm_pt.requests.fields import NUMBERS, WHOLE
+from trtllm_pt.requests.fields import MOST_TOP_LOG_PROBS, NUMBERS, WHOLE
 from trtllm_pt.requests.limits import Limits
 from trtllm_pt.requests.messages import SamplingParams
 from trtllm_pt.serving.openai.chat_template import ChatTemplate, Message
@@ -38,6 +38,7 @@ _FIELDS = {
         "messages": (list,),
         "max_completion_tokens": _WHOLE,
         "logprobs": _FLAG,
+        "top_logprobs": _WHOLE,
         "prompt_cache_key": (str,),  # this and the next one name the user, as `user` does
         "safety_identifier": (str,),
         "add_generation_prompt": _FLAG,  # this and the next one are vLLM's
@@ -62,7 +63,6 @@ _NEUTRAL: dict[str, dict[str, tuple[Any, ...]]] = {
         "store": (False,),
         "tool_choice": ("none", "auto"),
         "tools": ([],),
-        "top_logprobs": (0,),
         "verbosity": ("medium",),
     },
 }
@@ -142,7 +142,7 @@ class RequestParser:
             **values,
             end_id=-1 if endless else self.end_id,
             stop_words=() if endless else self.further_ends,
-            log_probs=_log_probs(given),
+            **_log_probs(given),
         )
 
     def _prompts(self, given: Mapping[str, Any]) -> list[tuple[str, tuple[int, ...]]]:
@@ -246,14 +246,24 @@ def _usage(given: Mapping[str, Any]) -> bool:
     return usage
 
 
-def _log_probs(given: Mapping[str, Any]) -> bool:
-    """Return whether the log-probs of the chosen tokens are asked for: by 0 for completions, by true for chats."""
+def _log_probs(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of SamplingParams that ask for log-probs.
+
+    Completions ask with a number, that of the likeliest tokens beside each token; chats ask with true, and name the
+    number in top_logprobs. `echo` asks for the prompt's, too.
+    """
     wanted = given.get("logprobs", False)
-    if not isinstance(wanted, bool) and wanted != 0:
-        raise UsageError(f"logprobs ({wanted}) must be 0, for the chosen tokens: those of others are not known")
-    if given.get("echo", False) and wanted is not False:
-        raise UsageError(f"logprobs ({wanted}) and echo (True) cannot be combined: a prompt has no log-probs")
-    return wanted is not False
+    name, number = ("top_logprobs", given.get("top_logprobs", 0)) if isinstance(wanted, bool) else ("logprobs", wanted)
+    if not 0 <= number <= MOST_TOP_LOG_PROBS:
+        raise UsageError(f"{name} ({number}) must be between 0 and {MOST_TOP_LOG_PROBS}")
+    if wanted is False and number:
+        raise UsageError(f"top_logprobs ({number}) needs logprobs to be true")
+    echo, asked = given.get("echo", False), wanted is not False
+    return {
+        "log_probs": asked,
+        "top_log_probs": number,
+        "prompt_log_probs": echo and (asked or given.get("max_tokens") == 0),
+    }
 
 
 def _words(kinds: tuple[type, ...]) -> str:

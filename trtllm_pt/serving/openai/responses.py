@@ -6,9 +6,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from trtllm_pt.requests.messages import TokenScore
 from trtllm_pt.serving.openai.engine_client import Piece
 from trtllm_pt.serving.openai.requests import CompletionRequest
-from trtllm_pt.text.stream import UNFINISHED, Continuation
+from trtllm_pt.text.stream import UNFINISHED, Continuation, TextStream
 
 
 class Answer:
@@ -22,7 +23,13 @@ class Answer:
         self._chat = kind == "chat/completions"
         self._model, self._created = model, int(time.time())
         self._words = words
-        self._shown = [0] * len(wanted.choices)  # characters of the tokens of each choice so far
+        # For the places of tokens in the text of each choice: the text after the tokens so far, and its characters.
+        self._texts = [
+            TextStream(words.tokenizer, prompt=() if choice.echo else choice.prompt) for choice in wanted.choices
+        ]
+        self._shown = [0] * len(wanted.choices)
+        # The choices whose prompt's log-probs are still to be returned.
+        self._unscored = [choice.sampling.log_probs and choice.sampling.prompt_log_probs for choice in wanted.choices]
         self.id, self.wanted = id, wanted
         self.tokens = 0
 
@@ -57,23 +64,46 @@ class Answer:
         }
 
     def _log_probs(self, piece: Piece) -> dict[str, Any] | None:
-        """Return the log-probs of a piece's tokens. Those of tokens that were not chosen are not known."""
-        if not self.wanted.choices[piece.index].sampling.log_probs:
+        """Return the log-probs of a piece's tokens; in the first piece, those of an echoed prompt come before them."""
+        choice = self.wanted.choices[piece.index]
+        if not choice.sampling.log_probs:
             return None
-        each = [(self._words.decode([token]), p) for token, p in zip(piece.token_ids, piece.log_probs, strict=True)]
+        scored = list(zip(piece.token_ids, piece.scores, strict=True))
         if self._chat:
-            content = [{"token": text, "logprob": p, "bytes": _bytes(text), "top_logprobs": []} for text, p in each]
+            content = [
+                {**self._entry(token, score.log_prob), "top_logprobs": [self._entry(*one) for one in score.top]}
+                for token, score in scored
+            ]
             return {"content": content, "refusal": None}
+        if self._unscored[piece.index]:
+            self._unscored[piece.index] = False
+            prompt = zip(choice.prompt, (None, *piece.prompt_scores), strict=True)
+            return self._completion([*prompt, *scored], piece.index)
+        return self._completion(scored, piece.index)
+
+    def _completion(self, scored: Sequence[tuple[int, TokenScore | None]], index: int) -> dict[str, Any]:
+        """Return the log-probs of tokens in the form of completions. The first token of a prompt has none."""
         offsets = []
-        for text, _ in each:
-            offsets.append(self._shown[piece.index])
-            self._shown[piece.index] += len(text)
+        for token, _ in scored:
+            offsets.append(self._shown[index])
+            self._shown[index] += len(self._texts[index].push([token]))
         return {
-            "tokens": [text for text, _ in each],
-            "token_logprobs": [p for _, p in each],
-            "top_logprobs": [{text: p} for text, p in each],
+            "tokens": [self._words.decode([token]) for token, _ in scored],
+            "token_logprobs": [None if score is None else score.log_prob for _, score in scored],
+            "top_logprobs": [None if score is None else self._likeliest(token, score) for token, score in scored],
             "text_offset": offsets,
         }
+
+    def _likeliest(self, token: int, score: TokenScore) -> dict[str, float]:
+        """Return the log-prob of a token, and those of the likeliest ones. Of tokens that look alike, it has one."""
+        found: dict[str, float] = {}
+        for one, log_prob in ((token, score.log_prob), *score.top):
+            found.setdefault(self._words.decode([one]), log_prob)
+        return found
+
+    def _entry(self, token: int, log_prob: float) -> dict[str, Any]:
+        text = self._words.decode([token])
+        return {"token": text, "logprob": log_prob, "bytes": _bytes(text)}
 
     def _head(self, chat_object: str) -> dict[str, Any]:
         kind = chat_object if self._chat else "text_completion"
@@ -90,8 +120,9 @@ def _joined(pieces: Sequence[Piece]) -> Piece:
         pieces[0].index,
         "".join(piece.text for piece in pieces),
         [token for piece in pieces for token in piece.token_ids],
-        [p for piece in pieces for p in piece.log_probs],
+        [score for piece in pieces for score in piece.scores],
         pieces[-1].finish_reason,
+        pieces[0].prompt_scores,
     )
 
 

@@ -140,7 +140,7 @@ def _config(model: str, served: Served) -> Mapping[str, Any]:
         "name": model,
         "max_batch_size": served.max_batch_size,
         "input": [_tensor(t) for t in tensors.inputs(model, served.omitted)],
-        "output": [_tensor(t) for t in tensors.outputs(model)],
+        "output": [_tensor(t) for t in tensors.outputs(model, in_python=served.in_python)],
         **_scheduling(model, served),
     }
     if model == "ensemble":

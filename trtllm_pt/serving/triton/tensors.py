@@ -47,9 +47,13 @@ def inputs(model: str, omitted: Collection[str] = ()) -> tuple[Tensor, ...]:
     return known
 
 
-def outputs(model: str) -> tuple[Tensor, ...]:
-    """Return the output tensors of one of MODELS."""
-    return _parse(_OUTPUTS[model])
+def outputs(model: str, *, in_python: bool = False) -> tuple[Tensor, ...]:
+    """Return the output tensors of one of MODELS.
+
+    in_python: whether our Python model runs the engine, which has outputs that TensorRT-LLM's models do not have.
+    """
+    own = _parse(_OWN_OUTPUTS) if model == ENGINE and in_python else ()
+    return (*_parse(_OUTPUTS[model]), *own)
 
 
 @cache
@@ -75,6 +79,12 @@ _COUNTS = """
 _RESULTS = """
     cum_log_probs FP32[-1]; output_log_probs FP32[-1,-1]; context_logits $logits[-1,-1]
     generation_logits $logits[-1,-1,-1]; batch_index INT32[1]; sequence_index INT32[1]
+"""
+# The likeliest tokens at the position of each output token; then the log-probs of the prompt's tokens from the second
+# on, and the likeliest tokens at their positions. All are log-probs of raw logits.
+_OWN_OUTPUTS = """
+    output_top_ids INT32[-1,-1,-1]; output_top_log_probs FP32[-1,-1,-1]; context_log_probs FP32[-1]
+    context_top_ids INT32[-1,-1]; context_top_log_probs FP32[-1,-1]
 """
 _SAMPLING = """
     bad_words STRING[-1]?; stop_words STRING[-1]?; exclude_input_in_output BOOL[1]?; end_id INT32[1]?

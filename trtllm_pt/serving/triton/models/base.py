@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trtllm_pt.errors import UsageError
-from trtllm_pt.requests.fields import NUMBERS
+from trtllm_pt.requests.fields import FIELDS, NUMBERS
 from trtllm_pt.serving.error_codes import ErrorCode, with_code
 
 MAX_BLS_REQUESTS = 256  # the requests that the model tensorrt_llm_bls handles at the same time
@@ -31,6 +31,7 @@ _TRITON_CODES: Mapping[ErrorCode, str] = {
     "internal": "INTERNAL",
 }
 _PARAMETERS = {field.name for field in NUMBERS if field.tensor is None}
+_REPORTS = {field.name for field in FIELDS if field.tensor is None and field.reports}
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
 
@@ -121,16 +122,16 @@ def arrays(request: Any) -> dict[str, Array]:
     return {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
 
 
-def parameters(request: Any) -> dict[str, Any]:
+def parameters(request: Any, *, reports: bool = False) -> dict[str, Any]:
     """Return the sampling fields that a request has as parameters, because there is no tensor for them.
 
     Triton makes a parameter of every name in a body of `generate` that is no tensor. Raises UsageError for one that is
-    no sampling field either.
+    no sampling field either. reports: whether the model accepts fields that ask for numbers about the tokens.
     """
     given: dict[str, Any] = json.loads(request.parameters() or "{}")
     given.pop("id", None)  # of the body, which is also the request's id
     for name in given:
-        if name not in _PARAMETERS:
+        if name not in _PARAMETERS and not (reports and name in _REPORTS):
             raise UsageError(f"{name} is not supported")
     return given
 

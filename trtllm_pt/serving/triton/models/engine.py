@@ -106,7 +106,7 @@ class TritonPythonModel:
                 log.exception("a request failed unexpectedly")
 
     def _accept(self, request: Any, sender: Sender) -> None:
-        tensors, given, name = arrays(request), parameters(request), request.request_id()
+        tensors, given, name = arrays(request), parameters(request, reports=True), request.request_id()
         if is_stop(tensors):
             if not name:
                 raise UsageError("stop needs a request id: the id of the request to stop")
@@ -116,7 +116,7 @@ class TritonPythonModel:
         wanted = [
             (
                 Request(id=next(self._ids), token_ids=prompt.token_ids, sampling=sampling),
-                Output(prompt, row, len(prompts), number, [], []),
+                Output(prompt, row, len(prompts), number),
             )
             for row, prompt in enumerate(prompts)
             for number, sampling in enumerate(prompt.samplings())
@@ -179,8 +179,7 @@ class TritonPythonModel:
         if served is None:
             return
         output = served.outputs[tokens.id]
-        output.token_ids += tokens.token_ids
-        output.log_probs += tokens.log_probs
+        output.take(tokens)
         if tokens.finish_reason == "stop_words" and not self._further_ends.isdisjoint(tokens.token_ids[-1:]):
             output.drop_last()  # it is an end token: unlike a stop word, it is not part of the output
         if tokens.token_ids:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from trtllm_pt.errors import UsageError
 from trtllm_pt.requests.fields import FIELDS, NUMBERS, Field
 from trtllm_pt.requests.limits import Limits
-from trtllm_pt.requests.messages import SamplingParams
+from trtllm_pt.requests.messages import SamplingParams, Tokens, TokenScore, TopLogProbs
 from trtllm_pt.requests.sequence import possible_start
 from trtllm_pt.serving.triton import word_lists
 from trtllm_pt.serving.triton.models.base import Array, Arrays
@@ -35,7 +35,7 @@ _NEUTRAL: dict[str, tuple[float, ...]] = {
     "presence_penalty": (0,),
     "frequency_penalty": (0,),
 }
-_TAKEN = {field.tensor for field in FIELDS} | {
+_TAKEN = {one.tensor for one in FIELDS} | {
     *"""
     input_ids input_lengths num_return_sequences pad_id return_num_input_tokens return_num_output_tokens
     exclude_input_in_output stop streaming
@@ -151,7 +151,7 @@ class _Row:
     def _sampling(self) -> SamplingParams:
         top_k, top_p = self._scalar("runtime_top_k", 0), self._scalar("runtime_top_p", 0.0)
         greedy = not top_k and not top_p  # TensorRT-LLM's rule, which ignores the temperature
-        values = {field.name: self._number(field) for field in NUMBERS}
+        values = {one.name: self._number(one) for one in NUMBERS}
         values["temperature"] = 0.0 if greedy else self._scalar("temperature", 1.0)
         values["top_p"] = top_p or 1.0
         return SamplingParams(
@@ -161,6 +161,7 @@ class _Row:
             bad_words=self._words("bad_words_list"),
             include_stop_words=True,
             log_probs=bool(self._scalar("return_log_probs", False)),
+            **{one.name: self._number(one) for one in FIELDS if one.reports and one.tensor is None},
         )
 
     def _number(self, field: Field) -> Any:
@@ -198,19 +199,28 @@ class Output:
     row: int
     rows: int
     sequence: int
-    token_ids: list[int]
-    log_probs: list[float]
+    token_ids: list[int] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
+    top: list[TopLogProbs] = field(default_factory=list)  # the likeliest tokens at each token's position if requested
+    prompt_scores: Sequence[TokenScore] = ()  # which no response has contained yet
     sent: int = 0  # tokens that earlier responses contained
+
+    def take(self, tokens: Tokens) -> None:
+        """Add the engine's next tokens and what it says of them."""
+        self.token_ids += tokens.token_ids
+        self.log_probs += tokens.log_probs
+        self.top += tokens.top_log_probs
+        self.prompt_scores = self.prompt_scores or tokens.prompt_scores
 
     def drop_last(self) -> None:
         """Take the last token back, which no response has contained yet."""
-        del self.token_ids[-1:], self.log_probs[-1:]
+        del self.token_ids[-1:], self.log_probs[-1:], self.top[-1:]
 
     def response(self) -> dict[str, Array]:
         """Return the tensors of the next response: the new tokens of a stream, or otherwise the whole output."""
         prompt = self.prompt
         new = self.token_ids[self.sent :]
-        log_probs = self.log_probs[self.sent :]
+        log_probs, top = self.log_probs[self.sent :], self.top[self.sent :]
         self.sent = len(self.token_ids)
         ids = new if prompt.streaming or prompt.exclude_input else [*prompt.token_ids, *new]
         tensors: dict[str, Array] = {
@@ -220,6 +230,14 @@ class Output:
         if prompt.sampling.log_probs:
             tensors["output_log_probs"] = np.array([[log_probs]], np.float32)
             tensors["cum_log_probs"] = np.array([[sum(self.log_probs)]], np.float32)
+            if width := prompt.sampling.top_log_probs:
+                tensors["output_top_ids"], tensors["output_top_log_probs"] = (a[:, None] for a in _top(top, width))
+        if self.prompt_scores:
+            tensors["context_log_probs"] = np.array([[score.log_prob for score in self.prompt_scores]], np.float32)
+            if width := prompt.sampling.top_log_probs:
+                found = _top([score.top for score in self.prompt_scores], width)
+                tensors["context_top_ids"], tensors["context_top_log_probs"] = found
+            self.prompt_scores = ()
         if self.rows > 1:
             tensors["batch_index"] = np.array([[self.row]], np.int32)
         if prompt.sequences > 1:
@@ -229,3 +247,13 @@ class Output:
         if prompt.count_output:
             tensors["num_output_tokens"] = np.array([[len(new)]], np.int32)
         return tensors
+
+
+def _top(each: Sequence[TopLogProbs], width: int) -> tuple[Array, Array]:
+    """Return token ids int32 [1, T, width] and log-probs float32 [1, T, width]; what is missing is -1 and -inf."""
+    ids = np.full((1, len(each), width), -1, np.int32)
+    log_probs = np.full((1, len(each), width), -np.inf, np.float32)
+    for row, top in enumerate(each):
+        for column, (token, log_prob) in enumerate(top):
+            ids[0, row, column], log_probs[0, row, column] = token, log_prob
+    return ids, log_probs
