@@ -83,16 +83,21 @@ class Answer:
 
     def _completion(self, scored: Sequence[tuple[int, TokenScore | None]], index: int) -> dict[str, Any]:
         """Return the log-probs of tokens in the form of completions. The first token of a prompt has none."""
-        offsets = []
-        for token, _ in scored:
-            offsets.append(self._shown[index])
-            self._shown[index] += len(self._texts[index].push([token]))
+        words = [self._words.decode([token]) for token, _ in scored]
+        offsets = [self._offset(token, word, index) for (token, _), word in zip(scored, words, strict=True)]
         return {
-            "tokens": [self._words.decode([token]) for token, _ in scored],
+            "tokens": words,
             "token_logprobs": [None if score is None else score.log_prob for _, score in scored],
             "top_logprobs": [None if score is None else self._likeliest(token, score) for token, score in scored],
             "text_offset": offsets,
         }
+
+    def _offset(self, token: int, word: str, index: int) -> int:
+        """Return where the next token of a choice begins in its text. Parts of a character begin where it begins."""
+        before = self._shown[index]
+        self._shown[index] += len(self._texts[index].push([token]))
+        # The text of single bytes comes only with the token after them.
+        return before if UNFINISHED in word else max(before, self._shown[index] - len(word))
 
     def _likeliest(self, token: int, score: TokenScore) -> dict[str, float]:
         """Return the log-prob of a token, and those of the likeliest ones. Of tokens that look alike, it has one."""
