@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from vllm.model_executor.layers import attention
+from vllm.model_executor.layers.attention import Attention as PagedAttention
 from vllm.model_executor.layers.fused_moe.layer import FusedMoEFactory
 from vllm.model_executor.layers.linear import MergedColumnParallelLinear, ReplicatedLinear
 
@@ -41,7 +41,7 @@ class Attention(Module):
         if config.qk_norm:
             self.q_layernorm = Norm(self.tracks, size, config)
             self.k_layernorm = Norm(self.tracks, size, config)
-        self.attend = attention.Attention(
+        self.attend = PagedAttention(
             self.tracks * self.heads,
             size,
             size**-0.5,

@@ -41,6 +41,7 @@ class ParallelTrackForCausalLM(Module):
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
         self.config: ModelConfig = vllm_config.model_config.hf_config.model
+        self.is_stored_quantized = hasattr(vllm_config.model_config.hf_config, "quantization_config")
         ranks, rank = get_tensor_model_parallel_world_size(), get_tensor_model_parallel_rank()
         self.layout = rank_layout(self.config, ranks, rank)
         self.transformer = Transformer(vllm_config=vllm_config, layout=self.layout)

@@ -11,6 +11,7 @@ from torch import Tensor
 from trtllm_pt.checkpoint.ranks import rank_part, rank_tensors
 from trtllm_pt.checkpoint.source import listed
 from trtllm_pt.errors import UsageError
+from trtllm_pt.model.quantization import is_quantized
 from trtllm_pt.model.tensors import TensorSpec
 
 if TYPE_CHECKING:
@@ -28,10 +29,12 @@ def load(model: ParallelTrackForCausalLM, weights: Iterable[tuple[str, Tensor]])
     left = set(specs)
     with torch.no_grad():
         for name, whole in weights:
-            if name not in specs:
+            stem, _, leaf = name.rpartition(".")
+            spec = specs.get(name if leaf == "bias" else f"{stem}.weight")
+            if spec is None or (name != spec.name and not is_quantized(spec)):
                 raise UsageError(f"the model has a tensor that its config does not call for: {name}")
-            _load_tracks(model, specs[name], whole) if specs[name].per_track else _load_shared(model, name, whole)
-            left.discard(name)
+            _load_tracks(model, spec, leaf, whole) if spec.per_track else _load_shared(model, name, whole)
+            left.discard(spec.name)
         if model.config.tie_embeddings and _HEAD in left:
             _load_shared(model, _HEAD, model.transformer.vocab_embedding.weight)
             left.discard(_HEAD)
@@ -40,12 +43,15 @@ def load(model: ParallelTrackForCausalLM, weights: Iterable[tuple[str, Tensor]])
     return {name for name, _ in model.named_parameters()}
 
 
-def _load_tracks(model: ParallelTrackForCausalLM, spec: TensorSpec, whole: Tensor) -> None:
-    layer, _, within = spec.name.partition(".mlp.")
-    stem, _, leaf = (f"{layer}.mlp", "", f"mlp.{within}") if within else spec.name.rpartition(".")
-    module: Any = model.get_submodule(stem)  # one of layers.py, each of which has a method `place`
+def _load_tracks(model: ParallelTrackForCausalLM, spec: TensorSpec, leaf: str, whole: Tensor) -> None:
+    """Copy the rank's tracks of a weight, or of one of the tensors that store it quantised, which are not divided."""
+    stem = spec.name.rpartition(".")[0]
+    layer, _, matrix = stem.partition(".mlp.")
+    module: Any = model.get_submodule(f"{layer}.mlp" if matrix else stem)
     for place, track in enumerate(range(model.layout.tracks.start, model.layout.tracks.stop)):
-        module.place(leaf, place, rank_part(spec, model.config, model.layout, whole[track]))
+        stored = is_quantized(spec) and model.is_stored_quantized
+        part = whole[track] if stored else rank_part(spec, model.config, model.layout, whole[track])
+        module.place(f"mlp.{matrix}.{leaf}" if matrix else leaf, place, part)
 
 
 def _load_shared(model: ParallelTrackForCausalLM, name: str, whole: Tensor) -> None:

@@ -1,0 +1,110 @@
+"""What vLLM's users expect of any model, on one rank: dtypes, quantised matrices, drafts, random weights."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+from tests.configs import PRETRAINED
+from tests.vllm_plugin.on_vllm.models import folder_of
+from tests.vllm_plugin.on_vllm.quantized import SCHEMES, quantized
+from trtllm_pt.checkpoint.load import load_reference
+
+pytest.importorskip("vllm", reason="make test-vllm")
+
+_TOKENIZER = Tokenizer.from_file(str(PRETRAINED / "tokenizer.json"))
+TEXT = _TOKENIZER.encode((PRETRAINED / "heldout.txt").read_text()).ids[:160]
+
+
+@pytest.fixture(autouse=True)
+def _one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0-1")
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+
+
+@contextmanager
+def engine(folder: Path, **options: Any) -> Iterator[Any]:
+    import vllm
+    from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+    defaults = {"max_model_len": 256, "enforce_eager": True, "skip_tokenizer_init": True, "dtype": "float32", "seed": 0}
+    llm = vllm.LLM(str(folder), **defaults | options)
+    try:
+        yield llm
+    finally:
+        llm.llm_engine.engine_core.shutdown()
+        del llm
+        gc.collect()
+        cleanup_dist_env_and_memory()
+
+
+def logprobs_of_text(llm: Any) -> torch.Tensor:
+    """The log-probability of each token of TEXT but the first."""
+    import vllm
+
+    sampling = vllm.SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
+    (output,) = llm.generate([{"prompt_token_ids": TEXT}], sampling, use_tqdm=False)
+    steps = zip(output.prompt_logprobs[1:], TEXT[1:], strict=True)
+    return torch.tensor([step[token].logprob for step, token in steps])
+
+
+def expected(folder: Path) -> torch.Tensor:
+    with torch.no_grad():
+        logits = load_reference(folder)(torch.tensor([TEXT[:-1]]))[0]
+    return logits.log_softmax(-1)[range(len(TEXT) - 1), TEXT[1:]]
+
+
+# Each bound is a few times what was seen. Float16 keeps three bits more than bfloat16.
+@pytest.mark.parametrize(("dtype", "most"), [("float32", 1e-4), ("float16", 0.01), ("bfloat16", 0.06)])
+def test_dtype(dtype: str, most: float) -> None:
+    with engine(PRETRAINED, dtype=dtype) as llm:
+        difference = logprobs_of_text(llm) - expected(PRETRAINED)
+    assert difference.abs().mean() < most
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_stored_quantized(tmp_path: Path, scheme: str) -> None:
+    """vLLM's own layers multiply with the quantised matrices; a float32 model with the same rounded values agrees."""
+    quantized(PRETRAINED, scheme, tmp_path / "stored", tmp_path / "rounded")
+    with engine(tmp_path / "stored", dtype="bfloat16") as llm:
+        found = logprobs_of_text(llm)
+    rounded, exact = expected(tmp_path / "rounded"), expected(PRETRAINED)
+    assert (found - rounded).abs().mean() < 0.1
+    assert (rounded - exact).abs().mean() > 1e-3  # it is another model, and vLLM's is nearer to it
+    assert (found - rounded).abs().mean() < (found - exact).abs().mean()
+
+
+def test_drafts_from_the_prompt_change_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    import vllm
+
+    prompt, tokens = TEXT[:40] * 2, 32
+    drafts = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3, "prompt_lookup_min": 2}
+    sampling = vllm.SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)
+    with engine(PRETRAINED, speculative_config=drafts, disable_log_stats=False) as llm:
+        (output,) = llm.generate([{"prompt_token_ids": prompt}], sampling, use_tqdm=False)
+        counters = {metric.name: getattr(metric, "value", 0) for metric in llm.get_metrics()}
+    found = list(output.outputs[0].token_ids)
+    with torch.no_grad():
+        logits = load_reference(PRETRAINED)(torch.tensor([prompt + found]))[0, len(prompt) - 1 : -1]
+    assert found == logits.argmax(-1).tolist()
+    assert counters["vllm:spec_decode_num_accepted_tokens"] > 0
+
+
+def test_random_weights_need_no_files(tmp_path: Path) -> None:
+    folder = folder_of("everything", tmp_path)
+    (folder / "model.safetensors").unlink()
+    with engine(folder, load_format="dummy", max_model_len=64) as llm:
+        import vllm
+
+        sampling = vllm.SamplingParams(temperature=0, max_tokens=4, ignore_eos=True, detokenize=False)
+        (output,) = llm.generate([{"prompt_token_ids": [1, 2, 3]}], sampling, use_tqdm=False)
+    assert len(output.outputs[0].token_ids) == 4
