@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, BinaryIO
 
 from trtllm_pt.backends.manifest import Capacity
 from trtllm_pt.backends.tensorrt import collectives
@@ -85,21 +85,23 @@ def compile_rank(job: Job, report: Callable[[float], None]) -> BuiltRank:
     for profile in profiles:
         add_profile(builder, network, config, profile)
     config.progress_monitor = monitor(trt, Progress(report))
-    with contextlib.nullcontext() if job.builder == RTX else timing_cache(trt, config):
-        plan = builder.build_serialized_network(network, config)
-    if plan is None:
+    path = plan_file(job.folder, job.rank)
+    try:
+        with contextlib.nullcontext() if job.builder == RTX else timing_cache(trt, config), path.open("wb") as file:
+            writer = _writer(trt, file)
+            built = builder.build_serialized_network_to_stream(network, config, writer)
+            if writer.failure is not None:
+                raise writer.failure
+    except OSError as error:
+        raise RunError(f"writing {path.name} failed: {error.strerror or error}; nothing was kept") from error
+    if not built:
         reason = with_fields(log.reason(), manifest.model)
         raise RunError(f"{TITLES[job.builder]} cannot compile rank {job.rank}: {reason}; nothing was kept")
     collectives.check_compiled(log.collectives, manifest, job.rank, profiles)
-    path = plan_file(job.folder, job.rank)
-    try:
-        path.write_bytes(plan)
-    except OSError as error:
-        raise RunError(f"writing {path.name} failed: {error.strerror or error}; nothing was kept") from error
     return BuiltRank(
         rank=job.rank,
         seconds=time.monotonic() - began,
-        bytes=plan.nbytes,
+        bytes=path.stat().st_size,
         collectives=collectives.kinds(log.collectives, profiles),
     )
 
@@ -119,6 +121,27 @@ def define_rank(
     graph = Graph(trt, network, log)
     define(graph, manifest, rank, weights, max_seq_len)
     return graph
+
+
+def _writer(trt: ModuleType, file: BinaryIO) -> Any:
+    """Return TensorRT's stream writer to a file. It spares the memory of the whole plan.
+
+    An exception cannot pass through TensorRT, so the writer keeps the first one in `failure`.
+    """
+
+    class Writer(trt.IStreamWriter):  # type: ignore[misc, name-defined]  # the bindings have no types
+        def __init__(self) -> None:
+            trt.IStreamWriter.__init__(self)
+            self.failure: OSError | None = None
+
+        def write(self, data: bytes) -> int:
+            try:
+                return file.write(data)
+            except OSError as error:
+                self.failure = self.failure or error
+                return 0
+
+    return Writer()
 
 
 def _config(trt: ModuleType, builder: Any, job: Job, manifest: CheckpointManifest) -> Any:
