@@ -86,15 +86,7 @@ def compile_rank(job: Job, report: Callable[[float], None]) -> BuiltRank:
         add_profile(builder, network, config, profile)
     config.progress_monitor = monitor(trt, Progress(report))
     path = plan_file(job.folder, job.rank)
-    try:
-        with contextlib.nullcontext() if job.builder == RTX else timing_cache(trt, config), path.open("wb") as file:
-            writer = _writer(trt, file)
-            built = builder.build_serialized_network_to_stream(network, config, writer)
-            if writer.failure is not None:
-                raise writer.failure
-    except OSError as error:
-        raise RunError(f"writing {path.name} failed: {error.strerror or error}; nothing was kept") from error
-    if not built:
+    if not _write_plan(trt, builder, network, config, job.builder, path):
         reason = with_fields(log.reason(), manifest.model)
         raise RunError(f"{TITLES[job.builder]} cannot compile rank {job.rank}: {reason}; nothing was kept")
     collectives.check_compiled(log.collectives, manifest, job.rank, profiles)
@@ -121,6 +113,19 @@ def define_rank(
     graph = Graph(trt, network, log)
     define(graph, manifest, rank, weights, max_seq_len)
     return graph
+
+
+def _write_plan(trt: ModuleType, builder: Any, network: Any, config: Any, name: str, path: Path) -> bool:
+    """Compile a network into a file, and return whether TensorRT could. Raises RunError if writing fails."""
+    try:
+        with contextlib.nullcontext() if name == RTX else timing_cache(trt, config), path.open("wb") as file:
+            writer = _writer(trt, file)
+            built: bool = builder.build_serialized_network_to_stream(network, config, writer)
+            if writer.failure is not None:
+                raise writer.failure
+    except OSError as error:
+        raise RunError(f"writing {path.name} failed: {error.strerror or error}; nothing was kept") from error
+    return built
 
 
 def _writer(trt: ModuleType, file: BinaryIO) -> Any:
