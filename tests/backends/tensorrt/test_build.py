@@ -50,6 +50,7 @@ def test_the_directory(engines: Path) -> None:
 def test_inspect(engines: Path) -> None:
     found = inspect(engines)
     assert (found["kind"], found["ranks"], found["sync_points"]) == ("tensorrt", 2, 3)
+    assert found["compiled"]["targets"] == ["sm80", "sm86", "sm89", "sm120", "sm121"]
     sends = {"comm_allreduce": 3, "comm_allgather": 1}
     assert found["compiled"]["collectives"] == {"decode": sends, "prefill": sends}
     decode, prefill = found["compiled"]["profiles"]
@@ -117,21 +118,17 @@ MODELS = {
         {},
         r"^head_size \(36\) must be a multiple of 8 in bfloat16: .*; float32 takes any",
     ),
-    "FP8": ({}, {"quant_algo": "FP8"}, r"^quantization \(FP8\) must be W8A16, W4A16 or none"),
-    "an FP8 cache": (
-        {},
-        {"kv_cache_quant_algo": "FP8"},
-        r"^quantization \(FP8 KV cache\) must be W8A16, W4A16 or none",
-    ),
+    "FP8 and several tracks": ({}, {"quant_algo": "FP8"}, r"^quant_algo \('FP8'\) needs one track per rank"),
+    "an FP8 cache": ({}, {"kv_cache_quant_algo": "FP8"}, r"^kv_cache_quant_algo \('FP8'\) is not supported"),
     "int8 and several tracks": (
         {"hidden_size": 64, "intermediate_size": 64},
         {"quant_algo": "W8A16"},
-        r"^quantization \(W8A16\) needs one track per rank .*, and ranks \(2\) gives 2: .* --ranks 4, or with",
+        r"^quant_algo \('W8A16'\) needs one track per rank .*, and ranks \(2\) gives 2: .* --ranks 4, or with",
     ),
     "int4 experts": (
         {"hidden_size": 64, **EXPERTS},
         {"quant_algo": "W4A16"},
-        r"^quantization \(W4A16\) is not supported .* for ffn_pattern with 'moe'",
+        r"^quant_algo \('W4A16'\) is not supported .* for ffn_pattern with 'moe'",
     ),
 }
 
@@ -142,6 +139,13 @@ def test_models_that_are_refused(name: str) -> None:
     manifest = CheckpointManifest(model=configs.SMALL.replace(**changes), ranks=2, dtype="bfloat16", **stored)
     with pytest.raises(UsageError, match=message):
         check(manifest, ())
+
+
+def test_fp8_on_a_gpu_without_it() -> None:
+    manifest = CheckpointManifest(model=configs.SMALL, ranks=4, dtype="bfloat16", quant_algo="FP8")
+    assert api.targets("tensorrt_rtx", None, "FP8") == ("sm89", "sm120", "sm121")
+    with pytest.raises(UsageError, match=r"^gpu \(sm86\) does not multiply FP8 .*; sm89, sm120, sm121 do$"):
+        check(manifest, ("sm89", "sm86"))
 
 
 def test_a_plan_that_the_compiler_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ def compiled(checkpoint: Path, rank: int, folder: Path) -> BuiltRank:
     return compile_rank(job, lambda share: None)
 
 
-FAST = {("pt", 4), ("ladder", 2), ("desync", 2), ("pt moe", 2), ("pt W8A16", 4), ("pt W4A16", 2)}
+FAST = {("pt", 4), ("ladder", 2), ("desync", 2), ("pt moe", 2), ("pt W8A16", 4), ("pt W4A16", 2), ("pt FP8", 4)}
 SLOW_AND_FAST = [
     pytest.param(case, ranks, id=f"{case.name}, {ranks}", marks=() if (case.name, ranks) in FAST else pytest.mark.slow)
     for case in CASES.values()

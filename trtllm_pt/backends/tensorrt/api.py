@@ -19,15 +19,10 @@ INSTALL = (
     "`pip install 'trtllm_pt[tensorrt-rtx]'` to build for RTX GPUs on any x86-64 Linux machine, "
     "or tensorrt-cu13==11.4.0.106 on a machine with an NVIDIA GPU"
 )
-# The targets of TensorRT-RTX, as `ComputeCapability` names them, and a GPU of each.
-RTX_TARGETS = {
-    "sm75": "RTX 2080",
-    "sm80": "A100",
-    "sm86": "RTX 3090",
-    "sm89": "RTX 4090, L4",
-    "sm120": "RTX 5090",
-    "sm121": "GB10",
-}
+# The architectures that TensorRT-RTX compiles for, in the words of its ComputeCapability.
+RTX_TARGETS = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
+FP8_TARGETS = ("sm89", "sm120", "sm121")  # those that multiply FP8
+DEFAULT_TARGETS = ("sm80", "sm86", *FP8_TARGETS)  # all but Turing, which multiplies only float16
 _DATA_CENTRE = {"sm90": "Hopper", "sm100": "Blackwell", "sm103": "Blackwell Ultra", "sm110": "Thor"}
 
 
@@ -66,17 +61,20 @@ def load(name: str) -> ModuleType:
     return trt
 
 
-def targets(builder: str, wanted: str | None) -> tuple[str, ...]:
-    """Return the GPU architectures that `--gpu` names, separated by commas; () for the builder's own choice.
+def targets(builder: str, wanted: str | None, quant_algo: str | None) -> tuple[str, ...]:
+    """Return the GPU architectures to compile for: those that `--gpu` names, separated by commas, or by default all
+    that can run the model. TensorRT has no such choice, so () stands for the GPU of this machine.
 
-    TensorRT-RTX's own choice is every RTX GPU from sm80 on, and TensorRT's is the GPU of this machine.
+    TensorRT-RTX is never left to its own choice, because it silently drops GPUs that cannot run a network.
     Raises UsageError for an architecture that the builder cannot compile for.
     """
-    if wanted is None:
-        return ()
-    names = tuple(dict.fromkeys(name.strip().lower() for name in wanted.split(",")))
     if builder != RTX:
-        raise UsageError(f"gpu ({wanted}) is an option of TensorRT-RTX; TensorRT compiles for the GPU of this machine")
+        if wanted is not None:
+            raise UsageError(f"gpu ({wanted}) is an option of TensorRT-RTX; TensorRT compiles for this machine's GPU")
+        return ()
+    if wanted is None:
+        return FP8_TARGETS if quant_algo == "FP8" else DEFAULT_TARGETS
+    names = tuple(dict.fromkeys(name.strip().lower() for name in wanted.split(",")))
     known = ", ".join(RTX_TARGETS)
     for name in names:
         if name in _DATA_CENTRE:
@@ -87,12 +85,3 @@ def targets(builder: str, wanted: str | None) -> tuple[str, ...]:
         if name not in RTX_TARGETS:
             raise UsageError(f"gpu ({name}) must be one of {known}, or several of them separated by commas")
     return names
-
-
-def default_target(builder: str) -> str:
-    """Return, in words, the GPUs for which a builder compiles when none is named."""
-    if builder == RTX:
-        return "every RTX GPU from sm80 on"
-    import torch
-
-    return str(torch.cuda.get_device_name())

@@ -20,7 +20,7 @@ class TensorRTBackend(Backend):
     title = "a native TensorRT engine"
     preference = -10  # it runs nowhere yet
     options = (
-        BuildOption("gpu", help="GPU architectures of TensorRT-RTX, such as sm89,sm120 (default: all from sm80 on)."),
+        BuildOption("gpu", help="GPU architectures of TensorRT-RTX, such as sm89,sm120 (default: all that fit)."),
         BuildOption("builder", ("tensorrt", "tensorrt_rtx"), help="Compiler (default: the one that works here)."),
         BuildOption("workers", int, help="Processes that build ranks at the same time."),
     )

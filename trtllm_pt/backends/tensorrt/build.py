@@ -16,12 +16,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
 
+import torch
 from tqdm import tqdm
 
 from trtllm_pt.backends.backend import Backend, BuildReport, check_files
 from trtllm_pt.backends.manifest import COMPILED, BuildOptions, Capacity, EngineManifest
 from trtllm_pt.backends.tensorrt import compile_rank
-from trtllm_pt.backends.tensorrt.api import builder_name, default_target, load, targets
+from trtllm_pt.backends.tensorrt.api import builder_name, load, targets
 from trtllm_pt.backends.tensorrt.compile_rank import BuiltRank, Job
 from trtllm_pt.backends.tensorrt.limits import check
 from trtllm_pt.backends.tensorrt.profiles import profiles_of
@@ -45,7 +46,7 @@ def build(
     manifest = CheckpointManifest.from_dir(checkpoint)
     capacity = options.resolved(manifest.model)
     builder = builder_name(options.extra.get("builder"))
-    gpus = targets(builder, options.extra.get("gpu"))
+    gpus = targets(builder, options.extra.get("gpu"), manifest.quant_algo)
     check(manifest, gpus)
     check_files(checkpoint, manifest)
     refuse_existing(output)
@@ -84,7 +85,7 @@ def _config(
     engine["build_config"]["kv_cache_type"] = "continuous"
     return engine | {
         COMPILED: {
-            "targets": list(job.targets) or [default_target(job.builder)],
+            "targets": list(job.targets) or [torch.cuda.get_device_name()],
             "profiles": [profile.to_json() for profile in profiles_of(capacity)],
             "collectives": built[0].collectives,  # the same for all ranks, or the build would have ended
             "plans": [{"bytes": each.bytes, "seconds": round(each.seconds, 1)} for each in built],

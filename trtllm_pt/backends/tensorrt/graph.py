@@ -36,6 +36,7 @@ class Graph:
             torch.int32: trt.int32,
             torch.int64: trt.int64,
             torch.int8: trt.int8,
+            torch.float8_e4m3fn: trt.fp8,
         }
         self._scope = ""
         self._vectors: dict[tuple[int, ...], Tensor] = {}
@@ -215,10 +216,15 @@ class Graph:
         count = self.constant(torch.tensor(depth, dtype=torch.int32), "depth")
         return self._out(self.network.add_one_hot(indices, values, count, -1), "one_hot")
 
+    def quantize(self, x: Tensor, scale: Tensor) -> Tensor:
+        """Return x divided by a scalar scale, in FP8."""
+        return self._out(self.network.add_quantize(x, scale, self.trt.fp8), "quantize")
+
     def dequantize(self, weight: Tensor, scale: Tensor, axis: int | None = None) -> Tensor:
         """Return weight times scale in the scale's dtype.
 
-        axis: the axis with one scale per element. Without it, the shape of the scale gives the size of the blocks.
+        axis: the axis with one scale per element. Without it, the scale is a scalar, or its shape gives the number of
+        blocks that have a scale each.
         """
         layer = self.network.add_dequantize(weight, scale, scale.dtype)
         if layer is not None and axis is not None:

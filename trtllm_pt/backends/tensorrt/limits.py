@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from trtllm_pt.backends.tensorrt.api import FP8_TARGETS
 from trtllm_pt.checkpoint.manifest import CheckpointManifest
 from trtllm_pt.errors import UsageError
 from trtllm_pt.model.config import ModelConfig
@@ -13,7 +14,7 @@ from trtllm_pt.model.layout import rank_layout
 
 def check(manifest: CheckpointManifest, gpus: Sequence[str]) -> None:
     """Raise UsageError, naming the field, for a checkpoint that cannot be compiled for the GPU architectures `gpus`."""
-    _check_quantization(manifest)
+    _check_quantization(manifest, gpus)
     if manifest.dtype != "float32" and manifest.model.head_size % 8:
         raise UsageError(
             f"head_size ({manifest.model.head_size}) must be a multiple of 8 in {manifest.dtype}: TensorRT's attention "
@@ -23,20 +24,25 @@ def check(manifest: CheckpointManifest, gpus: Sequence[str]) -> None:
         raise UsageError(f"dtype ({manifest.dtype!r}) must be 'float16' for gpu sm75, which multiplies no other")
 
 
-def _check_quantization(manifest: CheckpointManifest) -> None:
-    """Raise UsageError for a quantisation that TensorRT would undo before each product, or that is not written here."""
-    algo, model = manifest.quantized, manifest.model
-    if manifest.kv_cache_quant_algo or manifest.quant_algo == "FP8":
-        raise UsageError(f"quantization ({algo}) must be W8A16, W4A16 or none for native TensorRT plans; convert again")
-    if manifest.quant_algo and model.has_moe:
-        raise UsageError(f"quantization ({algo}) is not supported by native TensorRT plans for ffn_pattern with 'moe'")
-    tracks = len(rank_layout(model, manifest.ranks).tracks)
-    if manifest.quant_algo == "W8A16" and tracks > 1:
+def _check_quantization(manifest: CheckpointManifest, gpus: Sequence[str]) -> None:
+    """Raise UsageError for a quantisation that TensorRT would undo before each product, or that a GPU does not have."""
+    algo, model = manifest.quant_algo, manifest.model
+    if manifest.kv_cache_quant_algo:
         raise UsageError(
-            f"quantization (W8A16) needs one track per rank for native TensorRT plans, and ranks ({manifest.ranks}) "
+            f"kv_cache_quant_algo ({manifest.kv_cache_quant_algo!r}) is not supported by native TensorRT plans; "
+            "convert without --kv-cache"
+        )
+    if algo and model.has_moe:
+        raise UsageError(f"quant_algo ({algo!r}) is not supported by native TensorRT plans for ffn_pattern with 'moe'")
+    tracks = len(rank_layout(model, manifest.ranks).tracks)
+    if algo in ("W8A16", "FP8") and tracks > 1:
+        raise UsageError(
+            f"quant_algo ({algo!r}) needs one track per rank for native TensorRT plans, and ranks ({manifest.ranks}) "
             f"gives {tracks}: TensorRT would unpack the weights of several before each product; convert with --ranks "
             f"{model.tracks}, or with --quantize W4A16"
         )
+    if algo == "FP8" and (older := [gpu for gpu in gpus if gpu not in FP8_TARGETS]):
+        raise UsageError(f"gpu ({older[0]}) does not multiply FP8 (quant_algo 'FP8'); {', '.join(FP8_TARGETS)} do")
 
 
 _FIELDS = {

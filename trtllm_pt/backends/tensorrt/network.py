@@ -316,6 +316,8 @@ def linear(part: Part, name: str, x: Tensor) -> Tensor:
     """Return the product of x [K, T, I] with a weight [O, I] per track, [K, T, O]."""
     graph = part.graph
     with graph.scope(name):
+        if part.quant_algo == "FP8":
+            x = rounded_to_fp8(part, name, x)
         y = graph.product(x, matrix(part, name), transposed=True)
         if f"{name}.bias" in part.weights:
             y = graph.add(y, graph.constant(part.weights[f"{name}.bias"][:, None], "bias"))
@@ -326,11 +328,16 @@ def matrix(part: Part, name: str) -> Tensor:
     """Return a weight [K, O, I], which is dequantised first if it is quantised.
 
     The layers have the form in which the compiler makes them a part of the product, so that the dequantised weight is
-    never stored: two axes, and for int4 blocks of inputs that have a scale each, here all the same.
+    never stored: two axes, and for int4 blocks of inputs that have a scale each, here all the same. A product of two
+    FP8 factors becomes one in FP8.
     """
     graph, stored = part.graph, part.weights[f"{name}.weight"]
     if part.quant_algo is None:
         return graph.constant(stored, "weight")
+    if part.quant_algo == "FP8":
+        weight = graph.constant(stored.flatten(0, 1), "weight")
+        y = graph.dequantize(weight, fp8_scale(part, f"{name}.weights_scaling_factor"))
+        return graph.reshape(y, tuple(stored.shape))
     scale = part.weights[f"{name}.per_channel_scale"].flatten()
     if part.quant_algo == "W4A16":
         weight = graph.int4_constant(stored.flatten(0, 1), "weight")
@@ -340,6 +347,17 @@ def matrix(part: Part, name: str) -> Tensor:
         weight = graph.constant(stored.flatten(0, 1), "weight")
         y = graph.dequantize(weight, graph.constant(scale, "scale"), axis=0)
     return graph.reshape(y, (part.tracks, -1, weight.shape[1]))
+
+
+def rounded_to_fp8(part: Part, name: str, x: Tensor) -> Tensor:
+    """Return the input of a matrix as FP8 has it, with the scale that calibration found."""
+    scale = fp8_scale(part, f"{name}.activation_scaling_factor")
+    return part.graph.dequantize(part.graph.quantize(x, scale), scale)
+
+
+def fp8_scale(part: Part, name: str) -> Tensor:
+    """Return the scale of the only track's matrix as a scalar in the model's dtype, which has powers of two exactly."""
+    return part.graph.constant(part.weights[name].reshape(()).to(part.dtype), name.rpartition(".")[2])
 
 
 def int4_block(columns: int) -> int:

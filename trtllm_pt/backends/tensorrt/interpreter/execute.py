@@ -89,14 +89,21 @@ def _elementwise(layer: Layer, a: Tensor, b: Tensor) -> Tensor:
 
 
 def _dequantize(layer: Layer, x: Tensor, scale: Tensor) -> Tensor:
-    """x [O, I] times a scale per row, or without an axis a scale per block of a row."""
+    """x times a scalar, or x [O, I] times a scale per row, or without an axis a scale per block of a row."""
     if scale.dim() == 1:
         assert layer.parameters["axis"] == 0
         scale = scale[:, None]
-    else:
+    elif scale.dim() == 2:
         assert x.shape[0] == scale.shape[0] and x.shape[1] % scale.shape[1] == 0
         scale = scale.repeat_interleave(x.shape[1] // scale.shape[1], 1)
     return (x.float() * scale.float()).to(scale.dtype)
+
+
+def _quantize(layer: Layer, x: Tensor, scale: Tensor) -> Tensor:
+    """x over a scalar, in FP8: to nearest even, and clamped to its largest values."""
+    assert layer.parameters["dtype"] == torch.float8_e4m3fn and scale.dim() == 0
+    most = torch.finfo(torch.float8_e4m3fn).max
+    return (x.float() / scale.float()).clamp(-most, most).to(torch.float8_e4m3fn)
 
 
 def _gather(layer: Layer, x: Tensor, indices: Tensor) -> Tensor:
@@ -204,6 +211,7 @@ LAYERS: dict[str, Callable[..., Any]] = {
     "KV_CACHE_UPDATE": _update_cache,
     "MATRIX_MULTIPLY": _product,
     "ONE_HOT": _one_hot,
+    "QUANTIZE": _quantize,
     "REDUCE": _reduce,
     "ROTARY_EMBEDDING": _rotary,
     "SELECT": lambda layer, condition, a, b: torch.where(condition, a, b),

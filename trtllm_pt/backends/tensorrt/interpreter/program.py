@@ -93,7 +93,11 @@ def _value(trt: ModuleType, tensor: Any) -> Value:
 
 def _dtypes(trt: ModuleType) -> dict[Any, torch.dtype]:
     names = ("float32", "float16", "bfloat16", "int32", "int64", "int8", "bool")
-    return {trt.int4: torch.int8, **{getattr(trt, name): getattr(torch, name) for name in names}}
+    return {
+        trt.int4: torch.int8,
+        trt.fp8: torch.float8_e4m3fn,
+        **{getattr(trt, name): getattr(torch, name) for name in names},
+    }
 
 
 def _constant(trt: ModuleType, layer: Any, constants: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -143,6 +147,7 @@ _CLASSES = {
     "KV_CACHE_UPDATE": "IKVCacheUpdateLayer",
     "MATRIX_MULTIPLY": "IMatrixMultiplyLayer",
     "ONE_HOT": "IOneHotLayer",
+    "QUANTIZE": "IQuantizeLayer",
     "REDUCE": "IReduceLayer",
     "ROTARY_EMBEDDING": "IRotaryEmbeddingLayer",
     "SHUFFLE": "IShuffleLayer",
@@ -167,6 +172,7 @@ _PARAMETERS: dict[str, Callable[[ModuleType, Any], Any]] = {
     "KV_CACHE_UPDATE": lambda trt, layer: {"mode": layer.cache_mode.name, "form": layer.update_form.name},
     "MATRIX_MULTIPLY": lambda trt, layer: {"ops": (layer.op0.name, layer.op1.name)},
     "ONE_HOT": lambda trt, layer: {"axis": layer.axis},
+    "QUANTIZE": lambda trt, layer: {"dtype": _dtypes(trt)[layer.get_output(0).dtype]},
     "REDUCE": lambda trt, layer: {"op": layer.op.name, "axes": layer.axes, "keep": layer.keep_dims},
     "ROTARY_EMBEDDING": lambda trt, layer: {"interleaved": layer.interleaved, "size": layer.rotary_embedding_dim},
     "SHUFFLE": _shuffle,
