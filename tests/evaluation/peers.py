@@ -1,0 +1,196 @@
+"""`make eval-peers`: lm-evaluation-harness scores our engines and the same models in transformers.
+
+    python -m tests.evaluation.peers build/eval-peers/bin/lm_eval
+
+It prints the scores of both side by side, with those of `trtllm-pt eval`. The exit status is 1 if they differ by more
+than 1e-6 in float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from trtllm_pt.backends.build import build
+from trtllm_pt.checkpoint.convert import convert
+from trtllm_pt.cli.text import table
+from trtllm_pt.evaluation.evaluate import predict
+from trtllm_pt.evaluation.texts import read_texts
+from trtllm_pt.runtime.llm import LLM
+from trtllm_pt.serving.openai.app import OpenAIServer
+from trtllm_pt.serving.triton.repository import write_repository
+from trtllm_pt.serving.triton.server import Address, Server
+
+TASKS = Path(__file__).parent / "tasks"
+PRETRAINED = Path(__file__).parents[2] / "pretrained" / "stdlib-pt"
+METRICS = {  # task: its metrics
+    "trtllm_pt_texts": ("bits_per_byte",),
+    "trtllm_pt_lines": ("acc", "acc_norm"),
+    "trtllm_pt_rest_of_line": ("exact_match",),
+}
+CONTEXT = 254  # tokens; of the API's max_length the harness keeps one token for the answer, and one for the context
+TOLERANCE = 1e-6  # of float32
+
+Scores = Mapping[str, float]  # by metric
+
+
+@dataclass(frozen=True)
+class Harness:
+    """The program lm_eval, and a folder for its results."""
+
+    program: Path
+    scratch: Path
+
+    def local_completions(self, engines: Path, tasks: Mapping[str, Any]) -> Scores:
+        """Scores through OpenAI's endpoint of a server of ours, which gets token ids."""
+        with serving(engines, self.scratch) as url:
+            options = {
+                "model": "demo",
+                "base_url": f"{url}/v1/completions",
+                "num_concurrent": 4,
+                "tokenized_requests": True,
+                "tokenizer": engines / "tokenizer",
+                "max_length": CONTEXT + 2,
+            }
+            return self._run("local-completions", options, tasks)
+
+    def transformers(self, model: Path, tasks: Mapping[str, Any]) -> Scores:
+        options = {"pretrained": model, "dtype": "float32", "max_length": CONTEXT, "trust_remote_code": True}
+        return self._run("hf", options, tasks, "--device", "cpu", "--batch_size", "4")
+
+    def _run(self, door: str, options: Mapping[str, Any], tasks: Mapping[str, Any], *more: str) -> Scores:
+        output = Path(tempfile.mkdtemp(dir=self.scratch))
+        command = [self.program, "--model", door, "--tasks", ",".join(tasks), "--include_path", ".", *more]
+        command += ["--model_args", ",".join(f"{name}={value}" for name, value in options.items())]
+        command += ["--output_path", output]
+        offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(self.scratch)}
+        done = subprocess.run(
+            [str(word) for word in command], cwd=TASKS, env=offline, capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise SystemExit(f"lm_eval with {door} exited with status {done.returncode}:\n{done.stderr[-2000:]}")
+        [report] = output.rglob("results*.json")
+        results = json.loads(report.read_text())["results"]
+        return {metric: results[task][f"{metric},none"] for task, metrics in tasks.items() for metric in metrics}
+
+
+@contextmanager
+def serving(engines: Path, scratch: Path) -> Iterator[str]:
+    """A server over the engines; the address of its OpenAI port."""
+    folder = Path(tempfile.mkdtemp(dir=scratch))
+    address, port = Address.free(), Address.free().http
+    write_repository(engines, folder / "repository")
+    with Server(folder / "repository", address, folder / "log") as server:
+        server.wait_until_ready()
+        with OpenAIServer(engines, "demo", f"127.0.0.1:{address.grpc}").listening("127.0.0.1", port):
+            yield f"http://127.0.0.1:{port}"
+
+
+def own_score(engines: Path, scratch: Path) -> Scores:
+    """Bits per byte by `trtllm-pt eval`, of the same texts."""
+    folder = Path(tempfile.mkdtemp(dir=scratch))
+    for number, line in enumerate((TASKS / "texts.jsonl").read_text().splitlines()):
+        (folder / f"{number:02}.txt").write_text(json.loads(line)["text"])
+    with LLM(engines) as llm:
+        found = predict(llm, read_texts(llm, [folder]), CONTEXT, CONTEXT)
+    return {"bits_per_byte": float(found.summary()["bits_per_byte"])}
+
+
+def built(model: Path, scratch: Path, ranks: int, dtype: str) -> Path:
+    name = f"{model.name}-{ranks}-{dtype}"
+    convert(model, scratch / f"checkpoint-{name}", ranks=ranks, dtype=dtype)
+    build(scratch / f"checkpoint-{name}", scratch / name, engine="embedded")
+    return scratch / name
+
+
+def random_llama(scratch: Path) -> Path:
+    """A small model of transformers' own, with the tokenizer of the trained one."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=4096,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        initializer_range=0.3,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    folder = scratch / "random-llama"
+    LlamaForCausalLM(config).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((PRETRAINED / name).read_bytes())
+    return folder
+
+
+def exported(engines: Path, scratch: Path) -> Path:
+    """The model directory that `trtllm-pt export` makes of the engines' checkpoint."""
+    checkpoint, output = engines.with_name(f"checkpoint-{engines.name}"), scratch / "exported"
+    command = [sys.executable, "-m", "trtllm_pt", "export", str(checkpoint), "-o", str(output)]
+    subprocess.run(command, check=True)
+    return output
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("lm_eval", type=Path, help="the program")
+    program = parser.parse_args().lm_eval.absolute()
+    failed = False
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        harness = Harness(program, scratch)
+        groups: dict[str, dict[str, Scores]] = {}
+        for ranks in (1, 2):
+            engines = built(PRETRAINED, scratch, ranks, "float32")
+            scores = groups.setdefault("stdlib-pt", {})
+            scores[f"our server, {ranks} ranks"] = harness.local_completions(engines, METRICS)
+            scores[f"trtllm-pt eval, {ranks} ranks"] = own_score(engines, scratch)
+        groups["stdlib-pt"]["transformers"] = harness.transformers(exported(engines, scratch), METRICS)
+        low = built(PRETRAINED, scratch, 2, "bfloat16")
+        llama = random_llama(scratch)
+        tasks = {task: METRICS[task] for task in ("trtllm_pt_texts", "trtllm_pt_lines")}
+        groups["random Llama"] = {
+            "our server, 2 ranks": harness.local_completions(built(llama, scratch, 2, "float32"), tasks),
+            "transformers": harness.transformers(llama, tasks),
+        }
+        for scores in groups.values():
+            failed |= largest_difference(scores) > TOLERANCE
+        groups["stdlib-pt"]["our server, 2 ranks, bfloat16"] = harness.local_completions(low, METRICS)
+    print_scores(groups)
+    sys.exit(1 if failed else 0)
+
+
+def largest_difference(scores: Mapping[str, Scores]) -> float:
+    spread = 0.0
+    for metric in {metric for one in scores.values() for metric in one}:
+        values = [one[metric] for one in scores.values() if metric in one]
+        spread = max(spread, max(values) - min(values))
+    return spread
+
+
+def print_scores(groups: Mapping[str, Mapping[str, Scores]]) -> None:
+    metrics = [metric for metrics in METRICS.values() for metric in metrics]
+    rows = [
+        [model, scorer, *(f"{scores[m]:.8f}" if m in scores else "" for m in metrics)]
+        for model, group in groups.items()
+        for scorer, scores in group.items()
+    ]
+    print(table(rows, ["model", "scored through", *metrics], left=2))
+
+
+if __name__ == "__main__":
+    main()
