@@ -2,8 +2,9 @@
 
     python examples/pretrain/evaluate.py pretrained/stdlib-pt
 
-<|endoftext|> precedes every file. A file is evaluated in windows of --length tokens that do not overlap, so the context
-of a token is half a window on average. All bytes of a file count; <|endoftext|> is not predicted.
+<|endoftext|> precedes every file. A file is evaluated in the windows of `trtllm-pt eval`: they predict --length tokens
+each, so the context of a token is half a window on average. All bytes of a file count; <|endoftext|> is not predicted.
+--write DIR only writes the files to a folder, for `trtllm-pt eval ENGINES --text DIR --window 256`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
+from trtllm_pt.evaluation.windows import windows
 from trtllm_pt.model.config import ModelConfig
 from trtllm_pt.network.reference import ReferenceModel
 
@@ -32,18 +34,23 @@ def load_model(path: Path) -> tuple[ReferenceModel, Tokenizer]:
     return model, Tokenizer.from_file(str(path / "tokenizer.json"))
 
 
-def windows(ids: list[int], length: int) -> torch.Tensor:
-    """Return windows of tokens, [N, length + 1], padded with -1. A window starts with the previous one's last token."""
-    rows = [ids[start : start + length + 1] for start in range(0, len(ids) - 1, length)]
-    return torch.tensor([row + [-1] * (length + 1 - len(row)) for row in rows])
+def rows(ids: list[int], length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the inputs of a text's windows, and the tokens to predict or -1, both [N, length]."""
+    inputs, wanted = [], []
+    for begin, end, predicted in windows(len(ids), length, length):
+        own = ids[begin:end]
+        padding = length - (len(own) - 1)
+        inputs.append(own[:-1] + [0] * padding)
+        wanted.append([-1] * (len(own) - 1 - predicted) + own[-predicted:] + [-1] * padding)
+    return torch.tensor(inputs), torch.tensor(wanted)
 
 
 @torch.no_grad()
-def nats(model: ReferenceModel, rows: torch.Tensor) -> float:
-    """Return the summed cross-entropy of windows, in nats. rows: [N, length + 1], padded with -1."""
+def nats(model: ReferenceModel, inputs: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Return the summed cross-entropy of windows, in nats."""
     with torch.autocast("cpu", torch.bfloat16):  # products in bfloat16, as in training; three times faster than float32
-        logits = model(rows[:, :-1].clamp(min=0))
-    return F.cross_entropy(logits.flatten(0, 1).float(), rows[:, 1:].flatten(), ignore_index=-1, reduction="sum").item()
+        logits = model(inputs)
+    return F.cross_entropy(logits.flatten(0, 1).float(), wanted.flatten(), ignore_index=-1, reduction="sum").item()
 
 
 def main() -> None:
@@ -54,15 +61,23 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--write", type=Path, metavar="DIR", help="write the files, and evaluate nothing")
     args = parser.parse_args()
+    texts = collect(Path(sysconfig.get_path("stdlib")))
+    names = [name for name in texts if is_held_out(name) == (args.split == "heldout")][:: args.every]
+    if args.write:
+        for name in names:
+            (args.write / name).parent.mkdir(parents=True, exist_ok=True)
+            (args.write / name).write_text(texts[name])
+        return
     torch.set_num_threads(args.threads)
     model, tokenizer = load_model(args.model)
-    texts = collect(Path(sysconfig.get_path("stdlib")))
-    chosen = [text for name, text in texts.items() if is_held_out(name) == (args.split == "heldout")][:: args.every]
+    chosen = [texts[name] for name in names]
     total, tokens, size = 0.0, 0, 0
     for text in tqdm(chosen):
         ids = tokenizer.encode(END + text).ids
-        total += sum(nats(model, part) for part in windows(ids, args.length).split(8))
+        parts = zip(*(part.split(8) for part in rows(ids, args.length)), strict=True)
+        total += sum(nats(model, *part) for part in parts)
         tokens += len(ids) - 1
         size += len(text.encode())
     report = {
