@@ -17,6 +17,7 @@ from data import END
 from safetensors.torch import save_file
 from train import load
 
+from trtllm_pt.checkpoint.model_dir import write_config
 from trtllm_pt.model.tensors import tensors
 
 GENERATION = {"eos_token_id": 0, "do_sample": True, "temperature": 0.7, "top_k": 40, "max_new_tokens": 128}
@@ -41,7 +42,7 @@ def main() -> None:
         assert tuple(weights[spec.name].shape) == spec.global_shape(config), spec.name
     args.out.mkdir(parents=True, exist_ok=True)
     save_file(weights, args.out / "model.safetensors", metadata={"format": "pt"})
-    write_json(args.out / "config.json", config.to_json())
+    write_config(config, args.out, "bfloat16")
     shutil.copy(args.data / "tokenizer.json", args.out)
     write_json(
         args.out / "tokenizer_config.json",

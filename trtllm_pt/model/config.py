@@ -22,6 +22,11 @@ ATTENTION_KINDS = ("global", "sliding", "global_nope", "sliding_nope")
 FFN_KINDS = ("dense", "moe")
 # Keys that Hugging Face's tools expect in a config.json. They are written, and ignored when reading.
 HF_KEYS = {"model_type": "parallel_track", "architectures": ["ParallelTrackForCausalLM"]}
+# Keys that transformers adds to any config.json. None of them changes what a model computes.
+TRANSFORMERS_KEYS = frozenset({
+    "auto_map", "bos_token_id", "dtype", "eos_token_id", "pad_token_id", "torch_dtype", "transformers_version",
+    "use_cache",
+})  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +134,7 @@ class ModelConfig:
         fields = {f.name: f for f in dataclasses.fields(cls)}
         values: dict[str, Any] = {}
         for key, value in data.items():
-            if key in HF_KEYS:
+            if key in HF_KEYS or key in TRANSFORMERS_KEYS:
                 continue
             if key not in fields:
                 raise unknown_key(key, fields, "the model config")

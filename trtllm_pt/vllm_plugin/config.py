@@ -8,14 +8,11 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from trtllm_pt.errors import UsageError
-from trtllm_pt.model.config import HF_KEYS, ModelConfig, unknown_key
+from trtllm_pt.model.config import HF_KEYS, TRANSFORMERS_KEYS, ModelConfig, unknown_key
 
 _OURS = {field.name for field in dataclasses.fields(ModelConfig)}
-# Other keys that transformers and its tools write to any config.json.
-_THEIRS = {
-    "architectures", "attn_implementation", "bos_token_id", "dtype", "eos_token_id", "name_or_path", "pad_token_id",
-    "quantization_config", "torch_dtype", "transformers_version",
-}  # fmt: skip
+# Keys that may stand beside ours. transformers and vLLM read them.
+_THEIRS = TRANSFORMERS_KEYS | {"architectures", "attn_implementation", "name_or_path", "quantization_config"}
 
 
 class ParallelTrackConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
