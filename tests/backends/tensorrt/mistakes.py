@@ -100,6 +100,22 @@ def _renamed(**names: str) -> Made:
     return lambda: patch.multiple(network, **names)
 
 
+def _window_forgotten() -> AbstractContextManager[Any]:
+    right = network._mask
+    return patch.object(network, "_mask", lambda graph, own, window, most: right(graph, own, None, most))
+
+
+def _sees_the_next_token() -> AbstractContextManager[Any]:
+    """In prefill; in decode steps there is none in the cache."""
+    right = network._mask
+
+    def mask(graph: Graph, own: Any, *others: Any) -> Any:
+        one = graph.constant(network.torch.ones(1, 1, 1, 1, dtype=network.torch.int32), "one")
+        return right(graph, graph.add(own, one), *others)
+
+    return patch.object(network, "_mask", mask)
+
+
 MISTAKES = {
     "an all-reduce dropped": Mistake(_all_reduce_dropped),
     "a sum for a mean": Mistake(_sum_for_mean),
@@ -112,7 +128,8 @@ MISTAKES = {
     "a key too few": Mistake(_step_input("lengths", lambda lengths: [length - 1 for length in lengths]), "tp moe", 2),
     "another row of logits": Mistake(_step_input("last", lambda last: [0] * len(last))),
     "a rank with another rank's weights": Mistake(_weights_of_another_rank),
-    "no window": Mistake(lambda: patch.object(network, "_window", lambda *_: None), "pt window"),
+    "no window": Mistake(_window_forgotten, "pt window"),
+    "a token more than the past": Mistake(_sees_the_next_token),
     "norm before RoPE": Mistake(
         lambda: patch.object(network, "_normed_and_rotated", _norm_first), "pt qk norm after rope", 2
     ),

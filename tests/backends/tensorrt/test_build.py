@@ -150,7 +150,8 @@ def test_fp8_on_a_gpu_without_it() -> None:
 
 def test_a_plan_that_the_compiler_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its message is one of our lines, and what the compiler prints besides does not appear."""
-    checkpoint = init(configs.TINY.replace(head_size=10), tmp_path / "checkpoint", ranks=2, dtype="bfloat16")
+    model = configs.SMALL.replace(head_size=10, num_layers=1, block_depth=1)
+    checkpoint = init(model, tmp_path / "checkpoint", ranks=2, dtype="bfloat16")
     monkeypatch.setattr("trtllm_pt.backends.tensorrt.build.check", lambda *_: None)
     with pytest.raises(RunError) as error:
         build(checkpoint, tmp_path / "out", "tensorrt", BuildOptions(extra={"workers": 1}))

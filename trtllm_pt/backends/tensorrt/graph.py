@@ -248,20 +248,21 @@ class Graph:
         layer = self.network.add_kv_cache_update(cache, new, starts, self.trt.KVCacheMode.LINEAR)
         return self._out(layer, "kv_cache")
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, mask: Tensor | None) -> Tensor:
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, mask: Tensor) -> Tensor:
         """Return the attention [B, N, S, D] of q [B, N, S, D], already scaled, over k and v [B, G, M, D].
 
-        lengths [B]: the number of keys of each sequence, of which the last one is at the last query's position.
-        mask: bool [B, 1, S, M], true where a query sees a key; None if it sees all keys up to its own position.
+        lengths [B]: the number of keys of each sequence; what is in the cache beyond is not read. mask: bool
+        [B, 1, S, M], true where a query sees a key.
+
+        The mask also says what is causal. TensorRT has a causal kind that needs no mask, but its documentation leaves
+        open whether that counts from the end of the cache or from the end of the sequence.
         """
         kinds = self.trt.CausalMaskKind
-        kind = kinds.LOWER_RIGHT if mask is None else kinds.NONE
-        layer = self.network.add_attention_v2(q, k, v, self.trt.AttentionNormalizationOp.SOFTMAX, kind)
+        layer = self.network.add_attention_v2(q, k, v, self.trt.AttentionNormalizationOp.SOFTMAX, kinds.NONE)
         if layer is None:
             raise self._refused("attention")
         layer.decomposable = True
-        if mask is not None:
-            layer.mask = mask
+        layer.mask = mask
         layer.key_value_lengths = lengths
         return self._out(layer, "attention")
 

@@ -10,6 +10,7 @@ of a matrix, E experts, F rows of an expert.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -78,7 +79,7 @@ class Step:
     slots: Tensor  # shape tensor [1]: B
     each: Tensor  # shape tensor [1]: S
     max_seq_len: int  # M
-    window: Tensor | None  # bool [B, 1, S, M]: the positions that a token of a sliding layer sees
+    masks: Mapping[int | None, Tensor]  # bool [B, 1, S, M]: the positions that a token sees, by the layer's window
     rotary: tuple[Tensor, Tensor] | None  # cos and sin [M, D/2]
 
     @classmethod
@@ -91,30 +92,26 @@ class Step:
         sizes = graph.sizes(tokens)
         slots, each = graph.slice(sizes, (0,), (1,)), graph.slice(sizes, (1,), (1,))
         layers = range(model.num_layers)
-        windows = {_window(model, layer, max_seq_len) for layer in layers} - {None}
-        window = _window_mask(part, positions, graph.shape(slots, 1, each, 1), max_seq_len) if windows else None
+        own = graph.reshape(positions, graph.shape(slots, 1, each, 1))
+        windows = {model.layer_window(layer): None for layer in layers}
+        masks = {window: _mask(graph, own, window, max_seq_len) for window in windows}
         tables = None
         if any(model.has_rope(layer) for layer in layers):
             cos, sin = rotary(model, torch.arange(max_seq_len), part.dtype)
             tables = graph.constant(cos, "rope.cos"), graph.constant(sin, "rope.sin")
-        return cls(tokens, positions, starts, lengths, last, slots, each, max_seq_len, window, tables)
+        return cls(tokens, positions, starts, lengths, last, slots, each, max_seq_len, masks, tables)
 
 
-def _window(model: ModelConfig, layer: int, max_seq_len: int) -> int | None:
-    """Return the number of tokens that a layer attends to, or None if that is all of them."""
-    window = model.layer_window(layer)
-    return None if window is None or window >= max_seq_len else window
-
-
-def _window_mask(part: Part, positions: Tensor, shape: Tensor, max_seq_len: int) -> Tensor:
-    """Return a mask that is true where a token sees a position: at the last `window` positions up to its own."""
-    graph, window = part.graph, part.model.window
-    assert window is not None
-    with graph.scope("window"):
-        own = graph.reshape(positions, shape)  # [B, 1, S, 1]
+def _mask(graph: Graph, own: Tensor, window: int | None, max_seq_len: int) -> Tensor:
+    """Return which positions [B, 1, S, M] the tokens at positions `own` [B, 1, S, 1] see: up to their own, and of these
+    the last `window` if that is not None."""
+    with graph.scope("mask"):
         keys = graph.constant(torch.arange(max_seq_len, dtype=torch.int32).view(1, 1, 1, -1), "keys")
-        first = graph.add(own, graph.constant(torch.full((1, 1, 1, 1), -window, dtype=torch.int32), "size"))
-        return graph.both(graph.negate(graph.greater(keys, own)), graph.greater(keys, first))
+        seen = graph.negate(graph.greater(keys, own))
+        if window is None:
+            return seen
+        before = graph.constant(torch.full((1, 1, 1, 1), -window, dtype=torch.int32), "window")
+        return graph.both(seen, graph.greater(keys, graph.add(own, before)))
 
 
 def transformer(part: Part, step: Step) -> Tensor:
@@ -220,8 +217,7 @@ def attention(part: Part, step: Step, layer: int, x: Tensor) -> Tensor:
         q, k = (_normed_and_rotated(part, step, layer, which, y) for which, y in (("q", q), ("k", k)))
         k, v = (_cached(part, step, cache, new) for cache, new in zip(cache_names(layer), (k, v), strict=True))
         q = graph.multiply(q, graph.scalar(size**-0.5, part.dtype, 4, "scale"))
-        slides = _window(model, layer, step.max_seq_len) is not None
-        y = graph.attention(q, k, v, step.lengths, mask=step.window if slides else None)  # [B, K * H, S, D]
+        y = graph.attention(q, k, v, step.lengths, step.masks[model.layer_window(layer)])  # [B, K * H, S, D]
         shape = graph.shape(step.slots, part.tracks, heads, step.each, size)
         y = graph.reshape(graph.reshape(y, shape, after=(1, 0, 3, 2, 4)), (part.tracks, -1, heads * size))
     return linear(part, f"{name}.dense", y)

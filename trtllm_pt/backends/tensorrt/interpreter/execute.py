@@ -152,27 +152,17 @@ def _update_cache(layer: Layer, cache: Tensor, new: Tensor, starts: Tensor) -> T
     return cache
 
 
-def _attention(layer: Layer, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, lengths: Tensor | None) -> Tensor:
+def _attention(layer: Layer, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, lengths: Tensor) -> Tensor:
     """q [B, N, S, D], already scaled; k and v [B, G, M, D]; mask bool [B, 1, S, M]; lengths [B] of k and v."""
-    assert layer.parameters["norm"] == "SOFTMAX" and layer.parameters["forms"] == ("PADDED_BHND", "PADDED_BHND")
+    wanted = {"causal": "NONE", "norm": "SOFTMAX", "forms": ("PADDED_BHND", "PADDED_BHND")}
+    assert layer.parameters == wanted and mask.dtype == torch.bool
     repeat = q.shape[1] // k.shape[1]
     outputs = []
-    for slot in range(q.shape[0]):
-        most = k.shape[2] if lengths is None else int(lengths[slot])
+    for slot, most in enumerate(lengths.tolist()):
         keys, values = (_wide(x[slot, :, :most]).repeat_interleave(repeat, 0) for x in (k, v))
-        scores = _wide(q[slot]) @ keys.mT
-        scores = scores.masked_fill(~_seen(layer, scores, None if mask is None else mask[slot, :, :, :most]), -math.inf)
+        scores = (_wide(q[slot]) @ keys.mT).masked_fill(~mask[slot, :, :, :most], -math.inf)
         outputs.append(scores.softmax(-1) @ values)
     return torch.stack(outputs).to(q.dtype)
-
-
-def _seen(layer: Layer, scores: Tensor, mask: Tensor | None) -> Tensor:
-    """Return which of the keys each query sees."""
-    queries, keys = scores.shape[-2:]
-    if layer.parameters["causal"] == "NONE":
-        return scores.new_ones(queries, keys, dtype=torch.bool) if mask is None else mask
-    assert layer.parameters["causal"] == "LOWER_RIGHT" and mask is None
-    return torch.arange(keys) <= torch.arange(queries)[:, None] + (keys - queries)
 
 
 def _topk(layer: Layer, x: Tensor) -> tuple[Tensor, Tensor]:
