@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from trtllm_pt._version import __version__
     from trtllm_pt.backends.build import build
+    from trtllm_pt.backends.export import export
     from trtllm_pt.backends.inspect import inspect
     from trtllm_pt.backends.manifest import BuildOptions
     from trtllm_pt.checkpoint.convert import convert
@@ -31,6 +32,7 @@ __all__ = [
     "__version__",
     "build",
     "convert",
+    "export",
     "init",
     "inspect",
 ]
@@ -41,6 +43,7 @@ _HOMES = {
     "init": "checkpoint.init",
     "BuildOptions": "backends",
     "build": "backends",
+    "export": "backends.export",
     "inspect": "backends",
     "SamplingParams": "requests.messages",
     "LLM": "runtime.llm",

@@ -44,6 +44,8 @@ MISTAKES = {
         r"quantization \(W8A16\) is not supported by the embedded engine",
     ),
     "quantise twice": ("convert quantised -o out --quantize W4A16", r"the checkpoint is already W8A16"),
+    "export of quantised weights": ("export quantised -o out", r"quantised is W8A16, from which the weights before"),
+    "export to where something is": ("export checkpoint -o quantised", r"quantised already exists"),
     "unknown algorithm": ("convert checkpoint -o out --quantize int8", r"--quantize.*'int8' is not one of 'W8A16'"),
     "FP8 without ranges": ("convert checkpoint -o out --quantize FP8", r"quantize \('FP8'\) needs calibrate"),
     "too narrow for int8": (

@@ -25,6 +25,8 @@ from trtllm_pt.requests.messages import Runtime, SamplingParams
 if TYPE_CHECKING:
     from mpi4py import MPI
 
+    from trtllm_pt.checkpoint.source import Source
+
 REBUILD = "run `trtllm-pt build` again"
 
 
@@ -203,6 +205,15 @@ class Backend(ABC):
         threads: threads per rank; None divides the machine's cores by the ranks. kv_tokens: tokens that fit into the KV
         cache; None chooses a size that fits into memory. Raises UsageError for an engine that cannot run here.
         """
+
+    def weights(self, folder: Path, manifest: EngineManifest) -> Source:
+        """Return the weights of an engine directory, bit for bit as its checkpoint had them.
+
+        Raises UsageError for a backend whose engines do not keep them.
+        """
+        raise UsageError(
+            f"the weights of {folder} cannot be read back from {self.title}; use the checkpoint from which it was built"
+        )
 
     def problems(self, sampling: SamplingParams) -> Iterable[str]:
         """Yield one sentence for each sampling field that this backend does not support."""

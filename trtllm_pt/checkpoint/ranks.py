@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -123,21 +124,28 @@ def _is_finite(tensor: Tensor) -> bool:
     return bool(low.isfinite() and high.isfinite())
 
 
-class CheckpointDir:
-    """A CKPT directory of any number of ranks, as a `Source` of weights and as `StoredWeights`.
+class RankWeights(Protocol):
+    """The tensors that one rank holds."""
 
-    Raises UsageError if files or tensors are missing or do not match config.json.
+    def get(self, name: str, track: int | None) -> Tensor:
+        """Return a tensor under its name in a checkpoint. It may be a view of a mapped file.
+
+        track: which of the rank's tracks, for a tensor of a rank that holds several; None for any other tensor.
+        """
+        ...
+
+
+class WholeWeights:
+    """The weights of all ranks, put together: a `Source` of weights, and `StoredWeights`.
+
+    ranks: the tensors of every rank of the manifest.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.manifest = manifest = CheckpointManifest.from_dir(folder)
-        missing = manifest.missing_ranks(folder)
-        if missing:
-            files = [rank_file(folder, rank).name for rank in missing]
-            raise UsageError(f"{folder} is incomplete: it lacks {listed(files)}")
-        self.config, self.dtype, self.tokenizer = manifest.model, manifest.dtype, folder / "tokenizer"
+    def __init__(self, manifest: CheckpointManifest, ranks: Sequence[RankWeights], tokenizer: Path) -> None:
+        self.manifest, self.config, self.dtype = manifest, manifest.model, manifest.dtype
+        self.tokenizer: Path | None = tokenizer
         self._layouts = [rank_layout(self.config, manifest.ranks, rank) for rank in range(manifest.ranks)]
-        self._files = [open_rank(folder, manifest, rank) for rank in range(manifest.ranks)]
+        self._ranks = ranks
 
     def read(self, spec: TensorSpec, track: int, dtype: torch.dtype) -> Tensor:
         weight, *scales = self.stored(spec, track)
@@ -155,16 +163,42 @@ class CheckpointDir:
         """Assemble one track of a stored tensor from the ranks' parts."""
         spec = tensor.spec
         whole = torch.empty(spec.shape, dtype=getattr(torch, tensor.dtype))
-        for layout, file in zip(self._layouts, self._files, strict=True):
+        for layout, rank in zip(self._layouts, self._ranks, strict=True):
             if spec.per_track and not layout.tracks.start <= track < layout.tracks.stop:
                 continue
-            part = file.get(spec.name)
-            if spec.per_track and len(layout.tracks) > 1:
-                part = part[track - layout.tracks.start]
+            several = spec.per_track and len(layout.tracks) > 1
+            part = rank.get(spec.name, track - layout.tracks.start if several else None)
             place_part(spec, self.config, layout, unpack_int4(part) if tensor.per_byte == 2 else part, whole)
             if spec.split == "none":  # all ranks that hold the tensor hold the same values
                 break
         return whole
+
+
+class CheckpointDir(WholeWeights):
+    """A CKPT directory of any number of ranks.
+
+    Raises UsageError if files or tensors are missing or do not match config.json.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        manifest = CheckpointManifest.from_dir(folder)
+        missing = manifest.missing_ranks(folder)
+        if missing:
+            files = [rank_file(folder, rank).name for rank in missing]
+            raise UsageError(f"{folder} is incomplete: it lacks {listed(files)}")
+        ranks = [_CheckpointRank(open_rank(folder, manifest, rank)) for rank in range(manifest.ranks)]
+        super().__init__(manifest, ranks, folder / "tokenizer")
+
+
+class _CheckpointRank:
+    """The tensors of a rank's file in a checkpoint."""
+
+    def __init__(self, file: SafetensorsFile) -> None:
+        self._file = file
+
+    def get(self, name: str, track: int | None) -> Tensor:
+        tensor = self._file.get(name)
+        return tensor if track is None else tensor[track]
 
 
 def open_rank(folder: Path, manifest: CheckpointManifest, rank: int) -> SafetensorsFile:

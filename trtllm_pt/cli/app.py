@@ -27,6 +27,7 @@ COMMANDS = {
     "presets": "List the presets, or print one of them as a model config.",
     "init": "Write a checkpoint of random weights for a preset or a config file.",
     "convert": "Convert a trained model to a checkpoint with one file per rank.",
+    "export": "Write a checkpoint, engines or a model as a directory for transformers and convert.",
     "build": "Build an engine for each rank of a checkpoint.",
     "inspect": "Show the model in a checkpoint or an engine directory, and every message between its ranks.",
     "run": "Generate text from prompts.",

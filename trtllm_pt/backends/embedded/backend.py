@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trtllm_pt.backends.backend import Backend, BuildReport, RankRuntime
 from trtllm_pt.backends.checks import Check
@@ -15,6 +15,9 @@ from trtllm_pt.backends.manifest import BuildOptions, EngineManifest
 from trtllm_pt.errors import INSTALL_EMBEDDED, MPI_OF_EMBEDDED, UsageError
 from trtllm_pt.model import cost
 from trtllm_pt.model.config import ModelConfig
+
+if TYPE_CHECKING:
+    from trtllm_pt.checkpoint.source import Source
 
 
 class EmbeddedBackend(Backend):
@@ -56,6 +59,13 @@ class EmbeddedBackend(Backend):
             max_num_tokens=capacity.max_num_tokens,
         ).resolved(found.model)
         return found
+
+    def weights(self, folder: Path, manifest: EngineManifest) -> Source:
+        if manifest.format != self.format:
+            raise self.other_format(folder, manifest)
+        from trtllm_pt.backends.embedded.unpack import engine_weights
+
+        return engine_weights(folder, manifest.checkpoint)
 
     def versions(self) -> Mapping[str, str]:
         return {"torch": version("torch")}
