@@ -92,7 +92,11 @@ def test_sharded_model_dir_replaces_and_is_replaced(tmp_path: Path) -> None:
     assert len(files) > 2 and files[0] == f"model-00001-of-{len(files):05}.safetensors"
     assert_same(load_reference(folder), second)
     save_model(first, folder)
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "modeling_parallel_track.py",
+    ]
     assert_same(load_reference(folder), first)
 
 
