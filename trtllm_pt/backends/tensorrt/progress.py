@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import Any
 
 _SLOW_PHASE = "Computing profile costs"  # takes nearly all of the time; its steps are divided over the profiles
+_LEAST = 0.01  # a smaller step is not worth a message
 
 
 class Progress:
@@ -27,7 +28,7 @@ class Progress:
         share = 0.0
         for _, steps, done in reversed(self._phases):
             share = min(1.0, (done + share) / steps)
-        if share > self._reported:
+        if share >= self._reported + _LEAST or share == 1.0 > self._reported:
             self._reported = share
             self._report(share)
 
