@@ -10,9 +10,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -50,7 +49,7 @@ def build(
     check(manifest, gpus)
     check_files(checkpoint, manifest)
     refuse_existing(output)
-    load(builder)
+    version = load(builder).__version__  # packages of other names, such as tensorrt-cu13, contain TensorRT as well
     with new_folder(output) as folder:
         jobs = [
             Job(checkpoint=checkpoint, folder=folder, rank=rank, capacity=capacity, builder=builder, targets=gpus)
@@ -59,7 +58,7 @@ def build(
         built = _compile_all(jobs, _workers(options, manifest.ranks), progress)
         if (checkpoint / "tokenizer").is_dir():
             shutil.copytree(checkpoint / "tokenizer", folder / "tokenizer")
-        write_json(folder / "config.json", _config(backend, manifest, capacity, jobs[0], built))
+        write_json(folder / "config.json", _config(backend, manifest, capacity, {builder: version}, built, gpus))
     return BuildReport(path=output, ranks=manifest.ranks, seconds=time.monotonic() - began)
 
 
@@ -72,20 +71,25 @@ def _workers(options: BuildOptions, ranks: int) -> int:
 
 
 def _config(
-    backend: Backend, manifest: CheckpointManifest, capacity: Capacity, job: Job, built: Sequence[BuiltRank]
+    backend: Backend,
+    manifest: CheckpointManifest,
+    capacity: Capacity,
+    versions: Mapping[str, str],
+    built: Sequence[BuiltRank],
+    gpus: Sequence[str],
 ) -> dict[str, Any]:
     """Return the contents of config.json, with what was compiled under the key `compiled`."""
     engine = EngineManifest(
         backend=backend,
         checkpoint=manifest,
         options=capacity,
-        versions={job.builder: metadata.version(job.builder)},
+        versions=versions,
         format=backend.format,
     ).to_json()
     engine["build_config"]["kv_cache_type"] = "continuous"
     return engine | {
         COMPILED: {
-            "targets": list(job.targets) or [torch.cuda.get_device_name()],
+            "targets": list(gpus) or [torch.cuda.get_device_name()],
             "profiles": [profile.to_json() for profile in profiles_of(capacity)],
             "collectives": built[0].collectives,  # the same for all ranks, or the build would have ended
             "plans": [{"bytes": each.bytes, "seconds": round(each.seconds, 1)} for each in built],

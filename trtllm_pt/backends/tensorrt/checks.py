@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from trtllm_pt.backends.checks import Check, Finding, version
-from trtllm_pt.backends.tensorrt.api import BUILDERS, INSTALL, TITLES
+from trtllm_pt.backends.tensorrt.api import INSTALL, PROPER, RTX, TITLES
 
+# What pip installs, and the package that is in it.
+_DISTRIBUTIONS = (("tensorrt", PROPER), ("tensorrt_cu13", PROPER), ("tensorrt_rtx", RTX))
 _NEEDED_FOR = "--engine tensorrt"
 
 
 def builder() -> Finding:
     """Check that a compiler of plans is installed. It is not imported, which takes seconds."""
-    found = [f"{TITLES[name]} {number}" for name in BUILDERS if (number := version(name))]
-    return Finding("plan builder", bool(found), ", ".join(found) or "none", INSTALL, _NEEDED_FOR)
+    found = {TITLES[package]: number for name, package in _DISTRIBUTIONS if (number := version(name))}
+    words = ", ".join(f"{title} {number}" for title, number in found.items())
+    return Finding("plan builder", bool(found), words or "none", INSTALL, _NEEDED_FOR)
 
 
 def runtime() -> Finding:
