@@ -69,14 +69,14 @@ def start(ranks: int, folder: Path) -> None:
         for rank, log in enumerate(logs)
     ]
     try:
-        status = [job.wait(timeout=900) for job in jobs]
+        status = [job.wait(timeout=1800) for job in jobs]
     finally:
         for job in jobs:
             job.kill()
     assert not any(status), (folder / "0.log").read_text()[-3000:]
 
 
-@pytest.mark.timeout(1000)
+@pytest.mark.timeout(2000)
 @pytest.mark.parametrize(("name", "ranks", "mode"), RUNS, ids=lambda value: str(value))
 def test_tokens(results: Results, models: Path, name: str, ranks: int, mode: str) -> None:
     found, config = results(name, ranks, mode), config_of(name)
