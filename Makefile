@@ -17,7 +17,7 @@ builders := $(shell find trtllm_pt/model trtllm_pt/network trtllm_pt/checkpoint 
 cpp := $(shell find trtllm_pt tests -name '*.cpp' -o -name '*.h')
 
 .DELETE_ON_ERROR:
-.PHONY: help demo serve tensorrt-demo test test-slow test-vllm test-all soak serving-peers peers eval-peers peers-test checkout-test gpu-check lint format types docs site wheel clean
+.PHONY: help demo serve tensorrt-demo test test-slow test-vllm test-all soak serving-peers peers eval-peers peers-test checkout-test gpu-check vllm-gpu lint format types docs site wheel clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -88,6 +88,12 @@ types: $(installed)-dev  ## Run mypy --strict on the package
 gpu-check:  ## In TensorRT-LLM's container: build, run, check and measure on GPUs (docs/tensorrt_llm.md)
 	$(PYTHON) -c 'import trtllm_pt' || $(PYTHON) -m pip install -e .
 	$(PYTHON) benchmarks/gpu_check.py $(GPU_CHECK)
+
+# VLLM_GPU has the options of the script, such as '--ranks 8 --model pt-6b'. The target uses the machine's own Python,
+# which must have vLLM.
+vllm-gpu:  ## Compare schedules inside vLLM on GPUs (docs/vllm.md)
+	$(PYTHON) -c 'import trtllm_pt' || $(PYTHON) -m pip install -e .
+	$(PYTHON) benchmarks/vllm_compare.py $(VLLM_GPU)
 
 docs: $(installed)  ## Generate docs/cli.md from the commands' help texts
 	$(bin)/python -m trtllm_pt.cli.docs > docs/cli.md

@@ -22,7 +22,7 @@ RANDOM: dict[str, ModelConfig] = {
 }
 NAMES = ["pretrained", *RANDOM]
 TOKENS, LONGEST = 12, 64  # generated for each prompt; of a prompt
-ALONE = (0, 12, 31)  # the prompts that are also generated for one at a time
+ALONE = (12,)  # the prompts that are also generated for one at a time
 
 
 def config_of(name: str) -> ModelConfig:

@@ -10,6 +10,7 @@ import gc
 import json
 import os
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +49,41 @@ class Forwards:
         ParallelTrackForCausalLM.forward = counted  # type: ignore[method-assign]
 
 
+class Mapped:
+    """The most bytes of a model's file that were in this process's memory while vLLM loaded it."""
+
+    def __init__(self) -> None:
+        from trtllm_pt.vllm_plugin import model
+
+        self.most = 0
+        original = model.load
+
+        def watched(network: Any, weights: Iterable[Any]) -> set[str]:
+            def each() -> Iterator[Any]:
+                self.most = 0
+                for item in weights:
+                    yield item
+                    self.most = max(self.most, resident("model.safetensors"))
+
+            return original(network, each())
+
+        model.load = watched
+
+
+def resident(name: str) -> int:
+    total, ours = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split(maxsplit=1)[0]:  # a mapping begins with its addresses
+            ours = line.endswith(name)
+        elif ours and line.startswith("Rss:"):
+            total += int(line.split()[1]) * 1024
+    return total
+
+
 def main() -> None:
     import vllm
 
-    forwards = Forwards()
+    forwards, mapped = Forwards(), Mapped()
     for name, folder, mode in json.loads((FOLDER / "plan.json").read_text()):
         llm = vllm.LLM(
             folder,
@@ -65,7 +97,7 @@ def main() -> None:
             enable_prefix_caching=True,
             seed=0,
         )
-        result = measured(llm, forwards)
+        result = measured(llm, forwards) | {"mapped": mapped.most}
         if RANK == 0:
             (FOLDER / f"{name}.{mode}.json").write_text(json.dumps(result))
         end(llm)

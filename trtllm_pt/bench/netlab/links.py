@@ -21,7 +21,7 @@ from trtllm_pt.files.compiler import compile_cpp
 from trtllm_pt.job.mpirun import Launch, find_mpirun, launch
 
 _PREFIX = "trtllm-pt-"
-_SUBNET, _DEVICE = "10.77.0", "link0"
+_SUBNET, DEVICE = "10.77.0", "link0"
 _MOST_RANKS = 16
 _MTU = 60000
 _LATE_NANOSECONDS = 20_000  # how late a timer fires on busy cores, as measured on one machine
@@ -114,7 +114,7 @@ class Links:
             "MPIR_CVAR_NOLOCAL": "1",
             "MPIR_CVAR_CH4_NETMOD": "ucx",
             "UCX_TLS": "tcp,self",
-            "UCX_NET_DEVICES": _DEVICE,
+            "UCX_NET_DEVICES": DEVICE,
         }
         launcher = ["-launcher", "ssh", "-launcher-exec", str(self._launcher)]
         hosts = ",".join(self.address(rank) for rank in range(self.ranks))
@@ -143,17 +143,17 @@ class Links:
         rate = ["rate", f"{self.link.rate_mbit:g}mbit"] if self.link.rate_mbit else []
         for rank, name in enumerate(self._names):
             outer = f"{self._bridge}v{rank}"[-15:]
-            _run("ip", "link", "add", outer, "type", "veth", "peer", "name", _DEVICE, "netns", name)
+            _run("ip", "link", "add", outer, "type", "veth", "peer", "name", DEVICE, "netns", name)
             _run("ip", "link", "set", outer, "master", self._bridge, "up")
             self._address(rank)
-            _run("tc", "-n", name, "qdisc", "add", "dev", _DEVICE, "root", *delay, *rate)
+            _run("tc", "-n", name, "qdisc", "add", "dev", DEVICE, "root", *delay, *rate)
 
     def _connect_by_wire(self) -> None:
         per_byte = 8e3 / self.link.rate_mbit if self.link.rate_mbit else 0.0
         numbers = [round(self.link.delay_us * 1e3), per_byte, _LATE_NANOSECONDS]
         program = _compiled(self._scratch)
         self._wire = subprocess.Popen(
-            [str(program), *map(str, numbers), _DEVICE, *self._names],
+            [str(program), *map(str, numbers), DEVICE, *self._names],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -163,13 +163,13 @@ class Links:
         if _pipe(self._wire.stdout).readline() != "up\n":
             raise RunError(f"the program that passes packets did not start: {_pipe(self._wire.stderr).read().strip()}")
         for rank in range(self.ranks):
-            _run("ip", "-n", self._names[rank], "link", "set", _DEVICE, "mtu", str(_MTU), "txqueuelen", "2000")
+            _run("ip", "-n", self._names[rank], "link", "set", DEVICE, "mtu", str(_MTU), "txqueuelen", "2000")
             self._address(rank)
 
     def _address(self, rank: int) -> None:
         name = self._names[rank]
-        _run("ip", "-n", name, "addr", "add", f"{self.address(rank)}/24", "dev", _DEVICE)
-        _run("ip", "-n", name, "link", "set", _DEVICE, "up")
+        _run("ip", "-n", name, "addr", "add", f"{self.address(rank)}/24", "dev", DEVICE)
+        _run("ip", "-n", name, "link", "set", DEVICE, "up")
 
     def _write_launcher(self) -> None:
         """Write the script that mpirun uses as ssh: `enter [options] ADDRESS COMMAND…` runs COMMAND in a namespace."""

@@ -1,0 +1,131 @@
+"""One rank of benchmarks/vllm_compare.py: python -m common.vllm_rank RANK JOB.json.
+
+All contenders' engines live in the same processes, one per rank (vLLM's "external launcher"), and take turns. The first
+rank prints a line of JSON for each sample.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What all ranks run. `models` are folders with a config.json; their weights are random."""
+
+    models: dict[str, str]
+    ranks: int
+    cases: list[list[int]]  # batch size, input length and output length
+    rounds: int
+    dtype: str
+    addresses: list[str]  # of the ranks
+    port: int
+    interface: str | None  # the network interface between the ranks; None for one machine
+    on_cpu: bool
+
+
+def settle(rank: int, job: Job) -> None:
+    """Set what vLLM reads when it is imported."""
+    threads = os.cpu_count() or 1
+    each = max(1, threads // job.ranks)
+    cores = [f"{each * place}-{each * place + each - 1}" for place in range(job.ranks)]
+    os.environ |= {
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "|".join(cores),
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_HOST_IP": job.addresses[rank],
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+        "MASTER_ADDR": job.addresses[0],
+        "MASTER_PORT": str(job.port),
+        "RANK": str(rank),
+        "WORLD_SIZE": str(job.ranks),
+        "LOCAL_RANK": str(rank),
+        "LOCAL_WORLD_SIZE": str(job.ranks),
+    }
+    if job.interface:
+        os.environ["GLOO_SOCKET_IFNAME"] = job.interface
+
+
+def apart() -> None:
+    """Let vLLM see that the ranks share no memory, as on several machines, so that it uses gloo over TCP."""
+    from vllm.distributed.device_communicators.cpu_communicator import _CPUSHMDistributed
+
+    _CPUSHMDistributed.make_group_name = staticmethod(lambda communicator: f"rank-{communicator.rank}")
+
+
+def engines(job: Job) -> dict[str, Any]:
+    import vllm
+
+    most = max(batch for batch, _, _ in job.cases)
+    longest = max(before + after for _, before, after in job.cases)
+    options = {
+        "dtype": job.dtype,
+        "load_format": "dummy",
+        "skip_tokenizer_init": True,
+        "max_model_len": longest + 1,
+        "max_num_seqs": most,
+        "enable_prefix_caching": False,
+        "tensor_parallel_size": job.ranks,
+        "distributed_executor_backend": "external_launcher",
+        "seed": 0,
+    }
+    if not job.on_cpu:
+        options["gpu_memory_utilization"] = 0.9 / len(job.models)
+    return {name: vllm.LLM(folder, **options) for name, folder in job.models.items()}
+
+
+def sample(llm: Any, name: str, prompts: list[list[int]], tokens: int) -> dict[str, float]:
+    """Generate for all prompts at once. TTFT ends when every prompt has its first token."""
+    import vllm
+
+    engine = llm.llm_engine
+    sampling = vllm.SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)
+    begun = time.perf_counter()
+    for number, prompt in enumerate(prompts):
+        engine.add_request(f"{name}-{begun}-{number}", {"prompt_token_ids": prompt}, sampling)
+    lengths: dict[str, int] = {}
+    first = 0.0
+    while engine.has_unfinished_requests():
+        for output in engine.step():
+            lengths[output.request_id] = len(output.outputs[0].token_ids)
+        if not first and len(lengths) == len(prompts):
+            first = time.perf_counter()
+    done = time.perf_counter()
+    return {
+        "ttft": first - begun,
+        "tpot": (done - first) / max(tokens - 1, 1),
+        "throughput": len(prompts) * tokens / (done - begun),
+    }
+
+
+def main() -> None:
+    rank, job = int(sys.argv[1]), Job(**json.loads(Path(sys.argv[2]).read_text()))
+    settle(rank, job)
+    if job.interface:
+        apart()
+    loaded = engines(job)
+    draw = random.Random(0)
+    for number in range(job.rounds + 1):  # the first round is a warm-up
+        for batch, before, after in job.cases:
+            names = list(loaded)
+            for name in [*names[number % len(names) :], *names[: number % len(names)]]:
+                vocabulary = loaded[name].llm_engine.model_config.get_vocab_size()
+                prompts = [[draw.randrange(vocabulary) for _ in range(before)] for _ in range(batch)]
+                taken = sample(loaded[name], name, prompts, after)
+                if rank == 0 and number:
+                    print(
+                        json.dumps({"name": name, "case": [batch, before, after], "round": number} | taken), flush=True
+                    )
+
+
+if __name__ == "__main__":
+    main()

