@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from trtllm_pt.bench.facts import machine_facts
 from trtllm_pt.bench.netlab.links import DEVICE, Link, Links, check_here
 from trtllm_pt.bench.results import as_json_text, median, ratios
 from trtllm_pt.errors import RunError, UsageError
+from trtllm_pt.files.atomic import write_text
 from trtllm_pt.job.process import end
 from trtllm_pt.model.config import ModelConfig
 from trtllm_pt.model.presets import preset
@@ -77,7 +79,7 @@ def on_cpu() -> bool:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "None"
 
 
-def measured(args: argparse.Namespace, models: dict[str, ModelConfig]) -> list[dict[str, Any]]:
+def measure(args: argparse.Namespace, models: dict[str, ModelConfig]) -> Iterator[dict[str, Any]]:
     """The samples of all contenders. Raises RunError, with the last line of a rank's log, if one fails."""
     with contextlib.ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -98,7 +100,7 @@ def measured(args: argparse.Namespace, models: dict[str, ModelConfig]) -> list[d
         commands = [[*command, str(rank), str(scratch / "job.json")] for rank in range(args.ranks)]
         if lab:
             commands = [lab.in_rank(rank, *each) for rank, each in enumerate(commands)]
-        return list(_samples(commands, scratch))
+        yield from _samples(commands, scratch)
 
 
 def _port() -> int:
@@ -139,6 +141,8 @@ def table(models: dict[str, ModelConfig], samples: list[dict[str, Any]]) -> str:
             name: [each for each in samples if each["name"] == name and tuple(each["case"]) == case] for name in models
         }
         rounds = min(map(len, taken.values()))
+        if not rounds:
+            continue
         for name, config in models.items():
             row = [f"{case[0]}, {case[1]}/{case[2]}", name, str(sync_points(schedule_of(config)))]
             for column, factor in COLUMNS.items():
@@ -151,18 +155,24 @@ def table(models: dict[str, ModelConfig], samples: list[dict[str, Any]]) -> str:
 
 
 def main() -> int:
-    """Return the exit status: 1 if vLLM failed, 2 after a usage error."""
-    args = parsed()
+    """Return the exit status: 1 if vLLM failed, 2 after a usage error, 130 after an interruption."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `timeout` sends SIGTERM, which interrupts, too
+    args, status, samples = parsed(), 0, []
     try:
         models = contenders(args)
-        samples = measured(args, models)
+        for sample in measure(args, models):
+            samples.append(sample)
+            if args.json:
+                facts = {"machine": machine_facts(), "link_us": args.link_us, "samples": samples}
+                write_text(args.json, as_json_text(facts))
     except (RunError, UsageError) as error:
         print(f"Error: {error}", file=sys.stderr)
-        return error.exit_status
-    if args.json:
-        args.json.write_text(as_json_text({"machine": machine_facts(), "link_us": args.link_us, "samples": samples}))
-    print(table(models, samples))
-    return 0
+        status = error.exit_status
+    except KeyboardInterrupt:
+        status = 130
+    if samples:
+        print(table(models, samples))
+    return status
 
 
 if __name__ == "__main__":
