@@ -29,7 +29,7 @@ from common.vllm_rank import Job
 
 from trtllm_pt.bench.contenders import BASELINE, schedules_of
 from trtllm_pt.bench.facts import machine_facts
-from trtllm_pt.bench.netlab.links import DEVICE, Link, Links, check_here
+from trtllm_pt.bench.netlab.links import DEVICE, Link, Links, check_namespaces
 from trtllm_pt.bench.results import as_json_text, median, ratios
 from trtllm_pt.errors import RunError, UsageError
 from trtllm_pt.files.atomic import write_text
@@ -90,7 +90,7 @@ def measure(args: argparse.Namespace, models: dict[str, ModelConfig]) -> Iterato
             folders[name] = str(scratch / name)
         lab = None
         if args.link_us is not None:
-            check_here(args.ranks)
+            check_namespaces(args.ranks)
             lab = stack.enter_context(Links(args.ranks, Link(args.link_us)))
         addresses = [lab.address(rank) if lab else "127.0.0.1" for rank in range(args.ranks)]
         interface = DEVICE if lab else None

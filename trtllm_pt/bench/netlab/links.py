@@ -42,6 +42,12 @@ class Link:
 
 
 def check_here(ranks: int) -> None:
+    """Raise UsageError if the number of ranks is not supported, or if the machine lacks namespaces or MPI."""
+    check_namespaces(ranks)
+    find_mpirun(MPI_OF_EMBEDDED)
+
+
+def check_namespaces(ranks: int) -> None:
     """Raise UsageError if the number of ranks is not supported, or if the machine lacks what namespaces need."""
     if not 2 <= ranks <= _MOST_RANKS:
         raise UsageError(f"--ranks ({ranks}) must be between 2 and {_MOST_RANKS}")
@@ -51,7 +57,6 @@ def check_here(ranks: int) -> None:
         raise UsageError("netlab needs `ip`, which is not installed: apt-get install iproute2")
     if not Path("/dev/net/tun").exists() and shutil.which("tc") is None:
         raise UsageError("netlab needs /dev/net/tun or `tc`: load the kernel's tun module, or install iproute2")
-    find_mpirun(MPI_OF_EMBEDDED)
 
 
 class Links:
