@@ -50,6 +50,7 @@ def main() -> None:
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": END,
             "eos_token": END,
+            "model_input_names": ["input_ids", "attention_mask"],
             "add_prefix_space": False,
             "clean_up_tokenization_spaces": False,
             "model_max_length": config.max_position_embeddings,

@@ -175,7 +175,6 @@ class ParallelTrackForCausalLM(PreTrainedModel, GenerationMixin):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
-        cache_position: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
         cache: Cache | None = None,
         **kwargs: Any,
@@ -191,6 +190,7 @@ class ParallelTrackForCausalLM(PreTrainedModel, GenerationMixin):
             cache = None  # the layers run again in the backward pass, and would add to the cache again
         elif cache is None and (self.config.use_cache if use_cache is None else use_cache):
             cache = DynamicCache(config=self.config)
+        cache_position = kwargs.pop("cache_position", None)  # transformers 4 passes it
         if cache_position is None:
             past = 0 if cache is None else cache.get_seq_length()
             cache_position = torch.arange(x.shape[1], device=x.device) + past
