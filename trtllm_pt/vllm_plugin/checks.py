@@ -81,6 +81,8 @@ def _quantization_problems(vllm_config: VllmConfig, model: ModelConfig) -> Itera
         yield f"quantization ({method!r}) does not apply to models with experts: ffn_pattern has 'moe'"
     ranks = vllm_config.parallel_config.tensor_parallel_size
     stored = hasattr(vllm_config.model_config.hf_config, "quantization_config")
+    if not stored and vllm_config.device_config.device_type == "cpu":
+        yield f"quantization ({method!r}) needs a model that is stored quantised: on a CPU, vLLM cannot quantise one"
     if stored and ranks > 1 and model.schedule not in TRACKED:
         yield (
             f"quantization ({method!r}): the matrices of a model that is stored quantised are not divided, so "

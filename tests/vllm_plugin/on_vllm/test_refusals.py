@@ -46,6 +46,11 @@ OPTIONS: list[tuple[str, dict[str, Any], str]] = [
     ("pretrained", {"pipeline_parallel_size": 2}, r"pipeline_parallel_size \(2\) must be 1"),
     ("pretrained", {"enable_lora": True}, r"enable_lora \(True\) must be False"),
     ("everything", {"enable_expert_parallel": True}, r"enable_expert_parallel \(True\) must be False"),
+    (
+        "pretrained",
+        {"quantization": "fp8_per_tensor"},
+        r"quantization \('\w+'\) needs a model that is stored quantised",
+    ),
     ("everything", {"quantization": "fp8_per_tensor"}, r"quantization \('\w+'\) does not apply to models with experts"),
 ]
 
