@@ -11,9 +11,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,9 +31,8 @@ from trtllm_pt.cli.text import table
 from trtllm_pt.evaluation.evaluate import predict
 from trtllm_pt.evaluation.texts import read_texts
 from trtllm_pt.runtime.llm import LLM
-from trtllm_pt.serving.openai.app import OpenAIServer
-from trtllm_pt.serving.triton.repository import write_repository
-from trtllm_pt.serving.triton.server import Address, Server
+from trtllm_pt.serving.direct_http import open_directly
+from trtllm_pt.serving.triton.server import free_ports
 
 TASKS = Path(__file__).parent / "tasks"
 PRETRAINED = Path(__file__).parents[2] / "pretrained" / "stdlib-pt"
@@ -55,7 +56,7 @@ class Harness:
 
     def local_completions(self, engines: Path, tasks: Mapping[str, Any]) -> Scores:
         """Scores through OpenAI's endpoint of a server of ours, which gets token ids."""
-        with serving(engines, self.scratch) as url:
+        with serving(engines) as url:
             options = {
                 "model": "demo",
                 "base_url": f"{url}/v1/completions",
@@ -87,15 +88,27 @@ class Harness:
 
 
 @contextmanager
-def serving(engines: Path, scratch: Path) -> Iterator[str]:
-    """A server over the engines; the address of its OpenAI port."""
-    folder = Path(tempfile.mkdtemp(dir=scratch))
-    address, port = Address.free(), Address.free().http
-    write_repository(engines, folder / "repository")
-    with Server(folder / "repository", address, folder / "log") as server:
-        server.wait_until_ready()
-        with OpenAIServer(engines, "demo", f"127.0.0.1:{address.grpc}").listening("127.0.0.1", port):
+def serving(engines: Path) -> Iterator[str]:
+    """A server over the engines, in a process of its own; the address of its OpenAI port."""
+    http, grpc, metrics, port = free_ports(4)
+    ports = {"--http-port": http, "--grpc-port": grpc, "--metrics-port": metrics, "--openai-port": port}
+    command = [sys.executable, "-m", "trtllm_pt", "serve", str(engines), "--served-model-name", "demo"]
+    with subprocess.Popen([*command, *(str(word) for pair in ports.items() for word in pair)]) as server:
+        try:
+            _wait_until_healthy(server, f"http://127.0.0.1:{port}/health")
             yield f"http://127.0.0.1:{port}"
+        finally:
+            server.send_signal(signal.SIGINT)
+
+
+def _wait_until_healthy(server: subprocess.Popen[bytes], url: str) -> None:
+    while server.poll() is None:
+        try:
+            open_directly(url, 5)
+            return
+        except OSError:
+            time.sleep(0.5)
+    raise SystemExit(f"the server exited with status {server.returncode}")
 
 
 def own_score(engines: Path, scratch: Path) -> Scores:
