@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from trtllm_pt.errors import UsageError
 
@@ -26,16 +26,23 @@ class AllReduce:
     def seconds(self, size: float) -> float:
         """Return the seconds for a message of `size` bytes, on straight lines between the points.
 
-        Smaller messages take the time of the first point. For larger ones the last line is continued.
+        Messages smaller than the first point take its time, and for larger ones than the last point the last line is
+        continued. A message never takes longer than a larger one, although measurements can say so.
         """
-        first, last = self.points[0], self.points[-1]
+        points = self._rising()
+        first, last = points[0], points[-1]
         if size <= first[0]:
             return first[1]
         if size > last[0]:
-            left, right = self.points[-2:] if len(self.points) > 1 else (last, last)
+            left, right = points[-2:] if len(points) > 1 else (last, last)
             return last[1] + (size - last[0]) * _slope(left, right)
-        left, right = next(pair for pair in pairwise(self.points) if size <= pair[1][0])
+        left, right = next(pair for pair in pairwise(points) if size <= pair[1][0])
         return left[1] + (size - left[0]) * _slope(left, right)
+
+    def _rising(self) -> list[tuple[float, float]]:
+        """Return the points, each with the shortest time of its own and all larger messages."""
+        shortest = list(accumulate((seconds for _, seconds in reversed(self.points)), min))
+        return [(size, seconds) for (size, _), seconds in zip(self.points, reversed(shortest), strict=True)]
 
     def with_latency(self, factor: float) -> AllReduce:
         """Return the same bandwidth with `factor` times the latency, which is the time of the smallest message."""
@@ -44,8 +51,8 @@ class AllReduce:
 
 
 def _slope(left: tuple[float, float], right: tuple[float, float]) -> float:
-    """Return the seconds per byte between two points, or 0 if the larger message took less time."""
-    return max(0.0, (right[1] - left[1]) / (right[0] - left[0])) if right[0] > left[0] else 0.0
+    """Return the seconds per byte between two points, or 0 for a point and itself."""
+    return (right[1] - left[1]) / (right[0] - left[0]) if right[0] > left[0] else 0.0
 
 
 def all_reduce_seconds(measured: Collection[AllReduce], algorithms: Collection[str], ranks: int, size: float) -> float:
