@@ -65,10 +65,38 @@ def test_the_next_one_removes_what_the_dead_left_and_nothing_else(temporary: Pat
         living.kill()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
-def test_folders_of_other_users_stay(temporary: Path) -> None:
-    other = Scratch()
-    other._lock.close()  # as if its owner had died
-    os.chown(other.path / "lock", 12345, 12345)
+def of_the_dead(victim: Path) -> Path:
+    """A folder as a killed owner leaves it, which names `victim` for removal."""
+    scratch = Scratch()
+    scratch.remove_later([str(victim)])
+    scratch._lock.close()
+    return scratch.path
+
+
+@pytest.fixture
+def victim(tmp_path: Path) -> Path:
+    (tmp_path / "victim").touch()
+    return tmp_path / "victim"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
+def test_folders_of_other_users_are_not_believed(temporary: Path, victim: Path) -> None:
+    """Even if all files in them belong to this user, such as a lock that is a link."""
+    folder = of_the_dead(victim)
+    os.chown(folder, 12345, 12345)
     Scratch().remove()
-    assert other.path.exists()
+    assert folder.exists() and victim.exists()
+
+
+def test_folders_that_others_can_write_to_are_not_believed(temporary: Path, victim: Path) -> None:
+    folder = of_the_dead(victim)
+    folder.chmod(0o777)
+    Scratch().remove()
+    assert folder.exists() and victim.exists()
+
+
+def test_links_to_folders_are_not_followed(temporary: Path, tmp_path: Path, victim: Path) -> None:
+    folder = of_the_dead(victim).rename(tmp_path / "elsewhere")
+    (temporary / "trtllm_pt-link").symlink_to(folder)
+    Scratch().remove()
+    assert folder.exists() and victim.exists()

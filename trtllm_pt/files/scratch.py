@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable
 from glob import glob
@@ -45,9 +46,18 @@ class Scratch:
 
 def _remove_those_of_the_dead() -> None:
     for lock in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*/{_LOCK}"):
-        with contextlib.suppress(OSError):  # it is another user's, or its owner has just removed it
-            if lock.stat().st_uid == os.geteuid():
+        with contextlib.suppress(OSError):  # its owner has just removed it
+            if _is_private(lock.parent):
                 _remove_if_dead(lock)
+
+
+def _is_private(folder: Path) -> bool:
+    """Return whether a folder is this user's own and nobody else can write to it.
+
+    Everybody can make folders in the temporary folder. One of another user could name files of this user for removal.
+    """
+    found = folder.lstat()  # a link of another user could lead to a folder of this one
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and stat.S_IMODE(found.st_mode) == 0o700
 
 
 def _remove_if_dead(lock: Path) -> None:
