@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 from collections.abc import Sequence
@@ -35,3 +36,14 @@ def test_the_working_directory_is_not_imported_from(tmp_path: Path, command: Seq
         command, cwd=working, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=60
     )
     assert (done.returncode, done.stdout) == (0, "queue\n"), done.stderr
+
+
+def test_no_process_of_ours_is_started_otherwise() -> None:
+    """Every command that runs code of this package or of Python in this interpreter comes from job/python.py."""
+    package = Path(__file__).parents[2] / "trtllm_pt"
+    for path in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.List) and len(node.elts) > 1 and ast.unparse(node.elts[0]) == "sys.executable":
+                option = node.elts[1]
+                by_name = isinstance(option, ast.Constant) and option.value in ("-m", "-c")
+                assert not by_name or path == package / "job" / "python.py", f"{path}:{node.lineno}"

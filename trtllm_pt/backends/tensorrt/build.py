@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -25,10 +24,12 @@ from trtllm_pt.backends.tensorrt.api import builder_name, load, targets
 from trtllm_pt.backends.tensorrt.compile_rank import BuiltRank, Job
 from trtllm_pt.backends.tensorrt.limits import check
 from trtllm_pt.backends.tensorrt.profiles import profiles_of
+from trtllm_pt.backends.ticking import ticking
 from trtllm_pt.checkpoint.manifest import CheckpointManifest
 from trtllm_pt.errors import RunError, UsageError
 from trtllm_pt.files.atomic import new_folder, refuse_existing, write_json
 from trtllm_pt.job.process import end, last_line
+from trtllm_pt.job.python import module_command
 
 _PATIENCE = 10.0  # seconds for a killed worker to end
 
@@ -99,13 +100,13 @@ def _config(
 
 def _compile_all(jobs: Sequence[Job], workers: int, progress: bool | None) -> list[BuiltRank]:
     """Compile each job in a process of its own, `workers` at a time. The first failure ends all and is raised."""
-    processes = _Processes()
-    with _Bar(len(jobs), progress) as bar, ThreadPoolExecutor(workers) as pool:
+    processes, shares = _Processes(), _Bar(len(jobs), progress)
+    with ticking(shares.bar), ThreadPoolExecutor(workers) as pool:
 
         def compile_one(job: Job) -> BuiltRank:
             with tempfile.TemporaryFile("w+") as noise:
                 worker = processes.start(job, noise)
-                return _follow(worker, job, noise, lambda share: bar.show(job.rank, share))
+                return _follow(worker, job, noise, lambda share: shares.show(job.rank, share))
 
         try:
             following = [pool.submit(compile_one, job) for job in jobs]
@@ -124,7 +125,7 @@ class _Processes:
 
     def start(self, job: Job, noise: TextIO) -> subprocess.Popen[str]:
         """Start a worker. What libraries print goes to the file `noise`."""
-        command = [sys.executable, "-m", compile_rank.__name__, job.to_json()]
+        command = module_command(compile_rank.__name__, job.to_json())
         with self._lock:
             if self._ended:
                 raise RunError("the build has ended")  # another rank's failure is the one that is raised
@@ -161,29 +162,14 @@ def _follow(worker: subprocess.Popen[str], job: Job, noise: TextIO, show: Callab
 
 
 class _Bar:
-    """A bar with a clock on a terminal. It shows the mean share that is done over all ranks."""
+    """The progress bar of a build. It shows the mean share that is done over all ranks."""
 
     def __init__(self, ranks: int, shown: bool | None) -> None:
         self._shares = dict.fromkeys(range(ranks), 0.0)
         form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}"
-        self._bar = tqdm(total=100, desc="plans", bar_format=form, disable=None if shown is None else not shown)
-        self._ended = threading.Event()
-        self._clock = threading.Thread(target=self._tick, daemon=True)
+        self.bar = tqdm(total=100, desc="plans", bar_format=form, disable=None if shown is None else not shown)
 
     def show(self, rank: int, share: float) -> None:
         self._shares[rank] = share
-        self._bar.n = 100 * sum(self._shares.values()) / len(self._shares)
-        self._bar.refresh()
-
-    def __enter__(self) -> _Bar:
-        self._clock.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._clock.join()
-        self._bar.close()
-
-    def _tick(self) -> None:
-        while not self._ended.wait(1):
-            self._bar.refresh()
+        self.bar.n = 100 * sum(self._shares.values()) / len(self._shares)
+        self.bar.refresh()

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -22,6 +21,7 @@ from trtllm_pt.backends.backend import Backend, BuildReport, check_files
 from trtllm_pt.backends.manifest import ENGINE_KEY, RECORDED, BuildOptions
 from trtllm_pt.backends.tensorrt_llm.build_rank import BuiltRank, Job, build_ranks
 from trtllm_pt.backends.tensorrt_llm.options import check, workers_of
+from trtllm_pt.backends.ticking import ticking
 from trtllm_pt.checkpoint.manifest import CheckpointManifest
 from trtllm_pt.errors import (
     INSTALL_TENSORRT_LLM,
@@ -64,7 +64,8 @@ def build(
 
     def fill() -> None:
         with _folder(output, world, dry_run) as folder:
-            with _Progress(manifest.ranks, bars) as done:
+            done = _Progress(manifest.ranks, bars)
+            with ticking(done.bar):
                 world.together(lambda: _build(checkpoint, folder, options, manifest.ranks, world, done.report))
             if not dry_run:
                 world.together(
@@ -167,31 +168,16 @@ def _follow(worker: subprocess.Popen[str], job: Job, report: Report) -> None:
 
 
 class _Progress:
-    """Shows a line for each finished rank and, on a terminal, a bar with a clock. `built` has the finished ranks."""
+    """Shows a line for each finished rank, and moves `bar`. `built` has the finished ranks."""
 
     def __init__(self, ranks: int, shown: bool | None) -> None:
         self.built: dict[int, BuiltRank] = {}
-        self._bar = tqdm(total=ranks, desc="engines", unit="rank", disable=None if shown is None else not shown)
-        self._ended = threading.Event()
-        self._clock = threading.Thread(target=self._tick, daemon=True)
+        self.bar = tqdm(total=ranks, desc="engines", unit="rank", disable=None if shown is None else not shown)
 
     def report(self, built: BuiltRank) -> None:
         self.built[built.rank] = built
         _say(f"rank {built.rank}: {built.bytes / 2**30:.2f} GiB in {built.seconds:.1f} s")
-        self._bar.update()
-
-    def __enter__(self) -> _Progress:
-        self._clock.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._clock.join()
-        self._bar.close()
-
-    def _tick(self) -> None:
-        while not self._ended.wait(1):
-            self._bar.refresh()
+        self.bar.update()
 
 
 def _say(line: str) -> None:
