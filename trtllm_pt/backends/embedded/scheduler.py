@@ -57,6 +57,7 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()  # in order of arrival, all later than the running ones
         self.wanted: list[Sequence] = []  # the sequences that get a token in this step, in the order of plan.last
         self._scored: list[tuple[Sequence, int]] = []  # the sequences of plan.scored, with the number of their rows
+        self._complete: list[Sequence] = []  # the sequences that want no token, and whose prompts this step completes
         self.steps = 0
         self.preemptions = 0
         self.prompt_tokens = 0  # of all accepted requests
@@ -115,7 +116,7 @@ class Scheduler:
         return plan
 
     def _new_plan(self) -> StepPlan | None:
-        self._step, self.wanted, self._scored, self._lasting = [], [], [], None
+        self._step, self.wanted, self._scored, self._complete, self._lasting = [], [], [], [], None
         budget = self.max_num_tokens - self._add_decodes()
         if self._step:
             budget = min(budget, self.chunk)
@@ -140,7 +141,7 @@ class Scheduler:
                 sequence.computed += count
                 if sequence.computed >= (sequence.registered + 1) * PAGE:
                     self._register_full_pages(sequence)
-        messages = [self._finish(sequence, "length") for sequence in self._complete_without_output()]
+        messages = [self._finish(sequence, "length") for sequence in self._complete if sequence.finish_reason is None]
         tokens, own_scores, errors = sampled
         for row, sequence in enumerate(self.wanted):
             if sequence.finish_reason is None:
@@ -278,7 +279,9 @@ class Scheduler:
             starts.append(sequence.computed)
             offsets.append(len(tokens))
             pages.append(sequence.pages[: pages_for(end)])
-            if end == sequence.known < sequence.limit:
+            if end == sequence.limit:
+                self._complete.append(sequence)
+            elif end == sequence.known:
                 self.wanted.append(sequence)
                 last.append(len(tokens) - 1)
         top = max((sequence.sampling.top_log_probs for sequence, _ in self._scored), default=0)
@@ -300,10 +303,6 @@ class Scheduler:
             own, top = scores[done : done + count], sequence.sampling.top_log_probs
             sequence.take_prompt_scores(TokenScore(score.log_prob, score.top[:top]) for score in own)
             done += count
-
-    def _complete_without_output(self) -> list[Sequence]:
-        """Return the sequences of the step whose prompts are computed, and that want no tokens."""
-        return [s for s, _ in self._step if s.computed == s.limit and s.finish_reason is None]
 
     def _take(self, sequence: Sequence, token: int, score: TokenScore | None, error: str | None) -> Tokens | None:
         """Add a sampled token to a sequence, and return the message that follows from it, if any."""
