@@ -104,7 +104,7 @@ def serving(engines: Path) -> Iterator[str]:
 def _wait_until_healthy(server: subprocess.Popen[bytes], url: str) -> None:
     while server.poll() is None:
         try:
-            open_directly(url, 5)
+            open_directly(url, 5).close()
             return
         except OSError:
             time.sleep(0.5)
