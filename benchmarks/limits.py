@@ -84,7 +84,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9, help="samples of each measurement")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     args = parser.parse_args()
-    torch.set_grad_enabled(False)
     load_ops()
     report = {
         "machine": machine_facts(),

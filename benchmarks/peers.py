@@ -184,7 +184,6 @@ def measure(bench: Bench, samples: Samples, model: str, peer: str, cases: Sequen
 @cache
 def gauges(threads: int) -> Gauges:
     torch.set_num_threads(threads)
-    torch.set_grad_enabled(False)
     return Gauges(limits.ReadStream(threads), lambda: max(fastest_product()() for _ in range(2)))
 
 

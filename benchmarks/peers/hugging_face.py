@@ -40,8 +40,7 @@ class HuggingFace:
 
     def __init__(self, folder: str, threads: int, cache: str) -> None:
         torch.set_num_threads(threads)
-        torch.set_grad_enabled(False)
-        self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+        self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).requires_grad_(False)
         self._static = cache == "static"
         self._caches: dict[tuple[int, int], StaticCache] = {}
 

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.backends.embedded.conftest import Engines
 from trtllm_pt.errors import MPI_OF_EMBEDDED, RunError, UsageError
@@ -97,6 +98,13 @@ def test_what_an_engine_cannot_take_is_refused(llm: LLM, prompt: list[int], samp
 def test_a_prompt_and_output_beyond_the_engine_is_cut(llm: LLM) -> None:
     [result] = llm.generate([[1] * 120], SamplingParams(max_tokens=100, end_id=-1))
     assert (len(result.token_ids), result.finish_reason) == (8, "length")
+
+
+def test_an_engine_leaves_gradients_on_in_the_process_of_its_owner(engines: Engines) -> None:
+    [folder] = engines("pretrained-1")
+    with LLM(folder) as one_rank:
+        one_rank.generate([[1]], SamplingParams(max_tokens=2, end_id=-1))
+        assert torch.is_grad_enabled()
 
 
 def test_streams_may_be_read_by_turns(llm: LLM) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import torch
+
 from trtllm_pt.backends.embedded.constants import PAGE
 from trtllm_pt.backends.embedded.sampling import sample
 from trtllm_pt.backends.embedded.scheduler import Scheduler
@@ -45,6 +47,7 @@ class EmbeddedRuntime:
         if (message := self._scheduler.cancel(request_id)) is not None:
             self._done.append(message)
 
+    @torch.no_grad()  # here, because the owner's process may also train
     def poll(self, timeout: float) -> list[Tokens]:
         """Run at least one step, and more until there are tokens, no request is left, or `timeout` seconds are over."""
         if self._closed:

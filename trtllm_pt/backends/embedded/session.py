@@ -141,6 +141,7 @@ class Session:
         self.world.send_plan(None)
 
 
+@torch.no_grad()
 def follow(followers: Sequence[Follower]) -> None:
     """On a rank other than 0, do the work that rank 0 asks for until it has stopped every follower."""
     open_ones = list(followers)
@@ -190,7 +191,6 @@ def open_sessions(
     # MPI starts first, because a rank that exits before it has started would leave the others waiting.
     world = RankMessages.join(first.ranks, first.backend.mpi_hint)
     torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // first.ranks))
-    torch.set_grad_enabled(False)
     load(folders[0] / LIBRARY)
     _check_processor()
     world.bind()

@@ -66,7 +66,6 @@ def visit(contenders: Sequence[Contender], case: Case, rounds: int, threads: int
     """
     comm = join_ranks(None)
     torch.set_num_threads(threads)
-    torch.set_grad_enabled(False)
     shared = shared_ranks([each.facts for each in contenders])
     assert shared is not None, "netlab builds the engines that it compares"
     shared.load(comm, contenders[0].facts.folder)

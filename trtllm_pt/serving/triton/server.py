@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import errno
 import logging
+import random
 import re
 import resource
 import signal
@@ -43,6 +44,7 @@ _GRACE_SECONDS = 5.0  # the time that tritonserver itself needs to exit
 _UNLOAD_SECONDS = 10.0  # how long models can take to unload when no request is left
 _UNLOADING = b"All models are stopped, unloading models"  # tritonserver logs this when it unloads its models
 _PR_SET_PDEATHSIG = 1
+_SERVER_PORTS = range(10000, 32768)
 # tritonserver 2.51 parses a request's JSON on a thread's stack: with a stack of 8 MB, a body of 16 MB crashes it.
 _STACK_BYTES = 1 << 30
 # A Python model that calls another model waits for the first response on one of Triton's threads. The same threads (32
@@ -82,12 +84,18 @@ class Address:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return the numbers of `count` free ports on the loopback interface."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+    """Return the numbers of `count` free ports on the loopback interface.
+
+    They lie below the ports that Linux gives to connections, which could take one before its server listens on it.
+    """
+    found: list[int] = []
+    for port in random.sample(_SERVER_PORTS, len(_SERVER_PORTS)):
+        with contextlib.suppress(OSError), socket.socket() as one:
+            one.bind(("127.0.0.1", port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise RunError(f"fewer than {count} ports are free on 127.0.0.1")
 
 
 class Server:
