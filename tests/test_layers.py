@@ -17,7 +17,7 @@ LAYERS = [
         errors logs
         model plotting
         files text job requests
-        network
+        network batching
         checkpoint
         backends vllm_plugin
         runtime

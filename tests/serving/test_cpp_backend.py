@@ -21,8 +21,8 @@ from tests.backends.tensorrt_llm.executor.engine import toy_logits
 from tests.backends.tensorrt_llm.executor.folders import MODEL, engine_folder
 from tests.serving.client import Stream, events, post, tokens
 from tests.serving.conftest import Served, needs_triton, running
-from trtllm_pt.backends.embedded.sampling import sample
 from trtllm_pt.backends.registry import read_engine
+from trtllm_pt.batching.sampling import sample
 from trtllm_pt.checkpoint.tokenizer_files import copy_tokenizer
 from trtllm_pt.errors import UsageError
 from trtllm_pt.requests.messages import Request, SamplingParams

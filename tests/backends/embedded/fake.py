@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from trtllm_pt.backends.embedded.constants import PAGE
-from trtllm_pt.backends.embedded.sampling import sample
 from trtllm_pt.backends.embedded.scheduler import Scheduler
-from trtllm_pt.backends.embedded.scores import score
 from trtllm_pt.backends.embedded.step_plan import StepMessage, StepPlan
+from trtllm_pt.batching.sampling import sample
+from trtllm_pt.batching.scores import score
 from trtllm_pt.requests.limits import Limits
 from trtllm_pt.requests.messages import Request, SamplingParams, Tokens, TokenScore
 from trtllm_pt.requests.sequence import Sequence

@@ -23,9 +23,9 @@ from tests.backends.embedded.fake import (
     random_prompt,
     step,
 )
-from trtllm_pt.backends.embedded.sampling import sample
-from trtllm_pt.backends.embedded.scores import score
 from trtllm_pt.backends.embedded.step_plan import StepPlan
+from trtllm_pt.batching.sampling import sample
+from trtllm_pt.batching.scores import score
 from trtllm_pt.errors import UsageError
 from trtllm_pt.requests.messages import Request, SamplingParams, Tokens, TokenScore
 

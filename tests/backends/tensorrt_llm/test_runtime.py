@@ -23,10 +23,10 @@ from tests.backends.tensorrt_llm.executor.folders import MODEL, WINDOWED, engine
 from tests.backends.tensorrt_llm.executor.site import install
 from tests.cli.conftest import Done, run_in
 from trtllm_pt.backends.embedded.kernels import library as op_library
-from trtllm_pt.backends.embedded.sampling import sample
 from trtllm_pt.backends.registry import read_engine
 from trtllm_pt.backends.tensorrt_llm.runtime import TensorRTRuntime, check_gpus
 from trtllm_pt.backends.tensorrt_llm.terms import executor_config
+from trtllm_pt.batching.sampling import sample
 from trtllm_pt.errors import INSTALL_TENSORRT_LLM, MPI_OF_TENSORRT_LLM, RunError, UsageError
 from trtllm_pt.job.mpirun import find_mpirun
 from trtllm_pt.job.world import World

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from trtllm_pt.backends.embedded.constants import PAGE
-from trtllm_pt.backends.embedded.sampling import sample
 from trtllm_pt.backends.embedded.scheduler import Scheduler
 from trtllm_pt.backends.embedded.session import Session, open_session
+from trtllm_pt.batching.sampling import sample
 from trtllm_pt.errors import UsageError
 from trtllm_pt.requests.messages import CLOSED, Request, Stats, Tokens
 

@@ -18,8 +18,8 @@ from collections.abc import Sequence as SequenceOf
 
 from trtllm_pt.backends.embedded.constants import PAGE
 from trtllm_pt.backends.embedded.kv_pages import ROOT, PagePool, page_key, pages_for
-from trtllm_pt.backends.embedded.sampling import Sampled
 from trtllm_pt.backends.embedded.step_plan import StepPlan
+from trtllm_pt.batching.sampling import Sampled
 from trtllm_pt.errors import UsageError
 from trtllm_pt.requests.limits import Limits
 from trtllm_pt.requests.messages import FinishReason, Request, Tokens, TokenScore

@@ -26,10 +26,10 @@ from trtllm_pt.backends.embedded.kernels.library import load
 from trtllm_pt.backends.embedded.kv_pages import pages_for
 from trtllm_pt.backends.embedded.logits_view import Views
 from trtllm_pt.backends.embedded.rank_messages import RankMessages
-from trtllm_pt.backends.embedded.scores import merge, score_slice
 from trtllm_pt.backends.embedded.step_plan import StepMessage, StepPlan
 from trtllm_pt.backends.manifest import EngineManifest
 from trtllm_pt.backends.registry import read_engine
+from trtllm_pt.batching.scores import merge, score_slice
 from trtllm_pt.errors import RunError, UsageError
 from trtllm_pt.requests.messages import TokenScore
 

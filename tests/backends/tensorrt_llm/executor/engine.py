@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from tests.backends.tensorrt_llm.executor.bindings import load, make
-from trtllm_pt.backends.embedded.sampling import draw, uniform
+from trtllm_pt.batching.sampling import draw, uniform
 
 STEP_SECONDS = 0.001
 FAILS, NOT_A_NUMBER = 7, 8  # a prompt that begins with this: fails in its third step; has logits that are no numbers

@@ -1,7 +1,7 @@
 """Log-probs from logits: log softmax of raw logits, with the likeliest tokens.
 
 The numbers are the same bits for any number of ranks, and for a token that is scored as part of a prompt or as part of
-an output (kernels/scores.cpp).
+an output (backends/embedded/kernels/scores.cpp).
 Shapes: R rows, V vocabulary, N tokens in a rank's slice of the vocabulary, k likeliest tokens.
 """
 

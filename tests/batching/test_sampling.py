@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.backends.embedded.fake import sequence
-from trtllm_pt.backends.embedded.sampling import keep, penalise, sample, uniform
+from trtllm_pt.batching.sampling import keep, penalise, sample, uniform
 from trtllm_pt.errors import UsageError
 from trtllm_pt.requests.fields import check_sampling
 from trtllm_pt.requests.messages import SamplingParams

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from trtllm_pt.backends.embedded.scores import score
+from trtllm_pt.batching.scores import score
 from trtllm_pt.requests.messages import SamplingParams, TokenScore
 from trtllm_pt.requests.sequence import Sequence
 

@@ -1,0 +1,1 @@
+"""In-flight batching: what the engines that this project runs itself have in common."""
