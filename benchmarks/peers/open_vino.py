@@ -1,4 +1,7 @@
-"""OpenVINO GenAI: its pipeline with continuous batching, computing in bfloat16 and keeping keys and values in it."""
+"""OpenVINO GenAI: its pipeline with continuous batching, computing in bfloat16 and keeping keys and values in it.
+
+Where OpenVINO does not support bfloat16 (without AVX512), it computes in float32 and keeps them in float16.
+"""
 
 from __future__ import annotations
 
@@ -38,9 +41,10 @@ class OpenVino:
         scheduler.max_num_seqs = _MOST_SEQUENCES
         scheduler.enable_prefix_caching = False
         scheduler.dynamic_split_fuse = False
+        bfloat16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         properties = {
-            "INFERENCE_PRECISION_HINT": "bf16",
-            "KV_CACHE_PRECISION": "bf16",
+            "INFERENCE_PRECISION_HINT": "bf16" if bfloat16 else "f32",
+            "KV_CACHE_PRECISION": "bf16" if bfloat16 else "f16",
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 1,
             "PERFORMANCE_HINT": "LATENCY",
