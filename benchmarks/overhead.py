@@ -25,7 +25,8 @@ from typing import Any, cast
 from tqdm import tqdm
 
 from trtllm_pt import LLM, SamplingParams
-from trtllm_pt.backends.embedded import runtime as embedded
+from trtllm_pt.backends.embedded.runtime import EmbeddedRuntime
+from trtllm_pt.batching import runtime as batching
 from trtllm_pt.bench.results import median
 from trtllm_pt.cli import run_script
 from trtllm_pt.cli.text import table
@@ -41,7 +42,7 @@ class Clock:
     It does little, because every further function costs microseconds while the caches are cold.
     """
 
-    def __init__(self, runtime: embedded.EmbeddedRuntime) -> None:
+    def __init__(self, runtime: EmbeddedRuntime) -> None:
         self.runtime = runtime
         self.engine = runtime.session.engine._loader.boxed_run
         runtime.session.engine._loader = self  # type: ignore[assignment]
@@ -82,7 +83,7 @@ class Clock:
 class Parts:
     """A context manager that times the functions of a step. Time in a nested function counts for that one only."""
 
-    def __init__(self, runtime: embedded.EmbeddedRuntime, batch: int) -> None:
+    def __init__(self, runtime: EmbeddedRuntime, batch: int) -> None:
         session, scheduler = runtime.session, runtime._scheduler
         self.batch, self.steps, self.decoding = batch, list[dict[str, float]](), False
         self.spent, self.part, self.since = dict.fromkeys(PARTS, 0.0), "rest", 0.0
@@ -93,7 +94,7 @@ class Parts:
             (session.engine._loader, "boxed_run", "engine"),
             (session.engine, "logits", "head"),
             (session.world, "gather_logits", "gather"),
-            (embedded, "sample", "sample"),
+            (batching, "sample", "sample"),
             (scheduler, "finish_step", "take"),
         )
 
@@ -147,7 +148,7 @@ def main() -> None:
     whole: dict[Case, list[float]] = {case: [] for case in cases}
     parts: dict[Case, list[dict[str, float]]] = {case: [] for case in cases}
     with LLM(args.engines, threads=args.threads) as llm:
-        vocabulary, runtime = llm.manifest.model.vocab_size, cast(embedded.EmbeddedRuntime, llm._runtime)
+        vocabulary, runtime = llm.manifest.model.vocab_size, cast(EmbeddedRuntime, llm._runtime)
         prompts = [[draw.randrange(vocabulary) for _ in range(max(args.prompts))] for _ in range(max(args.batches))]
         llm.generate(prompts, SamplingParams(max_tokens=1))  # from here on, all but their last page is cached
         clock = Clock(runtime)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from trtllm_pt.backends.checks import Check
 from trtllm_pt.backends.manifest import BuildOptions, Capacity, EngineManifest
+from trtllm_pt.batching.follow import Follower
 from trtllm_pt.checkpoint.manifest import CheckpointManifest
 from trtllm_pt.errors import UsageError
 from trtllm_pt.model import cost
@@ -66,19 +67,6 @@ class RankRuntime(Runtime, Protocol):
 
     def release(self) -> None:
         """Stop the other ranks, when a script exits without calling `close` or after a failure."""
-
-
-class Follower(Protocol):
-    """The part of the ranks other than 0 in work that rank 0 starts, such as the steps of an engine."""
-
-    @property
-    def waiting(self) -> bool:
-        """Whether a message of rank 0 that asks for the next piece of work has arrived."""
-        ...
-
-    def run_next(self) -> bool:
-        """Wait for the next message of rank 0 and do what it asks for. Returns False if rank 0 has stopped."""
-        ...
 
 
 class Channel(Follower, Protocol):

@@ -1,6 +1,6 @@
 """Sample tokens from logits, on rank 0. The result of a row depends only on that row and its sequence, bit for bit.
 
-The order is: log-probs of the raw logits (scores.py); repetition, frequency and presence penalties; forbidden tokens
+The order is: log-probs of the raw logits; repetition, frequency and presence penalties; forbidden tokens
 (bad words, and end tokens before min_tokens); temperature; top_k; top_p; min_p; one draw by (seed, position).
 Shapes: R rows, V vocabulary.
 """
@@ -8,14 +8,12 @@ Shapes: R rows, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as SequenceOf
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from trtllm_pt.batching.scores import score
 from trtllm_pt.requests.messages import SamplingParams, TokenScore
 from trtllm_pt.requests.sequence import Sequence
 
@@ -30,12 +28,28 @@ BINS, BINS_PER_UNIT = 1024, 8  # top_p first sorts log-weights into bins, so tha
 
 # One entry per row: the tokens; the scores, or None if not requested; the errors that end a request, or None.
 Sampled = tuple[list[int], list[TokenScore | None], list[str | None]]
+# Computes log-probs and likeliest tokens from raw logits, as `score_rows` does.
+Score = Callable[[npt.NDArray[np.float32], SequenceOf[int], int], list[TokenScore]]
 
 
-def sample(logits: npt.NDArray[np.float32], sequences: SequenceOf[Sequence]) -> Sampled:
+def score_rows(logits: npt.NDArray[np.float32], targets: SequenceOf[int], top: int) -> list[TokenScore]:
+    """Return the log-prob of each row's target and its `top` likeliest tokens, in float64. logits: [R, V]."""
+    return [
+        _score(row.astype(np.float64) - row.max(), target, top) for row, target in zip(logits, targets, strict=True)
+    ]
+
+
+def _score(x: Floats, token: int, top: int) -> TokenScore:
+    """Return the log-prob of a token and the `top` likeliest tokens, from logits x [V] of which the largest is 0."""
+    logs = x - np.log(np.exp(x).sum())
+    best = largest(logs, min(top, len(logs))).tolist() if top else []
+    return TokenScore(float(logs[token]), tuple((one, float(logs[one])) for one in best if logs[one] > -math.inf))
+
+
+def sample(logits: npt.NDArray[np.float32], sequences: SequenceOf[Sequence], score: Score = score_rows) -> Sampled:
     """Return the next token of each sequence. logits: [R, V], without the vocabulary's padding.
 
-    `sequences` is empty for a step whose logits are not used.
+    `sequences` is empty for a step whose logits are not used. score: the engine's own way to compute raw log-probs.
     """
     scores: list[TokenScore | None] = [None] * len(sequences)
     errors: list[str | None] = [None] * len(sequences)
@@ -57,17 +71,21 @@ def sample(logits: npt.NDArray[np.float32], sequences: SequenceOf[Sequence]) -> 
             else:
                 scored.append(i)
     if scored:
-        for i, raw in zip(scored, _raw_scores(logits, tokens, sequences, scored), strict=True):
+        for i, raw in zip(scored, _raw_scores(logits, tokens, sequences, scored, score), strict=True):
             scores[i] = raw
     return tokens, scores, errors
 
 
 def _raw_scores(
-    logits: npt.NDArray[np.float32], tokens: SequenceOf[int], sequences: SequenceOf[Sequence], rows: SequenceOf[int]
+    logits: npt.NDArray[np.float32],
+    tokens: SequenceOf[int],
+    sequences: SequenceOf[Sequence],
+    rows: SequenceOf[int],
+    score: Score,
 ) -> Iterator[TokenScore]:
     tops = [sequences[row].sampling.top_log_probs for row in rows]
-    some = torch.from_numpy(np.ascontiguousarray(logits if len(rows) == len(logits) else logits[rows]))
-    found = score(some, some.shape[1], [tokens[row] for row in rows], max(tops))
+    some = logits if len(rows) == len(logits) else logits[rows]
+    found = score(some, [tokens[row] for row in rows], max(tops))
     return (TokenScore(one.log_prob, one.top[:top]) for one, top in zip(found, tops, strict=True))
 
 
@@ -113,10 +131,7 @@ def processed_score(x: Logits, token: int, sequence: Sequence) -> TokenScore:
     """Return the score of a sampled token after penalties, forbidden tokens and temperature. x: logits [V]."""
     p = sequence.sampling
     x = touched(x, sequence)
-    logs = log_weights(x, float(x.max()), p.temperature or 1.0)
-    logs -= np.log(np.exp(logs).sum())
-    top = largest(logs, min(p.top_log_probs, len(logs))).tolist() if p.top_log_probs else []
-    return TokenScore(float(logs[token]), tuple((one, float(logs[one])) for one in top if logs[one] > -math.inf))
+    return _score(log_weights(x, float(x.max()), p.temperature or 1.0), token, p.top_log_probs)
 
 
 def penalise(x: Floats, sequence: Sequence) -> None:

@@ -10,8 +10,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from trtllm_pt.backends.backend import Backend, Follower, SharedRanks
+from trtllm_pt.backends.backend import Backend, SharedRanks
 from trtllm_pt.backends.registry import backends
+from trtllm_pt.batching.follow import Follower
 from trtllm_pt.bench.facts import Facts
 from trtllm_pt.errors import MPI_OF_EMBEDDED, UsageError
 from trtllm_pt.job.launchers import launched_rank, launched_ranks

@@ -7,13 +7,12 @@ from array import array
 from collections.abc import Sequence as SequenceOf
 
 import numpy as np
-import torch
 
 from trtllm_pt.backends.embedded.constants import PAGE
-from trtllm_pt.backends.embedded.scheduler import Scheduler
+from trtllm_pt.backends.embedded.paged_scheduler import PagedScheduler
+from trtllm_pt.backends.embedded.scores import score
 from trtllm_pt.backends.embedded.step_plan import StepMessage, StepPlan
 from trtllm_pt.batching.sampling import sample
-from trtllm_pt.batching.scores import score
 from trtllm_pt.requests.limits import Limits
 from trtllm_pt.requests.messages import Request, SamplingParams, Tokens, TokenScore
 from trtllm_pt.requests.sequence import Sequence
@@ -47,7 +46,7 @@ class FakeModel:
         assert len(set(written)) == len(written), "two sequences wrote to the same place"
         self.scores = []
         if plan.scored:
-            self.scores = score(torch.from_numpy(rows(states, plan.scored)), VOCAB, list(plan.targets), plan.top)
+            self.scores = score(rows(states, plan.scored), plan.targets, plan.top)
         return rows(states, plan.last)
 
 
@@ -65,12 +64,12 @@ def logits_of(state: int) -> np.ndarray:
     return np.random.default_rng(state).normal(0, 2, VOCAB).astype(np.float32)
 
 
-def make(max_seq_len: int = 256, **sizes: int) -> Scheduler:
+def make(max_seq_len: int = 256, **sizes: int) -> PagedScheduler:
     limits = Limits(vocab_size=VOCAB, max_seq_len=max_seq_len, max_input_len=max_seq_len - 1)
-    return Scheduler(limits, **{"max_batch_size": 4, "max_num_tokens": 32, "num_pages": 64, **sizes})
+    return PagedScheduler(limits, **{"max_batch_size": 4, "max_num_tokens": 32, "num_pages": 64, **sizes})
 
 
-def step(scheduler: Scheduler, model: FakeModel, *, check: bool = True) -> list[Tokens] | None:
+def step(scheduler: PagedScheduler, model: FakeModel, *, check: bool = True) -> list[Tokens] | None:
     """One step through the wire format; None: idle."""
     plan = scheduler.schedule()
     if plan is None:
@@ -101,7 +100,7 @@ def received(plan: StepPlan, messages: tuple[StepMessage, StepMessage] | None = 
     return StepPlan(array("q", tokens), array("q", starts), offsets, last, pages, scored, targets, theirs.top)
 
 
-def drain(scheduler: Scheduler, model: FakeModel, *, check: bool = True) -> dict[int, list[Tokens]]:
+def drain(scheduler: PagedScheduler, model: FakeModel, *, check: bool = True) -> dict[int, list[Tokens]]:
     """Run until idle; the messages by request."""
     messages: dict[int, list[Tokens]] = {}
     while (new := step(scheduler, model, check=check)) is not None:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-import torch
 from msgspec.structs import replace
 
 from tests.backends.embedded.fake import (
@@ -23,9 +22,9 @@ from tests.backends.embedded.fake import (
     random_prompt,
     step,
 )
+from trtllm_pt.backends.embedded.scores import score
 from trtllm_pt.backends.embedded.step_plan import StepPlan
 from trtllm_pt.batching.sampling import sample
-from trtllm_pt.batching.scores import score
 from trtllm_pt.errors import UsageError
 from trtllm_pt.requests.messages import Request, SamplingParams, Tokens, TokenScore
 
@@ -379,7 +378,7 @@ def test_prompt_scores(chunk: int, max_tokens: int) -> None:
             state, want = 7, []
             for token, following in itertools.pairwise(prompt):
                 state = digest(state, token)
-                want += score(torch.from_numpy(logits_of(state)[None]), VOCAB, [following], id % 3)
+                want += score(logits_of(state)[None], [following], id % 3)
             assert prompt_scores(messages[id]) == want, (repeat, id)
 
 

@@ -6,7 +6,6 @@ import logging
 import os
 import socket
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +15,6 @@ import torch
 from torch import Tensor
 
 from trtllm_pt import logs
-from trtllm_pt.backends.backend import Follower
 from trtllm_pt.backends.embedded.all_reduce_counts import Reduces, settle
 from trtllm_pt.backends.embedded.constants import PAGE
 from trtllm_pt.backends.embedded.engine import EmbeddedEngine
@@ -24,19 +22,19 @@ from trtllm_pt.backends.embedded.graph import caches_shape
 from trtllm_pt.backends.embedded.kernels.build import LIBRARY
 from trtllm_pt.backends.embedded.kernels.library import load
 from trtllm_pt.backends.embedded.kv_pages import pages_for
+from trtllm_pt.backends.embedded.logits_messages import LogitsMessages
 from trtllm_pt.backends.embedded.logits_view import Views
-from trtllm_pt.backends.embedded.rank_messages import RankMessages
+from trtllm_pt.backends.embedded.scores import merge, score_slice
 from trtllm_pt.backends.embedded.step_plan import StepMessage, StepPlan
 from trtllm_pt.backends.manifest import EngineManifest
 from trtllm_pt.backends.registry import read_engine
-from trtllm_pt.batching.scores import merge, score_slice
+from trtllm_pt.batching.follow import Follower, follow
 from trtllm_pt.errors import RunError, UsageError
 from trtllm_pt.requests.messages import TokenScore
 
 log = logging.getLogger(__name__)
 # The other ranks abort if a rank gives no heartbeat for this long. A rank that computes still has a heartbeat.
 _SILENCE_SECONDS = 8.0
-_SPIN_SECONDS, _LONGEST_SLEEP = 0.002, 0.002  # how a rank waits for rank 0: it spins first, then sleeps
 _SCORED_ROWS = 64  # rows of a prompt whose logits a rank has in memory at a time
 _MEMORY_SHARE = 0.5  # share of the available memory for the KV caches of all ranks on this machine
 
@@ -44,7 +42,7 @@ _MEMORY_SHARE = 0.5  # share of the available memory for the KV caches of all ra
 class Session:
     """One rank of a running engine."""
 
-    def __init__(self, engine: EmbeddedEngine, world: RankMessages) -> None:
+    def __init__(self, engine: EmbeddedEngine, world: LogitsMessages) -> None:
         self.engine, self.world = engine, world
         self.pids = world.gather_all(os.getpid())
         options = engine.manifest.options
@@ -129,7 +127,7 @@ class Session:
 
     def follow(self) -> None:
         """On a rank other than 0, run steps until rank 0 stops."""
-        follow([self])
+        follow_all([self])
 
     def peak_memory_bytes(self) -> int | None:
         """Return the largest peak memory of the ranks on this machine, including mapped files, or None if unknown."""
@@ -142,27 +140,10 @@ class Session:
 
 
 @torch.no_grad()
-def follow(followers: Sequence[Follower]) -> None:
+def follow_all(followers: Sequence[Follower]) -> None:
     """On a rank other than 0, do the work that rank 0 asks for until it has stopped every follower."""
-    open_ones = list(followers)
-    while open_ones:
-        follower = _first_with_an_order(open_ones)
-        if not follower.run_next():
-            open_ones.remove(follower)
+    follow(followers)
     torch.ops.trtllm_pt.leave_watch()
-
-
-def _first_with_an_order(followers: Sequence[Follower]) -> Follower:
-    """Wait until a message of rank 0 arrives. Polls without a pause at first, which loses no time between steps, and
-    then with growing pauses, so that an idle engine does not occupy a core."""
-    began, pause = time.monotonic(), 0.0
-    while True:
-        for follower in followers:
-            if follower.waiting:
-                return follower
-        if time.monotonic() - began > _SPIN_SECONDS:
-            pause = min(_LONGEST_SLEEP, pause + 1e-5)
-            time.sleep(pause)
 
 
 def open_session(folder: Path, *, threads: int | None = None, kv_tokens: int | None = None) -> Session:
@@ -189,7 +170,7 @@ def open_sessions(
         if manifest.ranks != first.ranks:
             raise UsageError(f"{folder} has {manifest.ranks} ranks, {folders[0]} has {first.ranks}; both need the same")
     # MPI starts first, because a rank that exits before it has started would leave the others waiting.
-    world = RankMessages.join(first.ranks, first.backend.mpi_hint)
+    world = LogitsMessages.join(first.ranks, first.backend.mpi_hint)
     torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // first.ranks))
     load(folders[0] / LIBRARY)
     _check_processor()
@@ -198,7 +179,7 @@ def open_sessions(
     return [_load(*pair, world.twin(), kv_tokens) for pair in zip(folders, manifests, strict=True)]
 
 
-def _load(folder: Path, manifest: EngineManifest, world: RankMessages, kv_tokens: int | None) -> Session:
+def _load(folder: Path, manifest: EngineManifest, world: LogitsMessages, kv_tokens: int | None) -> Session:
     pages = world.broadcast(_pages(manifest, kv_tokens) if world.rank == 0 else 0)
     session = Session(EmbeddedEngine(folder, manifest, world.rank, pages), world)
     loaded = logs.fields(engine=folder, rank=world.rank, threads=torch.get_num_threads(), kv_tokens=pages * PAGE)
@@ -216,7 +197,7 @@ def _check_processor() -> None:
         raise UsageError(str(error).splitlines()[0]) from None
 
 
-def _watch_ranks(world: RankMessages) -> None:
+def _watch_ranks(world: LogitsMessages) -> None:
     """Make all ranks abort when one of them hangs. Works only for ranks on one machine, which share a memory page."""
     if world.size == 1 or len(set(world.gather_all(socket.gethostname()))) > 1:
         return

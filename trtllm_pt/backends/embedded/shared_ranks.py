@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trtllm_pt.backends.backend import Channel, Follower
+from trtllm_pt.backends.backend import Channel
+from trtllm_pt.batching.follow import Follower
 from trtllm_pt.requests.messages import Runtime
 
 if TYPE_CHECKING:
@@ -36,11 +37,11 @@ class EmbeddedSharedRanks:
         self, folders: Sequence[Path], threads: int | None, kv_tokens: int, beside: Sequence[Follower] = ()
     ) -> list[Runtime] | None:
         from trtllm_pt.backends.embedded.runtime import EmbeddedRuntime
-        from trtllm_pt.backends.embedded.session import follow, open_sessions
+        from trtllm_pt.backends.embedded.session import follow_all, open_sessions
 
         sessions = open_sessions(folders, threads=threads, kv_tokens=kv_tokens)
         if sessions[0].world.rank:
-            follow([*sessions, *beside])
+            follow_all([*sessions, *beside])
             return None
         return [EmbeddedRuntime(session) for session in sessions]
 
@@ -69,7 +70,7 @@ class _Orders:
 
     def __init__(self, comm: MPI.Intracomm, work: Callable[[], object]) -> None:
         from trtllm_pt.backends.embedded.all_reduce_counts import Reduces
-        from trtllm_pt.backends.embedded.rank_messages import RankMessages
+        from trtllm_pt.batching.rank_messages import RankMessages
 
         self._world, self._work = RankMessages(comm.Dup()), work
         self._message = memoryview(array("q", [1]))

@@ -1,14 +1,17 @@
 """Log-probs from logits: log softmax of raw logits, with the likeliest tokens.
 
 The numbers are the same bits for any number of ranks, and for a token that is scored as part of a prompt or as part of
-an output (backends/embedded/kernels/scores.cpp).
+an output (kernels/scores.cpp).
 Shapes: R rows, V vocabulary, N tokens in a rank's slice of the vocabulary, k likeliest tokens.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -37,7 +40,7 @@ def merge(parts: Tensor, slice_size: int, vocab: int, top: int) -> list[TokenSco
     ]
 
 
-def score(logits: Tensor, vocab: int, targets: list[int], top: int) -> list[TokenScore]:
-    """Return the log-prob of each row's target and its `top` likeliest tokens. logits: float32 [R, N], all tokens."""
-    part = score_slice(logits, 0, vocab, torch.tensor(targets), top)
-    return merge(part[None], logits.shape[1], vocab, top)
+def score(logits: npt.NDArray[np.float32], targets: Sequence[int], top: int) -> list[TokenScore]:
+    """Return the log-prob of each row's target and its `top` likeliest tokens. logits: [R, V]."""
+    whole, vocab = torch.from_numpy(np.ascontiguousarray(logits)), logits.shape[1]
+    return merge(score_slice(whole, 0, vocab, torch.tensor(targets), top)[None], vocab, vocab, top)

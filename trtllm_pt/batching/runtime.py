@@ -1,0 +1,122 @@
+"""The runtime of an engine on rank 0. It runs steps only while it is polled, without threads or locks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Generic, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from trtllm_pt.batching.rank_messages import RankMessages
+from trtllm_pt.batching.sampling import Score, sample
+from trtllm_pt.batching.scheduler import Scheduler
+from trtllm_pt.errors import UsageError
+from trtllm_pt.requests.messages import CLOSED, Request, Stats, Tokens, TokenScore
+
+Plan = TypeVar("Plan")
+Run = TypeVar("Run", contravariant=True)
+
+
+class Session(Protocol[Run]):
+    """Rank 0 of a running engine, which runs each plan on all ranks."""
+
+    @property
+    def world(self) -> RankMessages: ...
+
+    @property
+    def pids(self) -> list[int]:
+        """The process id of each rank."""
+        ...
+
+    @property
+    def scores(self) -> Sequence[TokenScore]:
+        """The log-probs of the scored rows of the last plan."""
+        ...
+
+    def run(self, plan: Run) -> npt.NDArray[np.float32]:
+        """Run one step on all ranks and return logits [R, V], which are valid until the next call."""
+        ...
+
+    def close(self) -> None:
+        """Make the other ranks stop."""
+
+
+class BatchingRuntime(Generic[Plan]):
+    """Implements requests.messages.Runtime. Rank 0 makes all decisions here, and the other ranks run its plans."""
+
+    def __init__(self, session: Session[Plan], scheduler: Scheduler[Plan], score: Score) -> None:
+        self.pids = session.pids
+        self.broken = False  # set when a step failed, in which the other ranks may wait forever
+        self._session, self._scheduler, self._score = session, scheduler, score
+        self._closed = False
+        self._done: list[Tokens] = []  # messages of requests that finished between steps
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._done) or not self._scheduler.idle
+
+    def submit(self, request: Request) -> None:
+        self._check_open()
+        self._scheduler.add(request)
+
+    def cancel(self, request_id: int) -> None:
+        if (message := self._scheduler.cancel(request_id)) is not None:
+            self._done.append(message)
+
+    @torch.no_grad()  # here, because the owner's process may also train
+    def poll(self, timeout: float) -> list[Tokens]:
+        """Run at least one step, and more until there are tokens, no request is left, or `timeout` seconds are over."""
+        self._check_open()
+        deadline = time.monotonic() + timeout
+        while not (messages := self._step()) and self.busy and time.monotonic() < deadline:
+            pass
+        return messages
+
+    def _step(self) -> list[Tokens]:
+        messages = self._done
+        if messages:
+            self._done = []
+        plan = self._scheduler.schedule()
+        if plan is None:
+            return messages
+        try:
+            logits = self._session.run(plan)
+        except BaseException:
+            self._closed = self.broken = True  # the ranks may be at different places in the step
+            raise
+        sampled = sample(logits, self._scheduler.wanted, self._score)
+        return messages + self._scheduler.finish_step(sampled, self._session.scores)
+
+    def stats(self) -> Stats:
+        scheduler, world = self._scheduler, self._session.world
+        return Stats(
+            steps=scheduler.steps,
+            active_requests=len(scheduler.running),
+            waiting_requests=len(scheduler.waiting),
+            preemptions=scheduler.preemptions,
+            kv_pages_total=scheduler.pages_total,
+            kv_pages_used=scheduler.pages_held,
+            prompt_tokens=scheduler.prompt_tokens,
+            output_tokens=scheduler.output_tokens,
+            sync_points_seen=None,
+            hops_per_step=world.hops / scheduler.steps if scheduler.steps else 0.0,
+            kv_page_tokens=scheduler.page_tokens,
+            reused_tokens=scheduler.reused_tokens,
+        )
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._session.close()
+
+    def release(self) -> None:
+        self.close()
+        if self.broken:
+            self._session.world.abort()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UsageError(CLOSED)

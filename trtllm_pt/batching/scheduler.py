@@ -1,0 +1,207 @@
+"""In-flight batching: the requests of an engine, from the queue to their last message. Runs on rank 0 only.
+
+A subclass chooses the tokens of the next step and gives out the memory of the KV cache. Its choice depends only on the
+order of arrival. A step of the runtime is:
+
+    plan = scheduler.schedule()
+    if plan is None:
+        return []                                              # idle
+    logits = session.run(plan)                                 # on all ranks
+    sampled = sample(logits, scheduler.wanted, score)
+    return scheduler.finish_step(sampled, session.scores)
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Sequence as SequenceOf
+from typing import Generic, TypeVar
+
+from trtllm_pt.batching.sampling import Sampled
+from trtllm_pt.requests.limits import Limits
+from trtllm_pt.requests.messages import FinishReason, Request, Tokens, TokenScore
+from trtllm_pt.requests.sequence import Sequence
+
+Plan = TypeVar("Plan")
+
+
+class Scheduler(ABC, Generic[Plan]):
+    """The running sequences and the queue. Requests run in order of arrival.
+
+    max_batch_size: the most sequences that run at a time. end_id: the end token of requests that name none, or -1.
+    """
+
+    def __init__(self, limits: Limits, max_batch_size: int, end_id: int = -1) -> None:
+        self.limits = limits
+        self.max_batch_size = max_batch_size
+        self.end_id = end_id
+        self.running: list[Sequence] = []  # in order of arrival; each holds pages of the KV cache
+        self.waiting: deque[Sequence] = deque()  # in order of arrival, all later than the running ones
+        self.wanted: list[Sequence] = []  # the sequences that get a token in this step, in the order of their logits
+        self._scored: list[tuple[Sequence, int]] = []  # the sequences of scored rows, with the number of their rows
+        self._complete: list[Sequence] = []  # the sequences that want no token, and whose prompts this step completes
+        self.steps = 0
+        self.preemptions = 0
+        self.prompt_tokens = 0  # of all accepted requests
+        self.reused_tokens = 0  # prompt tokens found in the KV cache when a request was admitted
+        self.output_tokens = 0  # sampled tokens, including end tokens and stop words
+
+        self._by_id: dict[int, Sequence] = {}
+        self._step: list[tuple[Sequence, int]] = []  # the sequences of the last step, with the number of their tokens
+        self._in_flight = False
+        self._lasting: Plan | None = None  # the last plan, if the next step can be the same, one token further
+
+    # What a subclass decides
+
+    page_tokens: int  # tokens per page of the KV cache
+
+    @property
+    @abstractmethod
+    def pages_total(self) -> int:
+        """The number of pages of the KV cache."""
+
+    @property
+    @abstractmethod
+    def pages_held(self) -> int:
+        """The number of pages that sequences hold."""
+
+    @abstractmethod
+    def _one_further(self) -> Plan | None:
+        """Return the last plan, updated to the tokens it produced, if the same sequences only decode further.
+
+        This is the case for most steps: no request has arrived or finished, and there is room for every token.
+        """
+
+    @abstractmethod
+    def _new_plan(self) -> Plan | None:
+        """Return the next step, or None if there is no request.
+
+        Sets the fields `wanted`, `_step`, `_scored`, `_complete` and `_lasting`.
+        """
+
+    @abstractmethod
+    def _release(self, sequence: Sequence) -> None:
+        """Give the pages of a sequence back."""
+
+    # Requests
+
+    def add(self, request: Request) -> None:
+        """Queue a request whose tokens and sampling fields the caller has checked (Limits.check).
+
+        Raises UsageError for an id that is in flight, and for lengths that the engine cannot take.
+        """
+        self._check_request(request)
+        sequence = Sequence.start(request, self.limits.length(request), self.end_id)
+        self._by_id[request.id] = sequence
+        self._lasting = None
+        self.waiting.append(sequence)
+        self.prompt_tokens += len(request.token_ids)
+
+    def cancel(self, request_id: int, reason: FinishReason = "cancelled", error: str | None = None) -> Tokens | None:
+        """Finish a request and free its pages now, even while a step runs.
+
+        Returns the request's last message, or None if it is not waiting or running.
+        """
+        sequence = self._by_id.get(request_id)
+        if sequence is None:
+            return None
+        return self._finish(sequence, reason, error)
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request is running or waiting."""
+        return not self._by_id
+
+    def check_integrity(self) -> None:
+        """Assert that pages and queues are consistent."""
+        assert len(self.running) <= self.max_batch_size and all(s.pages for s in self.running)
+        assert {id(s) for s in self._by_id.values()} == {id(s) for s in (*self.running, *self.waiting)}
+        assert not any(s.pages or s.computed for s in self.waiting)
+
+    def _check_request(self, request: Request) -> None:
+        self.limits.check_queued(request, self._by_id)
+
+    # Steps
+
+    def schedule(self) -> Plan | None:
+        """Return the next step, or None if there is no request.
+
+        Call `finish_step` once after each step. The next call may overwrite the plan.
+        """
+        assert not self._in_flight, "the last step was not finished"
+        plan = self._one_further() or self._new_plan()
+        self._in_flight = plan is not None
+        return plan
+
+    def finish_step(self, sampled: Sampled, scores: SequenceOf[TokenScore] = ()) -> list[Tokens]:
+        """Record a step's results and return the messages to send.
+
+        sampled: one token for each of `wanted`. scores: those of the plan's scored rows.
+        """
+        self._take_prompt_scores(scores)
+        self._take_computed()
+        messages = [self._finish(sequence, "length") for sequence in self._complete if sequence.finish_reason is None]
+        tokens, own_scores, errors = sampled
+        for row, sequence in enumerate(self.wanted):
+            if sequence.finish_reason is None:  # otherwise the request was cancelled while the step ran
+                message = self._take(sequence, tokens[row], own_scores[row], errors[row])
+                if message is not None:
+                    messages.append(message)
+        self.steps += 1
+        self._in_flight = False
+        return messages
+
+    def _rows_to_score(self, sequence: Sequence, end: int) -> range:
+        """Note and return the tokens of a sequence, up to `end`, whose log-probs this step is to compute: those of
+        prompt tokens that have a successor in the prompt, and whose score was requested and is not known."""
+        if not sequence.unscored:
+            return range(0)
+        rows = range(max(sequence.computed, len(sequence.prompt_scores)), min(end, len(sequence.prompt) - 1))
+        self._scored.append((sequence, len(rows)))
+        return rows
+
+    def _wants_a_token(self, sequence: Sequence, end: int) -> bool:
+        """Note and return whether a step that computes a sequence up to `end` is to sample its next token."""
+        if end == sequence.limit:
+            self._complete.append(sequence)
+            return False
+        if end == sequence.known:
+            self.wanted.append(sequence)
+            return True
+        return False
+
+    def _most_top(self) -> int:
+        """Return the most likeliest tokens that a scored sequence wants beside each log-prob."""
+        return max((sequence.sampling.top_log_probs for sequence, _ in self._scored), default=0)
+
+    def _take_computed(self) -> None:
+        for sequence, count in self._step:
+            if sequence.finish_reason is None:
+                sequence.computed += count
+
+    def _take_prompt_scores(self, scores: SequenceOf[TokenScore]) -> None:
+        done = 0
+        for sequence, count in self._scored:
+            own, top = scores[done : done + count], sequence.sampling.top_log_probs
+            sequence.take_prompt_scores(TokenScore(score.log_prob, score.top[:top]) for score in own)
+            done += count
+
+    def _take(self, sequence: Sequence, token: int, score: TokenScore | None, error: str | None) -> Tokens | None:
+        """Add a sampled token to a sequence, and return the message that follows from it, if any."""
+        if error is not None:
+            return self._finish(sequence, "error", error)
+        self.output_tokens += 1
+        reason = sequence.take(token, score)
+        return sequence.send() if reason is None else self._finish(sequence, reason)
+
+    def _finish(self, sequence: Sequence, reason: FinishReason, error: str | None = None) -> Tokens:
+        """Finish a request, free its pages and return its last message."""
+        self._lasting = None
+        del self._by_id[sequence.request.id]
+        if sequence.pages:
+            self.running.remove(sequence)
+            self._release(sequence)
+        else:
+            self.waiting.remove(sequence)
+        return sequence.end(reason, error)
