@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trtllm_pt.planner.clocks import KernelTime, RankClocks
+from trtllm_pt.planner.clocks import KernelTime, Overlap, RankClocks
 
 SECONDS = st.floats(0, 10)
 
@@ -76,3 +76,50 @@ def test_messages_of_one_wire_follow_each_other() -> None:
     for key in "ab":
         clock.finish(key)
     assert clock.gather(0) == 2 and clock.waited == 2
+
+
+@pytest.mark.parametrize(
+    ("kernels", "end", "waited"),
+    [
+        (4.0, 4.0 + 2 * 0.2, 0.0),  # 2 seconds beside the message do the work of 1.6
+        (1.0, 1.25 + 1 - 1.25 / 2, 1 - 1.25 / 2),  # 1.25 seconds beside it bring it forward by half of that
+    ],
+)
+@pytest.mark.parametrize("count", [2, 8])
+def test_kernels_and_messages_slow_each_other(count: int, kernels: float, end: float, waited: float) -> None:
+    clock = RankClocks(count, 0, Overlap(kernels=1.25, switch=0.1))
+    clock.start("a", 1.0, slower=2.0)
+    clock.work(KernelTime(kernels, kernels))
+    clock.finish("a")
+    assert (clock.gather(0), clock.waited) == pytest.approx((end + 0.1, waited))
+
+
+def test_an_all_reduce_that_nothing_runs_beside_costs_nothing_more() -> None:
+    clock = RankClocks(2, 0, Overlap(kernels=1.25, switch=0.1))
+    clock.work(KernelTime(1, 1))
+    clock.start("a", 1.0, slower=2.0)
+    clock.finish("a")
+    clock.work(KernelTime(1, 1))
+    assert clock.gather(0) == 3
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(SECONDS, SECONDS), min_size=1, max_size=6), st.floats(1, 3), st.floats(1, 3))
+def test_overlap_costs_at_most_that_all_is_slower(
+    steps: list[tuple[float, float]], kernels: float, slower: float
+) -> None:
+    """Ladder's order of steps, beside perfect overlap and beside none with everything slower."""
+
+    def end(overlap: Overlap, slower: float) -> float:
+        clock = RankClocks(8, 0, overlap)
+        for number, (work, message) in enumerate(steps):
+            clock.work(KernelTime(work, work))
+            if number:
+                clock.finish(number - 1)
+            clock.start(number, message, slower)
+        clock.finish(len(steps) - 1)
+        return clock.gather(0)
+
+    found = end(Overlap(kernels), slower)
+    assert end(Overlap(), 1.0) <= found * (1 + 1e-9)
+    assert found <= sum(kernels * work + slower * message for work, message in steps) * (1 + 1e-9)

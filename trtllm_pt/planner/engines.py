@@ -27,6 +27,8 @@ class Engine:
     attention_efficiency: float  # share of the matrix rate in prefill attention
     memory_efficiency: float  # share of the memory bandwidth for weights and activations
     cache_fraction: float  # share of the memory beside the weights that the KV cache gets
+    overlapped_kernels: float = 1.0  # how many times longer kernels take while an all-reduce is under way
+    overlapped_bytes: float = 1.0  # how many times longer the bytes of an all-reduce take while kernels run
     # Whether rank 0 sends a step plan before each step. In the other runtimes, `step_seconds` contains that time.
     announces_steps: bool = False
 

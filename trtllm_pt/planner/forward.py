@@ -10,7 +10,7 @@ from typing import Literal
 from trtllm_pt.model.config import ModelConfig
 from trtllm_pt.model.cost import STEP_PLAN_BYTES, collectives
 from trtllm_pt.model.schedule import Finish, Run, Schedule, Start, schedule_of
-from trtllm_pt.planner.clocks import KernelTime, RankClocks
+from trtllm_pt.planner.clocks import KernelTime, Overlap, RankClocks
 from trtllm_pt.planner.collective import all_reduce_seconds
 from trtllm_pt.planner.engines import Engine
 from trtllm_pt.planner.kernels import Kernel, Kernels, Work
@@ -72,7 +72,9 @@ class Model:
 
     def forward(self, work: Work) -> Forward:
         """Predict one forward. Raises UsageError if the machine has no times for this number of ranks or dtype."""
-        clocks = RankClocks(self.ranks, self._message("step plan", work.tokens))
+        overlap = Overlap(self.engine.overlapped_kernels, self.machine.launch_overhead)
+        clocks = RankClocks(self.ranks, self._message("step plan", work.tokens), overlap)
+        message = self._message("boundary", work.tokens)
         known: dict[object, KernelTime] = {}  # layers of the same kind take the same time
         block_starts = True
         for step in self.schedule:
@@ -88,7 +90,7 @@ class Model:
                 case Start(key=key, payload=payload):
                     clocks.work(self._sum(self.kernels.block_norm("combine_layernorm", key[0], work)))
                     clocks.work(self._sum(self._before_boundary(payload, work)))
-                    clocks.start(key, self._message("boundary", work.tokens))
+                    clocks.start(key, message, self._slower_beside_kernels(message))
                 case Finish(key=key):
                     clocks.finish(key)
                     block_starts = True
@@ -102,6 +104,14 @@ class Model:
         if payload != "partial":
             return [self.kernels.merge(work)]
         return [self.kernels.add(work)] if self.kernels.tracks > 1 else []
+
+    def _slower_beside_kernels(self, seconds: float) -> float:
+        """Return how many times longer an all-reduce of `seconds` takes beside kernels.
+
+        Kernels leave it less bandwidth, but do not change its latency, which is the time of the smallest message.
+        """
+        latency = self._message("boundary", 0)
+        return (latency + self.engine.overlapped_bytes * (seconds - latency)) / seconds if seconds else 1.0
 
     def _message(self, place: Literal["step plan", "boundary", "logits"], count: float) -> float:
         """Return the seconds of a message.
