@@ -55,7 +55,7 @@ LLAMA = SMALL.replace(
 )
 PLAIN = SMALL.replace(block_depth=None, schedule="spd", num_layers=3)
 OTHER_SCHEDULES = {
-    "spd": PLAIN.replace(dropped_layers=(0, 2)),
+    "spd": PLAIN.replace(dropped_layers=(0, 2), output_bias=True),
     "desync": PLAIN.replace(schedule="desync", sync_every=2),
     "parallel": PLAIN.replace(
         schedule="parallel",

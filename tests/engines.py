@@ -7,13 +7,18 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from tests.configs import EVERYTHING, LLAMA, OTHER_SCHEDULES, PRETRAINED, TINY, TINY_TP
 from trtllm_pt.checkpoint.convert import convert
-from trtllm_pt.checkpoint.init import init
+from trtllm_pt.checkpoint.init import RandomWeights
+from trtllm_pt.checkpoint.model_dir import write_model
 from trtllm_pt.model.config import ModelConfig
+from trtllm_pt.model.tensors import TensorSpec
 
 RANKS = (1, 2, 4, 8)
 _SHORT = ("--max_num_tokens", "256", "--max_seq_len", "128")
@@ -43,6 +48,13 @@ RECIPES = {
 }
 
 
+class BiasedWeights(RandomWeights):
+    """Initial weights, but biases are not zero, so that a bias in the wrong place shows in the logits."""
+
+    def read(self, spec: TensorSpec, track: int, dtype: torch.dtype) -> Tensor:
+        return super().read(replace(spec, kind="matrix", fan_in=25) if spec.kind == "bias" else spec, track, dtype)
+
+
 def built(root: Path, name: str) -> Path:
     """The folder of the engine RECIPES[name] below `root`; its checkpoint is beside it as `checkpoint-NAME`.
 
@@ -62,7 +74,10 @@ def _build(root: Path, name: str, recipe: Recipe) -> None:
     if isinstance(recipe.model, Path):
         convert(recipe.model, checkpoint, ranks=recipe.ranks, dtype=recipe.dtype)
     else:
-        init(recipe.model, checkpoint, ranks=recipe.ranks, dtype=recipe.dtype)
+        model = root / f"model-{name}"
+        model.mkdir()
+        write_model(BiasedWeights(recipe.model, 0), model, recipe.dtype, progress=False)
+        convert(model, checkpoint, ranks=recipe.ranks)
     command = [sys.executable, "-m", "trtllm_pt", "build", str(checkpoint), "-o", str(root / name)]
     command += ["--engine", "embedded", *recipe.options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -106,6 +106,16 @@ class ParallelTrackConfig(PretrainedConfig):
         kinds = [self.attention_kind(layer) for layer in range(self.num_layers)]
         return ["sliding_attention" if kind.startswith("sliding") else "full_attention" for kind in kinds]
 
+    @property
+    def has_shared_bias(self) -> bool:
+        """Whether the bias of the attention output stands outside of the sum over the tracks."""
+        return self.output_bias and self.schedule == "spd"
+
+    @property
+    def has_dense_bias(self) -> bool:
+        """Whether the output projection of attention adds the bias itself."""
+        return self.output_bias and not self.has_shared_bias
+
     def attention_kind(self, layer: int) -> str:
         return self.attention_pattern[layer % len(self.attention_pattern)]
 
@@ -157,6 +167,8 @@ class ParallelTrackForCausalLM(PreTrainedModel, GenerationMixin):
         """Initialise a module that no file has weights for."""
         if isinstance(module, Norm):
             nn.init.ones_(module.weight)
+        elif isinstance(module, Bias):
+            nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=0.02)
         elif isinstance(module, (nn.Linear, Weight)):
@@ -318,6 +330,8 @@ class Streams:
 
     def write(self, layer: int, place: str, output: Tensor, norms: Layer) -> None:
         """Add the output of a sub-layer to each track's stream, and exchange if the schedule says so here."""
+        if place == "attention" and norms.shared_bias is not None:
+            self.shared, self.own = self.shared + norms.shared_bias, self.own + norms.shared_bias
         before, self.own = self.own, self.own + output
         self.outputs.append(output)
         match self.config.schedule:
@@ -358,6 +372,8 @@ class Layer(GradientCheckpointingLayer):
             self.dispatch_layernorm = Norm(config, width, tracks)
         self.input_layernorm = Norm(config, width, tracks)
         self.attention = Attention(config, layer)
+        if config.has_shared_bias:
+            self.attention_shared = Bias(width)
         self.post_layernorm = Norm(config, width, tracks)
         self.mlp = Experts(config) if config.is_moe(layer) else GatedMLP(config)
         self.has_residual_norm = config.residual_norm
@@ -366,6 +382,11 @@ class Layer(GradientCheckpointingLayer):
             self.mlp_residual_layernorm = Norm(config, width, tracks)
         if config.combine_norm and config.ends_block(layer):
             self.combine_layernorm = Norm(config, width, tracks)
+
+    @property
+    def shared_bias(self) -> Tensor | None:
+        """The bias of the attention output [W], if it is added to the shared stream and to each track's own."""
+        return self.attention_shared.bias if hasattr(self, "attention_shared") else None
 
     def forward(self, x: Tensor, place: str, **attention: Any) -> Tensor:
         """Return the output [n, B, S, W] of the sub-layer `place` for x [n, B, S, W].
@@ -392,7 +413,7 @@ class Attention(nn.Module):
         self.num_key_value_groups = config.num_heads // config.num_kv_heads
         inner, rows = config.num_heads * config.head_size, config.num_heads + 2 * config.num_kv_heads
         self.qkv = Linear(config.tracks, rows * config.head_size, config.hidden_size, bias=config.qkv_bias)
-        self.dense = Linear(config.tracks, config.hidden_size, inner, bias=config.output_bias)
+        self.dense = Linear(config.tracks, config.hidden_size, inner, bias=config.has_dense_bias)
         if config.qk_norm:
             self.q_layernorm = Norm(config, config.head_size, config.tracks)
             self.k_layernorm = Norm(config, config.head_size, config.tracks)
@@ -506,6 +527,14 @@ class Linear(Weight):
         if self.bias is not None:
             out = out + self.bias[:, None]
         return out.unflatten(1, x.shape[1:3])
+
+
+class Bias(nn.Module):
+    """A module that holds one parameter, `bias`, which is the same for all tracks."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.empty(features))
 
 
 class Norm(nn.Module):

@@ -23,6 +23,9 @@ CONFIGS = {
     ),
     "pt, experts": PT.replace(attention_pattern=("sliding", "global_nope"), window=5, router_logits_cap=9.0, **MOE),
     "spd": PT.replace(schedule="spd", block_depth=None, dropped_layers=(0, 2)),
+    "spd, biases": PT.replace(
+        schedule="spd", block_depth=None, dropped_layers=(1,), num_heads=2, num_kv_heads=1, output_bias=True
+    ),
     "tp": DENSE.replace(num_kv_heads=8),
     "tp, few KV heads, biases": DENSE.replace(qkv_bias=True, output_bias=True, qk_norm=True, tie_embeddings=True),
     "tp, experts": DENSE.replace(rope_scaling={"rope_type": "linear", "factor": 2.0}, **MOE),

@@ -35,7 +35,11 @@ MISTAKES = [
     ({"sync_every": 2}, r"sync_every \(2\) belongs to schedule 'desync', not to 'pt'"),
     ({"dropped_layers": (1,)}, r"dropped_layers \(\[1\]\) belongs to schedule 'spd'"),
     ({"combine": "max"}, r"combine \('max'\) must be 'mean' or 'sum'"),
-    ({"output_bias": True}, r"output_bias \(true\) belongs to schedule 'tp', not to 'pt'"),
+    ({"output_bias": True}, r"output_bias \(true\) belongs to schedules 'tp' and 'spd', not to 'pt'"),
+    (
+        {"schedule": "spd", "block_depth": None, "output_bias": True, "residual_norm": True},
+        r"output_bias \(true\) must be false for residual_norm \(true\) with schedule 'spd'",
+    ),
     ({"schedule": "tp", "block_depth": None}, r"tracks \(4\) must be 1 for schedule 'tp'"),
     (
         {"schedule": "spd", "block_depth": None, "dropped_layers": (5,)},

@@ -37,6 +37,10 @@ CASES = {
     "pt, sum with norms": (SMALL.replace(combine="sum", dispatch_norm=True, combine_norm=True, residual_norm=True), 3),
     "pt, experts": (SMALL.replace(qk_norm=True, router_logits_cap=5.0, **MOE), 3),
     "spd": (SMALL.replace(schedule="spd", block_depth=None, dropped_layers=(1, 2, 4)), 7),
+    "spd, biases": (
+        SMALL.replace(schedule="spd", block_depth=None, dropped_layers=(1, 2, 4), output_bias=True, qkv_bias=True),
+        7,
+    ),
     "spd, none dropped": (SMALL.replace(schedule="spd", block_depth=None), 10),
     "desync": (SMALL.replace(schedule="desync", block_depth=None, sync_every=1), 5),
     "desync, every second": (SMALL.replace(schedule="desync", block_depth=None, sync_every=2), 3),
@@ -89,6 +93,11 @@ class AllRanks:
 
     def add(self, a: list[Tensor], b: list[Tensor]) -> list[Tensor]:
         return [x + y for x, y in zip(a, b, strict=True)]
+
+    def shared_bias(self, run: Run) -> list[Tensor] | None:
+        if not self.transformer.config.has_shared_bias or run.place == "ffn":
+            return None
+        return [self.transformer.layers[run.layer].attention_shared.bias] * self.ranks
 
     def scale_mean(self, x: list[Tensor]) -> list[Tensor]:
         return [part / self.tracks for part in x]

@@ -64,7 +64,7 @@ class ModelConfig:
     residual_norm: bool = False  # a norm on the output of each sub-layer, before the residual add
     norm_eps: float = 1e-5
     qkv_bias: bool = False
-    output_bias: bool = False  # a bias of the attention output projection; schedule tp only
+    output_bias: bool = False  # a bias of the attention output projection; schedules tp and spd
 
     ffn_pattern: tuple[str, ...] = ("dense",)
     num_experts: int = 0  # per track
@@ -108,6 +108,20 @@ class ModelConfig:
     @property
     def has_moe(self) -> bool:
         return any(self.is_moe(layer) for layer in range(self.num_layers))
+
+    @property
+    def has_shared_bias(self) -> bool:
+        """Whether the bias of the attention output is added to the shared stream, outside of the tracks' outputs.
+
+        In spd each track reads the whole bias before the all-reduce, and the sum over the tracks must not contain it
+        once per track. In tp it is part of the first rank's output.
+        """
+        return self.output_bias and self.schedule == "spd"
+
+    @property
+    def has_dense_bias(self) -> bool:
+        """Whether the output projection of attention adds the bias itself."""
+        return self.output_bias and not self.has_shared_bias
 
     @property
     def qkv_size(self) -> int:
@@ -252,8 +266,10 @@ def _schedule_problems(c: ModelConfig) -> Iterator[str]:
     for name, default in (("combine", "mean"), ("dispatch_norm", False), ("combine_norm", False)):
         if c.schedule != "pt" and getattr(c, name) != default:
             yield f"{name} ({getattr(c, name)}) belongs to schedule 'pt', not to {c.schedule!r}"
-    if c.output_bias and c.schedule != "tp":
-        yield f"output_bias (true) belongs to schedule 'tp', not to {c.schedule!r}"
+    if c.output_bias and c.schedule not in ("tp", "spd"):
+        yield f"output_bias (true) belongs to schedules 'tp' and 'spd', not to {c.schedule!r}"
+    if c.has_shared_bias and c.residual_norm:
+        yield "output_bias (true) must be false for residual_norm (true) with schedule 'spd'"
 
 
 def _attention_problems(c: ModelConfig) -> Iterator[str]:

@@ -18,6 +18,8 @@ from trtllm_pt.model.layout import RankLayout, Span
 GATE, UP, DOWN = "mlp.fc.weight", "mlp.gate.weight", "mlp.proj.weight"
 UP_GATE = "mlp.fc.weight"  # experts have one matrix with the rows of up, followed by those of the gate
 
+SHARED_BIAS = "attention_shared.bias"  # of the attention output, where it is added to the shared stream
+
 # How a weight is divided over the ranks: by heads (of q, k and v, or of the output projection's inputs), by FFN rows or
 # inputs, by vocabulary rows, or not at all. `TensorSpec.rows` has the axes.
 Split = Literal["none", "qkv", "heads_in", "ffn", "ffn_pair", "ffn_in", "vocab", "first_rank"]
@@ -104,7 +106,9 @@ def _layer(config: ModelConfig, layer: int) -> Iterator[TensorSpec]:
         yield norm("attention.k_layernorm", size)
     inner = config.num_heads * size
     yield TensorSpec(f"{prefix}attention.dense.weight", (width, inner), True, "heads_in", "output", fan_in=inner)
-    if config.output_bias:
+    if config.has_shared_bias:
+        yield TensorSpec(f"{prefix}{SHARED_BIAS}", (width,), False, kind="bias")
+    elif config.output_bias:
         # The sum over ranks must contain the bias once, so rank 0 holds it and the other ranks hold zeros.
         yield TensorSpec(f"{prefix}attention.dense.bias", (width,), True, "first_rank", "bias")
     if config.residual_norm:

@@ -77,14 +77,18 @@ class Transformer(Module):
         return x
 
     def _spd(self, x: Tensor) -> Tensor:
-        """Run arXiv:2502.20727, Fig. 2: the FFN of a dropped layer reads only its own track's attention output."""
+        """Run arXiv:2502.20727, Fig. 2: the FFN of a dropped layer reads only its own track's attention output.
+
+        The bias b is outside of the sum over the tracks, and each track adds it to its own stream.
+        """
         n = self.config.tracks
         for number, layer in enumerate(self.layers):
             p = layer.attention_out(x.expand(n, *x.shape))
+            b = layer.attention_shared.bias if self.config.has_shared_bias else 0
             if number in self.config.dropped_layers:
-                x = x + (layer.ffn_out(x + p) + p).sum(0)
+                x = x + (layer.ffn_out(x + p + b) + p).sum(0) + b
             else:
-                y = x + p.sum(0)
+                y = x + p.sum(0) + b
                 x = y + layer.ffn_out(y.expand(n, *y.shape)).sum(0)
         return x
 
@@ -129,6 +133,8 @@ class Layer(Module):
             self.dispatch_layernorm = Norm(config, width)
         self.input_layernorm = Norm(config, width)
         self.attention = Attention(config, layer)
+        if config.has_shared_bias:
+            self.attention_shared = Bias(width)
         self.post_layernorm = Norm(config, width)
         self.mlp: Module = Experts(config) if config.is_moe(layer) else GatedMLP(config)
         if config.residual_norm:
@@ -156,7 +162,7 @@ class Attention(Module):
         n, inner = config.tracks, config.num_heads * config.head_size
         self.config, self.window, self.has_rope = config, config.layer_window(layer), config.has_rope(layer)
         self.qkv = Linear(n, config.qkv_size, config.hidden_size, config.qkv_bias)
-        self.dense = Linear(n, config.hidden_size, inner, config.output_bias)
+        self.dense = Linear(n, config.hidden_size, inner, config.has_dense_bias)
         self.kv_cache = nn.Identity()  # sees K and V as an engine caches them; calibration hooks into it
         if config.qk_norm:
             self.q_layernorm = Norm(config, config.head_size)
@@ -280,6 +286,14 @@ class Weight(Module):
     def __init__(self, *shape: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(shape))
+
+
+class Bias(Module):
+    """A module that holds one parameter, `bias`."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.empty(features))
 
 
 def sliding_mask(length: int, window: int, device: torch.device) -> Tensor:

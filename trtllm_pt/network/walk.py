@@ -39,12 +39,18 @@ class Ops(Protocol[V]):
         """Return x times 1/n, for n tracks."""
         ...
 
+    def shared_bias(self, run: Run) -> V | None:
+        """Return what the sub-layer adds to the shared stream itself, which all ranks hold alike."""
+        ...
+
 
 class TrackOps(Generic[V]):
-    """The operations that are the same in every backend: the norms at a block's start and end, and the addition.
+    """The operations that are the same in every backend: the norms at a block's start and end, the bias of the shared
+    stream, and the addition.
 
     `layers` are the backend's own modules. If the model has dispatch or combine norms, the first or last layer of each
-    block has a `dispatch_layernorm` or `combine_layernorm`.
+    block has a `dispatch_layernorm` or `combine_layernorm`. If the model has shared biases, each layer has a
+    `shared_bias`.
     """
 
     def __init__(self, model: ModelConfig, layers: Sequence[Any]) -> None:
@@ -58,6 +64,10 @@ class TrackOps(Generic[V]):
         combined: V = self.layers[layer].combine_layernorm(stream) if self.model.combine_norm else stream
         return combined
 
+    def shared_bias(self, run: Run) -> V | None:
+        has_bias = run.place == "attention" and self.model.has_shared_bias
+        return self.layers[run.layer].shared_bias() if has_bias else None
+
     def add(self, a: V, b: V) -> V:
         return a + b  # type: ignore[operator, no-any-return]  # every backend's tensors can be added; V cannot say so
 
@@ -70,6 +80,8 @@ def walk(schedule: Schedule, ops: Ops[V], shared: V) -> V:
         match step:
             case Run(reads=reads):
                 streams.append(ops.sublayer(step, streams.local(step.layer) if reads == "local" else streams.shared))
+                if (bias := ops.shared_bias(step)) is not None:
+                    streams.share(ops.add(streams.shared, bias))
             case Start(key, "partial", op):
                 flying[key] = ops.all_reduce(reduce(ops.add, streams.take()), op), True
             case Start(key, "stream", op):

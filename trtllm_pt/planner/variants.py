@@ -38,16 +38,15 @@ def _plain(dense: ModelConfig | None, tracks: int) -> Iterator[ModelConfig]:
         return
     dense = dense.replace(schedule="tp", sync_every=None, dropped_layers=())
     yield dense
-    if dense.output_bias:
-        return
-    yield dense.replace(schedule="parallel")
-    yield dense.replace(schedule="ladder")
+    if not dense.output_bias:
+        yield dense.replace(schedule="parallel")
+        yield dense.replace(schedule="ladder")
     if dense.num_heads % tracks or dense.intermediate_size % tracks or dense.moe_intermediate_size % tracks:
         return
     layers = dense.num_layers
     yield split(dense, tracks, schedule="spd", dropped_layers=tuple(range(layers)))
     for every in (1, 2, 4):
-        if every <= layers:
+        if every <= layers and not dense.output_bias:
             yield split(dense, tracks, schedule="desync", sync_every=every)
 
 

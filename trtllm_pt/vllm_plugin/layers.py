@@ -37,7 +37,7 @@ class Attention(Module):
         size, width, quant = config.head_size, config.hidden_size, vllm_config.quant_config
         rows = (self.heads + 2 * self.kv_heads) * size
         self.qkv = linear(self.tracks, width, [rows], quant, f"{prefix}.qkv", config.qkv_bias)
-        self.dense = linear(self.tracks, self.heads * size, [width], quant, f"{prefix}.dense", config.output_bias)
+        self.dense = linear(self.tracks, self.heads * size, [width], quant, f"{prefix}.dense", config.has_dense_bias)
         if config.qk_norm:
             self.q_layernorm = Norm(self.tracks, size, config)
             self.k_layernorm = Norm(self.tracks, size, config)
@@ -159,6 +159,14 @@ class Norm(Module):
 
     def place(self, leaf: str, track: int, part: Tensor) -> None:
         self.weight[track].copy_(part)
+
+
+class Bias(Module):
+    """A module that holds one parameter, `bias`, which is the same for all tracks."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.empty(features), requires_grad=False)
 
 
 def linear(

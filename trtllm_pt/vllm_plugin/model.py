@@ -28,7 +28,7 @@ from trtllm_pt.model.schedule import ReduceOp, Run, schedule_of
 from trtllm_pt.network import walk
 from trtllm_pt.network.module import Module
 from trtllm_pt.network.rope import rotary
-from trtllm_pt.vllm_plugin.layers import Attention, Experts, GatedMLP, Norm
+from trtllm_pt.vllm_plugin.layers import Attention, Bias, Experts, GatedMLP, Norm
 from trtllm_pt.vllm_plugin.weights import load
 
 if TYPE_CHECKING:
@@ -141,6 +141,8 @@ class Layer(Module):
             self.dispatch_layernorm = Norm(tracks, width, config)
         self.input_layernorm = Norm(tracks, width, config)
         self.attention = Attention(config, layout, layer, vllm_config, f"{prefix}.attention")
+        if config.has_shared_bias:
+            self.attention_shared = Bias(width)
         self.post_layernorm = Norm(tracks, width, config)
         ffn = Experts if config.is_moe(layer) else GatedMLP
         self.mlp: Module = ffn(config, layout, vllm_config.quant_config, f"{prefix}.mlp")
@@ -154,6 +156,10 @@ class Layer(Module):
         """Return the attention's output [K, T, W] for x [K, T, W], or [1, T, W] for the same x on all tracks."""
         out = self.attention(self.input_layernorm(x), rotary)
         return self.attention_residual_layernorm(out) if self.config.residual_norm else out
+
+    def shared_bias(self) -> Tensor:
+        bias: Tensor = self.attention_shared.bias
+        return bias
 
     def ffn_out(self, x: Tensor) -> Tensor:
         """Return the FFN's output [K, T, W] for x [K, T, W], or [1, T, W] for the same x on all tracks."""

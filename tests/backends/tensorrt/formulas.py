@@ -18,7 +18,7 @@ from trtllm_pt.model.config import ModelConfig
 def logits(config: ModelConfig, weights: Mapping[str, Tensor], tokens: list[int]) -> Tensor:
     wide = {name: tensor.double() for name, tensor in weights.items()}
     x = wide["transformer.vocab_embedding.weight"][tokens]
-    x = {"pt": _parallel_tracks, "tp": _dense}[config.schedule](config, wide, x)
+    x = {"pt": _parallel_tracks, "tp": _dense, "spd": _sync_point_drop}[config.schedule](config, wide, x)
     head = wide.get("lm_head.weight", wide["transformer.vocab_embedding.weight"])
     return _norm(config, x, wide["transformer.ln_f.weight"]) @ head.T
 
@@ -48,6 +48,20 @@ def _parallel_tracks(c: ModelConfig, w: Mapping[str, Tensor], x: Tensor) -> Tens
             streams.append(h)
         merged = torch.stack(streams).sum(0)
         x = merged / c.tracks if c.combine == "mean" else merged
+    return x
+
+
+def _sync_point_drop(c: ModelConfig, w: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    """In a dropped layer, Y_i = X + P_i + b, Z_i = FFN_i(Y_i) + P_i and X' = X + sum_i Z_i + b, for tracks i."""
+    for i in range(c.num_layers):
+        b = w[f"transformer.layers.{i}.attention_shared.bias"] if c.output_bias else torch.zeros_like(x[0])
+        p = [_attention(c, w, i, track, x) for track in range(c.tracks)]
+        if i in c.dropped_layers:
+            z = [_ffn(c, w, i, track, x + own + b) + own for track, own in enumerate(p)]
+            x = x + torch.stack(z).sum(0) + b
+        else:
+            y = x + torch.stack(p).sum(0) + b
+            x = y + torch.stack([_ffn(c, w, i, track, y) for track in range(c.tracks)]).sum(0)
     return x
 
 
@@ -81,7 +95,7 @@ def _attention(c: ModelConfig, w: Mapping[str, Tensor], i: int, track: int, h: T
             rows.append(scores @ v[first : at + 1])
         outputs.append(torch.stack(rows))
     out = torch.cat(outputs, 1) @ w[f"{name}attention.dense.weight"][track].T
-    return out + w[f"{name}attention.dense.bias"][track] if c.output_bias else out
+    return out + w[f"{name}attention.dense.bias"][track] if c.schedule == "tp" and c.output_bias else out
 
 
 def _qk_norms(

@@ -52,6 +52,8 @@ def test_logits_of_fp8_in_float32(checkpoints: Checkpoints, name: str, limit: fl
 
 FORMULAS = {
     "tp biases": 2,
+    "spd": 4,
+    "spd biases": 8,
     "pt": 2,
     "pt norms": 4,
     "pt sum": 1,

@@ -125,6 +125,8 @@ class Layer(Module):
             self.dispatch_layernorm = Norm(tracks, width, config, dtype)
         self.input_layernorm = Norm(tracks, width, config, dtype)
         self.attention = Attention(config, layout, layer, dtype)
+        if config.has_shared_bias:
+            self.attention_shared = Bias(width, dtype)
         self.post_layernorm = Norm(tracks, width, config, dtype)
         ffn = Experts if config.is_moe(layer) else GatedMLP
         self.mlp: Module = ffn(config, layout, dtype)
@@ -138,6 +140,10 @@ class Layer(Module):
         """Return the attention's output [K, T, W] for x [K, T, W], or [1, T, W] for the same x on all tracks."""
         out = self.attention(self.input_layernorm(x), batch)
         return self.attention_residual_layernorm(out) if self.config.residual_norm else out
+
+    def shared_bias(self) -> Tensor:
+        bias: Tensor = self.attention_shared.bias
+        return bias
 
     def ffn_out(self, x: Tensor) -> Tensor:
         """Return the FFN's output [K, T, W] for x [K, T, W], or [1, T, W] for the same x on all tracks."""
@@ -155,7 +161,7 @@ class Attention(Module):
         tracks, size = len(layout.tracks), config.head_size
         rows = (self.heads + 2 * len(layout.kv_heads)) * size
         self.qkv = Linear(tracks, rows, config.hidden_size, dtype, config.qkv_bias)
-        self.dense = Linear(tracks, config.hidden_size, self.heads * size, dtype, config.output_bias)
+        self.dense = Linear(tracks, config.hidden_size, self.heads * size, dtype, config.has_dense_bias)
         if config.qk_norm:
             self.q_layernorm = Norm(tracks, size, config, dtype)
             self.k_layernorm = Norm(tracks, size, config, dtype)
@@ -256,6 +262,16 @@ class Weight(Module):
         super().__init__()
         # Tracing needs only shapes and never writes to the buffer, so even a huge weight takes no memory.
         self.register_buffer("weight", torch.empty(shape, dtype=dtype))
+
+
+class Bias(Module):
+    """A module that holds one buffer, `bias`, which is the same for all tracks."""
+
+    bias: Tensor
+
+    def __init__(self, features: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.register_buffer("bias", torch.empty(features, dtype=dtype))
 
 
 class Packed(Weight):

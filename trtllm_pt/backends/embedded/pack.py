@@ -18,7 +18,7 @@ from trtllm_pt.checkpoint.ranks import open_rank
 from trtllm_pt.files.safetensors import SafetensorsFile, SafetensorsWriter, TensorInfo
 from trtllm_pt.model.config import ModelConfig
 from trtllm_pt.model.layout import rank_layout
-from trtllm_pt.model.tensors import DOWN, GATE, UP, UP_GATE, tensors
+from trtllm_pt.model.tensors import DOWN, GATE, SHARED_BIAS, UP, UP_GATE, tensors
 from trtllm_pt.network.rope import inverse_frequencies
 
 SHARED_FILE = "shared.safetensors"
@@ -84,6 +84,8 @@ def packed(name: str, source: SafetensorsFile, manifest: CheckpointManifest, ran
         yield torch.tensor([layout.vocab.start if config.tie_embeddings else 0])
     elif name == "transformer.ln_f.weight":
         yield source.get(name)[None]
+    elif name.endswith(SHARED_BIAS):
+        yield source.get(name)
     elif name in ("transformer.vocab_embedding.weight", "lm_head.weight"):
         yield pack(source.get(name))
     elif layer != name and f"{layer}mlp.router.weight" in source:

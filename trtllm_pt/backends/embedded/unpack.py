@@ -49,6 +49,8 @@ class _EngineRank:
         spec, shape = self._specs[name], self._shapes[name]
         if spec.kind == "norm" and not spec.per_track:  # the last norm, which the engine stores as that of one track
             return self._stored(name)[0]
+        if spec.kind == "bias" and not spec.per_track:
+            return self._stored(name)
         if not spec.per_track:
             return unpack(self._stored(name), *shape)
         if spec.kind in ("norm", "bias", "router"):

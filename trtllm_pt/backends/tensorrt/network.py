@@ -22,7 +22,7 @@ from trtllm_pt.checkpoint.manifest import CheckpointManifest
 from trtllm_pt.model.config import ModelConfig
 from trtllm_pt.model.layout import RankLayout, rank_layout
 from trtllm_pt.model.schedule import ReduceOp, Run, Start, schedule_of, unordered
-from trtllm_pt.model.tensors import DOWN, GATE, UP, UP_GATE
+from trtllm_pt.model.tensors import DOWN, GATE, SHARED_BIAS, UP, UP_GATE
 from trtllm_pt.network import walk
 from trtllm_pt.network.rope import rotary
 
@@ -194,6 +194,10 @@ class Layer:
         ffn = experts if self.part.model.is_moe(self.layer) else gated_mlp
         y = ffn(self.part, f"{self.prefix}.", self._norm("post_layernorm", x))
         return self._norm("mlp_residual_layernorm", y) if self.part.model.residual_norm else y
+
+    def shared_bias(self) -> Tensor:
+        name = f"{self.prefix}.{SHARED_BIAS}"
+        return self.part.graph.constant(self.part.weights[name].view(1, 1, -1), name)
 
     def dispatch_layernorm(self, x: Tensor) -> Tensor:
         return self._norm("dispatch_layernorm", x)

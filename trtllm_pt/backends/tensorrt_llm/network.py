@@ -290,6 +290,8 @@ class Layer(Module):
             self.dispatch_layernorm = norm(tracks, width, config)
         self.input_layernorm = norm(tracks, width, config)
         self.attention = attention(config, layer)
+        if model.has_shared_bias:
+            self.attention_shared = Bias(width, config)
         self.post_layernorm = norm(tracks, width, config)
         self.mlp = experts(config) if model.is_moe(layer) else feed_forward(config)
         if model.residual_norm:
@@ -304,6 +306,9 @@ class Layer(Module):
         if arguments["use_cache"]:
             out, cache = out
         return (self.attention_residual_layernorm(out) if self.has_residual_norm else out), cache
+
+    def shared_bias(self) -> Tensor:
+        return self.attention_shared.bias.value
 
     def ffn_out(self, x: Tensor) -> Tensor:
         out = self.mlp(self.post_layernorm(x))
@@ -330,7 +335,7 @@ def attention(config: ParallelTrackConfig, layer: int) -> Module:
         dtype=config.dtype,
         attention_mask_type=AttentionMaskType.causal,
         bias=model.qkv_bias,
-        dense_bias=model.output_bias,
+        dense_bias=model.has_dense_bias,
         position_embedding_type=position_type(model, layer),
         rotary_embedding_base=model.rope_theta,
         rotary_embedding_scaling=config.rotary_scaling,
@@ -378,7 +383,7 @@ class TrackAttention(Module):
         self.rotates = model.has_rope(layer)
         rows = (self.heads + 2 * self.kv_heads) * model.head_size
         self.qkv = linear(self.tracks, model.hidden_size, rows, config, model.qkv_bias)
-        self.dense = linear(self.tracks, self.heads * model.head_size, model.hidden_size, config, model.output_bias)
+        self.dense = linear(self.tracks, self.heads * model.head_size, model.hidden_size, config, model.has_dense_bias)
         if model.qk_norm:
             self.q_layernorm = TrackNorm(self.tracks, model.head_size, config)
             self.k_layernorm = TrackNorm(self.tracks, model.head_size, config)
@@ -594,6 +599,14 @@ class TrackLinear(Module):
     def forward(self, x: Tensor) -> Tensor:
         y = matmul(x, self.weight.value, transb=True)
         return y if self.bias is None else y + self.bias.value.view(self.shape)
+
+
+class Bias(Module):
+    """A module that holds one parameter, `bias`, which is the same for all tracks."""
+
+    def __init__(self, features: int, config: ParallelTrackConfig) -> None:
+        super().__init__()
+        self.bias = Parameter(shape=(features,), dtype=config.dtype)
 
 
 class TrackAfterTrack(ModuleList):
