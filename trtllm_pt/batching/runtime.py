@@ -87,8 +87,12 @@ class BatchingRuntime(Generic[Plan]):
         except BaseException:
             self._closed = self.broken = True  # the ranks may be at different places in the step
             raise
-        sampled = sample(logits, self._scheduler.wanted, self._score)
-        return messages + self._scheduler.finish_step(sampled, self._session.scores)
+        scheduler = self._scheduler
+        sampled = sample(scheduler.rows(logits), scheduler.wanted, self._score)
+        messages = messages + scheduler.finish_step(sampled, self._session.scores)
+        while scheduler.agreed:
+            messages += scheduler.go_on(sample(scheduler.rows(logits), scheduler.agreed, self._score))
+        return messages
 
     def stats(self) -> Stats:
         scheduler, world = self._scheduler, self._session.world

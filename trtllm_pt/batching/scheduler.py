@@ -7,8 +7,11 @@ order of arrival. A step of the runtime is:
     if plan is None:
         return []                                              # idle
     logits = session.run(plan)                                 # on all ranks
-    sampled = sample(logits, scheduler.wanted, score)
-    return scheduler.finish_step(sampled, session.scores)
+    sampled = sample(scheduler.rows(logits), scheduler.wanted, score)
+    messages = scheduler.finish_step(sampled, session.scores)
+    while scheduler.agreed:                                    # drafts that are right so far
+        sampled = sample(scheduler.rows(logits), scheduler.agreed, score)
+        messages += scheduler.go_on(sampled)
 """
 
 from __future__ import annotations
@@ -18,7 +21,11 @@ from collections import deque
 from collections.abc import Sequence as SequenceOf
 from typing import Generic, TypeVar
 
+import numpy as np
+import numpy.typing as npt
+
 from trtllm_pt.batching.sampling import Sampled
+from trtllm_pt.batching.speculation import Draft, Speculation
 from trtllm_pt.requests.limits import Limits
 from trtllm_pt.requests.messages import FinishReason, Request, Tokens, TokenScore
 from trtllm_pt.requests.sequence import Sequence
@@ -30,15 +37,19 @@ class Scheduler(ABC, Generic[Plan]):
     """The running sequences and the queue. Requests run in order of arrival.
 
     max_batch_size: the most sequences that run at a time. end_id: the end token of requests that name none, or -1.
+    draft_tokens: the most tokens of a draft; 0: no drafts.
     """
 
-    def __init__(self, limits: Limits, max_batch_size: int, end_id: int = -1) -> None:
+    def __init__(self, limits: Limits, max_batch_size: int, end_id: int = -1, draft_tokens: int = 0) -> None:
         self.limits = limits
         self.max_batch_size = max_batch_size
         self.end_id = end_id
         self.running: list[Sequence] = []  # in order of arrival; each holds pages of the KV cache
         self.waiting: deque[Sequence] = deque()  # in order of arrival, all later than the running ones
         self.wanted: list[Sequence] = []  # the sequences that get a token in this step, in the order of their logits
+        self.agreed: list[Sequence] = []  # those of them whose token was that of their draft, and that get another one
+        self.speculation = Speculation(draft_tokens) if draft_tokens else None
+        self._drafts: dict[int, Draft] = {}  # of this step, by the id of the sequence
         self._scored: list[tuple[Sequence, int]] = []  # the sequences of scored rows, with the number of their rows
         self._complete: list[Sequence] = []  # the sequences that want no token, and whose prompts this step completes
         self.steps = 0
@@ -83,6 +94,10 @@ class Scheduler(ABC, Generic[Plan]):
     @abstractmethod
     def _release(self, sequence: Sequence) -> None:
         """Give the pages of a sequence back."""
+
+    def _computed_more(self, sequence: Sequence, count: int) -> None:
+        """Note that the KV cache has `count` more tokens of a sequence."""
+        sequence.computed += count
 
     # Requests
 
@@ -140,16 +155,45 @@ class Scheduler(ABC, Generic[Plan]):
         sampled: one token for each of `wanted`. scores: those of the plan's scored rows.
         """
         self._take_prompt_scores(scores)
-        self._take_computed()
+        for sequence, count in self._step:
+            if sequence.finish_reason is None:  # otherwise the request was cancelled while the step ran
+                self._computed_more(sequence, count)
         messages = [self._finish(sequence, "length") for sequence in self._complete if sequence.finish_reason is None]
+        self.steps += 1
+        self._in_flight = False
+        return messages + self._take_all(self.wanted, sampled)
+
+    def rows(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Return the rows of a step's logits from which `agreed`, or else `wanted`, get their next tokens."""
+        if not self._drafts:
+            return logits
+        if self.agreed:
+            return logits[[self._drafts[sequence.id].next_row for sequence in self.agreed]]
+        return logits[self._first_rows()]
+
+    def go_on(self, sampled: Sampled) -> list[Tokens]:
+        """Record one more token for each of `agreed`, and return the messages to send."""
+        return self._take_all(self.agreed, sampled)
+
+    def _first_rows(self) -> list[int]:
+        """Return the first row of logits of each wanted sequence, and tell the drafts theirs."""
+        rows, row = [], 0
+        for sequence in self.wanted:
+            rows.append(row)
+            if (draft := self._drafts.get(sequence.id)) is not None:
+                draft.row = row
+                row += len(draft.tokens)
+            row += 1
+        return rows
+
+    def _take_all(self, sequences: SequenceOf[Sequence], sampled: Sampled) -> list[Tokens]:
+        messages, self.agreed = [], []
         tokens, own_scores, errors = sampled
-        for row, sequence in enumerate(self.wanted):
+        for row, sequence in enumerate(sequences):
             if sequence.finish_reason is None:  # otherwise the request was cancelled while the step ran
                 message = self._take(sequence, tokens[row], own_scores[row], errors[row])
                 if message is not None:
                     messages.append(message)
-        self.steps += 1
-        self._in_flight = False
         return messages
 
     def _rows_to_score(self, sequence: Sequence, end: int) -> range:
@@ -175,11 +219,6 @@ class Scheduler(ABC, Generic[Plan]):
         """Return the most likeliest tokens that a scored sequence wants beside each log-prob."""
         return max((sequence.sampling.top_log_probs for sequence, _ in self._scored), default=0)
 
-    def _take_computed(self) -> None:
-        for sequence, count in self._step:
-            if sequence.finish_reason is None:
-                sequence.computed += count
-
     def _take_prompt_scores(self, scores: SequenceOf[TokenScore]) -> None:
         done = 0
         for sequence, count in self._scored:
@@ -193,11 +232,29 @@ class Scheduler(ABC, Generic[Plan]):
             return self._finish(sequence, "error", error)
         self.output_tokens += 1
         reason = sequence.take(token, score)
+        if reason is None and self._drafts and self._accepts(sequence, token):
+            self.agreed.append(sequence)
+            return None
         return sequence.send() if reason is None else self._finish(sequence, reason)
+
+    def _accepts(self, sequence: Sequence, token: int) -> bool:
+        """Return whether a token is the next one of its sequence's draft, so that the step has computed it."""
+        draft = self._drafts.get(sequence.id)
+        if draft is None:
+            return False
+        assert self.speculation is not None
+        if draft.accepts(token):
+            self.speculation.accepted += 1
+            self._computed_more(sequence, 1)
+            return True
+        self.speculation.learn(sequence, draft)
+        return False
 
     def _finish(self, sequence: Sequence, reason: FinishReason, error: str | None = None) -> Tokens:
         """Finish a request, free its pages and return its last message."""
         self._lasting = None
+        if self.speculation is not None:
+            self.speculation.forget(sequence)
         del self._by_id[sequence.request.id]
         if sequence.pages:
             self.running.remove(sequence)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
+from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 
 import numpy as np
@@ -20,12 +21,16 @@ from trtllm_pt.requests.sequence import Sequence
 VOCAB = 50
 
 
+LogitsOf = Callable[[int, int], np.ndarray]  # of a state and the token that led to it
+
+
 class FakeModel:
     """Its cache entry at a position is a hash chained over all tokens before: one stale or foreign entry changes every
     later token."""
 
-    def __init__(self, num_pages: int) -> None:
+    def __init__(self, num_pages: int, logits_of: LogitsOf | None = None) -> None:
         self.cache = np.zeros((num_pages, PAGE), np.uint64)
+        self.logits_of = logits_of or any_logits_of
         self.largest_step = 0
         self.messages = new_messages()
         self.scores: list[TokenScore] = []  # of the last plan's scored rows
@@ -46,13 +51,12 @@ class FakeModel:
         assert len(set(written)) == len(written), "two sequences wrote to the same place"
         self.scores = []
         if plan.scored:
-            self.scores = score(rows(states, plan.scored), plan.targets, plan.top)
-        return rows(states, plan.last)
+            self.scores = score(self.rows(states, plan, plan.scored), plan.targets, plan.top)
+        return self.rows(states, plan, plan.last)
 
-
-def rows(states: np.ndarray, tokens: SequenceOf[int]) -> np.ndarray:
-    """Logits float32 [len(tokens), VOCAB]."""
-    return np.stack([logits_of(int(states[token])) for token in tokens])
+    def rows(self, states: np.ndarray, plan: StepPlan, tokens: SequenceOf[int]) -> np.ndarray:
+        """Logits float32 [len(tokens), VOCAB]."""
+        return np.stack([self.logits_of(int(states[token]), plan.tokens[token]) for token in tokens])
 
 
 def digest(before: int, token: int) -> int:
@@ -62,6 +66,18 @@ def digest(before: int, token: int) -> int:
 
 def logits_of(state: int) -> np.ndarray:
     return np.random.default_rng(state).normal(0, 2, VOCAB).astype(np.float32)
+
+
+def any_logits_of(state: int, token: int) -> np.ndarray:
+    return logits_of(state)
+
+
+def repeating_logits_of(state: int, token: int) -> np.ndarray:
+    """Of nine tokens in ten, the next one follows from the token alone, so that outputs repeat themselves."""
+    logits = logits_of(state)
+    if state % 10:
+        logits[(7 * token + 3) % 11] += 12
+    return logits
 
 
 def make(max_seq_len: int = 256, **sizes: int) -> PagedScheduler:
@@ -77,7 +93,9 @@ def step(scheduler: PagedScheduler, model: FakeModel, *, check: bool = True) -> 
     if check:
         scheduler.check_integrity()
     logits = model.run(received(plan, model.messages))
-    messages = scheduler.finish_step(sample(logits, scheduler.wanted), model.scores)
+    messages = scheduler.finish_step(sample(scheduler.rows(logits), scheduler.wanted), model.scores)
+    while scheduler.agreed:
+        messages += scheduler.go_on(sample(scheduler.rows(logits), scheduler.agreed))
     if check:
         scheduler.check_integrity()
     return messages
@@ -115,9 +133,9 @@ def joined(messages: list[Tokens]) -> tuple[int, ...]:
     return tuple(token for m in messages for token in m.token_ids)
 
 
-def alone(request: Request) -> list[Tokens]:
+def alone(request: Request, logits_of: LogitsOf | None = None) -> list[Tokens]:
     """What a request gets with an engine to itself."""
-    scheduler, model = make(num_pages=256), FakeModel(256)
+    scheduler, model = make(num_pages=256), FakeModel(256, logits_of)
     scheduler.add(request)
     return drain(scheduler, model, check=False)[request.id]
 

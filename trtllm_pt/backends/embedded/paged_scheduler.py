@@ -1,5 +1,5 @@
-"""The embedded engine's scheduler. The KV cache consists of pages, and a step has a token of every decoding sequence and
-chunks of prompts."""
+"""The embedded engine's scheduler. The KV cache consists of pages, and a step has a token of every decoding sequence,
+with a draft of the next ones if there is one, and chunks of prompts."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from trtllm_pt.backends.embedded.constants import PAGE
 from trtllm_pt.backends.embedded.kv_pages import ROOT, PagePool, page_key, pages_for
 from trtllm_pt.backends.embedded.step_plan import StepPlan
 from trtllm_pt.batching.scheduler import Scheduler
+from trtllm_pt.batching.speculation import Draft
 from trtllm_pt.errors import UsageError
 from trtllm_pt.requests.limits import Limits
 from trtllm_pt.requests.messages import Request
@@ -34,8 +35,9 @@ class PagedScheduler(Scheduler[StepPlan]):
         num_pages: int,
         end_id: int = -1,
         chunk: int | None = None,
+        draft_tokens: int = 0,
     ) -> None:
-        super().__init__(limits, max_batch_size, end_id)
+        super().__init__(limits, max_batch_size, end_id, draft_tokens)
         self.max_num_tokens = max_num_tokens
         self.chunk = max_num_tokens if chunk is None else chunk
         self._check_limits(num_pages)
@@ -79,19 +81,20 @@ class PagedScheduler(Scheduler[StepPlan]):
 
     def _one_further(self) -> StepPlan | None:
         plan = self._lasting
-        if plan is not None:
+        if plan is not None and not self._any_draft():
             for row, sequence in enumerate(self.wanted):
-                if len(sequence.tokens) > len(sequence.pages) * PAGE:
+                if len(sequence.tokens) > len(plan.pages[row]) * PAGE:
                     return None
                 plan.tokens[row] = sequence.tokens[-1]
                 plan.starts[row] = sequence.computed
-        return plan
+            return plan
+        return None
 
     def _new_plan(self) -> StepPlan | None:
         self._step, self.wanted, self._scored, self._complete, self._lasting = [], [], [], [], None
         budget = self.max_num_tokens - self._add_decodes()
         if self._step:
-            budget = min(budget, self.chunk)
+            budget = min(budget - self._add_drafts(budget), self.chunk)
         budget = self._add_prompts(budget)
         self._admit(budget)
         assert self._step or not self.waiting, "an idle scheduler can always admit"
@@ -108,6 +111,33 @@ class PagedScheduler(Scheduler[StepPlan]):
             if sequence.pages and sequence.known - sequence.computed == 1 and self._has_page(sequence):
                 self._step.append((sequence, 1))
         return len(self._step)
+
+    def _any_draft(self) -> bool:
+        """Return whether any sequence of a step that only decodes has a draft."""
+        return self.speculation is not None and any(len(self._draft(sequence)) for sequence in self.wanted)
+
+    def _draft(self, sequence: Sequence) -> array[int]:
+        """Return a draft that fits into the output's length and, if it is not full, into the KV cache."""
+        assert self.speculation is not None
+        held = len(sequence.pages) + max(0, self.pages.available - len(self.running))
+        room = min(sequence.limit - 1, held * PAGE) - sequence.known
+        return self.speculation.propose(sequence, len(self.running), max(0, room))
+
+    def _add_drafts(self, budget: int) -> int:
+        """Add drafts to the decoding sequences of the step, with pages, and return the number of their tokens."""
+        self._drafts = {}
+        if self.speculation is None:
+            return 0
+        added = 0
+        for sequence, _ in self._step:
+            tokens = self._draft(sequence)[: budget - added]
+            if tokens:
+                self._drafts[sequence.id] = Draft(tokens)
+                self.speculation.drafted += len(tokens)
+                added += len(tokens)
+                while len(sequence.pages) < pages_for(sequence.known + len(tokens)):
+                    sequence.pages.append(self.pages.allocate())
+        return added
 
     def _has_page(self, sequence: Sequence) -> bool:
         """Allocate a page for a sequence's newest token if it needs one, preempting the latest sequences if necessary.
@@ -179,7 +209,8 @@ class PagedScheduler(Scheduler[StepPlan]):
         sequence.pages, sequence.registered, sequence.computed = [], 0, 0
 
     def _plan(self) -> StepPlan:
-        tokens, starts, offsets, last, pages = array("q"), array("q"), [0], [], []
+        tokens, starts, offsets, pages = array("q"), array("q"), [0], []
+        last: list[int] = []
         scored: list[int] = []
         targets = array("q")
         for sequence, count in self._step:
@@ -188,21 +219,22 @@ class PagedScheduler(Scheduler[StepPlan]):
             scored += (len(tokens) + row - sequence.computed for row in rows)
             targets += sequence.tokens[rows.start + 1 : rows.stop + 1] if rows else array("q")
             tokens += sequence.tokens[sequence.computed : end]
+            newest, draft = len(tokens) - 1, self._drafts.get(sequence.id)
+            if draft is not None:
+                tokens += draft.tokens
             starts.append(sequence.computed)
             offsets.append(len(tokens))
-            pages.append(sequence.pages[: pages_for(end)])
+            pages.append(sequence.pages[: pages_for(end + len(tokens) - 1 - newest)])
             if self._wants_a_token(sequence, end):
-                last.append(len(tokens) - 1)
+                last += range(newest, len(tokens))
         return StepPlan(tokens, starts, offsets, last or [len(tokens) - 1], pages, scored, targets, self._most_top())
 
     # Results
 
-    def _take_computed(self) -> None:
-        for sequence, count in self._step:
-            if sequence.finish_reason is None:  # otherwise the request was cancelled while the step ran
-                sequence.computed += count
-                if sequence.computed >= (sequence.registered + 1) * PAGE:
-                    self._register_full_pages(sequence)
+    def _computed_more(self, sequence: Sequence, count: int) -> None:
+        sequence.computed += count
+        if sequence.computed >= (sequence.registered + 1) * PAGE:
+            self._register_full_pages(sequence)
 
     def _register_full_pages(self, sequence: Sequence) -> None:
         while sequence.registered < sequence.computed // PAGE:
