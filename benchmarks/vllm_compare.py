@@ -1,10 +1,13 @@
 """Compare dense tensor parallelism with Parallel Track inside vLLM's own engine, with equal numbers of parameters.
 
 The columns are those of Tables 8 to 10 of arXiv:2602.07306: throughput, TTFT and TPOT. The contenders take turns, and a
-ratio compares samples of the same round. Weights are random.
+ratio compares samples of the same round with the first contender: `tp`, or with `--schedules llama …` vLLM's own Llama
+of the same sizes. `--without-all-reduces` leaves the ranks' sums out of all contenders, which shows what the rest of
+each network costs. Weights are random.
 
     build/vllm-cpu/bin/python benchmarks/vllm_compare.py --model pt-190m --ranks 2
     build/vllm-cpu/bin/python benchmarks/vllm_compare.py --link-us 1000      # over TCP, as root: 1 ms one way
+    build/vllm-cpu/bin/python benchmarks/vllm_compare.py --schedules llama pt-d8 --without-all-reduces
     python benchmarks/vllm_compare.py --ranks 8 --model pt-6b --lengths 1024/128 4096/128    # on 8 GPUs
 """
 
@@ -39,6 +42,19 @@ from trtllm_pt.model.presets import preset
 from trtllm_pt.model.schedule import schedule_of, sync_points
 
 SCHEDULES = ["pt-d1", "pt-d2", "pt-d4", "pt-d8"]
+LLAMA = "llama"  # vLLM's own network with the sizes of `tp`
+LLAMA_KEYS = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "intermediate_size": "intermediate_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+    "head_size": "head_dim",
+    "max_position_embeddings": "max_position_embeddings",
+    "norm_eps": "rms_norm_eps",
+    "tie_embeddings": "tie_word_embeddings",
+}
 COLUMNS = {"throughput": 1.0, "ttft": 1e3, "tpot": 1e3}  # and their factors: tokens/s, ms and ms
 _PATIENCE = 20.0  # seconds that the ranks have to end
 
@@ -53,6 +69,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=9, help="samples of each contender and case [%(default)s]")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--link-us", type=float, metavar="US", help="a TCP link of this delay one way; needs root")
+    parser.add_argument(
+        "--without-all-reduces", action="store_true", help="let each rank keep its own part of every sum"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the samples")
     return parser.parse_args()
 
@@ -60,7 +79,23 @@ def parsed() -> argparse.Namespace:
 def contenders(args: argparse.Namespace) -> dict[str, ModelConfig]:
     path = Path(args.model)
     config = ModelConfig.from_file(path) if path.suffix == ".json" else preset(args.model)
-    return schedules_of(config, args.ranks, args.schedules)
+    found = schedules_of(config, args.ranks, [name for name in args.schedules if name != LLAMA])
+    return {LLAMA: found[BASELINE], **found} if LLAMA in args.schedules else found
+
+
+def config_json(name: str, config: ModelConfig) -> dict[str, Any]:
+    """Return the config.json of a contender."""
+    if name != LLAMA:
+        return config.to_json()
+    if config != ModelConfig(schedule=BASELINE, **{ours: getattr(config, ours) for ours in LLAMA_KEYS}):
+        raise UsageError(f"--schedules ({LLAMA!r}): the model has something that a Llama of vLLM has not")
+    sizes = {theirs: getattr(config, ours) for ours, theirs in LLAMA_KEYS.items()}
+    return {"architectures": ["LlamaForCausalLM"], "model_type": "llama", **sizes}
+
+
+def all_reduces(name: str, config: ModelConfig, args: argparse.Namespace) -> int:
+    """Return the all-reduces per forward pass. vLLM's Llama has one more, for its divided embedding."""
+    return 0 if args.without_all_reduces else sync_points(schedule_of(config)) + (name == LLAMA)
 
 
 def cases(args: argparse.Namespace) -> list[list[int]]:
@@ -86,7 +121,7 @@ def measure(args: argparse.Namespace, models: dict[str, ModelConfig]) -> Iterato
         folders = {}
         for name, config in models.items():
             (scratch / name).mkdir()
-            (scratch / name / "config.json").write_text(as_json_text(config.to_json()))
+            (scratch / name / "config.json").write_text(as_json_text(config_json(name, config)))
             folders[name] = str(scratch / name)
         lab = None
         if args.link_us is not None:
@@ -94,7 +129,18 @@ def measure(args: argparse.Namespace, models: dict[str, ModelConfig]) -> Iterato
             lab = stack.enter_context(Links(args.ranks, Link(args.link_us)))
         addresses = [lab.address(rank) if lab else "127.0.0.1" for rank in range(args.ranks)]
         interface = DEVICE if lab else None
-        job = Job(folders, args.ranks, cases(args), args.rounds, args.dtype, addresses, _port(), interface, on_cpu())
+        job = Job(
+            folders,
+            args.ranks,
+            cases(args),
+            args.rounds,
+            args.dtype,
+            addresses,
+            _port(),
+            interface,
+            on_cpu(),
+            not args.without_all_reduces,
+        )
         (scratch / "job.json").write_text(as_json_text(asdict(job)))
         command = [sys.executable, "-m", "common.vllm_rank"]
         commands = [[*command, str(rank), str(scratch / "job.json")] for rank in range(args.ranks)]
@@ -132,22 +178,27 @@ def _samples(commands: Sequence[Sequence[str]], scratch: Path) -> Iterator[dict[
             raise RunError(f"a rank failed: {last_words(logs[0])}")
 
 
-def table(models: dict[str, ModelConfig], samples: list[dict[str, Any]]) -> str:
-    """A row per case and contender. A ratio is the median over the rounds, with the smallest and the largest."""
+def table(all_reduces: dict[str, int], samples: list[dict[str, Any]]) -> str:
+    """A row per case and contender, of which the first is the baseline.
+
+    A ratio is the median over the rounds, with the smallest and the largest.
+    """
+    baseline = next(iter(all_reduces))
     head = ["batch, in/out", "schedule", "all-reduces", "tokens/s", "ratio", "TTFT (ms)", "ratio", "TPOT (ms)", "ratio"]
     lines = [head, ["---"] * len(head)]
     for case in dict.fromkeys(tuple(each["case"]) for each in samples):
         taken = {
-            name: [each for each in samples if each["name"] == name and tuple(each["case"]) == case] for name in models
+            name: [each for each in samples if each["name"] == name and tuple(each["case"]) == case]
+            for name in all_reduces
         }
         rounds = min(map(len, taken.values()))
         if not rounds:
             continue
-        for name, config in models.items():
-            row = [f"{case[0]}, {case[1]}/{case[2]}", name, str(sync_points(schedule_of(config)))]
+        for name, count in all_reduces.items():
+            row = [f"{case[0]}, {case[1]}/{case[2]}", name, str(count)]
             for column, factor in COLUMNS.items():
-                own, baseline = ([each[column] for each in taken[who][:rounds]] for who in (name, BASELINE))
-                ratio = ratios(own, baseline)
+                own, other = ([each[column] for each in taken[who][:rounds]] for who in (name, baseline))
+                ratio = ratios(own, other)
                 row.append(f"{factor * median(own):.4g}")
                 row.append(f"{ratio['median']:.2f} ({ratio['minimum']:.2f}–{ratio['maximum']:.2f})")
             lines.append(row)
@@ -171,7 +222,7 @@ def main() -> int:
     except KeyboardInterrupt:
         status = 130
     if samples:
-        print(table(models, samples))
+        print(table({name: all_reduces(name, config, args) for name, config in models.items()}, samples))
     return status
 
 

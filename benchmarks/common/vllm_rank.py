@@ -15,6 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trtllm_pt.files.cache import cache_dir
+
+_CPU_CACHE_BYTES = 2**28  # of keys and values, for each engine of a rank
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -29,6 +33,7 @@ class Job:
     port: int
     interface: str | None  # the network interface between the ranks; None for one machine
     on_cpu: bool
+    sums: bool  # whether the ranks all-reduce
 
 
 def settle(rank: int, job: Job) -> None:
@@ -38,8 +43,9 @@ def settle(rank: int, job: Job) -> None:
     cores = [f"{each * place}-{each * place + each - 1}" for place in range(job.ranks)]
     os.environ |= {
         "HF_HUB_OFFLINE": "1",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "TORCHINDUCTOR_CACHE_DIR": str(cache_dir() / "vllm"),
         "VLLM_CPU_OMP_THREADS_BIND": "|".join(cores),
+        "VLLM_DISABLE_COMPILE_CACHE": "1",  # which is for one model; torch's own cache serves all contenders
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_HOST_IP": job.addresses[rank],
         "VLLM_LOGGING_LEVEL": "ERROR",
@@ -62,6 +68,13 @@ def apart() -> None:
     _CPUSHMDistributed.make_group_name = staticmethod(lambda communicator: f"rank-{communicator.rank}")
 
 
+def leave_out_all_reduces() -> None:
+    """Let each rank keep its own part of every sum. Logits are still gathered, so that ranks draw the same tokens."""
+    from vllm.distributed.parallel_state import GroupCoordinator
+
+    GroupCoordinator.all_reduce = lambda _, part: part
+
+
 def engines(job: Job) -> dict[str, Any]:
     import vllm
 
@@ -78,7 +91,9 @@ def engines(job: Job) -> dict[str, Any]:
         "distributed_executor_backend": "external_launcher",
         "seed": 0,
     }
-    if not job.on_cpu:
+    if job.on_cpu:
+        options["kv_cache_memory_bytes"] = _CPU_CACHE_BYTES
+    else:
         options["gpu_memory_utilization"] = 0.9 / len(job.models)
     return {name: vllm.LLM(folder, **options) for name, folder in job.models.items()}
 
@@ -112,6 +127,8 @@ def main() -> None:
     settle(rank, job)
     if job.interface:
         apart()
+    if not job.sums:
+        leave_out_all_reduces()
     loaded = engines(job)
     draw = random.Random(0)
     for number in range(job.rounds + 1):  # the first round is a warm-up

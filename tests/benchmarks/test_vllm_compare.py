@@ -5,12 +5,12 @@ from __future__ import annotations
 import runpy
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tests.bench.conftest import ROOT
-from tests.configs import TINY, TINY_TP
 
 SCRIPT = ROOT / "benchmarks" / "vllm_compare.py"
 
@@ -32,14 +32,34 @@ def test_table(script: dict[str, Any]) -> None:
         for name, taken in times.items()
         for number, (rate, first, step) in enumerate(taken, start=1)
     ]
-    *_, tp, pt = script["table"]({"tp": TINY_TP, "pt-d2": TINY}, samples).splitlines()
+    *_, tp, pt = script["table"]({"tp": 4, "pt-d2": 1}, samples).splitlines()
     assert tp == "| 1, 8/4 | tp | 4 | 15 | 1.00 (1.00–1.00) | 3000 | 1.00 (1.00–1.00) | 375 | 1.00 (1.00–1.00) |"
     assert pt == "| 1, 8/4 | pt-d2 | 1 | 15 | 1.25 (0.50–2.00) | 2500 | 0.75 (0.50–1.00) | 375 | 1.25 (0.50–2.00) |"
+
+
+def test_llama_is_the_baseline_of_the_same_sizes(script: dict[str, Any]) -> None:
+    args = SimpleNamespace(model="dense-tiny", ranks=2, schedules=["llama", "pt-d1"], without_all_reduces=False)
+    models = script["contenders"](args)
+    assert list(models) == ["llama", "tp", "pt-d1"]
+    config = script["config_json"]("llama", models["llama"])
+    assert (config["architectures"], config["hidden_size"], config["num_hidden_layers"]) == (
+        ["LlamaForCausalLM"],
+        128,
+        4,
+    )
+    assert {name: script["all_reduces"](name, model, args) for name, model in models.items()} == {
+        "llama": 9,
+        "tp": 8,
+        "pt-d1": 4,
+    }
+    args.without_all_reduces = True
+    assert {script["all_reduces"](name, model, args) for name, model in models.items()} == {0}
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--model", "pt-moe-tiny", "--schedules", "llama", "pt-d1"], "--schedules ('llama'): the model has something"),
         (["--lengths", "128"], "--lengths ('128') must be IN/OUT, such as 1024/128, with at least 2 tokens out"),
         (["--schedules", "pt-d3"], "--schedules ('pt-d3')"),
         (["--model", "pt-0b"], "pt-0b"),
