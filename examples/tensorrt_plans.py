@@ -61,7 +61,7 @@ def show_logits(checkpoint: Path) -> None:
     """Feed the prompt to the networks of both ranks in chunks, and print the best next tokens."""
     tokenizer = load_tokenizer(MODEL, required=True)
     tokens = tokenizer.encode(PROMPT).ids
-    steps = Steps(networks(checkpoint, max_seq_len=64), slots=1)
+    steps = Steps(networks(checkpoint, slot_size=64), slots=1)
     for start in range(0, len(tokens), CHUNK):
         found = steps.prefill(0, tokens[start : start + CHUNK])
     with torch.no_grad():

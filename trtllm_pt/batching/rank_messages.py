@@ -11,15 +11,19 @@ if TYPE_CHECKING:
     from mpi4py import MPI
     from typing_extensions import Self
 
-_STOP = memoryview(array("q", [0]))  # the first number of a plan is its length, which is never 0
-
 
 class RankMessages(World):
-    """The ranks of an engine. `hops` counts the messages that this rank sent or waited for."""
+    """The ranks of an engine. `hops` counts the messages that this rank sent or waited for.
+
+    A message consists of numbers of one type. The first is the length of the message, or 0 to stop.
+    """
+
+    typecode = "q"  # of the numbers, as in the module array
 
     def __init__(self, comm: MPI.Intracomm | None) -> None:
         super().__init__(comm)
         self.hops = 0
+        self._stop = memoryview(array(self.typecode, [0]))
 
     def twin(self) -> Self:
         """Return the same ranks with a communicator of their own, so that messages of the two cannot be confused."""
@@ -29,7 +33,7 @@ class RankMessages(World):
         """On rank 0, send the plan of a step to all other ranks, or None to make them stop."""
         if self.comm is None:
             return
-        requests = [self.comm.Isend(_STOP if numbers is None else numbers, dest) for dest in range(1, self.size)]
+        requests = [self.comm.Isend(self._stop if numbers is None else numbers, dest) for dest in range(1, self.size)]
         for request in requests:
             request.Wait()
         self.hops += 1

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,10 +59,12 @@ def test_inspect(engines: Path) -> None:
     assert (prefill["slots"], prefill["each"]) == ([1, 1, 1], [1, 128, 128])  # a prompt has at most 128 tokens
 
 
-def test_it_cannot_be_run_yet(engines: Path) -> None:
+def test_it_runs_with_the_version_that_built_it(engines: Path) -> None:
     manifest = read_engine(engines)
-    with pytest.raises(UsageError, match=r"this version of trtllm-pt cannot run: `trtllm-pt inspect .*` shows them"):
-        manifest.backend.open_rank(engines, manifest, threads=None, kv_tokens=None)
+    manifest.backend.check_versions(engines, manifest)
+    older = replace(manifest, versions={"tensorrt_rtx": "1.6.0"})
+    with pytest.raises(UsageError, match=r"was built with TensorRT-RTX 1\.6\.0, but .* is installed"):
+        manifest.backend.check_versions(engines, older)
 
 
 def test_a_network_on_one_rank_sends_nothing(tmp_path: Path) -> None:

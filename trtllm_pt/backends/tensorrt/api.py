@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from pathlib import Path
 from types import ModuleType
 
+from trtllm_pt.backends.manifest import EngineManifest
 from trtllm_pt.errors import UsageError
 
 PROPER, RTX = "tensorrt", "tensorrt_rtx"
@@ -59,6 +61,20 @@ def load(name: str) -> ModuleType:
     if not hasattr(trt, "CollectiveOperation"):
         raise UsageError(f"{TITLES[name]} {trt.__version__} has no collectives, which came with 10.16: {INSTALL}")
     return trt
+
+
+def check_installed(folder: Path, manifest: EngineManifest) -> None:
+    """Raise UsageError if the package that compiled the plans in `folder`, in the same version, is not installed."""
+    for name, built in manifest.versions.items():
+        if name not in BUILDERS:
+            raise UsageError(f"{folder} was built with {name}, which is neither TensorRT nor TensorRT-RTX")
+        if importlib.util.find_spec(name) is None:
+            raise UsageError(f"{folder} was built with {TITLES[name]} {built}, which is not installed: {INSTALL}")
+        if (here := load(name).__version__) != built:
+            raise UsageError(
+                f"{folder} was built with {TITLES[name]} {built}, but {here} is installed, and TensorRT runs plans of "
+                "its own version only: run `trtllm-pt build` again"
+            )
 
 
 def targets(builder: str, wanted: str | None, quant_algo: str | None) -> tuple[str, ...]:

@@ -8,17 +8,20 @@ from pathlib import Path
 from trtllm_pt.backends.backend import Backend, BuildOption, BuildReport, RankRuntime
 from trtllm_pt.backends.checks import Check
 from trtllm_pt.backends.manifest import BuildOptions, EngineManifest
-from trtllm_pt.backends.tensorrt.api import INSTALL
+from trtllm_pt.backends.tensorrt.api import INSTALL, check_installed
 from trtllm_pt.backends.tensorrt.checks import CHECKS
 from trtllm_pt.errors import UsageError
 
 
 class TensorRTBackend(Backend):
-    """A TensorRT plan per rank, of TensorRT's own layers. This version builds and inspects plans, and runs none."""
+    """A TensorRT plan per rank, of TensorRT's own layers. Our scheduler and sampling run them on NVIDIA GPUs."""
 
     name = "tensorrt"
     title = "a native TensorRT engine"
-    preference = -10  # it runs nowhere yet
+    # Raise this number when existing engine directories can no longer be run: when the inputs or profiles change.
+    format = 2
+    preference = -10  # nobody has run it on a GPU yet
+    scheduling_policy = "first come, first served"
     options = (
         BuildOption("gpu", help="GPU architectures of TensorRT-RTX, such as sm89,sm120 (default: all that fit)."),
         BuildOption("builder", ("tensorrt", "tensorrt_rtx"), help="Compiler (default: the one that works here)."),
@@ -27,7 +30,7 @@ class TensorRTBackend(Backend):
     mpi_hint = "mpi4py and an MPI library"
 
     def unavailable(self) -> str | None:
-        return "native TensorRT plans can be built and inspected, but not run yet"
+        return "native TensorRT plans have not been run on a GPU yet, so only --engine tensorrt chooses them"
 
     def checks(self) -> Sequence[Check]:
         return CHECKS
@@ -42,14 +45,14 @@ class TensorRTBackend(Backend):
     def check_versions(self, folder: Path, manifest: EngineManifest) -> None:
         if manifest.format != self.format:
             raise self.other_format(folder, manifest)
+        check_installed(folder, manifest)
 
     def open_rank(
         self, folder: Path, manifest: EngineManifest, *, threads: int | None, kv_tokens: int | None
     ) -> RankRuntime | None:
-        raise UsageError(
-            f"{folder} holds TensorRT plans, which this version of trtllm-pt cannot run: `trtllm-pt inspect {folder}` "
-            "shows them, and --engine embedded builds the same checkpoint for this machine"
-        )
+        from trtllm_pt.backends.tensorrt.runtime import open_rank
+
+        return open_rank(folder, manifest, kv_tokens)
 
 
 BACKEND = TensorRTBackend()

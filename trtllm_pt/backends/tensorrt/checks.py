@@ -17,9 +17,16 @@ def builder() -> Finding:
     return Finding("plan builder", bool(found), words or "none", INSTALL, _NEEDED_FOR)
 
 
-def runtime() -> Finding:
-    """Report that plans cannot be run yet."""
-    return Finding("plan runtime", False, "none: plans are built and inspected", needed_for=_NEEDED_FOR)
+def gpu() -> Finding:
+    """Check that torch can use a GPU, which plans run on."""
+    try:
+        import torch
+
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    except ImportError:
+        count = 0
+    words = f"{count} visible to torch" if count else "none: plans can be built and inspected"
+    return Finding("GPUs for plans", count > 0, words, "an NVIDIA GPU, and torch with CUDA", f"to run {_NEEDED_FOR}")
 
 
-CHECKS: tuple[Check, ...] = (builder, runtime)
+CHECKS: tuple[Check, ...] = (builder, gpu)

@@ -24,7 +24,7 @@ from trtllm_pt.backends.tensorrt.graph import Graph
 from trtllm_pt.backends.tensorrt.limits import with_fields
 from trtllm_pt.backends.tensorrt.log import Log
 from trtllm_pt.backends.tensorrt.network import Weights, define
-from trtllm_pt.backends.tensorrt.profiles import add_profile, profiles_of
+from trtllm_pt.backends.tensorrt.profiles import add_profile, profiles_of, slot_size_of
 from trtllm_pt.backends.tensorrt.progress import Progress, monitor
 from trtllm_pt.backends.tensorrt.timing_cache import timing_cache
 from trtllm_pt.backends.tensorrt.weights import RankWeights
@@ -78,7 +78,8 @@ def compile_rank(job: Job, report: Callable[[float], None]) -> BuiltRank:
     profiles = profiles_of(job.capacity)
     builder = trt.Builder(log.listen(trt))
     weights = RankWeights(job.checkpoint, manifest, job.rank)
-    graph = define_rank(trt, builder, log, manifest, job.rank, weights, job.capacity.max_seq_len)
+    slot_size = slot_size_of(job.capacity.max_seq_len)
+    graph = define_rank(trt, builder, log, manifest, job.rank, weights, slot_size)
     network = graph.network
     collectives.check_defined(network, manifest, job.rank)
     config = _config(trt, builder, job, manifest)
@@ -105,13 +106,13 @@ def define_rank(
     manifest: CheckpointManifest,
     rank: int,
     weights: Weights,
-    max_seq_len: int,
+    slot_size: int,
 ) -> Graph:
-    """Return the network of a rank, which holds the memory of its constants."""
+    """Return the network of a rank, which holds the memory of its constants. slot_size: positions of a slot."""
     network = builder.create_network(0)
     network.name = f"rank{rank}"  # without a name, TensorRT makes one up, and equal builds give different plans
     graph = Graph(trt, network, log)
-    define(graph, manifest, rank, weights, max_seq_len)
+    define(graph, manifest, rank, weights, slot_size)
     return graph
 
 

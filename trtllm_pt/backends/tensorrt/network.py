@@ -1,6 +1,6 @@
 """The network of one rank on TensorRT's own layers, run by the schedule walker.
 
-The KV cache consists of slots: each sequence has one, with room for `max_seq_len` positions. A step is a chunk of one
+The KV cache consists of slots: each sequence has one, with room for M positions. A step is a chunk of one
 sequence's prompt, or one token of each of the first B slots; the optimization profiles in `profiles.py` say so.
 
 Shapes: B slots in the step, S tokens of each, T = B * S, R rows of logits, M positions of a slot, V padded vocabulary,
@@ -40,11 +40,11 @@ def cache_names(layer: int) -> tuple[str, str]:
     return f"keys_{layer}", f"values_{layer}"
 
 
-def define(graph: Graph, manifest: CheckpointManifest, rank: int, weights: Weights, max_seq_len: int) -> None:
+def define(graph: Graph, manifest: CheckpointManifest, rank: int, weights: Weights, slot_size: int) -> None:
     """Add the layers of a rank to an empty network. Its output is float32 logits [R, V], the same on all ranks."""
     layout = rank_layout(manifest.model, manifest.ranks, rank)
     part = Part(graph, manifest.model, layout, weights, manifest.torch_dtype, manifest.quant_algo)
-    step = Step.define(part, max_seq_len)
+    step = Step.define(part, slot_size)
     graph.output("logits", logits(part, transformer(part, step)))
 
 
@@ -78,12 +78,12 @@ class Step:
     last: Tensor  # int32 [R]: the tokens whose logits are wanted, as indices into T
     slots: Tensor  # shape tensor [1]: B
     each: Tensor  # shape tensor [1]: S
-    max_seq_len: int  # M
+    slot_size: int  # M
     masks: Mapping[int | None, Tensor]  # bool [B, 1, S, M]: the positions that a token sees, by the layer's window
     rotary: tuple[Tensor, Tensor] | None  # cos and sin [M, D/2]
 
     @classmethod
-    def define(cls, part: Part, max_seq_len: int) -> Step:
+    def define(cls, part: Part, slot_size: int) -> Step:
         graph, model = part.graph, part.model
         tokens = graph.input("tokens", torch.int32, (-1, -1), ("slots", "each"))
         positions = graph.input("positions", torch.int32, (-1, -1), ("slots", "each"))
@@ -94,19 +94,19 @@ class Step:
         layers = range(model.num_layers)
         own = graph.reshape(positions, graph.shape(slots, 1, each, 1))
         windows = {model.layer_window(layer): None for layer in layers}
-        masks = {window: _mask(graph, own, window, max_seq_len) for window in windows}
+        masks = {window: _mask(graph, own, window, slot_size) for window in windows}
         tables = None
         if any(model.has_rope(layer) for layer in layers):
-            cos, sin = rotary(model, torch.arange(max_seq_len), part.dtype)
+            cos, sin = rotary(model, torch.arange(slot_size), part.dtype)
             tables = graph.constant(cos, "rope.cos"), graph.constant(sin, "rope.sin")
-        return cls(tokens, positions, starts, lengths, last, slots, each, max_seq_len, masks, tables)
+        return cls(tokens, positions, starts, lengths, last, slots, each, slot_size, masks, tables)
 
 
-def _mask(graph: Graph, own: Tensor, window: int | None, max_seq_len: int) -> Tensor:
+def _mask(graph: Graph, own: Tensor, window: int | None, slot_size: int) -> Tensor:
     """Return which positions [B, 1, S, M] the tokens at positions `own` [B, 1, S, 1] see: up to their own, and of these
     the last `window` if that is not None."""
     with graph.scope("mask"):
-        keys = graph.constant(torch.arange(max_seq_len, dtype=torch.int32).view(1, 1, 1, -1), "keys")
+        keys = graph.constant(torch.arange(slot_size, dtype=torch.int32).view(1, 1, 1, -1), "keys")
         seen = graph.negate(graph.greater(keys, own))
         if window is None:
             return seen
@@ -250,7 +250,7 @@ def _normed_and_rotated(part: Part, step: Step, layer: int, which: str, x: Tenso
 def _cached(part: Part, step: Step, name: str, new: Tensor) -> Tensor:
     """Write K or V [B, K * G, S, D] into the layer's cache and return the whole cache [B, K * G, M, D]."""
     heads = part.tracks * len(part.layout.kv_heads)
-    cache = part.graph.input(name, part.dtype, (-1, heads, step.max_seq_len, part.model.head_size), ("slots",))
+    cache = part.graph.input(name, part.dtype, (-1, heads, step.slot_size, part.model.head_size), ("slots",))
     updated = part.graph.update_cache(cache, new, step.starts)
     part.graph.output(f"new_{name}", updated)
     return updated

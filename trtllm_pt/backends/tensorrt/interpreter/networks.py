@@ -12,12 +12,12 @@ from trtllm_pt.backends.tensorrt.weights import RankWeights
 from trtllm_pt.checkpoint.manifest import CheckpointManifest
 
 
-def networks(checkpoint: Path, max_seq_len: int) -> list[Program]:
+def networks(checkpoint: Path, slot_size: int) -> list[Program]:
     """Return the networks of all ranks of a checkpoint, exactly as `trtllm-pt build` hands them to the compiler."""
     trt, log, manifest = load(builder_name()), Log(), CheckpointManifest.from_dir(checkpoint)
     builder = trt.Builder(log.listen(trt))
     found = []
     for rank in range(manifest.ranks):
-        graph = define_rank(trt, builder, log, manifest, rank, RankWeights(checkpoint, manifest, rank), max_seq_len)
+        graph = define_rank(trt, builder, log, manifest, rank, RankWeights(checkpoint, manifest, rank), slot_size)
         found.append(read(trt, graph.network, graph.constants))
     return found
