@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from tests.backends.embedded.fake import VOCAB, digest, rows
+from tests.backends.embedded.fake import VOCAB, digest, logits_of
 from trtllm_pt.backends.tensorrt.profiles import DECODE, PREFILL
 from trtllm_pt.backends.tensorrt.slot_plan import SlotPlan, StepMessage
 from trtllm_pt.backends.tensorrt.slot_scheduler import SlotScheduler, decode_sizes
@@ -57,7 +57,7 @@ class FakeModel:
                     assert (lengths[row], positions[row, each], layout.each) == (1, 0, 1)
                     states[row, each] = GARBAGE
                 self.cache[slot, at] = states[row, each]
-        found = rows(states.flatten(), last)
+        found = np.stack([logits_of(int(states.flat[token])) for token in last])
         wanted, scored = plan.wanted, plan.wanted + len(plan.targets)
         self.scores = score_rows(found[wanted:scored], plan.targets, plan.top)
         return found[:wanted]
