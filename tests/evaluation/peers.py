@@ -29,10 +29,10 @@ from trtllm_pt.backends.build import build
 from trtllm_pt.checkpoint.convert import convert
 from trtllm_pt.cli.text import table
 from trtllm_pt.evaluation.evaluate import predict
-from trtllm_pt.evaluation.texts import read_texts
 from trtllm_pt.runtime.llm import LLM
 from trtllm_pt.serving.direct_http import open_directly
 from trtllm_pt.serving.triton.server import free_ports
+from trtllm_pt.text.documents import read_texts
 
 TASKS = Path(__file__).parent / "tasks"
 PRETRAINED = Path(__file__).parents[2] / "pretrained" / "stdlib-pt"
@@ -117,7 +117,7 @@ def own_score(engines: Path, scratch: Path) -> Scores:
     for number, line in enumerate((TASKS / "texts.jsonl").read_text().splitlines()):
         (folder / f"{number:02}.txt").write_text(json.loads(line)["text"])
     with LLM(engines) as llm:
-        found = predict(llm, read_texts(llm, [folder]), CONTEXT, CONTEXT)
+        found = predict(llm, read_texts(llm.tokenizer, llm.end_id, [folder]), CONTEXT, CONTEXT)
     return {"bits_per_byte": float(found.summary()["bits_per_byte"])}
 
 

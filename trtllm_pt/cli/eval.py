@@ -88,9 +88,9 @@ def _predictions(
     from tqdm import tqdm
 
     from trtllm_pt.evaluation.evaluate import predict
-    from trtllm_pt.evaluation.texts import read_texts
     from trtllm_pt.evaluation.windows import check_windows
     from trtllm_pt.runtime.llm import LLM
+    from trtllm_pt.text.documents import read_texts
 
     with LLM(engines, threads=threads) as llm:
         limits = llm.manifest.limits
@@ -98,7 +98,7 @@ def _predictions(
         window = window or longest - 1
         stride = stride or window
         check_windows(window, stride, longest)
-        texts = read_texts(llm, paths)
+        texts = read_texts(llm.tokenizer, llm.end_id, paths)
         total = sum(len(text.tokens) - 1 for text in texts)
         with tqdm(total=total, desc=engines.name, unit="token", disable=None) as bar:
             found = predict(llm, texts, window, stride, bar.update)

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from trtllm_pt.evaluation.texts import Text
 from trtllm_pt.evaluation.windows import Window, windows
 from trtllm_pt.requests.messages import SamplingParams
 from trtllm_pt.runtime.llm import LLM, RunResult
+from trtllm_pt.text.documents import Text
 
 _SCORES = SamplingParams(max_tokens=0, prompt_log_probs=True, top_log_probs=1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from trtllm_pt.errors import UsageError
 from trtllm_pt.model.config import TRACKED, ModelConfig
@@ -69,6 +70,23 @@ def rank_layout(config: ModelConfig, ranks: int, rank: int = 0) -> RankLayout:
         ffn=_part(config.intermediate_size, ranks, rank),
         experts_ffn=_part(config.moe_intermediate_size, ranks, rank),
         vocab=vocab,
+    )
+
+
+def over_tracks(dense: ModelConfig, tracks: int, **schedule: Any) -> ModelConfig:
+    """Return the model whose tracks are the parts of a dense model on `tracks` ranks, as spd and desync need it.
+
+    schedule: the fields of ModelConfig that change, `schedule` among them.
+    Raises UsageError if the model cannot be divided so.
+    """
+    part = rank_layout(dense, tracks)
+    return dense.replace(
+        tracks=tracks,
+        num_heads=len(part.heads),
+        num_kv_heads=len(part.kv_heads),
+        intermediate_size=len(part.ffn),
+        moe_intermediate_size=len(part.experts_ffn),
+        **schedule,
     )
 
 

@@ -77,19 +77,8 @@ class Transformer(Module):
         return x
 
     def _spd(self, x: Tensor) -> Tensor:
-        """Run arXiv:2502.20727, Fig. 2: the FFN of a dropped layer reads only its own track's attention output.
-
-        The bias b is outside of the sum over the tracks, and each track adds it to its own stream.
-        """
-        n = self.config.tracks
         for number, layer in enumerate(self.layers):
-            p = layer.attention_out(x.expand(n, *x.shape))
-            b = layer.attention_shared.bias if self.config.has_shared_bias else 0
-            if number in self.config.dropped_layers:
-                x = x + (layer.ffn_out(x + p + b) + p).sum(0) + b
-            else:
-                y = x + p.sum(0) + b
-                x = y + layer.ffn_out(y.expand(n, *y.shape)).sum(0)
+            x = layer.spd_block(x, number in self.config.dropped_layers)
         return x
 
     def _desync(self, x: Tensor) -> Tensor:
@@ -142,6 +131,20 @@ class Layer(Module):
             self.mlp_residual_layernorm = Norm(config, width)
         if config.combine_norm and ((layer + 1) % depth == 0 or layer + 1 == config.num_layers):
             self.combine_layernorm = Norm(config, width)
+
+    def spd_block(self, x: Tensor, is_dropped: bool) -> Tensor:
+        """Run a layer of arXiv:2502.20727, Fig. 2, on the shared stream x [B, S, W]: in a dropped one, the FFN reads
+        only its own track's attention output.
+
+        The bias b is outside of the sum over the tracks, and each track adds it to its own stream.
+        """
+        n = self.config.tracks
+        p = self.attention_out(x.expand(n, *x.shape))
+        b = self.attention_shared.bias if self.config.has_shared_bias else 0
+        if is_dropped:
+            return x + (self.ffn_out(x + p + b) + p).sum(0) + b
+        y = x + p.sum(0) + b
+        return y + self.ffn_out(y.expand(n, *y.shape)).sum(0)
 
     def attention_out(self, h: Tensor) -> Tensor:
         """Return the attention's output for h [n, B, S, W], to be added to h."""

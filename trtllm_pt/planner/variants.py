@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
 
+from trtllm_pt.errors import UsageError
 from trtllm_pt.model.config import TRACKED, ModelConfig
 from trtllm_pt.model.cost import parameters
+from trtllm_pt.model.layout import over_tracks
 
 _DEPTHS = (1, 2, 4, 8)
 
@@ -41,13 +42,14 @@ def _plain(dense: ModelConfig | None, tracks: int) -> Iterator[ModelConfig]:
     if not dense.output_bias:
         yield dense.replace(schedule="parallel")
         yield dense.replace(schedule="ladder")
-    if dense.num_heads % tracks or dense.intermediate_size % tracks or dense.moe_intermediate_size % tracks:
-        return
     layers = dense.num_layers
-    yield split(dense, tracks, schedule="spd", dropped_layers=tuple(range(layers)))
+    try:
+        yield over_tracks(dense, tracks, schedule="spd", dropped_layers=tuple(range(layers)))
+    except UsageError:
+        return
     for every in (1, 2, 4):
         if every <= layers and not dense.output_bias:
-            yield split(dense, tracks, schedule="desync", sync_every=every)
+            yield over_tracks(dense, tracks, schedule="desync", sync_every=every)
 
 
 def _narrow(pt: ModelConfig | None) -> Iterator[ModelConfig]:
@@ -55,18 +57,6 @@ def _narrow(pt: ModelConfig | None) -> Iterator[ModelConfig]:
         for depth in _DEPTHS:
             if depth <= pt.num_layers:
                 yield pt.replace(block_depth=depth)
-
-
-def split(dense: ModelConfig, tracks: int, **schedule: Any) -> ModelConfig:
-    """Divide heads and FFN over tracks of the full width, as spd and desync need it."""
-    return dense.replace(
-        tracks=tracks,
-        num_heads=dense.num_heads // tracks,
-        num_kv_heads=max(1, dense.num_kv_heads // tracks),
-        intermediate_size=dense.intermediate_size // tracks,
-        moe_intermediate_size=dense.moe_intermediate_size // tracks,
-        **schedule,
-    )
 
 
 def _joined(split: ModelConfig) -> ModelConfig:

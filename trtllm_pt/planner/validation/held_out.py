@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from trtllm_pt.model.config import ModelConfig, read_json
+from trtllm_pt.model.layout import over_tracks
 from trtllm_pt.planner.engines import load_engine
 from trtllm_pt.planner.forward import Forward, Model
 from trtllm_pt.planner.kernels import Work
 from trtllm_pt.planner.machine import load_machine
-from trtllm_pt.planner.variants import split
 
 HELD_OUT = Path(__file__).parent / "held_out.json"
 
@@ -95,7 +95,7 @@ def _config(system: Mapping[str, Any], schedule: str, dropped: int) -> ModelConf
     if schedule != "spd":
         return dense.replace(schedule=schedule)
     last = range(dense.num_layers - dropped, dense.num_layers)
-    return split(dense, system["ranks"], schedule="spd", dropped_layers=tuple(last))
+    return over_tracks(dense, system["ranks"], schedule="spd", dropped_layers=tuple(last))
 
 
 def _request(system: Mapping[str, Any], machine: str, config: ModelConfig, batch: int) -> _Request:

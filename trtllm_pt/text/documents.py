@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tokenizers import Tokenizer
+
 from trtllm_pt.errors import UsageError
-from trtllm_pt.runtime.llm import LLM
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,45 +20,43 @@ class Text:
     bytes: int
 
 
-def read_texts(llm: LLM, paths: Iterable[Path]) -> list[Text]:
+def read_texts(tokenizer: Tokenizer | None, end_id: int, paths: Iterable[Path]) -> list[Text]:
     """Read the texts of files, and of all files in folders. Empty files are left out.
 
     Every text begins with the tokens that the tokenizer puts before a text or, if it puts none, with the end token:
-    models are trained on documents that follow an end token. Raises UsageError for a file that is not UTF-8, if there
-    is no text, and if the engine has no tokenizer or no token to begin with.
+    models are trained on documents that follow an end token. end_id: the end token, or -1 if there is none.
+    Raises UsageError for a file that is not UTF-8, if there is no text, and if there is no tokenizer or no token to
+    begin with.
     """
-    if llm.tokenizer is None:
-        raise UsageError("these engines have no tokenizer, which texts need")
-    texts = [_text(llm, path) for path in _files(paths)]
+    if tokenizer is None:
+        raise UsageError("--text: the model has no tokenizer, which texts need")
+    beginning = _beginning(tokenizer, end_id)
+    texts = [_text(tokenizer, beginning, path) for path in _files(paths)]
     found = [text for text in texts if text.bytes]
     if not found:
         raise UsageError("--text has no text: every file is empty")
     return found
 
 
-def _text(llm: LLM, path: Path) -> Text:
-    assert llm.tokenizer is not None
+def _text(tokenizer: Tokenizer, beginning: list[int], path: Path) -> Text:
     try:
         text = path.read_bytes().decode()
     except UnicodeDecodeError as error:
         raise UsageError(f"--text: {path} is not UTF-8: byte {error.start} is {error.object[error.start]:#x}") from None
     except OSError as error:
         raise UsageError(f"--text: {path}: {error.strerror}") from None
-    tokens = llm.tokenizer.encode(text, add_special_tokens=False).ids
-    return Text(str(path), (*_beginning(llm), *tokens), len(text.encode()))
+    tokens = tokenizer.encode(text, add_special_tokens=False).ids
+    return Text(str(path), (*beginning, *tokens), len(text.encode()))
 
 
-def _beginning(llm: LLM) -> list[int]:
+def _beginning(tokenizer: Tokenizer, end_id: int) -> list[int]:
     """Return the token that begins a text."""
-    assert llm.tokenizer is not None
-    special = llm.tokenizer.encode("").ids[:1]
+    special: list[int] = tokenizer.encode("").ids[:1]
     if special:
         return special
-    if llm.end_id < 0:
-        raise UsageError(
-            "these engines have no token that begins a text: their tokenizer adds none, and has no end token"
-        )
-    return [llm.end_id]
+    if end_id < 0:
+        raise UsageError("--text: no token begins a text: the model's tokenizer adds none, and has no end token")
+    return [end_id]
 
 
 def _files(paths: Iterable[Path]) -> Iterator[Path]:
