@@ -20,7 +20,7 @@ LAYERS = [
         network batching
         checkpoint
         backends vllm_plugin
-        runtime
+        runtime spd
         serving bench evaluation
         cli
     """.strip().splitlines()

@@ -30,6 +30,11 @@ def export(source: str | Path, output: str | Path, progress: bool | None = None)
     output = Path(output)
     refuse_existing(output)
     weights = _open(Path(source))
+    return write(weights, output, progress)
+
+
+def write(weights: Source, output: Path, progress: bool | None = None) -> Path:
+    """Write a source as a MODEL_DIR, as `export` does."""
     if weights.tokenizer is not None:
         check_tokenizer(weights.tokenizer, weights.config.vocab_size)
     with new_folder(output) as folder:

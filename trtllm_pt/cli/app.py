@@ -35,6 +35,7 @@ COMMANDS = {
     "repo": "Write a Triton model repository for an engine directory.",
     "serve": "Serve engines through NVIDIA Triton, and start all their ranks.",
     "client": "Send a prompt to a server and print the answer as it arrives.",
+    "spd": "Let a dense model synchronise less: Sync-Point Drop (SPD).",
     "plan": "Predict time to first token, time per token, throughput and memory for every schedule of a model.",
     "bench": "Measure engines, alone or against each other, and the all-reduces between ranks.",
     "doctor": "Check Python, MPI, compiler, instruction set, GPU, Triton and versions.",
