@@ -27,6 +27,10 @@ class UsageError(TrtllmPtError):
     exit_status = 2
 
 
+class MachineError(UsageError):
+    """A machine of a job is at fault. The message names it, whichever rank reports it."""
+
+
 class RunError(TrtllmPtError):
     """Something failed while running. The message says which output was kept."""
 

@@ -59,6 +59,7 @@ class RankRuntime(Runtime, Protocol):
     """The runtime on rank 0 of a running engine."""
 
     pids: list[int]  # the process id of each rank
+    hosts: list[str]  # the name of the machine of each rank
 
     @property
     def busy(self) -> bool:
@@ -119,6 +120,7 @@ class Backend(ABC):
     mpi_hint: ClassVar[str] = "mpi4py and an MPI library"  # what to install for more than one rank
     start_seconds: ClassVar[float] = 120.0  # time limit for all ranks to load the engine
     stop_seconds: ClassVar[float] = 5.0  # time limit for all ranks to exit
+    builds_on_hosts: ClassVar[bool] = False  # whether `build` divides its work among the processes of an mpirun
     keeps_tied_head: ClassVar[bool] = True  # whether a tied output head takes memory in addition to the embedding
     scheduling_policy: ClassVar[str | None] = None  # description for benchmark reports
     triton_backend: ClassVar[str] = "python"  # the Triton backend that serves it; "python" runs our Python model

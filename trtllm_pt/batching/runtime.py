@@ -32,6 +32,11 @@ class Session(Protocol[Run]):
         ...
 
     @property
+    def hosts(self) -> list[str]:
+        """The name of the machine of each rank."""
+        ...
+
+    @property
     def scores(self) -> Sequence[TokenScore]:
         """The log-probs of the scored rows of the last plan."""
         ...
@@ -48,7 +53,7 @@ class BatchingRuntime(Generic[Plan]):
     """Implements requests.messages.Runtime. Rank 0 makes all decisions here, and the other ranks run its plans."""
 
     def __init__(self, session: Session[Plan], scheduler: Scheduler[Plan], score: Score) -> None:
-        self.pids = session.pids
+        self.pids, self.hosts = session.pids, session.hosts
         self.broken = False  # set when a step failed, in which the other ranks may wait forever
         self._session, self._scheduler, self._score = session, scheduler, score
         self._closed = False

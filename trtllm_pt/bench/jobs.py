@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import time
@@ -31,14 +30,13 @@ def join_ranks(ranks: int | None) -> MPI.Intracomm:
     Without mpirun, this process is replaced by an mpirun with `ranks` ranks that runs the same command again.
     Raises UsageError if mpirun started another number of ranks, or if the number is not known.
     """
-    from trtllm_pt.job.mpirun import find_mpirun, launch
+    from trtllm_pt.job.mpirun import start_again
     from trtllm_pt.job.world import World, import_mpi
 
     if launched_ranks() is None:
         if ranks is None:
             raise UsageError("--ranks is missing: without mpirun, it says how many ranks to start")
-        mpirun = find_mpirun(MPI_OF_EMBEDDED)
-        os.execve(mpirun, *launch(mpirun, (ranks, [sys.executable, *sys.orig_argv[1:]])))
+        start_again(ranks, MPI_OF_EMBEDDED)
     world = World.join(ranks, MPI_OF_EMBEDDED)
     return world.comm or import_mpi(MPI_OF_EMBEDDED).COMM_WORLD
 

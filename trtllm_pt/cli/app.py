@@ -17,6 +17,7 @@ import click
 from trtllm_pt import logs
 from trtllm_pt._version import __version__
 from trtllm_pt.errors import TrtllmPtError
+from trtllm_pt.job.last_words import with_machine
 from trtllm_pt.job.launchers import SECONDS_TO_BE_HEARD, first_on_machine, launched_rank
 from trtllm_pt.job.world import World
 
@@ -168,7 +169,7 @@ def _another_rank_reports() -> bool:
 
 def _status_and_line(error: Exception) -> tuple[int, str]:
     if isinstance(error, TrtllmPtError):
-        return error.exit_status, _one_line(str(error))
+        return error.exit_status, _one_line(with_machine(error))
     if isinstance(error, click.ClickException):
         command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else None
         return error.exit_code, _one_line(error.format_message()) + (f" (see `{command} --help`)" if command else "")

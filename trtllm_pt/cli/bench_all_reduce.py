@@ -14,6 +14,7 @@ from trtllm_pt.cli.bench_options import (
     threads_option,
     whole_numbers,
 )
+from trtllm_pt.cli.hosts_options import hosts_options
 from trtllm_pt.cli.measurement import Output, View, measuring
 from trtllm_pt.cli.text import memory, table
 from trtllm_pt.errors import UsageError
@@ -89,6 +90,7 @@ def _names(context: click.Context, option: click.Parameter, text: str | None) ->
     help="Also measure how fast a rank computes and reads, and write a machine file for `trtllm-pt plan --machine`.",
 )
 @threads_option
+@hosts_options
 def command(
     sizes: list[int],
     names: tuple[str, ...] | None,

@@ -15,6 +15,7 @@ from trtllm_pt.cli.bench_options import (
     seed_option,
     threads_option,
 )
+from trtllm_pt.cli.hosts_options import hosts_options
 from trtllm_pt.cli.measurement import Output, View, measuring
 from trtllm_pt.cli.text import count, table
 from trtllm_pt.errors import UsageError
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 @click.option("--rounds", type=click.IntRange(min=1), default=9, show_default=True, help="Samples of each engine.")
 @output_options("--plot", "--json", "--output_csv", "--report_json")
 @threads_option
+@hosts_options
 @seed_option
 def command(choice: Choice, cases: list[Case], rounds: int, output: Output, threads: int | None, seed: int) -> None:
     """Compare engines that take turns in one run, as ratios to the first one and their spread.

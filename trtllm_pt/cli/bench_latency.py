@@ -16,6 +16,7 @@ from trtllm_pt.cli.bench_options import (
     seed_option,
     threads_option,
 )
+from trtllm_pt.cli.hosts_options import hosts_options
 from trtllm_pt.cli.measurement import Output, View, measuring
 from trtllm_pt.cli.text import table
 
@@ -70,6 +71,7 @@ def _effort(warm_up: int, num_runs: int, duration: float) -> Effort:
 )
 @output_options("--csv", "--json", "--output_csv", "--report_json")
 @threads_option
+@hosts_options
 @seed_option
 def command(engines: Path, cases: list[Case], effort: Effort, output: Output, threads: int | None, seed: int) -> None:
     """Measure static batches: time to first token, time per token, latency, throughput, and time in all-reduces.

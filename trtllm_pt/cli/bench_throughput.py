@@ -16,6 +16,7 @@ from trtllm_pt.cli.bench_options import (
     seed_option,
     threads_option,
 )
+from trtllm_pt.cli.hosts_options import hosts_options
 from trtllm_pt.cli.measurement import Output, View, measuring
 from trtllm_pt.cli.text import table
 from trtllm_pt.errors import RunError, UsageError
@@ -103,6 +104,7 @@ def _stdev_option(flag: str, what: str) -> Any:
 )
 @output_options("--json", "--report_json", "--output_csv")
 @threads_option
+@hosts_options
 @seed_option
 def command(
     engines: Path,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from trtllm_pt.cli.hosts_options import hosts_options
 from trtllm_pt.cli.options import json_option, sampling_options
 from trtllm_pt.cli.text import duration
 from trtllm_pt.errors import UsageError
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 @click.argument("prompts", metavar="[PROMPT]...", nargs=-1)
 @sampling_options(NUMBERS)
 @click.option("--threads", type=click.IntRange(min=1), help="Threads per rank.  [default: cores / ranks]")
+@hosts_options
 @json_option
 def command(
     engines: Path,
@@ -45,6 +47,7 @@ def command(
       trtllm-pt run engines/demo "import os" "class Queue:" --max-tokens 32 --temperature 0.8 --seed 1
       trtllm-pt run engines/demo --json < prompt.txt
       mpirun -n 2 trtllm-pt run engines/demo "def binary_search("
+      trtllm-pt run engines/demo "def binary_search(" --hosts node1:1,node2:1 --interface eth0
     """
     texts = list(prompts) or [_standard_input()]
     sampling = SamplingParams(**sampling_fields)

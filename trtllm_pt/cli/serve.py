@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 import click
 
+from trtllm_pt.cli.hosts_options import hosts_options
 from trtllm_pt.errors import INSTALL_SERVE, RunError, UsageError
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def _checked_origins(context: click.Context, option: click.Parameter, origins: t
     help="Let web pages of this origin, such as https://example.com, use OpenAI's endpoints; * is all. Repeatable.",
 )
 @click.option("--log", type=click.Path(path_type=Path), help="File for Triton's log.  [default: a temporary file]")
+@hosts_options
 def command(
     folder: Path,
     host: str,
@@ -83,6 +85,7 @@ def command(
     Examples:
       trtllm-pt serve engines/demo
       trtllm-pt serve triton_model_repo --host 0.0.0.0 --log server.log
+      trtllm-pt serve engines/demo --hosts node1:1,node2:1 --interface eth0
     """
     from trtllm_pt.serving.triton.server import Address, Server, check_port, engine_folder
 

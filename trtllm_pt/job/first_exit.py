@@ -39,21 +39,31 @@ class FirstExit:
                 os.close(descriptor)
 
 
-def first_exit(log: str, pids: list[int], first: int | None = None) -> str | None:
+def first_exit(
+    log: str, pids: Sequence[int], first: int | None = None, hosts: Sequence[str] | None = None
+) -> str | None:
     """Return one clause that says which rank exited first, and how, from the output of MPICH's or Open MPI's mpirun.
 
     log: the output of mpirun. pids: the process of each rank, in the order of ranks. first: the process that was seen
-    to exit first, if known; mpirun may name another one. Returns None if the output names no rank.
+    to exit first, if known; mpirun may name another one. hosts: the machine of each rank, if there are several.
+    Returns None if the output names no rank.
     """
-    if (found := re.search(r"PID (\d+) RUNNING AT", log)) and int(found[1]) in pids:
+    if (found := re.search(r"PID (\d+) RUNNING AT (\S+)", log)) and int(found[1]) in pids:
         if first is not None and first != int(found[1]):
             return f"rank {pids.index(first)} (process {first}) has exited"
-        rank, code = pids.index(int(found[1])), re.search(r"EXIT CODE: (\d+)", log)
+        rank, code = _rank_of(int(found[1]), found[2], pids, hosts), re.search(r"EXIT CODE: (\d+)", log)
         verb = "was killed by signal" if "(signal" in log and code else "exited with status"
         how = f"{verb} {code and code[1]}"
-        return f"rank {rank} (process {found[1]}) {how}"
+        where = f" on {hosts[rank]}" if hosts is not None else ""
+        return f"rank {rank} (process {found[1]}{where}) {how}"
     if found := re.search(r"process rank (\d+) with PID (\d+) on node \S+ exited on\s+signal (\d+)", log):
         return f"rank {found[1]} (process {found[2]}) was killed by signal {found[3]}"
     if found := re.search(r"Process name: \[.*,(\d+)\]\s+Exit code:\s+(\d+)", log):
         return f"rank {found[1]} exited with status {found[2]}"
     return None
+
+
+def _rank_of(pid: int, host: str, pids: Sequence[int], hosts: Sequence[str] | None) -> int:
+    """Return the rank of a process. Processes on different machines may have the same number."""
+    ranks = [rank for rank, its in enumerate(pids) if its == pid]
+    return next((rank for rank in ranks if hosts is not None and hosts[rank] == host), ranks[0])

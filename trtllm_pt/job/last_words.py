@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import socket
 import time
 import traceback
 from collections.abc import Iterator
 
-from trtllm_pt.errors import RunError, TrtllmPtError, UsageError
-from trtllm_pt.job.launchers import launched_rank
+from trtllm_pt.errors import MachineError, RunError, TrtllmPtError, UsageError
+from trtllm_pt.job.launchers import launched_rank, several_machines
 
 # Within this time, mpirun detects that a rank is dead, reports which one, and stops the other ranks.
 MPIRUN_SECONDS = 3.0
@@ -26,14 +27,22 @@ def last_words() -> Iterator[None]:
         yield
     except TrtllmPtError as error:
         # If all ranks find the same fault, each of them reports it, and the owner reads the first report.
-        _end("usage" if isinstance(error, UsageError) else "error", str(error), error.exit_status)
+        _end("usage" if isinstance(error, UsageError) else "error", with_machine(error), error.exit_status)
     except Exception as error:
         # MPI may report a dead rank to this one before mpirun detects it, and only mpirun knows which rank died, and
         # how.
         time.sleep(MPIRUN_SECONDS)
         traceback.print_exc()
         who = f"rank {launched_rank()} (process {os.getpid()})"
-        _end("error", f"{who} failed: {' '.join(str(error).split())}", RunError.exit_status)
+        failed = RunError(f"{who} failed: {' '.join(str(error).split())}")
+        _end("error", with_machine(failed), RunError.exit_status)
+
+
+def with_machine(error: Exception) -> str:
+    """Return the text of an error, which names this machine if the job has others."""
+    if isinstance(error, MachineError) or not several_machines():
+        return str(error)
+    return f"{socket.gethostname()}: {error}"
 
 
 def _end(kind: str, text: str, status: int) -> None:

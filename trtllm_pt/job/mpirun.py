@@ -7,9 +7,10 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from trtllm_pt.errors import UsageError
+from trtllm_pt.job.hosts import Hosts
 
 # By default Open MPI refuses to run as root, which is usual in containers, and binds each rank with all its threads to
 # one core. MPICH does neither, and ignores these variables.
@@ -51,16 +52,28 @@ def launch(
     mpirun: str,
     *programs: tuple[int, Sequence[str]],
     options: Sequence[str] = (),
+    hosts: Hosts | None = None,
     environment: Mapping[str, str] = os.environ,
 ) -> Launch:
     """Return the command line and the environment that start one job. The job is not started here.
 
     mpirun: the path of mpirun. programs: pairs of a number of ranks and the command that these ranks run. options:
-    options of mpirun itself. environment: the environment of the ranks; its settings for Open MPI override the defaults
-    of this module.
+    options of mpirun itself. hosts: where the ranks run; None is this machine. environment: the environment of the
+    ranks; its settings for Open MPI override the defaults of this module.
     """
-    command = [mpirun, *options]
+    command = [mpirun, *options, *(hosts.options(mpirun) if hosts is not None else ())]
     for number, (ranks, program) in enumerate(programs):
         command += [*([":"] if number else []), "-n", str(ranks), *program]
     outer = {name: value for name, value in environment.items() if not name.startswith(_OF_A_JOB)}
     return Launch(command, {**_OPEN_MPI, **outer})
+
+
+def start_again(ranks: int, hint: str) -> NoReturn:
+    """Replace this process by an mpirun whose ranks run the same command, on this machine or the hosts that are set.
+
+    hint: what to install if there is no mpirun. Raises UsageError, naming the host, if one cannot run ranks.
+    """
+    mpirun, hosts = find_mpirun(hint), Hosts.from_environment()
+    if hosts is not None:
+        hosts.check(ranks)
+    os.execve(mpirun, *launch(mpirun, (ranks, [sys.executable, *sys.orig_argv[1:]]), hosts=hosts))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from trtllm_pt.errors import RunError, TrtllmPtError, UsageError
-from trtllm_pt.job.launchers import LAUNCHERS, SECONDS_TO_BE_HEARD, launched_ranks
+from trtllm_pt.job.interface import bind_mpi
+from trtllm_pt.job.launchers import SECONDS_TO_BE_HEARD, launched_ranks, launcher_name
 from trtllm_pt.job.mpirun import no_mpi
 from trtllm_pt.job.shared_memory import check_shared_memory
 
@@ -50,10 +50,9 @@ class World:
         mpi = import_mpi(hint)
         comm = mpi.COMM_WORLD
         if launched is not None and launched > 1 and comm.size == 1:
-            launcher = next(name for name, variable in LAUNCHERS.items() if variable in os.environ)
             raise UsageError(
-                f"{launcher} started {launched} ranks, but mpi4py here uses {mpi_name(mpi)}, so each rank is alone: "
-                "start them with that MPI's mpirun"
+                f"{launcher_name()} started {launched} ranks, but mpi4py here uses {mpi_name(mpi)}, so each rank is "
+                "alone: start them with that MPI's mpirun, or with `srun --mpi=pmi2` in Slurm"
             )
         _check_number(ranks, comm.size)
         if comm.size == 1:
@@ -76,6 +75,18 @@ class World:
     def gather_all(self, value: T) -> list[T]:
         """Return the values of all ranks, in the order of ranks, on every rank."""
         return [value] if self.comm is None else self.comm.allgather(value)
+
+    def nodes(self) -> list[list[int]]:
+        """Return the ranks of each node, as MPI places them: the ranks of a node can share memory."""
+        if self.comm is None:
+            return [[0]]
+        near = self.comm.Split_type(sys.modules["mpi4py.MPI"].COMM_TYPE_SHARED)
+        first = near.bcast(self.rank)
+        near.Free()
+        ranks: dict[int, list[int]] = {}
+        for rank, node in enumerate(self.comm.allgather(first)):
+            ranks.setdefault(node, []).append(rank)
+        return list(ranks.values())
 
     def barrier(self) -> None:
         """Wait until all ranks have made this call."""
@@ -116,6 +127,7 @@ def _check_number(ranks: int | None, started: int) -> None:
 
 def import_mpi(hint: str) -> Any:
     """Return the module mpi4py.MPI, initialised. hint: what to install. Raises UsageError if MPI is missing."""
+    bind_mpi()
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:

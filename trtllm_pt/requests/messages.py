@@ -108,9 +108,10 @@ class AskStats(msgspec.Struct, frozen=True, tag=True):
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
-    """Reports that all ranks have loaded the engine. pids: the process of each rank, in the order of ranks."""
+    """Reports that all ranks have loaded the engine. pids, hosts: the process and the machine of each rank."""
 
     pids: list[int]
+    hosts: list[str]
 
 
 ToRank0 = Request | Cancel | AskStats

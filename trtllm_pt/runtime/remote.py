@@ -22,6 +22,7 @@ from trtllm_pt.backends.manifest import EngineManifest
 from trtllm_pt.errors import RunError, TrtllmPtError, UsageError
 from trtllm_pt.files.scratch import Scratch
 from trtllm_pt.job.first_exit import FirstExit, first_exit
+from trtllm_pt.job.hosts import Hosts
 from trtllm_pt.job.last_words import read_last_words
 from trtllm_pt.job.mpirun import find_mpirun, launch, no_mpi
 from trtllm_pt.job.process import end, last_line
@@ -41,6 +42,7 @@ from trtllm_pt.requests.messages import (
 
 _MISSING_MPI = "no libmpi|cannot load MPI|No module named '?mpi4py"  # what a rank without MPI prints
 _LONGEST_FOLDER = 95  # characters: the path of a socket in it can have at most 107
+_LOG_SECONDS = 0.02  # between two looks at the log of a job that ends
 _LENGTH = struct.Struct("<I")  # bytes of the message that follows
 Received = TypeVar("Received")
 Sent = TypeVar("Sent")
@@ -115,14 +117,18 @@ class Connection(Generic[Received, Sent]):
 class RemoteRuntime:
     """Starts the ranks of an engine directory, and implements the runtime protocol by talking to rank 0.
 
-    threads and kv_tokens are those of LLM. `pids` has the process of each rank. The constructor returns when all ranks
-    have loaded the engine. It raises the error of a rank that fails to load it, UsageError if the ranks cannot share
-    memory, and RunError if they take longer than the backend's start_seconds.
+    threads and kv_tokens are those of LLM. The ranks run on this machine, or on the hosts that the environment names
+    (job/hosts.py). `pids` has the process of each rank, and 0 for ranks on other machines. The constructor returns when
+    all ranks have loaded the engine. It raises the error of a rank that fails to load it, UsageError if ranks cannot
+    share memory or a host cannot run them, and RunError if they take longer than the backend's start_seconds.
     """
 
     def __init__(
         self, folder: Path, manifest: EngineManifest, *, threads: int | None = None, kv_tokens: int | None = None
     ) -> None:
+        self._hosts = Hosts.from_environment()
+        if self._hosts is not None:
+            self._hosts.check(manifest.ranks)
         check_shared_memory(manifest.ranks * BYTES_PER_RANK)
         self._closed = False
         backend = manifest.backend
@@ -133,6 +139,7 @@ class RemoteRuntime:
         self._tokens: list[Tokens] = []  # received, but not polled yet
         self._stats: Stats | None = None  # the answer to `stats`, once it has arrived
         self.pids: list[int] = []
+        self._ready: Ready | None = None
         self._scratch = Scratch()
         self._folder = self._scratch.path
         self._log = self._folder / "ranks.log"
@@ -144,10 +151,12 @@ class RemoteRuntime:
                 listener.listen(1)
                 options = {"--threads": threads, "--kv-tokens": kv_tokens}
                 given = [str(word) for pair in options.items() if pair[1] is not None for word in pair]
-                self._job = self._start(manifest.ranks, [str(folder), str(self._folder / "socket"), *given])
+                self._job = self._start(manifest.ranks, [str(folder.resolve()), str(self._folder / "socket"), *given])
                 self._connection: Connection[FromRank0, ToRank0] = self._accept(listener)
-            self.pids = self._wait_until_ready()
-            self._first_exit = FirstExit(self.pids)
+            self._ready = self._wait_until_ready()
+            pids, hosts = self._ready.pids, self._ready.hosts
+            self.pids = [pid if host == hosts[0] else 0 for pid, host in zip(pids, hosts, strict=True)]
+            self._first_exit = FirstExit(list(filter(None, self.pids)))
             self.leftovers = _shared_memory_of(self.pids[0])
             self._scratch.remove_later(map(str, self.leftovers))
         except BaseException:
@@ -156,7 +165,8 @@ class RemoteRuntime:
 
     def _start(self, ranks: int, arguments: list[str]) -> subprocess.Popen[bytes]:
         worker = module_command("mpi4py", "-m", "trtllm_pt.runtime.worker")
-        command, environment = launch(find_mpirun(self._mpi_hint), (ranks, [*worker, *arguments]))
+        mpirun = find_mpirun(self._mpi_hint)
+        command, environment = launch(mpirun, (ranks, [*worker, *arguments]), hosts=self._hosts)
         with self._log.open("wb") as log:
             return subprocess.Popen(
                 command,
@@ -165,6 +175,9 @@ class RemoteRuntime:
                 stderr=subprocess.STDOUT,
                 # MPI and the compiled graph unpack files into TMPDIR, which `close` removes even if a rank cannot.
                 env={**environment, "TMPDIR": str(self._folder)},
+                cwd="/"
+                if self._hosts is not None
+                else None,  # ranks start in mpirun's folder, which all hosts must have
                 start_new_session=True,  # so that Ctrl-C reaches the owner alone, which then stops the ranks
             )
 
@@ -178,12 +191,12 @@ class RemoteRuntime:
                 raise self._why_the_job_ended()
         raise RunError(f"the ranks did not start within {self._start_seconds:.0f} s: {self._last_line()}")
 
-    def _wait_until_ready(self) -> list[int]:
+    def _wait_until_ready(self) -> Ready:
         deadline = time.monotonic() + self._start_seconds
         while time.monotonic() < deadline:
             for message in self._receive(0.5):
                 assert isinstance(message, Ready)
-                return message.pids
+                return message
         raise RunError(f"the engine did not load within {self._start_seconds:.0f} s")
 
     def submit(self, request: Request) -> None:
@@ -260,16 +273,30 @@ class RemoteRuntime:
 
     def _why_the_job_ended(self) -> TrtllmPtError:
         """Return an error that says which rank stopped the job, and how, from the rank's report or mpirun's output."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._job.wait(self._stop_seconds)
-        log = self._log.read_text(errors="replace")
+        log = self._log_of_the_end()
         if reported := read_last_words(log):
             return reported
         if re.search(_MISSING_MPI, log):
             return UsageError(no_mpi(self._mpi_hint))
-        if exited := first_exit(log, self.pids, self._first_exit.pid if self.pids else None):
-            return RunError(f"{exited}; all ranks have exited")
+        if (ready := self._ready) is not None:
+            hosts = ready.hosts if len(set(ready.hosts)) > 1 else None
+            first = self._first_exit.pid if hosts is None else None  # only this machine's processes are watched
+            if exited := first_exit(log, ready.pids, first, hosts):
+                return RunError(f"{exited}; all ranks have exited")
         return RunError(f"the ranks have exited: {self._last_line()}")
+
+    def _log_of_the_end(self) -> str:
+        """Return the log when mpirun has exited, or when a rank has reported an error that mpirun may survive.
+
+        An mpirun that has lost a machine may wait for it for a long time.
+        """
+        deadline = time.monotonic() + self._stop_seconds
+        while True:
+            ended = self._job.poll() is not None
+            log = self._log.read_text(errors="replace")
+            if ended or time.monotonic() > deadline or (self._hosts is not None and read_last_words(log)):
+                return log
+            time.sleep(_LOG_SECONDS)
 
     def _last_line(self) -> str:
         found = last_line(self._log.read_text(errors="replace"))

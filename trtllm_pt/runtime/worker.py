@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import socket
 from pathlib import Path
 
@@ -27,6 +28,8 @@ def main() -> None:
     parser.add_argument("--kv-tokens", type=int)
     arguments = parser.parse_args()
     logs.set_up_from_environment()
+    if not os.path.isdir(os.environ.get("TMPDIR", "/")):
+        del os.environ["TMPDIR"]  # the owner's folder, which its other machines do not have
     with last_words():
         manifest = read_engine(arguments.engine)
         manifest.backend.check_versions(arguments.engine, manifest)
@@ -44,7 +47,7 @@ def serve(runtime: RankRuntime, path: str) -> None:
     try:
         stream.connect(path)
         connection: Connection[ToRank0, FromRank0] = Connection(stream, ToRank0)
-        connection.send(Ready(runtime.pids))
+        connection.send(Ready(runtime.pids, runtime.hosts))
         while True:
             for message in connection.receive(0 if runtime.busy else None):
                 _answer(runtime, connection, message)

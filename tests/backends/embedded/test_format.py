@@ -22,7 +22,7 @@ from trtllm_pt.checkpoint.manifest import CheckpointManifest
 
 # What an engine directory and the code that runs it must agree on, by format number. A difference means that engines on
 # disk can no longer be run: raise EmbeddedBackend.format, and add a line.
-INTERFACES = {1: "abd10f0c59cabe42", 2: "d6b8be3e63780094"}
+INTERFACES = {1: "abd10f0c59cabe42", 2: "d6b8be3e63780094", 3: "91e2e2017d913586"}
 
 
 def interface() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -52,6 +53,7 @@ class ToyRuntime:
     def __init__(self, manifest: EngineManifest, world: World, step: int) -> None:
         self._manifest, self._world, self._step = manifest, world, step
         self.pids = world.gather_all(os.getpid())
+        self.hosts = world.gather_all(socket.gethostname())
         self._requests: list[Request] = []
         self._prompt_tokens = self._output_tokens = self._steps = 0
         self._closed = False

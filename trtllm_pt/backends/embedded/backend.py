@@ -27,7 +27,7 @@ class EmbeddedBackend(Backend):
     title = "the embedded engine"
     # Raise this number when existing engine directories can no longer be run: when the graph's inputs, the ops' schemas
     # or the order of packed weights change. tests/backends/embedded/test_format.py fails on such a change.
-    format = 2
+    format = 3
     mpi_hint = MPI_OF_EMBEDDED
     keeps_tied_head = False
     scheduling_policy = "first come, first served"

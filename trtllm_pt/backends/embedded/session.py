@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from trtllm_pt import logs
+from trtllm_pt._version import __version__
 from trtllm_pt.backends.embedded.all_reduce_counts import Reduces, settle
 from trtllm_pt.backends.embedded.constants import PAGE
 from trtllm_pt.backends.embedded.engine import EmbeddedEngine
@@ -24,17 +25,22 @@ from trtllm_pt.backends.embedded.kernels.library import load
 from trtllm_pt.backends.embedded.kv_pages import pages_for
 from trtllm_pt.backends.embedded.logits_messages import LogitsMessages
 from trtllm_pt.backends.embedded.logits_view import Views
+from trtllm_pt.backends.embedded.machine_watch import watch_machines
 from trtllm_pt.backends.embedded.scores import merge, score_slice
 from trtllm_pt.backends.embedded.step_plan import StepMessage, StepPlan
 from trtllm_pt.backends.manifest import EngineManifest
 from trtllm_pt.backends.registry import read_engine
 from trtllm_pt.batching.follow import Follower, follow
 from trtllm_pt.errors import RunError, UsageError
+from trtllm_pt.job.nodes import check_same, file_digests
 from trtllm_pt.requests.messages import TokenScore
 
 log = logging.getLogger(__name__)
 # The other ranks abort if a rank gives no heartbeat for this long. A rank that computes still has a heartbeat.
 _SILENCE_SECONDS = 8.0
+# The same for a machine, of which nothing is heard over the network for this long.
+_MACHINE_SILENCE_SECONDS = 5.0
+_WATCH_BYTES = 24  # of a rank in the page of watch_ranks
 _SCORED_ROWS = 64  # rows of a prompt whose logits a rank has in memory at a time
 _MEMORY_SHARE = 0.5  # share of the available memory for the KV caches of all ranks on this machine
 
@@ -45,6 +51,7 @@ class Session:
     def __init__(self, engine: EmbeddedEngine, world: LogitsMessages) -> None:
         self.engine, self.world = engine, world
         self.pids = world.gather_all(os.getpid())
+        self.hosts = world.gather_all(socket.gethostname())
         options = engine.manifest.options
         self.message = StepMessage(options.max_batch_size, options.max_num_tokens, options.max_seq_len)
         self.forwards = 0
@@ -131,7 +138,8 @@ class Session:
 
     def peak_memory_bytes(self) -> int | None:
         """Return the largest peak memory of the ranks on this machine, including mapped files, or None if unknown."""
-        return max((peak for pid in self.pids if (peak := _peak_bytes(pid)) is not None), default=None)
+        here = (pid for pid, host in zip(self.pids, self.hosts, strict=True) if host == self.hosts[self.world.rank])
+        return max((peak for pid in here if (peak := _peak_bytes(pid)) is not None), default=None)
 
     def close(self) -> None:
         """On rank 0, make the other ranks stop."""
@@ -171,16 +179,38 @@ def open_sessions(
             raise UsageError(f"{folder} has {manifest.ranks} ranks, {folders[0]} has {first.ranks}; both need the same")
     # MPI starts first, because a rank that exits before it has started would leave the others waiting.
     world = LogitsMessages.join(first.ranks, first.backend.mpi_hint)
-    torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // first.ranks))
+    nodes = world.nodes()
+    neighbours = max(map(len, nodes))
+    torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // neighbours))
     load(folders[0] / LIBRARY)
     _check_processor()
+    if len(nodes) > 1:
+        _check_nodes(world, nodes, folders)
     world.bind()
-    _watch_ranks(world)
-    return [_load(*pair, world.twin(), kv_tokens) for pair in zip(folders, manifests, strict=True)]
+    _watch_ranks(world, nodes)
+    if len(nodes) > 1:
+        watch_machines(world, nodes, _MACHINE_SILENCE_SECONDS)
+    return [_load(*pair, world.twin(), kv_tokens, nodes) for pair in zip(folders, manifests, strict=True)]
 
 
-def _load(folder: Path, manifest: EngineManifest, world: LogitsMessages, kv_tokens: int | None) -> Session:
-    pages = world.broadcast(_pages(manifest, kv_tokens) if world.rank == 0 else 0)
+def _check_nodes(world: LogitsMessages, nodes: list[list[int]], folders: Sequence[Path]) -> None:
+    """Raise UsageError, naming the node, if one has other engines, another instruction set or another version."""
+    first_here = world.rank in {ranks[0] for ranks in nodes}  # reads the files for all ranks of this node
+    facts = {
+        "trtllm_pt": f"version {__version__}",
+        "torch": f"version {torch.__version__}",
+        "the instruction set (TRTLLM_PT_ISA)": torch.ops.trtllm_pt.isa(),
+        **{name: digest for folder in folders for name, digest in (file_digests(folder) if first_here else {}).items()},
+    }
+    check_same(world, nodes, facts)
+
+
+def _load(
+    folder: Path, manifest: EngineManifest, world: LogitsMessages, kv_tokens: int | None, nodes: list[list[int]]
+) -> Session:
+    first_here = world.rank in {ranks[0] for ranks in nodes}
+    affordable = _pages(manifest, kv_tokens, max(map(len, nodes))) if first_here else None
+    pages = min(pages for pages in world.gather_all(affordable) if pages is not None)  # every node has room for them
     session = Session(EmbeddedEngine(folder, manifest, world.rank, pages), world)
     loaded = logs.fields(engine=folder, rank=world.rank, threads=torch.get_num_threads(), kv_tokens=pages * PAGE)
     log.info("engine loaded", extra=loaded)
@@ -197,14 +227,16 @@ def _check_processor() -> None:
         raise UsageError(str(error).splitlines()[0]) from None
 
 
-def _watch_ranks(world: LogitsMessages) -> None:
-    """Make all ranks abort when one of them hangs. Works only for ranks on one machine, which share a memory page."""
-    if world.size == 1 or len(set(world.gather_all(socket.gethostname()))) > 1:
+def _watch_ranks(world: LogitsMessages, nodes: list[list[int]]) -> None:
+    """Make all ranks abort when one of those on a node hangs. They share a memory page."""
+    if max(map(len, nodes)) == 1:
         return
+    here = next(ranks for ranks in nodes if world.rank in ranks)
     with tempfile.NamedTemporaryFile(prefix="trtllm_pt-watch-", dir=_shared_memory()) as page:
-        page.write(bytes(16 * world.size))
+        page.write(bytes(_WATCH_BYTES * len(here)))
         page.flush()
-        torch.ops.trtllm_pt.watch_ranks(world.broadcast(page.name), world.rank, world.size, _SILENCE_SECONDS)
+        name = world.gather_all(page.name)[here[0]]
+        torch.ops.trtllm_pt.watch_ranks(name, world.rank, here.index(world.rank), len(here), _SILENCE_SECONDS)
         world.barrier()  # after this every rank has mapped the file, and its name can be removed
 
 
@@ -212,15 +244,18 @@ def _shared_memory() -> str | None:
     return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
-def _pages(manifest: EngineManifest, kv_tokens: int | None) -> int:
-    """Return the number of KV pages per rank. Raises UsageError if one sequence of max_seq_len does not fit."""
+def _pages(manifest: EngineManifest, kv_tokens: int | None, neighbours: int) -> int:
+    """Return the number of KV pages per rank, if `neighbours` ranks share this machine.
+
+    Raises UsageError if one sequence of max_seq_len does not fit.
+    """
     sequence, config = pages_for(manifest.max_seq_len), manifest.model
     if kv_tokens is not None:
         pages = kv_tokens // PAGE
     else:
         shape = caches_shape(config, manifest.ranks, 1)
         page_bytes = config.num_layers * torch.Size(shape).numel() * manifest.checkpoint.torch_dtype.itemsize
-        affordable = int(_available_bytes() * _MEMORY_SHARE) // manifest.ranks // page_bytes
+        affordable = int(_available_bytes() * _MEMORY_SHARE) // neighbours // page_bytes
         pages = min(manifest.options.max_batch_size * sequence, affordable)
     if pages < sequence:
         raise UsageError(

@@ -44,7 +44,7 @@ class Session:
 
     def __init__(self, engine: RankEngine, world: RankMessages) -> None:
         self.engine, self.world = engine, world
-        self.pids = world.gather_all(os.getpid())
+        self.pids, self.hosts = world.gather_all(os.getpid()), world.gather_all(socket.gethostname())
         self.scores: list[TokenScore] = []  # on rank 0, of the last step that had rows to score
         self._vocab_size = engine.manifest.model.vocab_size
 

@@ -41,6 +41,7 @@ class TensorRTLLMBackend(Backend):
     title = "a TensorRT engine"
     preference = 10
     options = OPTIONS
+    builds_on_hosts = True
     mpi_hint = MPI_OF_TENSORRT_LLM
     start_seconds, stop_seconds = 900.0, 60.0  # loading and freeing many gigabytes on a GPU takes long
     triton_backend = "tensorrtllm"

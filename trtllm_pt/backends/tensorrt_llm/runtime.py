@@ -30,11 +30,13 @@ from trtllm_pt.requests.sequence import Sequence
 class TensorRTRuntime:
     """Implements requests.messages.Runtime with the executor of rank 0, which runs on threads of its own.
 
-    bindings: the module tensorrt_llm.bindings.executor. pids: the process ids of all ranks.
+    bindings: the module tensorrt_llm.bindings.executor. pids, hosts: the process and the machine of each rank.
     """
 
-    def __init__(self, executor: Any, bindings: Any, manifest: EngineManifest, pids: list[int]) -> None:
-        self.pids = pids
+    def __init__(
+        self, executor: Any, bindings: Any, manifest: EngineManifest, pids: list[int], hosts: list[str]
+    ) -> None:
+        self.pids, self.hosts = pids, hosts
         self._executor, self._bindings = executor, bindings
         self._limits = manifest.limits
         self._reasons = finish_reasons(bindings)
@@ -183,9 +185,9 @@ def open_rank(
     with _failures(f"TensorRT-LLM could not load {folder}"):
         config = executor_config(bindings, manifest, kv_tokens)
         executor = bindings.Executor(folder, bindings.ModelType.DECODER_ONLY, config)
-    pids = world.gather_all(os.getpid())
+    pids, hosts = world.gather_all(os.getpid()), world.gather_all(socket.gethostname())
     if executor.can_enqueue_requests():
-        return TensorRTRuntime(executor, bindings, manifest, pids)
+        return TensorRTRuntime(executor, bindings, manifest, pids, hosts)
     executor.shutdown()  # returns when the executor of rank 0 has shut down
     return None
 

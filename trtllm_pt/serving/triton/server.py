@@ -26,6 +26,7 @@ from typing import Any
 from trtllm_pt.backends.registry import read_engine
 from trtllm_pt.errors import RunError, UsageError
 from trtllm_pt.files.scratch import Scratch
+from trtllm_pt.job.hosts import Hosts
 from trtllm_pt.job.mpirun import Launch, find_mpirun, launch
 from trtllm_pt.job.process import end
 from trtllm_pt.logs import fields
@@ -293,7 +294,10 @@ def server_command(
     if ranks == 1:
         return Launch(shares[0], dict(triton.environment))
     programs = ((1, share) for share in shares)
-    return launch(find_mpirun(mpi_hint), *programs, environment=triton.environment)
+    mpirun, hosts = find_mpirun(mpi_hint), Hosts.from_environment()
+    if hosts is not None:
+        hosts.check(ranks)
+    return launch(mpirun, *programs, hosts=hosts, environment=triton.environment)
 
 
 def _prepare() -> None:

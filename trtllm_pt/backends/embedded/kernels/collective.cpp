@@ -1,20 +1,24 @@
 // The all-reduce at block boundaries. It sums in float32 along a binary tree, first over the rank's tracks, then over
 // the ranks.
 //
-// Ranks of one machine publish their sums in shared memory; ranks of several machines send them in messages. MPI is not
-// linked: when a communicator is set, its functions are looked up in the library that mpi4py has loaded. So a single
-// rank needs no MPI, and the library contains no path to one. Types and constants are those of MPICH's mpi.h.
+// Ranks of one machine publish their sums in shared memory; ranks of several machines send them in messages. If
+// machines have several ranks each, sums are added in shared memory first and then sent between the machines; the order
+// of additions is the same, however the ranks are placed. MPI is not linked: when a communicator is set, its functions
+// are looked up in the library that mpi4py has loaded. So a single rank needs no MPI, and the library contains no path
+// to one. Types and constants are those of MPICH's mpi.h.
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <dlfcn.h>
 #include <mpi.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <memory>
 #include <string>
 #include <tuple>
+#include <vector>
 
 #include "parallel.h"
 #include "paths.h"
@@ -43,11 +47,15 @@ struct Mpi {
   decltype(&MPI_Allgather) allgather = nullptr;
   decltype(&MPI_Alltoall) alltoall = nullptr;
   decltype(&MPI_Barrier) barrier = nullptr;
+  decltype(&MPI_Bcast) bcast = nullptr;
   decltype(&MPI_Comm_free) comm_free = nullptr;
   decltype(&MPI_Comm_rank) comm_rank = nullptr;
   decltype(&MPI_Comm_set_errhandler) set_errhandler = nullptr;
   decltype(&MPI_Comm_size) comm_size = nullptr;
   decltype(&MPI_Comm_split_type) split_type = nullptr;
+  decltype(&MPI_Irecv) irecv = nullptr;
+  decltype(&MPI_Isend) isend = nullptr;
+  decltype(&MPI_Waitall) waitall = nullptr;
   decltype(&MPI_Error_string) error_string = nullptr;
   decltype(&MPI_Win_allocate_shared) allocate_shared = nullptr;
   decltype(&MPI_Win_free) win_free = nullptr;
@@ -65,31 +73,73 @@ struct Mpi {
   }
 };
 
+// How the ranks lie on machines. Ranks g * size to (g + 1) * size - 1 are group g. Each group is on one machine, and
+// its sum is a branch of the tree over all ranks, because `size` is a power of two.
+struct Placement {
+  int64_t size = 0;
+  std::vector<int> leaders;        // the first rank on the machine of each group
+  std::vector<int> other_leaders;  // of the other machines, each once
+  std::vector<int64_t> nearby;     // of the groups on this machine: the number of their first rank among the ranks here
+  int64_t first_here = 0;          // the rank that leads this machine
+  int64_t count() const { return leaders.size(); }
+};
+
 Mpi mpi;
 Window window;
+Placement placement;  // `size` is 0 unless ranks are on several machines, and at least two on one of them
 // Totals since the process started: calls; and for calls between ranks, the bytes of the float32 sums and the time from
 // this rank's local sum to the result, including the wait for the other ranks.
 std::atomic<int64_t> reduces{0}, reduced_bytes{0}, reduce_nanoseconds{0};
 
-// Opens the window if MPI says that all ranks can share memory.
+// leader: for each rank, the first rank on its machine.
+Placement placement_of(const std::vector<int>& leader) {
+  const int64_t ranks = leader.size();
+  auto together = [&](int64_t size) {
+    for (int64_t r = 0; r < ranks; r++)
+      if (leader[r] != leader[r / size * size]) return false;
+    return true;
+  };
+  Placement found;
+  found.size = 1, found.first_here = leader[mpi.rank];
+  for (int64_t r = 0; r < ranks; r++)
+    if (leader[r] == r && r != found.first_here) found.other_leaders.push_back(leader[r]);
+  while (2 * found.size < ranks && together(2 * found.size)) found.size *= 2;
+  for (int64_t first = 0, here = 0; first < ranks; first += found.size) {
+    found.leaders.push_back(leader[first]);
+    if (leader[first] != found.first_here) continue;
+    found.nearby.push_back(here);
+    here += std::min(found.size, ranks - first);
+  }
+  return found;
+}
+
+// Opens the window of the ranks that can share memory, as MPI says, if one of them has others beside it.
 void open_window() {
   MPI_Comm node;
-  int neighbours = 0;
+  int rank = 0, neighbours = 0, leader = mpi.rank;
   mpi.check(mpi.split_type(mpi.comm, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node), "MPI_Comm_split_type");
   mpi.check(mpi.comm_size(node, &neighbours), "MPI_Comm_size");
-  if (neighbours == mpi.ranks) {
+  mpi.check(mpi.comm_rank(node, &rank), "MPI_Comm_rank");
+  mpi.check(mpi.bcast(&leader, 1, MPI_INT, 0, node), "MPI_Bcast");
+  std::vector<int> leaders(mpi.ranks);
+  mpi.check(mpi.allgather(&leader, 1, MPI_INT, leaders.data(), 1, MPI_INT, mpi.comm), "MPI_Allgather");
+  bool alone = true;
+  for (int r = 0; r < mpi.ranks; r++) alone &= leaders[r] == r;
+  placement = alone || neighbours == mpi.ranks ? Placement{} : placement_of(leaders);
+  if (!alone) {
     void* base;
-    MPI_Aint bytes = mpi.rank ? 0 : Window::bytes(mpi.ranks);
+    const int64_t results = placement.size ? placement.count() : 1;
+    MPI_Aint bytes = rank ? 0 : Window::bytes(neighbours, results);
     int unit;
     mpi.check(mpi.allocate_shared(bytes, 1, MPI_INFO_NULL, node, &base, &mpi.memory), "MPI_Win_allocate_shared");
     mpi.check(mpi.shared_query(mpi.memory, 0, &bytes, &unit, &base), "MPI_Win_shared_query");
-    window.open(base, mpi.rank, mpi.ranks);
+    window.open(base, rank, neighbours, results);
     mpi.check(mpi.barrier(node), "MPI_Barrier");
   }
   mpi.check(mpi.comm_free(&node), "MPI_Comm_free");
 }
 
-// Sets the communicator of the all-reduce; every rank of it must call this. Returns whether the ranks share memory.
+// Sets the communicator of the all-reduce; every rank of it must call this. Returns whether all ranks share memory.
 bool set_communicator(int64_t handle) {
   void* library = dlopen(kMpiLibrary, RTLD_LAZY | RTLD_NOLOAD);
   TORCH_CHECK(library, "set_communicator: ", kMpiLibrary,
@@ -102,11 +152,15 @@ bool set_communicator(int64_t handle) {
   find(found.allgather, "MPI_Allgather");
   find(found.alltoall, "MPI_Alltoall");
   find(found.barrier, "MPI_Barrier");
+  find(found.bcast, "MPI_Bcast");
   find(found.comm_free, "MPI_Comm_free");
   find(found.comm_rank, "MPI_Comm_rank");
   find(found.set_errhandler, "MPI_Comm_set_errhandler");
   find(found.comm_size, "MPI_Comm_size");
   find(found.split_type, "MPI_Comm_split_type");
+  find(found.irecv, "MPI_Irecv");
+  find(found.isend, "MPI_Isend");
+  find(found.waitall, "MPI_Waitall");
   find(found.error_string, "MPI_Error_string");
   find(found.allocate_shared, "MPI_Win_allocate_shared");
   find(found.win_free, "MPI_Win_free");
@@ -120,7 +174,7 @@ bool set_communicator(int64_t handle) {
   if (mpi.memory != MPI_WIN_NULL) mpi.check(mpi.win_free(&mpi.memory), "MPI_Win_free");
   mpi = found;
   open_window();
-  return window.is_open();
+  return window.is_open() && !placement.size;
 }
 
 // The summands of one tree sum.
@@ -137,6 +191,14 @@ struct Parts {
     Parts moved = *this;
     for (int64_t p = 0; p < count; p++) moved.at[p] = static_cast<const char*>(at[p]) + element * size();
     return moved;
+  }
+  Parts some(int64_t first, int64_t most) const {
+    Parts found(bf16, nullptr, 0, 0);
+    while (found.count < most && first + found.count < count) {
+      found.at[found.count] = at[first + found.count];
+      found.count++;
+    }
+    return found;
   }
   void sum(int64_t begin, int64_t end, float scale, bool y_bf16, void* y) const {
     path().tree_sum(bf16, at, count, begin, end, scale, y_bf16, y);
@@ -166,16 +228,17 @@ float* scratch(int64_t count) {
   return memory.get();
 }
 
-// Writes the sum of this rank's tracks to its slot. Returns all ranks' sums, which may be read after the next barrier.
+// Writes the sum of this rank's tracks to its slot. Returns the sums of all ranks of this machine, which may be read
+// after the next barrier.
 Parts publish(const Parts& tracks, int64_t n) {
   const bool single = tracks.count == 1;  // a single track is its own sum and is published in its own dtype
   float* sums = scratch(kChunk);
-  Parts all(single && tracks.bf16, window.slot(0), mpi.ranks, Window::kSlotBytes);
-  const void* own = all.at[mpi.rank] = single ? tracks.at[0] : sums;  // in this core's caches, unlike the slot
+  Parts all(single && tracks.bf16, window.slot(0), window.ranks(), Window::kSlotBytes);
+  const void* own = all.at[window.rank()] = single ? tracks.at[0] : sums;  // in this core's caches, unlike the slot
   for_each_slice(n, tracks.count, [&](int64_t begin, int64_t end) {
     if (!single) tracks.sum(begin, end, 1.f, false, sums);
     const int64_t from = begin * all.size(), to = end * all.size();
-    nt_copy(window.slot(mpi.rank) + from, static_cast<const char*>(own) + from, to - from);
+    nt_copy(window.slot(window.rank()) + from, static_cast<const char*>(own) + from, to - from);
   });
   return all;
 }
@@ -208,6 +271,48 @@ void reduce_in_window(const Parts& tracks, int64_t n, float scale, bool bf16, ch
       sum_by_shares(all, count, scale, bf16, to);
     else
       sum(all, count, scale, bf16, to);
+    reduce_nanoseconds += now() - began;
+  }
+}
+
+// Sends this machine's groups of `sums` [groups, n] to the leaders of the other machines, and receives theirs.
+void exchange(float* sums, int64_t n) {
+  std::vector<MPI_Request> requests;
+  auto start = [&](const char* call, auto function, int64_t group, int peer) {
+    requests.emplace_back();
+    const int tag = static_cast<int>(group), count = static_cast<int>(n);
+    mpi.check(function(sums + group * n, count, MPI_FLOAT, peer, tag, mpi.comm, &requests.back()), call);
+  };
+  for (int64_t g = 0; g < placement.count(); g++) {
+    if (placement.leaders[g] != mpi.rank)
+      start("MPI_Irecv", mpi.irecv, g, placement.leaders[g]);
+    else
+      for (const int peer : placement.other_leaders) start("MPI_Isend", mpi.isend, g, peer);
+  }
+  const int count = static_cast<int>(requests.size());
+  mpi.check(mpi.waitall(count, requests.data(), MPI_STATUSES_IGNORE), "MPI_Waitall");
+}
+
+// All-reduce in two levels, chunk by chunk: the leader of each machine sums the groups on it and exchanges the sums
+// with the other leaders; then every rank sums the groups, which it finds in shared memory.
+void reduce_in_groups(const Parts& tracks, int64_t n, float scale, bool bf16, char* y) {
+  for (int64_t done = 0; done < n; done += kChunk) {
+    const int64_t count = std::min(kChunk, n - done);
+    window.next_round();
+    const Parts here = publish(tracks.from(done), count);
+    const int64_t began = now();
+    float* sums = reinterpret_cast<float*>(window.results());
+    window.barrier();
+    if (mpi.rank == placement.first_here) {
+      for (int64_t g = 0, found = 0; g < placement.count(); g++) {
+        if (placement.leaders[g] != mpi.rank) continue;
+        sum(here.some(placement.nearby[found++], placement.size), count, 1.f, false, sums + g * count);
+      }
+      exchange(sums, count);
+    }
+    window.barrier();
+    const Parts all(false, sums, placement.count(), count * sizeof(float));
+    sum(all, count, scale, bf16, y + done * (bf16 ? 2 : 4));
     reduce_nanoseconds += now() - began;
   }
 }
@@ -263,7 +368,11 @@ Tensor all_reduce(const Tensor& x, int64_t ranks, double scale) {
     return y;
   }
   reduced_bytes += n * 4;
-  const auto reduce = window.is_open() ? reduce_in_window : n * 4 < kLargeBytes ? reduce_gathered : reduce_sliced;
+  const bool large = n * 4 >= kLargeBytes;
+  const auto reduce = placement.size && !large              ? reduce_in_groups
+                      : window.is_open() && !placement.size ? reduce_in_window
+                      : large                               ? reduce_sliced
+                                                            : reduce_gathered;
   reduce(tracks, n, factor, bf16, static_cast<char*>(y.mutable_data_ptr()));
   return y;
 }

@@ -1,5 +1,5 @@
-// Memory that the ranks of one machine share: a slot for every rank and one for results, in two sets that are used in
-// turn, and a counter for each rank of the barriers that it has reached.
+// Memory that the ranks of one machine share: slots for every rank and for results, in two sets that are used in turn,
+// and a counter for each rank of the barriers that it has reached.
 #pragma once
 #include <emmintrin.h>
 #include <sched.h>
@@ -14,22 +14,27 @@ class Window {
  public:
   static constexpr int64_t kSlotBytes = 256 * 1024;
 
-  static int64_t bytes(int64_t ranks) { return ranks * int64_t{sizeof(Mark)} + 2 * (ranks + 1) * kSlotBytes; }
+  static int64_t bytes(int64_t ranks, int64_t results) {
+    return ranks * int64_t{sizeof(Mark)} + 2 * (ranks + results) * kSlotBytes;
+  }
 
   // `memory` is aligned to a cache line. Before the first barrier, the ranks must synchronize by other means.
-  void open(void* memory, int64_t rank, int64_t ranks) {
+  // results: the number of slots for results, which follow each other.
+  void open(void* memory, int64_t rank, int64_t ranks, int64_t results) {
     marks_ = static_cast<Mark*>(memory);
-    rank_ = rank, ranks_ = ranks, barriers_ = round_ = 0;
+    rank_ = rank, ranks_ = ranks, results_ = results, barriers_ = round_ = 0;
     marks_[rank].reached = 0;
   }
 
   void close() { marks_ = nullptr; }
   bool is_open() const { return marks_ != nullptr; }
+  int64_t rank() const { return rank_; }
+  int64_t ranks() const { return ranks_; }
 
   // Switches to the other set of slots. Every round has a barrier, so all ranks have finished reading that set.
   void next_round() { round_++; }
   char* slot(int64_t rank) const {
-    return reinterpret_cast<char*>(marks_ + ranks_) + (round_ % 2 * (ranks_ + 1) + rank) * kSlotBytes;
+    return reinterpret_cast<char*>(marks_ + ranks_) + (round_ % 2 * (ranks_ + results_) + rank) * kSlotBytes;
   }
   char* results() const { return slot(ranks_); }
 
@@ -50,7 +55,7 @@ class Window {
   static_assert(std::atomic<int64_t>::is_always_lock_free);
 
   Mark* marks_ = nullptr;
-  int64_t rank_ = 0, ranks_ = 0, barriers_ = 0, round_ = 0;
+  int64_t rank_ = 0, ranks_ = 0, results_ = 0, barriers_ = 0, round_ = 0;
 };
 
 // Copies with non-temporal stores, which bypass the caches. If two cores share no cache, fetching a modified line from
