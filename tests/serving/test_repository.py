@@ -195,6 +195,27 @@ def test_a_window_is_written_for_every_layer(tmp_path: Path) -> None:
     assert config.dynamic_batching.default_queue_policy.max_queue_size == 7
 
 
+def test_speculation_is_a_parameter_of_the_engine(tmp_path: Path) -> None:
+    write_repository(engines(tmp_path / "e", "embedded"), tmp_path / "r", speculative="ngram:4")
+    config = parse(tmp_path / "r" / "tensorrt_llm" / "config.pbtxt")
+    assert config.parameters["speculative"].string_value == "ngram:4"
+
+
+@pytest.mark.parametrize(
+    ("engine", "speculative", "message"),
+    [
+        ("embedded", "ngram:0", "speculative ('ngram:0') must be ngram or ngram:K; K (1 to 64)"),
+        ("tensorrt_llm", "ngram", "speculative ('ngram') is not supported by"),
+    ],
+)
+def test_speculation_refused(engine: str, speculative: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)):
+        write_repository(
+            engines(tmp_path / "e", engine), tmp_path / "r", engine_path="/engines", speculative=speculative
+        )
+    assert not (tmp_path / "r").exists()
+
+
 @pytest.mark.parametrize("engine", FILES)
 def test_an_engine_without_windows_gets_chunks_and_reuse(engine: str, tmp_path: Path) -> None:
     write_repository(engines(tmp_path / "e", engine), tmp_path / "r", engine_path="/engines")

@@ -444,6 +444,7 @@ METRICS = {
     "nv_trt_llm_runtime_memory_metrics": "cpu gpu pinned",
     "nv_trt_llm_kv_cache_block_metrics": "max free used tokens_per reused fraction",
     "nv_trt_llm_inflight_batcher_metrics": "total_context_tokens generation_requests micro_batch_id paused_requests",
+    "trtllm_pt_speculation_metrics": "drafted accepted",
     "nv_trt_llm_general_metrics": "timestamp iteration_counter",
 }
 

@@ -22,6 +22,7 @@ from trtllm_pt.model import cost
 from trtllm_pt.model.config import ModelConfig
 from trtllm_pt.requests.fields import given_numbers
 from trtllm_pt.requests.messages import Runtime, SamplingParams
+from trtllm_pt.requests.speculation import draft_tokens
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -123,6 +124,7 @@ class Backend(ABC):
     builds_on_hosts: ClassVar[bool] = False  # whether `build` divides its work among the processes of an mpirun
     keeps_tied_head: ClassVar[bool] = True  # whether a tied output head takes memory in addition to the embedding
     scheduling_policy: ClassVar[str | None] = None  # description for benchmark reports
+    drafts: ClassVar[bool] = False  # whether its runtime has speculative decoding
     triton_backend: ClassVar[str] = "python"  # the Triton backend that serves it; "python" runs our Python model
     triton_omits: ClassVar[frozenset[str]] = frozenset()  # inputs of TensorRT-LLM's model that it does not have there
     shared_ranks: ClassVar[SharedRanks | None] = None  # None: only one engine at a time can run in a process
@@ -187,14 +189,25 @@ class Backend(ABC):
 
     @abstractmethod
     def open_rank(
-        self, folder: Path, manifest: EngineManifest, *, threads: int | None, kv_tokens: int | None
+        self, folder: Path, manifest: EngineManifest, *, threads: int | None, kv_tokens: int | None, draft_tokens: int
     ) -> RankRuntime | None:
         """Join the ranks of an engine directory and load this process's rank.
 
         Rank 0 gets the engine's runtime. The other ranks run the engine with it until it closes, and then get None.
         threads: threads per rank; None divides the machine's cores by the ranks. kv_tokens: tokens that fit into the KV
-        cache; None chooses a size that fits into memory. Raises UsageError for an engine that cannot run here.
+        cache; None chooses a size that fits into memory. draft_tokens: the most tokens of a draft in speculative
+        decoding; 0, always if `drafts` is False: none. Raises UsageError for an engine that cannot run here.
         """
+
+    def draft_tokens(self, speculative: str | None) -> int:
+        """Return the most tokens of a draft for what a user asked for, such as `ngram`; 0: no drafts.
+
+        Raises UsageError if it is unknown, or if this backend has no speculative decoding.
+        """
+        count = draft_tokens(speculative)
+        if count and not self.drafts:
+            raise UsageError(f"speculative ({speculative!r}) is not supported by {self.title}; leave it out")
+        return count
 
     def weights(self, folder: Path, manifest: EngineManifest) -> Source:
         """Return the weights of an engine directory, bit for bit as its checkpoint had them.

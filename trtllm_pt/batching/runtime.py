@@ -101,6 +101,7 @@ class BatchingRuntime(Generic[Plan]):
 
     def stats(self) -> Stats:
         scheduler, world = self._scheduler, self._session.world
+        speculation = scheduler.speculation
         return Stats(
             steps=scheduler.steps,
             active_requests=len(scheduler.running),
@@ -114,6 +115,8 @@ class BatchingRuntime(Generic[Plan]):
             hops_per_step=world.hops / scheduler.steps if scheduler.steps else 0.0,
             kv_page_tokens=scheduler.page_tokens,
             reused_tokens=scheduler.reused_tokens,
+            drafted_tokens=speculation.drafted if speculation else None,
+            accepted_tokens=speculation.accepted if speculation else None,
         )
 
     def close(self) -> None:

@@ -27,6 +27,12 @@ kv_cache_option = click.option(
     type=click.Choice(KV_CACHE_QUANT_ALGOS),
     help="Keep the KV cache in FP8. Only --engine tensorrt_llm can build the result.",
 )
+speculative_option = click.option(
+    "--speculative",
+    metavar="ngram[:K]",
+    help="Draft up to K tokens (8) from earlier ones of the same sequence, and compute them in one step. The output "
+    "stays the same.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from trtllm_pt.cli.options import output_option
+from trtllm_pt.cli.options import output_option, speculative_option
 
 
 @click.command("repo")
@@ -24,7 +24,8 @@ from trtllm_pt.cli.options import output_option
     show_default=True,
     help="Maximum number of waiting requests; more are refused. 0: no limit.",
 )
-def command(engines: Path, output: Path, engine_path: str | None, max_queue_size: int) -> None:
+@speculative_option
+def command(engines: Path, output: Path, engine_path: str | None, max_queue_size: int, speculative: str | None) -> None:
     """Write a Triton model repository for an engine directory.
 
     The tensors and parameters are those of TensorRT-LLM's inflight batcher repository, whichever engine is used.
@@ -36,6 +37,8 @@ def command(engines: Path, output: Path, engine_path: str | None, max_queue_size
     """
     from trtllm_pt.serving.triton.repository import write_repository
 
-    served = write_repository(engines, output, engine_path=engine_path, max_queue_size=max_queue_size)
+    served = write_repository(
+        engines, output, engine_path=engine_path, max_queue_size=max_queue_size, speculative=speculative
+    )
     backend = served.manifest.backend.triton_backend
     click.echo(f"{output}: backend {backend}, engines at {served.engine_path}", err=True)

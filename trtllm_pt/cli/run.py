@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from trtllm_pt.cli.hosts_options import hosts_options
-from trtllm_pt.cli.options import json_option, sampling_options
+from trtllm_pt.cli.options import json_option, sampling_options, speculative_option
 from trtllm_pt.cli.text import duration
 from trtllm_pt.errors import UsageError
 from trtllm_pt.requests.fields import NUMBERS
@@ -26,11 +26,13 @@ if TYPE_CHECKING:
 @sampling_options(NUMBERS)
 @click.option("--threads", type=click.IntRange(min=1), help="Threads per rank.  [default: cores / ranks]")
 @hosts_options
+@speculative_option
 @json_option
 def command(
     engines: Path,
     prompts: tuple[str, ...],
     threads: int | None,
+    speculative: str | None,
     as_json: bool,
     **sampling_fields: Any,
 ) -> None:
@@ -53,7 +55,7 @@ def command(
     sampling = SamplingParams(**sampling_fields)
     from trtllm_pt.runtime.llm import LLM
 
-    with LLM(engines, threads=threads) as llm:
+    with LLM(engines, threads=threads, speculative=speculative) as llm:
         if as_json:
             results = [_json(result) for result in llm.generate(texts, sampling)]
             click.echo(json.dumps(results[0] if len(results) == 1 else results, indent=2))

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import click
 
 from trtllm_pt.cli.hosts_options import hosts_options
+from trtllm_pt.cli.options import speculative_option
 from trtllm_pt.errors import INSTALL_SERVE, RunError, UsageError
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def _checked_origins(context: click.Context, option: click.Parameter, origins: t
     callback=_checked_origins,
     help="Let web pages of this origin, such as https://example.com, use OpenAI's endpoints; * is all. Repeatable.",
 )
+@speculative_option
 @click.option("--log", type=click.Path(path_type=Path), help="File for Triton's log.  [default: a temporary file]")
 @hosts_options
 def command(
@@ -74,6 +76,7 @@ def command(
     openai_port: int,
     served_model_name: str | None,
     allowed_origins: tuple[str, ...],
+    speculative: str | None,
     log: Path | None,
 ) -> None:
     """Serve engines through NVIDIA Triton, and start all their ranks.
@@ -95,7 +98,7 @@ def command(
     inside = address.behind_proxy()
     check_port(host, http_port, "--http-port")
     with tempfile.TemporaryDirectory(prefix="trtllm_pt-") as scratch, _signals():
-        repository = _repository(folder, Path(scratch))
+        repository = _repository(folder, Path(scratch), speculative)
         # Before the models load, because it may raise UsageError.
         engines = engine_folder(repository)
         endpoints = [_http_proxy(engines, inside, address)]
@@ -148,13 +151,15 @@ def _signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _repository(folder: Path, scratch: Path) -> Path:
+def _repository(folder: Path, scratch: Path, speculative: str | None = None) -> Path:
     from trtllm_pt.serving.triton.repository import write_repository
     from trtllm_pt.serving.triton.server import is_repository
 
     if is_repository(folder):
+        if speculative is not None:
+            raise UsageError(f"--speculative: {folder} is a model repository; give the option to `trtllm-pt repo`")
         return folder
-    write_repository(folder, scratch / "repository")
+    write_repository(folder, scratch / "repository", speculative=speculative)
     return scratch / "repository"
 
 

@@ -92,6 +92,8 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     peak_memory_bytes: int | None = None  # of the rank that uses most, including mapped weights
     kv_page_tokens: int | None = None  # tokens per page of the KV cache
     reused_tokens: int | None = None  # prompt tokens that were found in the KV cache
+    drafted_tokens: int | None = None  # tokens that speculative decoding proposed, if it is on
+    accepted_tokens: int | None = None  # those of them that became output
 
 
 # Messages that only the socket to rank 0 carries.

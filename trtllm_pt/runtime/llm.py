@@ -59,16 +59,25 @@ class LLM:
 
     engine_dir: an engine directory that `build` wrote. threads: threads per rank of an embedded engine; None divides
     the machine's cores among the ranks. kv_tokens: capacity of the KV cache in tokens; None: enough for max_batch_size
-    requests, but at most half of the available memory (TensorRT: nine tenths of the GPU's free memory). Raises
-    UsageError if the engine cannot run on this machine, and RunError if its ranks fail to start.
+    requests, but at most half of the available memory (TensorRT: nine tenths of the GPU's free memory). speculative:
+    "ngram" or "ngram:K" drafts up to K (8) tokens from earlier ones of the same sequence, and computes them in one
+    step; the output stays the same, bit for bit. Raises UsageError if the engine cannot run on this machine, and
+    RunError if its ranks fail to start.
     """
 
-    def __init__(self, engine_dir: str | Path, *, threads: int | None = None, kv_tokens: int | None = None) -> None:
+    def __init__(
+        self,
+        engine_dir: str | Path,
+        *,
+        threads: int | None = None,
+        kv_tokens: int | None = None,
+        speculative: str | None = None,
+    ) -> None:
         folder = Path(engine_dir)
         self.manifest = read_engine(folder)
         self.tokenizer = load_tokenizer(folder / "tokenizer")
         self._end_id, self._stop_words = end_ids(folder / "tokenizer")
-        self._runtime = start_runtime(folder, self.manifest, threads, kv_tokens)
+        self._runtime = start_runtime(folder, self.manifest, threads, kv_tokens, speculative)
         self._limits = self.manifest.limits
         self._next_id = 0
         self._outputs: dict[int, _Output] = {}  # of the requests that a caller is reading, by id
@@ -281,17 +290,24 @@ class _Output:
         )
 
 
-def start_runtime(folder: Path, manifest: EngineManifest, threads: int | None, kv_tokens: int | None) -> Runtime:
+def start_runtime(
+    folder: Path,
+    manifest: EngineManifest,
+    threads: int | None,
+    kv_tokens: int | None,
+    speculative: str | None = None,
+) -> Runtime:
     """Return the running engine of a folder. If mpirun started this process, ranks other than 0 never return.
 
     The parameters and the errors are those of LLM. A process that mpirun did not start, or a single rank, needs no MPI.
     """
     manifest.backend.check_versions(folder, manifest)
+    drafts = manifest.backend.draft_tokens(speculative)
     if launched_ranks() is None and manifest.ranks > 1:
         from trtllm_pt.runtime.remote import RemoteRuntime
 
-        return RemoteRuntime(folder, manifest, threads=threads, kv_tokens=kv_tokens)
-    runtime = manifest.backend.open_rank(folder, manifest, threads=threads, kv_tokens=kv_tokens)
+        return RemoteRuntime(folder, manifest, threads=threads, kv_tokens=kv_tokens, draft_tokens=drafts)
+    runtime = manifest.backend.open_rank(folder, manifest, threads=threads, kv_tokens=kv_tokens, draft_tokens=drafts)
     if runtime is None:
         sys.exit(0)
     if manifest.ranks > 1:

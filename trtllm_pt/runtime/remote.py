@@ -117,14 +117,21 @@ class Connection(Generic[Received, Sent]):
 class RemoteRuntime:
     """Starts the ranks of an engine directory, and implements the runtime protocol by talking to rank 0.
 
-    threads and kv_tokens are those of LLM. The ranks run on this machine, or on the hosts that the environment names
-    (job/hosts.py). `pids` has the process of each rank, and 0 for ranks on other machines. The constructor returns when
-    all ranks have loaded the engine. It raises the error of a rank that fails to load it, UsageError if ranks cannot
-    share memory or a host cannot run them, and RunError if they take longer than the backend's start_seconds.
+    threads and kv_tokens are those of LLM. draft_tokens: the most tokens of a draft; 0: none. The ranks run on this
+    machine, or on the hosts that the environment names (job/hosts.py). `pids` has the process of each rank, and 0 for
+    ranks on other machines. The constructor returns when all ranks have loaded the engine. It raises the error of a
+    rank that fails to load it, UsageError if ranks cannot share memory or a host cannot run them, and RunError if they
+    take longer than the backend's start_seconds.
     """
 
     def __init__(
-        self, folder: Path, manifest: EngineManifest, *, threads: int | None = None, kv_tokens: int | None = None
+        self,
+        folder: Path,
+        manifest: EngineManifest,
+        *,
+        threads: int | None = None,
+        kv_tokens: int | None = None,
+        draft_tokens: int = 0,
     ) -> None:
         self._hosts = Hosts.from_environment()
         if self._hosts is not None:
@@ -149,7 +156,7 @@ class RemoteRuntime:
             with socket.socket(socket.AF_UNIX) as listener:
                 listener.bind(str(self._folder / "socket"))
                 listener.listen(1)
-                options = {"--threads": threads, "--kv-tokens": kv_tokens}
+                options = {"--threads": threads, "--kv-tokens": kv_tokens, "--draft-tokens": draft_tokens or None}
                 given = [str(word) for pair in options.items() if pair[1] is not None for word in pair]
                 self._job = self._start(manifest.ranks, [str(folder.resolve()), str(self._folder / "socket"), *given])
                 self._connection: Connection[FromRank0, ToRank0] = self._accept(listener)

@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("socket")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--kv-tokens", type=int)
+    parser.add_argument("--draft-tokens", type=int, default=0)
     arguments = parser.parse_args()
     logs.set_up_from_environment()
     if not os.path.isdir(os.environ.get("TMPDIR", "/")):
@@ -33,8 +34,13 @@ def main() -> None:
     with last_words():
         manifest = read_engine(arguments.engine)
         manifest.backend.check_versions(arguments.engine, manifest)
-        limits = {"threads": arguments.threads, "kv_tokens": arguments.kv_tokens}
-        runtime = manifest.backend.open_rank(arguments.engine, manifest, **limits)
+        runtime = manifest.backend.open_rank(
+            arguments.engine,
+            manifest,
+            threads=arguments.threads,
+            kv_tokens=arguments.kv_tokens,
+            draft_tokens=arguments.draft_tokens,
+        )
         if runtime is not None:
             log.info("ranks ready", extra=logs.fields(engine=arguments.engine, processes=runtime.pids))
             serve(runtime, arguments.socket)

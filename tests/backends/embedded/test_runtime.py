@@ -63,6 +63,21 @@ def test_200_requests_get_what_each_gets_alone(llm: LLM) -> None:
     assert (stats.active_requests, stats.waiting_requests) == (0, 0)
 
 
+def test_drafts_change_no_output(engines: Engines, llm: LLM) -> None:
+    requests = workload(60, llm.manifest.model.vocab_size)
+    requests += [(prompt * 3, sampling) for prompt, sampling in requests[:20]]  # whose drafts are often right
+    prompts, sampling = [r[0] for r in requests], [r[1] for r in requests]
+    [folder] = engines("pretrained-2")
+    with LLM(folder, kv_tokens=KV_TOKENS, speculative="ngram") as drafting:
+        found = drafting.generate(prompts, sampling)
+        stats = drafting._runtime.stats()
+    for plain, drafted in zip(llm.generate(prompts, sampling), found, strict=True):
+        assert (plain.token_ids, plain.log_probs) == (drafted.token_ids, drafted.log_probs)
+    assert stats.drafted_tokens is not None and stats.accepted_tokens is not None
+    assert 100 < stats.accepted_tokens < stats.drafted_tokens
+    assert llm._runtime.stats().drafted_tokens is None
+
+
 def test_streamed_text_joined_is_the_unstreamed(llm: LLM) -> None:
     sampling = SamplingParams(max_tokens=60, temperature=1.5, seed=3)
     *pieces, last = llm.stream(PROMPT, sampling)

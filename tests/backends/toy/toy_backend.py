@@ -37,7 +37,7 @@ class ToyBackend(Backend):
         return {"toy": "1"}
 
     def open_rank(
-        self, folder: Path, manifest: EngineManifest, *, threads: int | None, kv_tokens: int | None
+        self, folder: Path, manifest: EngineManifest, *, threads: int | None, kv_tokens: int | None, draft_tokens: int
     ) -> ToyRuntime | None:
         world = World.join(manifest.ranks, self.mpi_hint)
         runtime = ToyRuntime(manifest, world, read_json(folder / "config.json")["step"])

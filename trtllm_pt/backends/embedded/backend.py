@@ -30,6 +30,7 @@ class EmbeddedBackend(Backend):
     format = 3
     mpi_hint = MPI_OF_EMBEDDED
     keeps_tied_head = False
+    drafts = True
     scheduling_policy = "first come, first served"
     shared_ranks = EmbeddedSharedRanks()
 
@@ -71,11 +72,11 @@ class EmbeddedBackend(Backend):
         return {"torch": version("torch")}
 
     def open_rank(
-        self, folder: Path, manifest: EngineManifest, *, threads: int | None, kv_tokens: int | None
+        self, folder: Path, manifest: EngineManifest, *, threads: int | None, kv_tokens: int | None, draft_tokens: int
     ) -> RankRuntime | None:
         from trtllm_pt.backends.embedded.runtime import open_rank
 
-        return open_rank(folder, threads=threads, kv_tokens=kv_tokens)
+        return open_rank(folder, threads=threads, kv_tokens=kv_tokens, draft_tokens=draft_tokens)
 
     def collectives(self, model: ModelConfig, ranks: int, dtype: str) -> Sequence[cost.Collective]:
         """Return all-reduces and logits in float32, and the broadcast with which rank 0 announces each step."""

@@ -19,7 +19,7 @@ _PREFILL_CHUNK = 256  # prompt tokens in a step with decoding requests, so that 
 class EmbeddedRuntime(BatchingRuntime[StepPlan]):
     """The runtime of a session, with what the op library counts."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, draft_tokens: int = 0) -> None:
         options = session.manifest.options
         scheduler = PagedScheduler(
             session.manifest.limits,
@@ -27,6 +27,7 @@ class EmbeddedRuntime(BatchingRuntime[StepPlan]):
             max_num_tokens=options.max_num_tokens,
             num_pages=session.engine.pages,
             chunk=min(_PREFILL_CHUNK, options.max_num_tokens),
+            draft_tokens=draft_tokens,
         )
         super().__init__(session, scheduler, score)
         self.session = session
@@ -42,10 +43,10 @@ class EmbeddedRuntime(BatchingRuntime[StepPlan]):
         )
 
 
-def open_rank(folder: Path, *, threads: int | None, kv_tokens: int | None) -> EmbeddedRuntime | None:
+def open_rank(folder: Path, *, threads: int | None, kv_tokens: int | None, draft_tokens: int) -> EmbeddedRuntime | None:
     """Join the ranks of an engine and load this one, as described at Backend.open_rank."""
     session = open_session(folder, threads=threads, kv_tokens=kv_tokens)
     if session.world.rank:
         session.follow()
         return None
-    return EmbeddedRuntime(session)
+    return EmbeddedRuntime(session, draft_tokens)

@@ -48,7 +48,7 @@ class TensorRTBackend(Backend):
         check_installed(folder, manifest)
 
     def open_rank(
-        self, folder: Path, manifest: EngineManifest, *, threads: int | None, kv_tokens: int | None
+        self, folder: Path, manifest: EngineManifest, *, threads: int | None, kv_tokens: int | None, draft_tokens: int
     ) -> RankRuntime | None:
         from trtllm_pt.backends.tensorrt.runtime import open_rank
 

@@ -115,7 +115,7 @@ class TensorRTLLMBackend(Backend):
             )
 
     def open_rank(
-        self, folder: Path, manifest: EngineManifest, *, threads: int | None, kv_tokens: int | None
+        self, folder: Path, manifest: EngineManifest, *, threads: int | None, kv_tokens: int | None, draft_tokens: int
     ) -> RankRuntime | None:
         from trtllm_pt.backends.tensorrt_llm.runtime import open_rank
 

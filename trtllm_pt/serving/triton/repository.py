@@ -77,6 +77,7 @@ class Served:
     manifest: EngineManifest
     engine_path: str  # the path of the engine directory; a relative path starts at a model's folder
     max_queue_size: int
+    speculative: str | None
 
     @property
     def in_python(self) -> bool:
@@ -94,14 +95,20 @@ class Served:
 
 
 def write_repository(
-    engines: Path, output: Path, *, engine_path: str | None = None, max_queue_size: int = DEFAULT_QUEUE
+    engines: Path,
+    output: Path,
+    *,
+    engine_path: str | None = None,
+    max_queue_size: int = DEFAULT_QUEUE,
+    speculative: str | None = None,
 ) -> Served:
     """Write the model repository of an engine directory.
 
     engine_path: the path of the engines on the machine that serves them; a relative path starts at a model's folder.
     None: their present path, which is written as a relative path if our Python model runs the engine, so that the
     repository and the engines can move together. max_queue_size: the number of requests that can wait for a slot;
-    further requests are refused. Raises UsageError if `engines` is not an engine directory, or if `output` exists.
+    further requests are refused. speculative: as for LLM. Raises UsageError if `engines` is not an engine directory, or
+    if `output` exists.
     """
     manifest = read_engine(engines)
     if engine_path is None:
@@ -110,7 +117,8 @@ def write_repository(
             engine_path = os.path.relpath(engine_path, output.resolve() / tensors.ENGINE)
     elif manifest.backend.triton_backend != "python" and not Path(engine_path).is_absolute():
         raise UsageError(f"engine_path ({engine_path!r}) must be absolute for {manifest.backend.title}")
-    served = Served(manifest=manifest, engine_path=engine_path, max_queue_size=max_queue_size)
+    manifest.backend.draft_tokens(speculative)  # raises UsageError
+    served = Served(manifest=manifest, engine_path=engine_path, max_queue_size=max_queue_size, speculative=speculative)
     with new_folder(output) as folder:
         for model in tensors.MODELS:
             _write_model(folder / model, model, served)
@@ -213,9 +221,12 @@ def _step(model: str, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> 
 
 def _parameters(model: str, served: Served) -> Mapping[str, Any]:
     filled = _values(served)
+    parameters = _PARAMETERS[model]
+    if model == tensors.ENGINE and served.speculative is not None:
+        parameters = {**parameters, "speculative": served.speculative}
     return {
         key: {"string_value": filled.get(value.removeprefix("${").removesuffix("}"), value)}
-        for key, value in _PARAMETERS[model].items()
+        for key, value in parameters.items()
     }
 
 

@@ -68,7 +68,8 @@ class TritonPythonModel:
         self._check_seconds = config.number("cancellation_check_period_ms", 100) / 1000
         self._stats_seconds = config.number("stats_check_period_ms", 100) / 1000
         kv_tokens = config.number("max_tokens_in_paged_kv_cache", 0) or None
-        self._runtime = RemoteRuntime(folder, manifest, kv_tokens=kv_tokens)
+        drafts = manifest.backend.draft_tokens(config.text("speculative"))
+        self._runtime = RemoteRuntime(folder, manifest, kv_tokens=kv_tokens, draft_tokens=drafts)
         self._metrics = Metrics(config.name, config.version, manifest.options.max_batch_size)
         self._ids = itertools.count()
         self._requests: dict[int, _ServedRequest] = {}  # by the runtime's id of each output

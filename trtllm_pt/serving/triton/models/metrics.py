@@ -34,6 +34,11 @@ _GAUGES = {  # name of the family: its label, its description, and the label's v
         "The running batch",
         ("total_context_tokens", "generation_requests", "micro_batch_id", "paused_requests"),
     ),
+    "trtllm_pt_speculation_metrics": (
+        "speculation_type",
+        "Tokens of speculative decoding: drafted ones, and those of them that became output",
+        ("drafted", "accepted"),
+    ),
     "nv_trt_llm_general_metrics": ("general_type", "The engine's clock", ("timestamp", "iteration_counter")),
 }
 
@@ -87,6 +92,10 @@ class Metrics:
                 "generation_requests": generating,
                 "micro_batch_id": 0,  # the engine has only one batch
                 "paused_requests": begun - generating,
+            },
+            "trtllm_pt_speculation_metrics": {
+                "drafted": stats.drafted_tokens or 0,
+                "accepted": stats.accepted_tokens or 0,
             },
             "nv_trt_llm_general_metrics": {"timestamp": time.time(), "iteration_counter": stats.steps},
         }
