@@ -1,7 +1,8 @@
 """Sample tokens from logits, on rank 0. The result of a row depends only on that row and its sequence, bit for bit.
 
-The order is: log-probs of the raw logits; repetition, frequency and presence penalties; forbidden tokens
-(bad words, and end tokens before min_tokens); temperature; top_k; top_p; min_p; one draw by (seed, position).
+The order is: log-probs of the raw logits; repetition, frequency and presence penalties; forbidden tokens (bad words,
+end tokens before min_tokens, and what the guide does not allow); temperature; top_k; top_p; min_p; one draw by (seed,
+position).
 Shapes: R rows, V vocabulary.
 """
 
@@ -62,7 +63,7 @@ def sample(logits: npt.NDArray[np.float32], sequences: SequenceOf[Sequence], sco
             tokens[i] = pick(logits[i], tokens[i], sequence)
         value = logits.item(i, tokens[i])
         if tokens[i] < 0 or value == -math.inf:
-            errors[i] = "no token is left to choose: bad_words, stop_words and min_tokens forbid every one"
+            errors[i] = _why_none_is_left(sequence)
         elif value != value:
             errors[i] = "the logits are not numbers (NaN)"
         elif not sequence.plain and sequence.sampling.log_probs:
@@ -74,6 +75,12 @@ def sample(logits: npt.NDArray[np.float32], sequences: SequenceOf[Sequence], sco
         for i, raw in zip(scored, _raw_scores(logits, tokens, sequences, scored, score), strict=True):
             scores[i] = raw
     return tokens, scores, errors
+
+
+def _why_none_is_left(sequence: Sequence) -> str:
+    if sequence.constraint is not None and (error := sequence.constraint.error):
+        return error
+    return "no token is left to choose: bad_words, stop_words, min_tokens and guide forbid every one"
 
 
 def _raw_scores(
@@ -93,7 +100,7 @@ def is_untouched(sequence: Sequence) -> bool:
     """Return whether neither penalties nor forbidden tokens can change the sequence's logits."""
     p = sequence.sampling
     unpenalised = p.repetition_penalty == 1 and p.presence_penalty == 0 and p.frequency_penalty == 0
-    return unpenalised and not p.bad_words and may_end(sequence)
+    return unpenalised and not p.bad_words and may_end(sequence) and sequence.constraint is None
 
 
 def may_end(sequence: Sequence) -> bool:
@@ -124,6 +131,8 @@ def touched(x: Logits, sequence: Sequence) -> Floats:
     penalise(x, sequence)
     for token in forbidden(sequence):
         x[token] = -np.inf
+    if sequence.constraint is not None:
+        x[sequence.constraint.forbidden()] = -np.inf
     return x
 
 

@@ -28,7 +28,7 @@ from trtllm_pt.batching.sampling import Sampled
 from trtllm_pt.batching.speculation import Draft, Speculation
 from trtllm_pt.requests.limits import Limits
 from trtllm_pt.requests.messages import FinishReason, Request, Tokens, TokenScore
-from trtllm_pt.requests.sequence import Sequence
+from trtllm_pt.requests.sequence import Constraint, Sequence
 
 Plan = TypeVar("Plan")
 
@@ -101,13 +101,14 @@ class Scheduler(ABC, Generic[Plan]):
 
     # Requests
 
-    def add(self, request: Request) -> None:
+    def add(self, request: Request, constraint: Constraint | None = None) -> None:
         """Queue a request whose tokens and sampling fields the caller has checked (Limits.check).
 
-        Raises UsageError for an id that is in flight, and for lengths that the engine cannot take.
+        constraint: of a request with a guide. Raises UsageError for an id that is in flight, and for lengths that the
+        engine cannot take.
         """
-        self._check_request(request)
-        sequence = Sequence.start(request, self.limits.length(request), self.end_id)
+        self.check_request(request)
+        sequence = Sequence.start(request, self.limits.length(request), self.end_id, constraint)
         self._by_id[request.id] = sequence
         self._lasting = None
         self.waiting.append(sequence)
@@ -134,7 +135,8 @@ class Scheduler(ABC, Generic[Plan]):
         assert {id(s) for s in self._by_id.values()} == {id(s) for s in (*self.running, *self.waiting)}
         assert not any(s.pages or s.computed for s in self.waiting)
 
-    def _check_request(self, request: Request) -> None:
+    def check_request(self, request: Request) -> None:
+        """Raises UsageError as `add` does."""
         self.limits.check_queued(request, self._by_id)
 
     # Steps

@@ -8,18 +8,19 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from trtllm_pt.errors import UsageError
-from trtllm_pt.requests.messages import SamplingParams
+from trtllm_pt.requests.messages import GuideType, SamplingParams
 
 WHOLE, NUMBER = "a whole number", "a number"
-FLAG, TOKEN, WORDS = "true or false", "a token id", "sequences of token ids"
+FLAG, TOKEN, WORDS, TEXT = "true or false", "a token id", "sequences of token ids", "text"
 _FLOAT_MAX = sys.float_info.max
 _INT32_MAX, _INT64_MAX = 2**31 - 1, 2**63 - 1  # what tensors and messages hold
 _SMALLEST = 5e-324  # the smallest number above 0
 _DEFAULTS = SamplingParams()
 MOST_TOP_LOG_PROBS = 20  # as in OpenAI's API
+_MOST_GUIDE_BYTES = 1 << 16  # a larger one would take seconds to compile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +39,7 @@ class Field:
     help: str = ""  # what a number does, for the help of the command line
     tensor: str | None = None  # its name among the inputs of Triton's model `tensorrt_llm`
     text_input: str | None = None  # its name among the inputs of the Triton models that take text
-    tensor_type: Literal["INT32", "FP32", "UINT64", "BOOL"] = "FP32"
+    tensor_type: Literal["INT32", "FP32", "UINT64", "BOOL", "STRING"] = "FP32"
     required: bool = False  # whether those models must be given it
     draws: bool = False  # whether it has no effect on greedy decoding
     reports: bool = False  # whether it asks for numbers about the tokens, and has no effect on them
@@ -164,6 +165,20 @@ FIELDS = (
     Field(name="include_stop_words", kind=FLAG),
     Field(name="bad_words", kind=WORDS, tensor="bad_words_list", text_input="bad_words", tensor_type="INT32"),
     Field(
+        name="guide_type",
+        kind=TEXT,
+        tensor="guided_decoding_guide_type",
+        text_input="guided_decoding_guide_type",
+        tensor_type="STRING",
+    ),
+    Field(
+        name="guide",
+        kind=TEXT,
+        tensor="guided_decoding_guide",
+        text_input="guided_decoding_guide",
+        tensor_type="STRING",
+    ),
+    Field(
         name="log_probs",
         kind=FLAG,
         tensor="return_log_probs",
@@ -175,7 +190,7 @@ FIELDS = (
     Field(name="processed_log_probs", kind=FLAG, reports=True),
     Field(name="prompt_log_probs", kind=FLAG, reports=True),
 )
-NUMBERS = tuple(field for field in FIELDS if field.kind not in (FLAG, TOKEN, WORDS) and not field.reports)
+NUMBERS = tuple(field for field in FIELDS if field.kind not in (FLAG, TOKEN, WORDS, TEXT) and not field.reports)
 
 
 def check_sampling(p: SamplingParams, vocab_size: int) -> None:
@@ -192,8 +207,11 @@ def sampling_problems(p: SamplingParams, vocab_size: int) -> Iterator[str]:
                 yield f"{field.name} ({value!r}) must be a token id between 0 and {vocab_size - 1}, or -1 for none"
         elif field.kind == WORDS:
             yield from _word_problems(field.name, value, vocab_size)
+        elif field.kind == TEXT:
+            continue
         elif (problem := field.problem(value)) and not (field.name == "max_tokens" and _scores_only(p)):
             yield problem
+    yield from _guide_problems(p)
     if p.top_log_probs and not (p.log_probs or p.prompt_log_probs):
         yield f"top_log_probs ({p.top_log_probs}) needs log_probs or prompt_log_probs"
     if p.processed_log_probs and not p.log_probs:
@@ -205,6 +223,22 @@ def sampling_problems(p: SamplingParams, vocab_size: int) -> Iterator[str]:
 def _scores_only(p: SamplingParams) -> bool:
     """Return whether a request asks for nothing but the log-probs of its prompt."""
     return p.prompt_log_probs is True and p.max_tokens == 0 and isinstance(p.max_tokens, int)
+
+
+def _guide_problems(p: SamplingParams) -> Iterator[str]:
+    if p.guide_type not in (None, *get_args(GuideType)):
+        yield f"guide_type ({p.guide_type!r}) must be one of {', '.join(get_args(GuideType))}"
+    elif not isinstance(p.guide, str):
+        yield f"guide ({p.guide!r}) must be a text"
+    elif p.guide_type in (None, "json"):
+        if p.guide:
+            yield f"guide must be empty where guide_type is {p.guide_type or 'not given'}"
+    elif not p.guide:
+        yield f"guide is missing: guide_type {p.guide_type} needs one"
+    elif any("\ud800" <= character <= "\udfff" for character in p.guide):
+        yield "guide is not valid UTF-8: it contains an unpaired surrogate"
+    elif (size := len(p.guide.encode())) > _MOST_GUIDE_BYTES:
+        yield f"guide has {size} bytes, but must have at most {_MOST_GUIDE_BYTES}"
 
 
 def _word_problems(name: str, words: tuple[Any, ...], vocab_size: int) -> Iterator[str]:

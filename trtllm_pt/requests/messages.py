@@ -11,6 +11,9 @@ from typing import Literal, NamedTuple, Protocol
 import msgspec
 
 FinishReason = Literal["length", "end_id", "stop_words", "cancelled", "timed_out", "invalid", "error"]
+# What an output must be. json: any JSON value. json_schema: a JSON value that is valid for a schema. regex: a text that
+# a regular expression matches as a whole. ebnf_grammar: a text of a grammar in GBNF or Lark. choice: a text of a list.
+GuideType = Literal["json", "json_schema", "regex", "ebnf_grammar", "choice"]
 CLOSED = "this engine is closed"  # the message of the error that a closed runtime raises
 
 
@@ -47,6 +50,8 @@ class SamplingParams:
     stop_words: tuple[tuple[int, ...], ...] = ()  # token sequences that end the output and are not part of it
     include_stop_words: bool = False  # whether a stop word is part of the output, as in TensorRT-LLM
     bad_words: tuple[tuple[int, ...], ...] = ()  # token sequences that never appear in the output
+    guide_type: GuideType | None = None  # what the output must be
+    guide: str = ""  # the schema, the expression, the grammar, or a JSON list of the texts to choose from
     log_probs: bool = False  # whether to return the log-prob of each output token, from the raw logits
     top_log_probs: int = 0  # how many of the likeliest tokens to return beside each log-prob
     processed_log_probs: bool = False  # whether the output's log-probs are those after penalties and temperature

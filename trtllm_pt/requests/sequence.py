@@ -6,8 +6,25 @@ from array import array
 from collections.abc import Iterable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from trtllm_pt.requests.messages import FinishReason, Request, SamplingParams, Tokens, TokenScore
+
+
+class Constraint(Protocol):
+    """What the rest of an output may be."""
+
+    def forbidden(self) -> Any:
+        """Return which tokens must not come next, as an array of booleans [V]."""
+
+    def take(self, token: int) -> bool:
+        """Add a token to the output. Returns whether another one may follow."""
+        ...
+
+    @property
+    def error(self) -> str | None:
+        """Why no token can follow, if the constraint cannot tell any more; None: it can."""
+        ...
 
 
 @dataclass(slots=True, eq=False)
@@ -18,6 +35,7 @@ class Sequence:
     tokens: array[int]  # int64: the prompt and the output so far; `take` adds sampled tokens
     limit: int  # the number of tokens, prompt included, at which the output ends
     end_id: int  # the request's end token or, if it has none, the engine's; -1: no token ends the output
+    constraint: Constraint | None = None  # of a request with a guide
     scores: list[TokenScore] = field(default_factory=list)  # one per output token if requested, else empty
     prompt_scores: list[TokenScore] = field(default_factory=list)  # of prompt tokens from the second on, if requested
     finish_reason: FinishReason | None = None
@@ -26,7 +44,7 @@ class Sequence:
     # accesses.
     id: int = field(init=False)
     stop_words: tuple[tuple[int, ...], ...] = field(init=False)
-    plain: bool = field(init=False)  # decoding is greedy, without penalties, bad words, min_tokens and log-probs
+    plain: bool = field(init=False)  # greedy decoding without penalties, bad words, min_tokens, a guide and log-probs
     unscored: int = field(init=False)  # prompt tokens whose scores are requested and still missing
     sent: int = field(init=False)  # tokens of the prompt and of earlier messages; the rest may start a stop word
 
@@ -49,10 +67,10 @@ class Sequence:
         )
 
     @classmethod
-    def start(cls, request: Request, limit: int, end_id: int) -> Sequence:
+    def start(cls, request: Request, limit: int, end_id: int, constraint: Constraint | None = None) -> Sequence:
         """Return the state of a new request. limit: see the class. end_id: the engine's end token, or -1."""
         own = request.sampling.end_id
-        return cls(request, array("q", request.token_ids), limit, end_id if own is None else own)
+        return cls(request, array("q", request.token_ids), limit, end_id if own is None else own, constraint)
 
     @property
     def sampling(self) -> SamplingParams:
@@ -83,7 +101,8 @@ class Sequence:
     def take(self, token: int, score: TokenScore | None = None) -> FinishReason | None:
         """Add a sampled token. Returns the finish reason if the output ends with it, else None.
 
-        An end token is not part of the output, and a stop word is part of it only if include_stop_words is set.
+        An end token is not part of the output, and a stop word is part of it only if include_stop_words is set. An
+        output that its constraint completes ends as with an end token.
         """
         if token == self.end_id:
             return "end_id"
@@ -94,6 +113,8 @@ class Sequence:
             if not self.sampling.include_stop_words:
                 del self.tokens[-stop:]
             return "stop_words"
+        if self.constraint is not None and not self.constraint.take(token):
+            return "end_id"
         return "length" if len(self.tokens) == self.limit else None
 
     def send(self) -> Tokens | None:

@@ -267,9 +267,9 @@ class _Output:
         self.finish_reason = "stop_words"
 
     def check(self) -> None:
-        """Raise RunError if the request failed."""
+        """Raise the request's error if it failed: UsageError if the request itself is wrong."""
         if self.error is not None:
-            raise RunError(self.error)
+            raise (UsageError if self.finish_reason == "invalid" else RunError)(self.error)
 
     def result(self, sync_points_seen: int | None) -> RunResult:
         assert self.finish_reason is not None

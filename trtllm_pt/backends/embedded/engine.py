@@ -94,7 +94,7 @@ class EmbeddedEngine:
     """
 
     def __init__(self, folder: Path, manifest: EngineManifest, rank: int, pages: int) -> None:
-        self.manifest, self.rank, self.pages = manifest, rank, pages
+        self.folder, self.manifest, self.rank, self.pages = folder, manifest, rank, pages
         load(folder / LIBRARY)
         # torch._inductor.aoti_load_package would import the whole compiler.
         try:

@@ -68,8 +68,8 @@ class PagedScheduler(Scheduler[StepPlan]):
                 "a step decodes one token of every sequence"
             )
 
-    def _check_request(self, request: Request) -> None:
-        super()._check_request(request)
+    def check_request(self, request: Request) -> None:
+        super().check_request(request)
         needed = pages_for(self.limits.length(request) - 1)  # the last token is never computed
         if needed > self.pages.total:
             raise UsageError(

@@ -10,6 +10,7 @@ from trtllm_pt.backends.embedded.paged_scheduler import PagedScheduler
 from trtllm_pt.backends.embedded.scores import score
 from trtllm_pt.backends.embedded.session import Session, open_session
 from trtllm_pt.backends.embedded.step_plan import StepPlan
+from trtllm_pt.batching.grammars import Grammars
 from trtllm_pt.batching.runtime import BatchingRuntime
 from trtllm_pt.requests.messages import Stats
 
@@ -29,7 +30,8 @@ class EmbeddedRuntime(BatchingRuntime[StepPlan]):
             chunk=min(_PREFILL_CHUNK, options.max_num_tokens),
             draft_tokens=draft_tokens,
         )
-        super().__init__(session, scheduler, score)
+        grammars = Grammars(session.engine.folder / "tokenizer", session.vocab_size)
+        super().__init__(session, scheduler, score, grammars)
         self.session = session
 
     def stats(self) -> Stats:
