@@ -93,6 +93,7 @@ def connections(config: Any) -> set[tuple[str, str, str]]:
 
 # What NVIDIA's backend would misread or ignore, as inputs of the ensemble and of the engine's model.
 ENSEMBLE_LACKS = {
+    *("guided_decoding_guide_type", "guided_decoding_guide"),
     *("num_return_sequences", "length_penalty", "presence_penalty", "frequency_penalty"),
     *("prompt_embedding_table", "prompt_vocab_size", "lora_task_id", "lora_weights", "lora_config"),
 }

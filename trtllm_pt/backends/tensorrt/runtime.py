@@ -9,6 +9,7 @@ from trtllm_pt.backends.tensorrt.profiles import PREFILL, profiles_of
 from trtllm_pt.backends.tensorrt.session import Session, open_session
 from trtllm_pt.backends.tensorrt.slot_plan import SlotPlan
 from trtllm_pt.backends.tensorrt.slot_scheduler import SlotScheduler
+from trtllm_pt.batching.grammars import Grammars
 from trtllm_pt.batching.runtime import BatchingRuntime
 from trtllm_pt.batching.sampling import score_rows
 
@@ -16,9 +17,9 @@ _CHUNK_BESIDE = 256  # prompt tokens between two decode steps, so that their nex
 
 
 class TensorRTRuntime(BatchingRuntime[SlotPlan]):
-    """The runtime of a session."""
+    """The runtime of a session with the engine in `folder`."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, folder: Path) -> None:
         manifest = session.engine.manifest
         prefill = profiles_of(manifest.options)[PREFILL]
         chunk, rows = prefill.each[2], prefill.rows[2]
@@ -30,7 +31,8 @@ class TensorRTRuntime(BatchingRuntime[SlotPlan]):
             chunk_beside=min(_CHUNK_BESIDE, chunk),
             scored_chunk=rows,
         )
-        super().__init__(session, scheduler, score_rows)
+        grammars = Grammars(folder / "tokenizer", manifest.model.vocab_size)
+        super().__init__(session, scheduler, score_rows, grammars)
         self.session = session
 
 
@@ -40,4 +42,4 @@ def open_rank(folder: Path, manifest: EngineManifest, kv_tokens: int | None) -> 
     if session.world.rank:
         session.follow()
         return None
-    return TensorRTRuntime(session)
+    return TensorRTRuntime(session, folder)

@@ -31,6 +31,7 @@ _OMITTED = """
     cross_attention_mask skip_cross_attn_blocks mrope_rotary_cos_sin mrope_position_deltas
     draft_input_ids draft_logits draft_acceptance_threshold
     lookahead_window_size lookahead_ngram_size lookahead_verification_set_size
+    guided_decoding_guide_type guided_decoding_guide
 """
 
 

@@ -95,7 +95,7 @@ def problems(p: SamplingParams) -> Iterator[str]:
         yield f"min_p ({p.min_p!r}) must be 0.0 with top_p below 1"
     if p.min_tokens and p.stop_words:  # the executor's min_tokens delays only the end token
         yield f"min_tokens ({p.min_tokens}) must be 0 with stop_words"
-    for name in ("top_log_probs", "processed_log_probs", "prompt_log_probs"):
+    for name in ("guide_type", "top_log_probs", "processed_log_probs", "prompt_log_probs"):
         if value := getattr(p, name):
             yield f"{name} ({value!r}) is not supported"
     if p.log_probs:

@@ -30,7 +30,7 @@ from trtllm_pt.text.stream import TextStream
 
 _MODEL = tensors.ENGINE
 _DTYPES: Mapping[str, type] = {"INT32": np.int32, "FP32": np.float32, "BOOL": np.bool_, "UINT64": np.uint64}
-_TYPES = {np.dtype(dtype).name: name for name, dtype in _DTYPES.items()}
+_TYPES = {"object": "BYTES", **{np.dtype(dtype).name: name for name, dtype in _DTYPES.items()}}
 # No proxy of the environment (gRPC reads http_proxy, too), and messages of any length. Without a list of options, the
 # client would set its own.
 _CHANNEL = [
@@ -207,6 +207,9 @@ def _inputs(choice: Choice) -> list[grpc.InferInput]:
             arrays[field.tensor] = _scalar(value, _DTYPES[field.tensor_type])
     if sampling.log_probs:
         arrays["return_log_probs"] = _scalar(True, np.bool_)
+    for name, text in ("guided_decoding_guide_type", sampling.guide_type), ("guided_decoding_guide", sampling.guide):
+        if text:
+            arrays[name] = np.array([[text.encode()]], object)
     if sampling.stop_words:
         arrays["stop_words_list"] = pack([sampling.stop_words])
     return _tensors(arrays)

@@ -14,7 +14,7 @@ from trtllm_pt.requests.limits import Limits
 from trtllm_pt.requests.messages import SamplingParams, Tokens, TokenScore, TopLogProbs
 from trtllm_pt.requests.sequence import possible_start
 from trtllm_pt.serving.triton import word_lists
-from trtllm_pt.serving.triton.models.base import Array, Arrays
+from trtllm_pt.serving.triton.models.base import Array, Arrays, text
 
 MOST_OUTPUTS = 1024  # the limit for the outputs of one request
 _SEEDS = 2**64
@@ -160,6 +160,8 @@ class _Row:
             stop_words=self._words("stop_words_list"),
             bad_words=self._words("bad_words_list"),
             include_stop_words=True,
+            guide_type=self._text("guided_decoding_guide_type") or None,
+            guide=self._text("guided_decoding_guide"),
             log_probs=bool(self._scalar("return_log_probs", False)),
             **{one.name: self._number(one) for one in FIELDS if one.reports and one.tensor is None},
         )
@@ -169,6 +171,9 @@ class _Row:
             return self._parameters.get(field.name, field.default)
         return self._scalar(field.tensor, None if field.required else field.default)
 
+    def _text(self, name: str) -> Any:
+        return text(self._scalar(name, b""), name)
+
     def _scalar(self, name: str, default: Any) -> Any:
         array = self._tensors.get(name)
         if array is None:
@@ -177,7 +182,8 @@ class _Row:
             return default
         if array.size != self._rows:
             raise UsageError(f"{name} has {array.size} values, but must have one per row of the batch ({self._rows})")
-        return array.reshape(-1)[self._row].item()
+        value = array.reshape(-1)[self._row]
+        return value.item() if isinstance(value, np.generic) else value
 
     def _words(self, name: str) -> tuple[tuple[int, ...], ...]:
         array = self._tensors.get(name)
