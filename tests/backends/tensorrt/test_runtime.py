@@ -6,8 +6,7 @@ import json
 import pickle
 import random
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,49 +14,16 @@ from typing import Any
 import pytest
 import torch
 
-from tests.backends.tensorrt.standin import site
-from tests.backends.tensorrt.standin.plans import Command, build, environment
-from tests.configs import EVERYTHING, LLAMA, PRETRAINED
-from trtllm_pt.checkpoint.convert import convert
-from trtllm_pt.checkpoint.init import init
+from tests.backends.tensorrt.conftest import MODELS, Engines
+from tests.backends.tensorrt.requests import PROMPT, workload
+from tests.backends.tensorrt.running import running
+from tests.configs import LLAMA
 from trtllm_pt.checkpoint.load import load_reference
 from trtllm_pt.errors import RunError, UsageError
 from trtllm_pt.requests.messages import SamplingParams
-from trtllm_pt.runtime.llm import LLM, RunResult
+from trtllm_pt.runtime.llm import RunResult
 
 pytest.importorskip("tensorrt_rtx")  # with which the networks are defined
-
-PROMPT = "def binary_search("
-MODELS: dict[str, Any] = {"pretrained": PRETRAINED, "everything": EVERYTHING, "llama": LLAMA}
-SIZES = {"max_batch_size": 4, "max_seq_len": 128, "max_num_tokens": 48}
-Engines = Callable[..., Path]
-
-
-@pytest.fixture(scope="session")
-def engines(tmp_path_factory: pytest.TempPathFactory) -> Engines:
-    """A model of MODELS in float32, for so many ranks and a package of NVIDIA's; checkpoint-… lies beside it."""
-    root = tmp_path_factory.mktemp("stand-in")
-
-    def engine(model: str, ranks: int, builder: str = "tensorrt") -> Path:
-        folder, checkpoint = root / f"{model}-{ranks}-{builder}", root / f"checkpoint-{model}-{ranks}"
-        if not checkpoint.exists():
-            source = MODELS[model]
-            make = convert if isinstance(source, Path) else init
-            make(source, checkpoint, ranks, dtype="float32")
-        return folder if folder.exists() else build(checkpoint, folder, builder, **SIZES)
-
-    return engine
-
-
-@pytest.fixture(scope="session")
-def command(tmp_path_factory: pytest.TempPathFactory) -> Command:
-    return environment(tmp_path_factory.mktemp("environment"))
-
-
-@contextmanager
-def running(folder: Path, **options: Any) -> Iterator[LLM]:
-    with site.installed(), LLM(folder, **options) as llm:
-        yield llm
 
 
 def opened(folder: Path, **options: Any) -> None:
@@ -105,18 +71,6 @@ def test_prompt_scores_are_the_references(engines: Engines) -> None:
         torch.testing.assert_close(torch.tensor(found), rows[:-1].gather(1, tokens[1:, None])[:, 0].float())
         tops = [*(score.top for score in result.prompt_scores), *result.top_log_probs]
         assert [[token for token, _ in top] for top in tops] == rows[:-1].topk(3).indices.tolist()
-
-
-def workload(count: int, vocab_size: int) -> list[tuple[tuple[int, ...], SamplingParams]]:
-    draw = random.Random(11)
-    requests = []
-    for number in range(count):
-        prompt = tuple(draw.randrange(1, vocab_size) for _ in range(draw.choice((1, 3, 17, 40, 60))))
-        sampling = SamplingParams(max_tokens=draw.choice((1, 9, 20)), end_id=-1, seed=number, log_probs=number % 3 == 0)
-        if number % 2:
-            sampling = replace(sampling, temperature=0.9, top_k=40, repetition_penalty=1.1)
-        requests.append((prompt, sampling))
-    return requests
 
 
 @pytest.mark.parametrize("builder", ["tensorrt", "tensorrt_rtx"])
@@ -301,16 +255,3 @@ def test_without_a_gpu(engines: Engines, monkeypatch: Any) -> None:
     )
     with pytest.raises(UsageError, match=message):
         opened(engines("llama", 1))
-
-
-def test_fewer_gpus_than_ranks(engines: Engines, command: Command) -> None:
-    (line,) = command("run", engines("pretrained", 2), "x", status=2, STAND_IN_GPUS="1").stderr.splitlines()
-    assert line.endswith("2 ranks run on this machine and need a GPU each, but 1 are visible")
-
-
-def test_run_on_two_ranks(engines: Engines, command: Command) -> None:
-    folder = engines("pretrained", 2)
-    found = json.loads(command("run", folder, PROMPT, "--max-tokens", "8", "--json").stdout)
-    with running(engines("pretrained", 1)) as llm:
-        [one] = llm.generate([PROMPT], SamplingParams(max_tokens=8))
-    assert tuple(found["token_ids"]) == one.token_ids and found["text"] == one.text

@@ -10,8 +10,9 @@ import subprocess
 import sys
 import sysconfig
 import venv
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from tests.backends.tensorrt.standin.cuda import NAME
 from tests.backends.tensorrt.standin.plan_file import Shape, StandInPlan
@@ -26,7 +27,6 @@ from trtllm_pt.checkpoint.manifest import CheckpointManifest
 
 ROOT = Path(__file__).parents[4]
 VERSIONS = {"tensorrt": "11.4.0.106", "tensorrt_rtx": "1.7.1.116"}
-Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def build(checkpoint: Path, folder: Path, builder: str = "tensorrt", **options: int) -> Path:
@@ -56,28 +56,37 @@ def _sizes(program: Program, profile: Profile) -> Mapping[str, tuple[Shape, ...]
     }
 
 
-def environment(home: Path) -> Command:
-    """`trtllm-pt`, or another module or script, in an environment that has the stand-in.
+class Command:
+    """`trtllm-pt`, or another module, in an environment at `home` that has the stand-in.
 
     Triton's Python models see the packages of their environment alone, and not PYTHONPATH.
     """
-    venv.create(home, with_pip=False, symlinks=True)
-    site = Path(sysconfig.get_path("purelib", vars={"base": str(home)}))
-    here = sysconfig.get_path("purelib")
-    lines = (str(ROOT), f"import site; site.addsitedir({here!r})", "import tests.backends.tensorrt.standin.everywhere")
-    (site / "here.pth").write_text("\n".join(lines) + "\n")
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # mpirun's
-    libraries = str(Path(sys.prefix) / "lib")  # MPI's
-    given = {**os.environ, "PATH": path, "LD_LIBRARY_PATH": libraries, "PYTHONPATH": "", "OMP_NUM_THREADS": "1"}
 
-    def run(
-        *arguments: str | Path, status: int = 0, module: str = "trtllm_pt", **variables: str
+    def __init__(self, home: Path) -> None:
+        venv.create(home, with_pip=False, symlinks=True)
+        site = Path(sysconfig.get_path("purelib", vars={"base": str(home)}))
+        here = sysconfig.get_path("purelib")
+        install = "import tests.backends.tensorrt.standin.everywhere"
+        (site / "here.pth").write_text(f"{ROOT}\nimport site; site.addsitedir({here!r})\n{install}\n")
+        self._python = home / "bin" / "python"
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # mpirun's
+        libraries = str(Path(sys.prefix) / "lib")  # MPI's
+        own = {"PATH": path, "LD_LIBRARY_PATH": libraries, "PYTHONPATH": "", "OMP_NUM_THREADS": "1"}
+        self._environment = {**os.environ, **own}
+
+    def start(self, *arguments: str | Path, module: str = "trtllm_pt", **variables: str) -> subprocess.Popen[str]:
+        line = [str(self._python), "-m", module, *map(str, arguments)]
+        pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen(line, env=self._environment | variables, cwd=ROOT, **pipes)
+
+    def __call__(
+        self, *arguments: str | Path, status: int | None = 0, module: str = "trtllm_pt", **variables: str
     ) -> subprocess.CompletedProcess[str]:
-        line = [str(home / "bin" / "python"), "-m", module, *map(str, arguments)]
-        done = subprocess.run(
-            line, capture_output=True, text=True, env=given | variables, timeout=300, check=False, cwd=ROOT
-        )
-        assert done.returncode == status, done.stderr
-        return done
-
-    return run
+        """Run it to its end. status: the one that it must exit with; None: any."""
+        with self.start(*arguments, module=module, **variables) as process:
+            try:
+                out, err = process.communicate(timeout=300)
+            finally:
+                process.kill()
+        assert status is None or process.returncode == status, err
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
