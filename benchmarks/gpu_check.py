@@ -1,15 +1,19 @@
-"""Check TensorRT engines on NVIDIA GPUs: `make gpu-check`, inside TensorRT-LLM's container.
+"""Check TensorRT engines on NVIDIA GPUs: `make gpu-check`.
 
 1. The trained model in pretrained/, plain and quantised, and a model with sliding windows run through `convert`,
-   `build` and `LLM` on all GPUs. Two of the prompts have one long beginning in common. The log-probs of the outputs are
-   compared with those of the reference network, which has the same (dequantised) weights in float32.
-2. A PT model with random weights is timed beside its dense twin of equal size: PT with NCCL and with AUTO all-reduces,
-   tensor parallelism, and TensorRT-LLM's own LlamaForCausalLM (AUTO, reduce fusion) with the weights of the twin.
+   `build` and `LLM`. Two of the prompts have one long beginning in common. The log-probs of the outputs are compared
+   with those of the reference network, which has the same (dequantised) weights in float32.
+2. A PT model with random weights is timed beside its dense twin of equal size under tensor parallelism.
 
     python3 benchmarks/gpu_check.py [--ranks 8] [--model pt-6b] [--cases '1,512,128;32,512,128'] [--rounds 2]
+    python3 benchmarks/gpu_check.py --engine tensorrt [--ranks 1 2 4 8] …
+
+With TensorRT-LLM, inside its container and on all GPUs, both are timed with NCCL and with AUTO all-reduces, and
+TensorRT-LLM's own LlamaForCausalLM (AUTO, reduce fusion) with the weights of the twin beside them. With native
+TensorRT, which needs the package tensorrt on GPUs of data centres, they are timed on each of 1, 2, 4 and 8 GPUs.
 
 Every step is a command, which is printed and can be run by hand. Checkpoints and engines are kept in build/gpu-check
-and used again. `--engine embedded` rehearses everything that does not need TensorRT-LLM.
+and used again. `--engine embedded` rehearses everything that does not need a GPU.
 """
 
 from __future__ import annotations
@@ -35,6 +39,7 @@ from trtllm_pt.cli import run_script
 from trtllm_pt.cli.text import table
 from trtllm_pt.errors import RunError, UsageError
 from trtllm_pt.model import cost
+from trtllm_pt.model.config import ModelConfig
 from trtllm_pt.model.presets import preset
 from trtllm_pt.requests.messages import SamplingParams
 
@@ -45,6 +50,7 @@ LIMITS = {None: 0.5, "W8A16": 0.5, "W4A16": 0.5, "FP8": 1.5}
 TOKENS = 48  # output tokens of every text that is compared
 WINDOWED = "windowed"  # a model that this script makes
 WARM_UP, RUNS = 2, 5
+RANKS = (1, 2, 4, 8)
 STOCK = "LlamaForCausalLM"
 
 
@@ -66,6 +72,10 @@ class Subject:
     @property
     def engines(self) -> str:
         return f"{self.checkpoint}-{STOCK if self.stock else self.strategy}"
+
+    def folder(self, engine: str) -> str:
+        """Return the beginning of the name of its engines' directory."""
+        return self.engines if engine == "tensorrt_llm" else f"{self.checkpoint}-{engine}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,18 +104,28 @@ def subjects(machine: Machine, engine: str, ranks: int, model: str, twin: str) -
     """Return all engines that this machine can build, the trained model first."""
     trained = str(PRETRAINED)
     found = [Subject(title=name, model=path, timed=False) for name, path in (("stdlib-pt", trained), 2 * (WINDOWED,))]
+    timed = [Subject(title="PT", model=model), Subject(title="TP", model=twin)]
     if engine == "embedded":
-        return [*found, Subject(title="PT", model=model), Subject(title="TP", model=twin)]
+        return [*found, *timed]
+    if engine == "tensorrt":
+        algorithms = ["W4A16"]
+        if ranks == ModelConfig.from_file(PRETRAINED / "config.json").tracks:  # these need one track per rank
+            algorithms += ["W8A16", "FP8"] if machine.capability >= 89 else ["W8A16"]
+        return [*found, *(_quantised(algo) for algo in algorithms), *timed]
     strategies = ("NCCL", "AUTO") if ranks > 1 else ("NCCL",)
     if ranks > 1:
         found.append(Subject(title="stdlib-pt, AUTO", model=trained, strategy="AUTO", timed=False))
     algorithms = [] if 100 <= machine.capability < 120 else ["W8A16", "W4A16"]
     algorithms += ["FP8"] if machine.capability >= 89 else []
-    found += [Subject(title=f"stdlib-pt, {algo}", model=trained, quantize=algo, timed=False) for algo in algorithms]
+    found += [_quantised(algo) for algo in algorithms]
     found += [Subject(title=f"PT, {strategy}", model=model, strategy=strategy) for strategy in strategies]
     found += [Subject(title=f"TP, {strategy}", model=twin, strategy=strategy) for strategy in strategies]
     fusion = "AUTO, reduce fusion" if ranks > 1 else "one rank"
     return [*found, Subject(title=f"{STOCK}, {fusion}", model=twin, strategy="AUTO", stock=True)]
+
+
+def _quantised(algo: str) -> Subject:
+    return Subject(title=f"stdlib-pt, {algo}", model=str(PRETRAINED), quantize=algo, timed=False)
 
 
 def default_model(machine: Machine, ranks: int) -> str:
@@ -151,8 +171,9 @@ def run(*command: object) -> None:
         raise RunError(f"`{' '.join(words)}` exited with status {done.returncode}")
 
 
-def make_checkpoint(subject: Subject, ranks: int, folder: Path) -> Path:
-    path = folder / f"{subject.checkpoint}-{ranks}.checkpoint"
+def make_checkpoint(subject: Subject, engine: str, ranks: int, folder: Path) -> Path:
+    of = "" if engine == "tensorrt_llm" or subject.quantize != "FP8" else f"-{engine}"  # which has no FP8 KV cache
+    path = folder / f"{subject.checkpoint}{of}-{ranks}.checkpoint"
     command = (sys.executable, "-m", "trtllm_pt")
     if path.exists():
         return path
@@ -166,7 +187,8 @@ def make_checkpoint(subject: Subject, ranks: int, folder: Path) -> Path:
     if subject.quantize == "FP8":
         text = folder / "calibration.txt"
         text.write_text(Path(argparse.__file__).read_text())
-        how += ["--kv-cache", "FP8", "--calibrate", text]
+        how += ["--calibrate", text]
+        how += ["--kv-cache", "FP8"] if engine == "tensorrt_llm" else []
     run(*command, "convert", subject.model, "-o", path, "--ranks", ranks, *how)
     return path
 
@@ -208,16 +230,16 @@ def stock_checkpoint(checkpoint: Path, output: Path) -> Path:
 
 
 def make_engines(subject: Subject, engine: str, ranks: int, cases: Sequence[Case], folder: Path) -> Path:
-    checkpoint = make_checkpoint(subject, ranks, folder)
+    checkpoint = make_checkpoint(subject, engine, ranks, folder)
     most = max(case.input_length + case.output_length for case in cases)
     batch = max(8, *(case.batch_size for case in cases))
     positions = positions_of(checkpoint)
     # Engines of an earlier run are used only if this run would build the same.
-    path = folder / f"{subject.engines}-{ranks}-{batch}-{most}-{sources()}.engines"
+    path = folder / f"{subject.folder(engine)}-{ranks}-{batch}-{most}-{sources()}.engines"
     if path.exists():
         return path
     sizes = ["--max_batch_size", batch, "--max_seq_len", min(positions, max(most, 512)), "--max_num_tokens", 8192]
-    if engine == "embedded":
+    if engine != "tensorrt_llm":
         run(sys.executable, "-m", "trtllm_pt", "build", checkpoint, "-o", path, "--engine", engine, *sizes)
         return path
     sizes += ["--gemm_plugin", "auto", "--workers", ranks]
@@ -362,7 +384,8 @@ def agreement(checkpoint: Path, outputs: Iterable[dict[str, Any]]) -> Agreement:
 
 
 def rows(measured: Sequence[dict[str, Any]], cases: Sequence[Case]) -> list[list[object]]:
-    """Return a row per subject. `best TP` is the TPOT of the fastest engine without tracks over the subject's."""
+    """Return a row per subject. `best TP` is the TPOT of the fastest engine without tracks, on as many ranks, over the
+    subject's."""
     found: list[list[object]] = []
     for one in measured:
         row: list[object] = [one["title"], one["ranks"], one["sync_points"] if one["ranks"] > 1 else 0]
@@ -377,7 +400,7 @@ def rows(measured: Sequence[dict[str, Any]], cases: Sequence[Case]) -> list[list
             row.append(f"{1e3 * statistics.median(run['ttft'] for run in runs):.2f}")
             row.append(f"{1e3 * tpot:.3f}")
             row.append(f"{case.batch_size * case.output_length / total:.0f}")
-            best = _best_tp(measured, number)
+            best = _best_tp(measured, one["ranks"], number)
             row.append(f"{best / tpot:.2f}" if best else "-")
         found.append(row)
     return found
@@ -390,8 +413,8 @@ def header(cases: Sequence[Case]) -> list[str]:
     ]
 
 
-def _best_tp(measured: Sequence[dict[str, Any]], case: int) -> float | None:
-    dense = [one["timings"][case] for one in measured if one["timings"] and one["schedule"] == "tp"]
+def _best_tp(measured: Sequence[dict[str, Any]], ranks: int, case: int) -> float | None:
+    dense = [m["timings"][case] for m in measured if m["timings"] and (m["schedule"], m["ranks"]) == ("tp", ranks)]
     return min((statistics.median(run["tpot"] for run in runs) for runs in dense), default=None)
 
 
@@ -405,7 +428,7 @@ def measure(chosen: Sequence[Subject], arguments: argparse.Namespace, ranks: int
     for subject in chosen:
         if not subject.timed:
             outputs = in_a_process("texts", built[subject], arguments.cases)
-            agreed[subject] = agreement(make_checkpoint(subject, ranks, folder), outputs)
+            agreed[subject] = agreement(make_checkpoint(subject, arguments.engine, ranks, folder), outputs)
             print(f"{subject.title}: {agreed[subject]}", flush=True)
     for number in range(arguments.rounds):
         for subject, runs in timed.items():
@@ -423,14 +446,29 @@ def measure(chosen: Sequence[Subject], arguments: argparse.Namespace, ranks: int
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--engine", choices=("tensorrt_llm", "embedded"), default="tensorrt_llm")
-    parser.add_argument("--ranks", type=int, choices=(1, 2, 4, 8), help="GPUs to use [most of those here]")
+    parser.add_argument("--engine", choices=("tensorrt_llm", "tensorrt", "embedded"), default="tensorrt_llm")
+    parser.add_argument(
+        "--ranks",
+        type=int,
+        choices=RANKS,
+        nargs="+",
+        help="GPUs to use [most of those here; tensorrt: each number that they are enough for]",
+    )
     parser.add_argument("--model", help="PT preset, whose dense twin is also built [by memory: pt-6b or pt-150m]")
     parser.add_argument("--cases", default="1,512,128;32,512,128", help="BATCH,IN,OUT;… [%(default)s]")
     parser.add_argument("--rounds", type=int, default=2, help="passes over all engines [%(default)s]")
     parser.add_argument("--folder", type=Path, default=Path("build/gpu-check"), help="[%(default)s]")
     parser.add_argument("--do", nargs=2, help=argparse.SUPPRESS)  # `texts` or `timings`, and an engine directory
     return parser.parse_args(words)
+
+
+def ranks_of(arguments: argparse.Namespace, machine: Machine) -> list[int]:
+    """Return the numbers of ranks to run on. Raises UsageError for more than there are GPUs."""
+    enough = [ranks for ranks in RANKS if ranks <= machine.gpus]
+    wanted: list[int] = arguments.ranks or (enough if arguments.engine == "tensorrt" else enough[-1:])
+    if max(wanted) > machine.gpus:
+        raise UsageError(f"--ranks ({max(wanted)}) must not exceed the {machine.gpus} GPUs here")
+    return wanted
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -441,17 +479,15 @@ def main(words: Sequence[str] | None = None) -> int:
         print(json.dumps(texts(Path(folder)) if what == "texts" else timings(Path(folder), cases)))
         return 0
     machine = here(arguments.engine)
-    ranks = arguments.ranks or max(g for g in (1, 2, 4, 8) if g <= machine.gpus)
-    if ranks > machine.gpus:
-        raise UsageError(f"--ranks ({ranks}) must not exceed the {machine.gpus} GPUs here")
-    model = arguments.model or default_model(machine, ranks)
-    chosen = subjects(machine, arguments.engine, ranks, model, twin_of(model))
-    measured = measure(chosen, arguments, ranks)
+    numbers = ranks_of(arguments, machine)
+    model = arguments.model or default_model(machine, min(numbers))
+    chosen = {ranks: subjects(machine, arguments.engine, ranks, model, twin_of(model)) for ranks in numbers}
+    measured = [one for ranks, some in chosen.items() for one in measure(some, arguments, ranks)]
     result = arguments.folder / "result.json"
     result.write_text(json.dumps({"machine": asdict(machine), "measured": measured}, indent=2) + "\n")
     print(f"\n{machine.gpus} x {machine.name}, {model} and {twin_of(model)} in bfloat16, medians of {WARM_UP} + {RUNS}")
     print(table(rows(measured, cases), header(cases)))
-    wrong = [s.title for s, m in zip(chosen, measured, strict=True) if m["agreement"] and not _holds(m)]
+    wrong = [f"{m['title']} on {m['ranks']} ranks" for m in measured if m["agreement"] and not _holds(m)]
     print(
         f"{result} has every run. "
         + (f"These differ from the reference: {', '.join(wrong)}" if wrong else "All checks hold.")

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.backends.tensorrt.standin.plans import Command, build
 from tests.backends.tensorrt_llm.executor.folders import WINDOWED, engine_folder
 from tests.backends.tensorrt_llm.executor.site import install
 from trtllm_pt.backends import read_engine
@@ -42,8 +43,8 @@ gpu_check = _loaded()
 HOPPER, BLACKWELL, AMPERE = (gpu_check.Machine(8, "a GPU", 80 << 30, capability) for capability in (90, 100, 80))
 
 
-def titles(machine: Any, ranks: int) -> list[str]:
-    return [s.title for s in gpu_check.subjects(machine, "tensorrt_llm", ranks, "pt-6b", "dense-6b")]
+def titles(machine: Any, ranks: int, engine: str = "tensorrt_llm") -> list[str]:
+    return [s.title for s in gpu_check.subjects(machine, engine, ranks, "pt-6b", "dense-6b")]
 
 
 def test_subjects_are_what_the_machine_can_build() -> None:
@@ -57,9 +58,39 @@ def test_subjects_are_what_the_machine_can_build() -> None:
     assert not any("AUTO" in title for title in alone) and "LlamaForCausalLM, one rank" in alone
 
 
-def test_every_subject_has_a_folder_of_its_own() -> None:
-    found = gpu_check.subjects(HOPPER, "tensorrt_llm", 8, "pt-6b", "dense-6b")
-    assert len({subject.engines for subject in found}) == len(found)
+def test_native_tensorrt_quantises_what_it_can() -> None:
+    """The model has 8 tracks, and int8 and FP8 need one track per rank."""
+    plain = ["stdlib-pt", "windowed", "stdlib-pt, W4A16"]
+    for ranks in (1, 2, 4):
+        assert titles(HOPPER, ranks, "tensorrt") == [*plain, "PT", "TP"]
+    assert titles(HOPPER, 8, "tensorrt") == [*plain, "stdlib-pt, W8A16", "stdlib-pt, FP8", "PT", "TP"]
+    assert titles(AMPERE, 8, "tensorrt") == [*plain, "stdlib-pt, W8A16", "PT", "TP"]
+
+
+@pytest.mark.parametrize("engine", ["tensorrt_llm", "tensorrt"])
+def test_every_subject_has_a_folder_of_its_own(engine: str) -> None:
+    found = gpu_check.subjects(HOPPER, engine, 8, "pt-6b", "dense-6b")
+    assert len({subject.folder(engine) for subject in found}) == len(found)
+
+
+@pytest.mark.parametrize(
+    ("words", "gpus", "expected"),
+    [
+        ([], 8, [8]),
+        ([], 6, [4]),
+        (["--engine", "tensorrt"], 8, [1, 2, 4, 8]),
+        (["--engine", "tensorrt"], 3, [1, 2]),
+        (["--engine", "tensorrt", "--ranks", "2", "4"], 8, [2, 4]),
+        (["--ranks", "2"], 8, [2]),
+    ],
+)
+def test_on_how_many_gpus(words: list[str], gpus: int, expected: list[int]) -> None:
+    assert gpu_check.ranks_of(gpu_check.parse(words), gpu_check.Machine(gpus, "a GPU", 1, 90)) == expected
+
+
+def test_more_ranks_than_gpus() -> None:
+    with pytest.raises(UsageError, match=r"--ranks \(8\) must not exceed the 4 GPUs here"):
+        gpu_check.ranks_of(gpu_check.parse(["--ranks", "2", "8"]), gpu_check.Machine(4, "a GPU", 1, 90))
 
 
 def test_models_by_memory_and_their_twins() -> None:
@@ -177,10 +208,12 @@ def test_the_known_beginning_is_longer_than_a_window_and_three_pages() -> None:
 # --- the table
 
 
-def measured(title: str, schedule: str, tpot: float | None, error: float | None = None) -> dict[str, Any]:
+def measured(
+    title: str, schedule: str, tpot: float | None, error: float | None = None, ranks: int = 8
+) -> dict[str, Any]:
     agreement = None if error is None else {"largest": error, "mean": error, "missed": 0.0}
     runs = None if tpot is None else [[{"ttft": 0.01, "tpot": t, "latency": 1.0} for t in (tpot, 2 * tpot, tpot)]]
-    known = {"title": title, "schedule": schedule, "ranks": 8, "sync_points": 8, "quantize": None}
+    known = {"title": title, "schedule": schedule, "ranks": ranks, "sync_points": 8, "quantize": None}
     return known | {"timings": runs, "agreement": agreement}
 
 
@@ -192,6 +225,7 @@ def test_the_table_sets_every_engine_against_the_best_without_tracks() -> None:
             measured("PT", "pt", 0.002),
             measured("TP", "tp", 0.005),
             measured("Llama", "tp", 0.004),
+            measured("TP on two", "tp", 0.003, ranks=2),
         ],
         cases,
     )
@@ -200,6 +234,7 @@ def test_the_table_sets_every_engine_against_the_best_without_tracks() -> None:
         ["PT", 8, 8, "-", "10.00", "2.000", "128", "2.00"],
         ["TP", 8, 8, "-", "10.00", "5.000", "128", "0.80"],
         ["Llama", 8, 8, "-", "10.00", "4.000", "128", "1.00"],
+        ["TP on two", 2, 8, "-", "10.00", "3.000", "128", "1.00"],
     ]
     assert all(len(row) == len(gpu_check.header(cases)) for row in found)
 
@@ -227,3 +262,29 @@ def test_a_rehearsal_on_this_machine(tmp_path: Path) -> None:
     result = json.loads((tmp_path / "result.json").read_text())
     assert [len(runs) for one in result["measured"] if one["timings"] for runs in one["timings"]] == [5] * 4
     assert all(read_engine(folder).ranks == 1 for folder in tmp_path.glob("*.engines"))
+
+
+@pytest.mark.slow
+def test_a_rehearsal_of_native_tensorrt(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    """Everything but the builder: engines of the stand-in lie where it would put its own."""
+    pytest.importorskip("tensorrt_rtx")
+    command = Command(tmp_path / "environment")
+    machine = gpu_check.Machine(2, "Stand-in GPU", 8 << 30, 89)
+    folder = tmp_path / "out"
+    folder.mkdir()
+    words = ["--engine", "tensorrt", "--model", "pt-tiny", "--cases", "1,8,4;2,8,4", "--rounds", "1"]
+    for ranks in (1, 2):
+        for subject in gpu_check.subjects(machine, "tensorrt", ranks, "pt-tiny", "dense-tiny"):
+            checkpoint = gpu_check.make_checkpoint(subject, "tensorrt", ranks, folder)
+            engines = folder / f"{subject.folder('tensorrt')}-{ranks}-8-12-{gpu_check.sources()}.engines"
+            length = min(512, gpu_check.positions_of(checkpoint))
+            build(checkpoint, engines, max_batch_size=8, max_seq_len=length, max_num_tokens=8192)
+    monkeypatch.setattr(gpu_check, "here", lambda engine: machine)
+    monkeypatch.setattr(sys, "executable", str(command.python))
+    for name, value in command.environment.items():
+        monkeypatch.setenv(name, value)
+    assert gpu_check.main([*words, "--folder", str(folder)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].endswith("All checks hold.")
+    names = ["stdlib-pt", "windowed", "stdlib-pt,", "PT", "TP"]
+    assert [line.split()[0] for line in lines[-11:-1]] == 2 * names

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from array import array
-
 import torch
 
 from trtllm_pt.backends.tensorrt.profiles import DECODE, PREFILL
-from trtllm_pt.backends.tensorrt.slot_plan import INPUTS, SlotPlan, StepMessage
+from trtllm_pt.backends.tensorrt.slot_plan import INPUTS, Layout, SlotPlan, StepMessage
 
 
 def numbers(message: StepMessage) -> dict[str, list[int]]:
@@ -18,17 +16,23 @@ def numbers(message: StepMessage) -> dict[str, list[int]]:
     return {name: message.tensor[first : first + count].tolist() for name, first, count in parts}
 
 
-def ints(*values: int) -> array[int]:
-    return array("i", values)
-
-
 def new() -> StepMessage:
     return StepMessage(torch.zeros(StepMessage.room_for(4, 100, 64), dtype=torch.int32))
 
 
-CHUNK = SlotPlan(PREFILL, 2, ints(*range(90)), ints(7), ints(97), ints(3, 89), 1)
-# Slot 1 holds 6 tokens and does not take part.
-STEP = SlotPlan(DECODE, 0, ints(11, 0, 13, 14), ints(5, 6, 0, 9), ints(6, 1, 1, 10), ints(0, 2, 3, 0), 3)
+CHUNK = SlotPlan.of(Layout.of(PREFILL, 2, 1, 90, 2), (range(90), range(7, 97), [7], [97], [3, 89]), 1)
+
+
+def decode_step() -> SlotPlan:
+    """Slot 1 holds 6 tokens and does not take part."""
+    zeros = [0] * 4
+    plan = SlotPlan.of(Layout.of(DECODE, 0, 4, 1, 4), (zeros, zeros, [0, 6, 0, 0], [1] * 4, [0, 2, 3, 0]), 3)
+    for slot, token, position in ((0, 11, 5), (2, 13, 0), (3, 14, 9)):
+        plan.decode(slot, token, position)
+    return plan
+
+
+STEP = decode_step()
 
 
 def test_what_the_network_reads() -> None:
@@ -62,11 +66,9 @@ def test_another_rank_reads_the_same() -> None:
 
 
 def test_the_same_plan_again_has_its_new_tokens() -> None:
-    message = new()
-    message.write(STEP)
-    plan = STEP._replace(tokens=ints(*STEP.tokens), starts=ints(*STEP.starts), lengths=ints(*STEP.lengths))
+    message, plan = new(), decode_step()
     message.write(plan)
-    plan.tokens[2], plan.starts[2], plan.lengths[2] = 23, 1, 2
+    plan.decode(2, 23, 1)
     message.write(plan)
     assert numbers(message) == {
         "tokens": [11, 0, 23, 14],
@@ -87,7 +89,6 @@ def test_every_input_is_aligned() -> None:
 def test_there_is_room_for_every_step() -> None:
     for slots, tokens, rows in ((1, 1, 1), (16, 2048, 64), (4096, 1, 1), (3, 65, 64)):
         message = StepMessage(torch.zeros(StepMessage.room_for(slots, tokens, rows), dtype=torch.int32))
-        zeros = [array("i", bytes(4 * count)) for count in (slots, tokens, rows)]
-        message.write(SlotPlan(DECODE, 0, zeros[0], zeros[0], zeros[0], zeros[0], 0))
-        message.write(SlotPlan(PREFILL, 0, zeros[1], ints(0), ints(tokens), zeros[2], 0))
-        assert message.layout.size <= len(message.tensor)
+        for layout in (Layout.of(DECODE, 0, slots, 1, slots), Layout.of(PREFILL, 0, 1, tokens, rows)):
+            message.write(SlotPlan.of(layout, ([], [], [], [], []), 0))
+            assert len(message.numbers) == layout.size

@@ -146,7 +146,7 @@ def test_a_step_has_no_more_rows_than_its_chunk() -> None:
     scheduler.add(request(1, random_prompt(np.random.default_rng(7), 30), max_tokens=1, prompt_log_probs=True))
     seen = []
     while (plan := scheduler.schedule()) is not None:
-        seen.append((len(plan.last), plan.wanted, len(plan.targets)))
+        seen.append((plan.layout.rows, plan.wanted, len(plan.targets)))
         model.run(plan)
         scheduler.finish_step(([0] * plan.wanted, [None], [None]), model.scores)
     assert seen == [(8, 0, 8), (8, 0, 8), (8, 0, 8), (6, 1, 5)]

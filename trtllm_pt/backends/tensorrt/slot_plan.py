@@ -1,4 +1,4 @@
-"""The plan of a step: arrays on rank 0, and one message to all ranks, which is also what the GPU reads.
+"""The plan of a step, which is at the same time the message to all ranks and what the GPU reads.
 
 Shapes: B slots, S tokens of each, R rows of logits.
 """
@@ -6,33 +6,15 @@ Shapes: B slots, S tokens of each, R rows of logits.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-import numpy as np
 from torch import Tensor
 
 HEADER = 6  # the message begins with its size, which is never 0, and the profile, the first slot, B, S and R
 _ALIGNED = 64  # int32 numbers: TensorRT wants the address of an input to be a multiple of 256 bytes
-INPUTS = ("tokens", "positions", "starts", "lengths", "last")  # of the network, in the order of the message
-
-
-class SlotPlan(NamedTuple):
-    """A step on B neighbouring slots: one token of each, or S tokens of one.
-
-    A decode step computes all slots up to the last one that decodes. A slot in between that does not take part writes
-    behind the tokens that it holds, where the next token overwrites it, and reads its first position only.
-    """
-
-    profile: int
-    slot: int  # the first one
-    tokens: array[int]  # int32 [B * S]
-    starts: array[int]  # int32 [B]: where each slot's tokens are written
-    lengths: array[int]  # int32 [B]: tokens that each slot's attention reads, of which these are the last S
-    last: array[int]  # int32 [R]: indices into `tokens` whose logits to compute
-    wanted: int  # the number of rows, the first ones, whose logits are for sampling
-    targets: Sequence[int] = ()  # the tokens that follow the next rows, whose log-probs are computed
-    top: int = 0  # how many of the likeliest tokens to return beside each of these log-probs
+# The network's inputs, in the order of the message: [B, S], [B, S], [B], [B] and [R]; see network.Step.
+INPUTS = ("tokens", "positions", "starts", "lengths", "last")
 
 
 class Layout(NamedTuple):
@@ -60,19 +42,49 @@ class Layout(NamedTuple):
         return dict(zip(INPUTS, (both, both, (self.slots,), (self.slots,), (self.rows,)), strict=True))
 
 
+class SlotPlan(NamedTuple):
+    """A step on B neighbouring slots: one token of each, or S tokens of one.
+
+    A decode step computes all slots up to the last one that decodes. A slot in between that does not take part writes
+    behind the tokens that it holds, where the next token overwrites it, and reads its first position only.
+    """
+
+    layout: Layout
+    numbers: array[int]  # int32: the message
+    wanted: int  # the number of rows, the first ones, whose logits are for sampling
+    targets: Sequence[int] = ()  # the tokens that follow the next rows, whose log-probs are computed
+    top: int = 0  # how many of the likeliest tokens to return beside each of these log-probs
+
+    @classmethod
+    def of(
+        cls, layout: Layout, inputs: Sequence[Iterable[int]], wanted: int, targets: Sequence[int] = (), top: int = 0
+    ) -> SlotPlan:
+        """Return a plan with the values of INPUTS."""
+        numbers = array("i", bytes(4 * layout.size))
+        numbers[:HEADER] = array("i", (layout.size, *layout[:5]))
+        for offset, values in zip(layout.offsets, inputs, strict=True):
+            given = array("i", values)
+            numbers[offset : offset + len(given)] = given
+        return cls(layout, numbers, wanted, targets, top)
+
+    def decode(self, slot: int, token: int, position: int) -> None:
+        """Set the token of a slot in a decode step, at a position of its sequence."""
+        numbers, (tokens, positions, starts, lengths, _) = self.numbers, self.layout.offsets
+        numbers[tokens + slot] = token
+        numbers[positions + slot] = numbers[starts + slot] = position
+        numbers[lengths + slot] = position + 1
+
+
 class StepMessage:
     """The buffer of one rank for the messages with step plans.
 
-    numbers: int32, in memory that the GPU can copy from, with room for `room_for` numbers.
+    tensor: int32, in memory that the GPU can copy from, with room for `room_for` numbers.
     """
 
-    def __init__(self, numbers: Tensor) -> None:
-        self.tensor = numbers
-        self._array = numbers.numpy()
-        self.room: memoryview = self._array.data
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+        self.room: memoryview = tensor.numpy().data
         self.layout = Layout.of(0, 0, 1, 1, 1)
-        self._header: list[int] = []
-        self._plan: SlotPlan | None = None  # the last plan that was written
 
     @staticmethod
     def room_for(slots: int, tokens: int, rows: int) -> int:
@@ -80,38 +92,16 @@ class StepMessage:
         return max(Layout.of(0, 0, slots, 1, slots).size, Layout.of(1, 0, 1, tokens, rows).size)
 
     def write(self, plan: SlotPlan) -> None:
-        """Write a plan. If the same one comes again, only what differs from step to step is written."""
-        if plan is not self._plan:
-            self._plan = plan
-            slots = len(plan.starts)
-            layout = Layout.of(plan.profile, plan.slot, slots, len(plan.tokens) // slots, len(plan.last))
-            header = array("i", (layout.size, plan.profile, plan.slot, slots, layout.each, layout.rows))
-            self.room[:HEADER] = header
-            self.read()
-            self._put(4, plan.last)
-        self._put(0, plan.tokens)
-        self._put(2, plan.starts)
-        self._put(3, plan.lengths)
-        positions, lengths = self.layout.offsets[1], self.layout.offsets[3]
-        slots, each = self.layout.slots, self.layout.each
-        if each == 1:
-            np.subtract(self._array[lengths : lengths + slots], 1, out=self._array[positions : positions + slots])
-        else:
-            end = plan.lengths[0]
-            self._array[positions : positions + each] = np.arange(end - each, end)
+        self.layout = plan.layout
+        self.room[: plan.layout.size] = plan.numbers
 
     def read(self) -> None:
         """Set `layout` for the message that is now in the buffer."""
-        header = self.room[:HEADER].tolist()
-        if header != self._header:
-            self._header = header
-            self.layout = Layout.of(*header[1:])
+        header = self.room[1:HEADER].tolist()
+        if header != list(self.layout[:5]):
+            self.layout = Layout.of(*header)
 
     @property
     def numbers(self) -> memoryview:
         """The numbers of the message."""
         return self.room[: self.layout.size]
-
-    def _put(self, which: int, values: array[int]) -> None:
-        begin = self.layout.offsets[which]
-        self.room[begin : begin + len(values)] = values

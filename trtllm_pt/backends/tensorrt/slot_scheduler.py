@@ -3,10 +3,8 @@ a chunk of one prompt."""
 
 from __future__ import annotations
 
-from array import array
-
 from trtllm_pt.backends.tensorrt.profiles import DECODE, PREFILL
-from trtllm_pt.backends.tensorrt.slot_plan import SlotPlan
+from trtllm_pt.backends.tensorrt.slot_plan import Layout, SlotPlan
 from trtllm_pt.backends.tensorrt.slots import Slots
 from trtllm_pt.batching.scheduler import Scheduler
 from trtllm_pt.requests.limits import Limits
@@ -64,11 +62,12 @@ class SlotScheduler(Scheduler[SlotPlan]):
     def _one_further(self) -> SlotPlan | None:
         plan = self._lasting
         if plan is not None:
-            for sequence in self.wanted:
+            numbers, (tokens, positions, starts, lengths, _) = plan.numbers, plan.layout.offsets
+            for sequence in self.wanted:  # as SlotPlan.decode does, but a call for each takes too long here
                 slot, computed = sequence.pages[0], sequence.computed
-                plan.tokens[slot] = sequence.tokens[-1]
-                plan.starts[slot] = computed
-                plan.lengths[slot] = computed + 1
+                numbers[tokens + slot] = sequence.tokens[-1]
+                numbers[positions + slot] = numbers[starts + slot] = computed
+                numbers[lengths + slot] = computed + 1
         return plan
 
     def _new_plan(self) -> SlotPlan | None:
@@ -105,15 +104,11 @@ class SlotScheduler(Scheduler[SlotPlan]):
         self._step.append((sequence, count))
         scored = self._rows_to_score(sequence, end)
         wanted = self._wants_a_token(sequence, end)
-        last = array("i", [count - 1] if wanted or not scored else [])
-        last.extend(row - start for row in scored)
-        return SlotPlan(
-            PREFILL,
-            sequence.pages[0],
-            array("i", sequence.tokens[start:end]),
-            array("i", [start]),
-            array("i", [end]),
-            last,
+        last = [count - 1] if wanted or not scored else []
+        last += [row - start for row in scored]
+        return SlotPlan.of(
+            Layout.of(PREFILL, sequence.pages[0], 1, count, len(last)),
+            (sequence.tokens[start:end], range(start, end), (start,), (end,), last),
             int(wanted),
             sequence.tokens[scored.start + 1 : scored.stop + 1],
             self._most_top(),
@@ -123,20 +118,21 @@ class SlotScheduler(Scheduler[SlotPlan]):
         """Return the plan of a step that computes one token of each sequence."""
         end = max(sequence.pages[0] for sequence in sequences) + 1
         size = next(size for size in self._sizes if size >= end)
-        tokens, lengths, last = array("i", bytes(4 * size)), array("i", [1]) * size, array("i")
-        starts = array("i", map(self.slots.held, range(size)))
+        starts = [self.slots.held(slot) for slot in range(size)]
         for sequence in self.running:
             if (slot := sequence.pages[0]) < size:
                 starts[slot] = sequence.computed
+        last = []
         for sequence in sequences:
-            slot, computed = sequence.pages[0], sequence.computed
             self._step.append((sequence, 1))
-            tokens[slot], lengths[slot] = sequence.tokens[computed], computed + 1
-            if self._wants_a_token(sequence, computed + 1):
-                last.append(slot)
-        wanted = len(last)
-        last.extend([0] * (size - wanted))
-        return SlotPlan(DECODE, 0, tokens, starts, lengths, last, wanted)
+            if self._wants_a_token(sequence, sequence.computed + 1):
+                last.append(sequence.pages[0])
+        nothing = [0] * size
+        inputs = (nothing, nothing, starts, [1] * size, last + [0] * (size - len(last)))
+        plan = SlotPlan.of(Layout.of(DECODE, 0, size, 1, size), inputs, len(last))
+        for sequence in sequences:
+            plan.decode(sequence.pages[0], sequence.tokens[sequence.computed], sequence.computed)
+        return plan
 
     def _release(self, sequence: Sequence) -> None:
         self.slots.release(sequence.pages[0], sequence.tokens[: sequence.computed])

@@ -68,16 +68,15 @@ class Command:
         here = sysconfig.get_path("purelib")
         install = "import tests.backends.tensorrt.standin.everywhere"
         (site / "here.pth").write_text(f"{ROOT}\nimport site; site.addsitedir({here!r})\n{install}\n")
-        self._python = home / "bin" / "python"
+        self.python = home / "bin" / "python"
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # mpirun's
         libraries = str(Path(sys.prefix) / "lib")  # MPI's
-        own = {"PATH": path, "LD_LIBRARY_PATH": libraries, "PYTHONPATH": "", "OMP_NUM_THREADS": "1"}
-        self._environment = {**os.environ, **own}
+        self.environment = {"PATH": path, "LD_LIBRARY_PATH": libraries, "PYTHONPATH": "", "OMP_NUM_THREADS": "1"}
 
     def start(self, *arguments: str | Path, module: str = "trtllm_pt", **variables: str) -> subprocess.Popen[str]:
-        line = [str(self._python), "-m", module, *map(str, arguments)]
+        line = [str(self.python), "-m", module, *map(str, arguments)]
         pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen(line, env=self._environment | variables, cwd=ROOT, **pipes)
+        return subprocess.Popen(line, env=os.environ | self.environment | variables, cwd=ROOT, **pipes)
 
     def __call__(
         self, *arguments: str | Path, status: int | None = 0, module: str = "trtllm_pt", **variables: str
