@@ -192,6 +192,19 @@ def test_penalties_against_a_naive_loop(repetition: float, presence: float, freq
     assert one(row(), s) == expected.argmax()
 
 
+def test_logit_bias_is_added_before_the_penalties() -> None:
+    logits = row()
+    bias = {3: 4.5, 7: -100.0, 11: 0.25}
+    biased = logits.astype(np.float64)
+    for token, value in bias.items():
+        biased[token] += value
+    sampling = {"logit_bias": tuple(bias.items()), "temperature": 0.8}
+    assert close(frequencies(logits, **sampling), softmax(biased / 0.8))
+    few = np.array([4, 3, 1, 0], np.float32)
+    for value, wanted in ((6.0, 0), (9.0, 3)):
+        assert one(few, sequence((1,), (3,), logit_bias=((3, value),), repetition_penalty=2.0)) == wanted
+
+
 def test_log_probs_are_of_the_raw_logits() -> None:
     s = sequence((1,), (int(row().argmax()),), repetition_penalty=3.0, temperature=0.5, log_probs=True)
     [token], [found], _ = sample(row()[None], [s])
@@ -254,6 +267,8 @@ def test_min_tokens() -> None:
     logits = -np.arange(VOCAB, dtype=np.float32)
     assert one(logits, sequence((1,), (7,), end_id=0, min_tokens=2)) == 1
     assert one(logits, sequence((1,), (7, 7), end_id=0, min_tokens=2)) == 0
+    assert one(logits, sequence((1,), (7,), stop_token_ids=(9, 0), min_tokens=2)) == 1
+    assert one(logits, sequence((1,), (7, 7), stop_token_ids=(9, 0), min_tokens=2)) == 0
     for output, token in (((7,), 1), ((7, 7), 1), ((7, 7, 7), 0)):  # (7, 0) leaves one token fewer than the output has
         for temperature in (0.0, 0.01):
             s = sequence((1,), output, stop_words=((7, 0),), min_tokens=2, temperature=temperature)

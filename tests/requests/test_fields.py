@@ -14,7 +14,7 @@ from trtllm_pt.backends import backends
 from trtllm_pt.backends.backend import Backend
 from trtllm_pt.cli import client, run
 from trtllm_pt.errors import UsageError
-from trtllm_pt.requests.fields import FIELDS, NUMBERS, Field, given_numbers
+from trtllm_pt.requests.fields import FIELDS, NUMBERS, PARAMETERS, Field, given_numbers, sampling_problems
 from trtllm_pt.requests.limits import Limits
 from trtllm_pt.requests.messages import SamplingParams
 from trtllm_pt.serving.triton import tensors
@@ -91,6 +91,28 @@ def test_a_number_reaches_the_engine_through_triton(field: Field) -> None:
         assert getattr(prompt.sampling, one.name) == getattr(sampling, one.name)
 
 
+OTHERS: dict[str, Any] = {"priority": -3, "cache_salt": "mine", "top_log_probs": 2, "processed_log_probs": True}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_field_that_is_a_parameter_reaches_the_engine_through_triton(name: str) -> None:
+    [field] = [field for field in PARAMETERS if field.name == name]
+    given = {**PROMPT, "request_output_len": np.array([[4]], np.int32), "return_log_probs": np.array([[True]])}
+    [prompt] = parse(given, LIMITS, exclude_input=True, engine="an engine", parameters={field.parameter: OTHERS[name]})
+    assert getattr(prompt.sampling, name) == OTHERS[name]
+
+
+def test_biases_of_the_whole_vocabulary() -> None:
+    bias = np.zeros((1, 50), np.float32)
+    bias[0, [3, 49]] = 0.5, -100
+    given = {**PROMPT, "request_output_len": np.array([[4]], np.int32), "embedding_bias": bias}
+    [prompt] = parse(given, LIMITS, exclude_input=True, engine="an engine")
+    assert prompt.sampling.logit_bias == ((3, 0.5), (49, -100.0))
+    given["embedding_bias"] = bias[:, :40]
+    with pytest.raises(UsageError, match=r"^embedding_bias has shape \[1, 40\], but must have shape \[batch, 50\]$"):
+        parse(given, LIMITS, exclude_input=True, engine="an engine")
+
+
 def test_greedy_decoding_names_no_field_of_draws() -> None:
     sampling = SamplingParams(top_k=5, top_p=0.5, min_p=0.5, seed=3, repetition_penalty=2.0)
     assert [field.name for field, _ in given_numbers(sampling)] == ["max_tokens", "repetition_penalty"]
@@ -100,6 +122,24 @@ def test_greedy_decoding_names_no_field_of_draws() -> None:
 def test_whole_numbers_that_no_message_holds(name: str) -> None:
     with pytest.raises(UsageError, match=rf"{name} \({2**64}\) must be at most \d+$"):
         LIMITS.check_sampling(SamplingParams(**{name: 2**64}))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("sampling", "message"),
+    [
+        (SamplingParams(stop_token_ids=(3, 50)), "stop_token_ids[1] (50) must be a token id between 0 and 49"),
+        (SamplingParams(stop_token_ids=("3",)), "stop_token_ids[0] ('3') must be a token id between 0 and 49"),  # type: ignore[arg-type]
+        (SamplingParams(logit_bias=((50, 1.0),)), "logit_bias (50) must name token ids between 0 and 49"),
+        (SamplingParams(logit_bias=((5, math.inf),)), "logit_bias of token 5 (inf) must be a finite number"),
+        (SamplingParams(logit_bias=((5, True),)), "logit_bias of token 5 (True) must be a finite number"),
+        (SamplingParams(cache_salt=5), "cache_salt (5) must be a text of at most 256 characters"),  # type: ignore[arg-type]
+        (SamplingParams(cache_salt="x" * 257), f"cache_salt ('{'x' * 40}…') must be a text of at most 256 characters"),
+        (SamplingParams(priority=2**31), "priority (2147483648) must be at most 2147483647"),
+        (SamplingParams(priority=0.5), "priority (0.5) must be a whole number at least -2147483648"),  # type: ignore[arg-type]
+    ],
+)
+def test_other_fields_with_values_that_make_no_sense(sampling: SamplingParams, message: str) -> None:
+    assert list(sampling_problems(sampling, 50)) == [message]
 
 
 @pytest.mark.parametrize(
@@ -143,3 +183,6 @@ def test_a_server_without_our_model_refuses_what_has_no_tensor(backend: Backend)
         refused = set(backend.triton_problems(sampling)) - set(backend.problems(sampling))
         unread = backend.triton_backend != "python" and (field.tensor is None or field.tensor in backend.triton_omits)
         assert [field.name in problem for problem in refused] == [True] * unread, refused
+    for name, value in (("priority", 3), ("cache_salt", "mine")):
+        found = list(backend.triton_problems(SamplingParams(**{name: value})))
+        assert any(problem.startswith(name) for problem in found) == (backend.triton_backend != "python")

@@ -59,20 +59,24 @@ SAMPLING = SamplingParams(
     temperature=0.1,
     seed=2**64 - 1,
     end_id=-1,
+    stop_token_ids=(8, 9),
     stop_words=((1, 2), (3,)),
+    logit_bias=((4, -0.5), (5, 2.0)),
     bad_words=((4,),),
     include_stop_words=True,
     log_probs=True,
     top_log_probs=3,
     processed_log_probs=True,
     prompt_log_probs=True,
+    priority=-(2**31),
+    cache_salt="é",
 )
 COUNTS = {field.name: number for number, field in enumerate(msgspec.structs.fields(Stats))}
 TO_RANK_0: list[ToRank0] = [Request(id=1, token_ids=(5, 6)), Request(id=2, token_ids=(7,), sampling=SAMPLING)]
 FROM_RANK_0: list[FromRank0] = [
-    Ready([1, 2]),
+    Ready([1, 2], ["a", "b"]),
     Tokens(id=1),
-    Tokens(id=2, token_ids=(5, 6), log_probs=(-math.inf, -0.1), finish_reason="error", error="é"),
+    Tokens(id=2, token_ids=(5, 6), log_probs=(-math.inf, -0.1), cached_tokens=3, finish_reason="error", error="é"),
     Tokens(
         id=3,
         token_ids=(5,),

@@ -90,6 +90,48 @@ def test_min_p_reaches_the_engine(client: Any, alone: dict[str, RunResult]) -> N
     assert answer.choices[0].text == alone[PROMPTS[0]].text
 
 
+def test_logit_bias(client: Any) -> None:
+    """A bias of 100 makes a token certain, and one of -100 keeps it away; log-probs are of the logits without it."""
+    asked = {"model": "demo", "prompt": PROMPTS[0], "max_tokens": 3, "temperature": 0, "logprobs": 2}
+    ids = {
+        client.completions.create(model="demo", prompt=[token], max_tokens=0, echo=True).choices[0].text: token
+        for token in range(200, 210)
+    }
+    plain = client.completions.create(**asked).choices[0].logprobs
+    for word, token in ids.items():
+        found = client.completions.create(**asked, logit_bias={str(token): 100}).choices[0].logprobs
+        assert found.tokens == [word] * 3
+        assert {p for p in found.top_logprobs[0].values() if p > found.token_logprobs[0]} <= set(
+            plain.top_logprobs[0].values()
+        )
+
+
+def test_cached_tokens(client: Any) -> None:
+    prompt = list(range(100, 150))
+
+    def cached(**fields: Any) -> tuple[int, int]:
+        usage = client.completions.create(model="demo", prompt=prompt, max_tokens=1, **fields).usage
+        assert usage.prompt_tokens == 50
+        return usage.prompt_tokens_details.cached_tokens, usage.completion_tokens
+
+    assert [cached(extra_body={"cache_salt": salt})[0] for salt in ("a", "a", "b")] == [0, 48, 0]
+    assert cached(extra_body={"cache_salt": "a"}, n=2)[0] == 48
+    assert cached(extra_body={"cache_salt": "a", "priority": -3})[0] == 48
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    parts = list(
+        client.completions.create(
+            model="demo",
+            prompt=prompt,
+            max_tokens=3,
+            stream=True,
+            stream_options=options,
+            extra_body={"cache_salt": "a"},
+        )
+    )
+    assert {part.usage.prompt_tokens_details.cached_tokens for part in parts} == {48}
+    assert parts[-1].usage.total_tokens == 53
+
+
 def test_chat(client: Any, alone: dict[str, RunResult]) -> None:
     asked = {"model": "demo", "messages": [{"role": "user", "content": "sort a list"}], "temperature": 0}
     answer = client.chat.completions.create(**asked, max_completion_tokens=LENGTH)
@@ -211,6 +253,13 @@ def test_log_probs_of_chats(client: Any, scored: tuple[LLM, list[RunResult]], st
     [
         ("completions", b"{", 400, "the body is not JSON"),
         ("completions", b"[]", 400, "the body must be a JSON object"),
+        ("completions", b'{"prompt": "x", "n": 1, "n": 2}', 400, "n is in the body more than once"),
+        (
+            "completions",
+            b'{"prompt": "x", "stream": true, "stream_options": {"include_usage": true, "include_usage": false}}',
+            400,
+            "include_usage is in the body more than once",
+        ),
         ("completions", {"prompt": ""}, 400, "prompt is empty"),
         ("completions", {}, 400, "prompt is missing"),
         ("completions", {"prompt": [1, 99999]}, 400, "token_ids[1] (99999) must be a token id"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -90,7 +91,6 @@ REFUSED: dict[str, Any] = {
     "best_of": 2,
     "function_call": {"name": "f"},
     "functions": [{"name": "f"}],
-    "logit_bias": {"5": 1},
     "metadata": {"a": "b"},
     "modalities": ["text", "audio"],
     "moderation": {"model": "m"},
@@ -161,8 +161,20 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     (
         "completions",
         {"stream": True, "stream_options": {"continuous_usage_stats": True}},
-        "stream_options.continuous_usage_stats is not supported",
+        "stream_options.continuous_usage_stats needs include_usage to be true",
     ),
+    ("completions", {"stream": True, "stream_options": {"x": 1}}, "stream_options.x is not supported"),
+    ("completions", {"logit_bias": {"x": 1}}, r"logit_bias \('x'\) must name tokens by their ids"),
+    ("completions", {"logit_bias": {"5": 101}}, r"logit_bias of token 5 \(101\) must be a number between -100 and 100"),
+    ("completions", {"logit_bias": {"5": True}}, r"logit_bias of token 5 \(True\) must be a number between"),
+    ("completions", {"logit_bias": {"512": 1}}, r"logit_bias \(512\) must name token ids between 0 and 511"),
+    ("completions", {"logit_bias": [5]}, r"logit_bias \(\[5\]\) must be an object"),
+    ("completions", {"stop_token_ids": [5, 512]}, r"stop_token_ids\[1\] \(512\) must be a token id between 0 and 511"),
+    ("completions", {"stop_token_ids": [[5]]}, r"stop_token_ids\[0\] \(\[5\]\) must be a token id between 0 and 511"),
+    ("completions", {"priority": 1.5}, r"priority \(1.5\) must be a whole number"),
+    ("completions", {"priority": 2**31}, r"priority \(2147483648\) must be at most 2147483647"),
+    ("completions", {"cache_salt": 5}, r"cache_salt \(5\) must be a string"),
+    ("completions", {"skip_special_tokens": "no"}, r"skip_special_tokens \('no'\) must be true or false"),
     (
         "chat/completions",
         {"stream": True, "stream_options": {"include_obfuscation": True}},
@@ -199,6 +211,43 @@ def test_what_is_wrong_is_named(parser: RequestParser, kind: str, fields: dict[s
 def test_a_top_p_of_0_leaves_one_token(parser: RequestParser, kind: str) -> None:
     [choice] = parsed(parser, kind, top_p=0, temperature=2).choices
     assert (choice.sampling.temperature, choice.sampling.top_p) == (0, 1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fields_of_other_servers(parser: RequestParser, kind: str) -> None:
+    [choice] = parsed(
+        replace(parser, further_ends=(7,)),
+        kind,
+        logit_bias={"5": -100, "6": 0.5},
+        stop_token_ids=[9, 8],
+        include_stop_str_in_output=True,
+        skip_special_tokens=False,
+        priority=-2,
+        cache_salt="mine",
+        ignore_eos=False,
+    ).choices
+    sampling = choice.sampling
+    assert sampling.logit_bias == ((5, -100.0), (6, 0.5))
+    assert (sampling.end_id, sampling.stop_token_ids, sampling.include_stop_words) == (0, (9, 8, 7), True)
+    assert (sampling.priority, sampling.cache_salt, choice.skip_special_tokens) == (-2, "mine", False)
+    [choice] = parsed(parser, kind, stop_token_ids=[9], ignore_eos=True).choices
+    assert (choice.sampling.end_id, choice.sampling.stop_token_ids) == (-1, (9,))
+
+
+def test_several_system_messages(tmp_path: Path, parser: RequestParser) -> None:
+    """They reach the template as they are, which decides what to do with them."""
+    (tmp_path / "chat_template.jinja").write_text(
+        "{% if messages | selectattr('role', 'equalto', 'system') | list | length > 2 %}"
+        "{{ raise_exception('two at most') }}{% endif %}"
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    )
+    chatty = replace(parser, template=ChatTemplate(tmp_path))
+    system = [{"role": "system", "content": word} for word in "abc"]
+    user = {"role": "user", "content": "x"}
+    [choice] = parsed(chatty, "chat/completions", messages=[system[0], user, system[1]]).choices
+    assert chatty.tokenizer.decode(choice.prompt) == "<system>a<user>x<system>b"
+    with pytest.raises(UsageError, match="messages do not fit the chat template: two at most"):
+        parsed(chatty, "chat/completions", messages=[*system, user])
 
 
 def test_parts_of_text_are_lines(parser: RequestParser) -> None:

@@ -39,7 +39,7 @@ INPUTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("model", INPUTS)
-@pytest.mark.parametrize("name", ["temprature", "beam_widht", "timeout"])
+@pytest.mark.parametrize("name", ["temprature", "beam_widht", "timeout", "priority"])
 def test_unknown_names_are_refused(triton: Triton, model: str, name: str) -> None:
     with pytest.raises(RuntimeError, match=rf"^{name} is not supported \[invalid\]$"):
         list(triton.ask(model, INPUTS[model], parameters={"id": "mine", name: 2}))
@@ -54,6 +54,29 @@ def test_the_id_of_a_body_is_accepted(triton: Triton, model: str) -> None:
 def test_fields_without_a_tensor_reach_the_engine(triton: Triton, model: str) -> None:
     list(triton.ask(model, INPUTS[model], parameters={"min_p": 0.25}))
     assert SEEN[-1].sampling.min_p == 0.25
+
+
+@pytest.mark.parametrize("model", ["tensorrt_llm_bls", "ensemble", "tensorrt_llm"])
+def test_priority_and_salt_reach_the_engine(triton: Triton, model: str) -> None:
+    list(triton.ask(model, INPUTS[model], parameters={"queue_priority": -5, "cache_salt": "mine"}))
+    assert (SEEN[-1].sampling.priority, SEEN[-1].sampling.cache_salt) == (-5, "mine")
+    with pytest.raises(RuntimeError, match=r"^cache_salt \(5\) must be a text of at most 256 characters \[invalid\]$"):
+        list(triton.ask(model, INPUTS[model], parameters={"cache_salt": 5}))
+
+
+@pytest.mark.parametrize("model", ["tensorrt_llm_bls", "ensemble"])
+def test_biases_of_words(triton: Triton, model: str) -> None:
+    """Each token of a word gets its weight, and a token of several words their sum."""
+    words = {word: CASE.tokenizer.encode(word, add_special_tokens=False).ids for word in ("the end", "end")}
+    bias = dict.fromkeys((token for ids in words.values() for token in ids), 0.0)
+    for ids, weight in zip(words.values(), (2.5, -1.0), strict=True):
+        for token in ids:
+            bias[token] += weight
+    given = text_inputs(embedding_bias_words=list(words), embedding_bias_weights=[2.5, -1.0])
+    list(triton.ask(model, INPUTS[model] | given))
+    assert dict(SEEN[-1].sampling.logit_bias) == {token: value for token, value in bias.items() if value}
+    with pytest.raises(RuntimeError, match="each word needs a weight"):
+        list(triton.ask(model, INPUTS[model] | text_inputs(embedding_bias_words=["end"])))
 
 
 @pytest.mark.parametrize("model", ["tensorrt_llm_bls", "ensemble"])

@@ -118,7 +118,10 @@ def own_outputs(repository: Path, model: str) -> dict[str, Any]:
     if model != "tensorrt_llm" or parse(repository / model / "config.pbtxt").backend != "python":
         return {}
     shapes = {"output_top": [-1, -1, -1], "context_top": [-1, -1]}
-    found: dict[str, Any] = {"context_log_probs": ["TYPE_FP32", [-1], set()]}
+    found: dict[str, Any] = {
+        "context_log_probs": ["TYPE_FP32", [-1], set()],
+        "num_cached_tokens": ["TYPE_INT32", [1], set()],
+    }
     for name, dims in shapes.items():
         found |= {f"{name}_ids": ["TYPE_INT32", dims, set()], f"{name}_log_probs": ["TYPE_FP32", dims, set()]}
     return found

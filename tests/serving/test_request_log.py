@@ -12,28 +12,37 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.serving.client import END, post
 from tests.serving.conftest import needs_triton
 from tests.serving.test_processes import serve
 
 WORD = "zanzibar"  # of the prompts: no line may have it
+KEY = "sk-timbuktu"
 ENGINE, PORT, SERVER = "serving.triton.models.engine", "serving.openai.app", "serving.triton.server"
 RANK = "backends.embedded.session"
 
 
 @needs_triton
-def test_serve_logs_a_line_for_each_request(engines: Path) -> None:
+def test_serve_logs_a_line_for_each_request(engines: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And shows the key that clients must send neither there nor in a process list."""
+    monkeypatch.setenv("TRTLLM_PT_API_KEY", KEY)
     with serve(engines, options=("--log-level", "info", "--log-json")) as (process, served, printed):
         body = {"id": "mine", "text_input": f"def {WORD}(", "max_tokens": 8, "end_id": END}
         assert post(served, "tensorrt_llm_bls", body)[0] == 200
         tokens = {"id": "twelve", "input_ids": [5, 6], "input_lengths": 2, "request_output_len": 0}
         assert post(served, "tensorrt_llm", tokens)[0] == 400
         [url] = re.findall("http.*/v1", "\n".join(printed))
+        with pytest.raises(urllib.error.HTTPError, match="Unauthorized"):
+            urllib.request.urlopen(f"{url}/models", timeout=60)
+        processes = subprocess.run(["ps", "-ewwo", "args"], capture_output=True, text=True, check=True).stdout
+        assert str(engines) in processes and KEY not in processes
         whole = ask_openai(url, {"prompt": f"def {WORD}(", "max_tokens": 8, "ignore_eos": True})
         refused = ask_openai(url, {"prompt": f"def {WORD}(", "top_k": -1})
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=60)
-    assert WORD not in err
+    assert WORD not in err and KEY not in err and KEY not in "\n".join(printed)
     lines = err.splitlines()
     assert f"loading {engines} …" in lines  # a message to the user, not of the log
     records = [json.loads(line) for line in lines if not line.startswith("loading")]
@@ -51,7 +60,8 @@ def test_serve_logs_a_line_for_each_request(engines: Path) -> None:
     assert (openai["prompt_tokens"], openai["output_tokens"]) == (usage["prompt_tokens"], 8)
     assert openai["ttft_ms"] > 0 and openai["tpot_ms"] > 0
     assert openai["request_id"] == whole["body"]["id"]
-    answered, wrong = of(PORT)
+    unknown, answered, wrong = of(PORT)
+    assert unknown["status"] == 401
     assert (answered["request_id"], answered["status"]) == (whole["body"]["id"], 200)
     assert (wrong["request_id"], wrong["status"]) == (refused["id"], 400)
     assert answered["path"] == "/v1/completions"
@@ -59,7 +69,8 @@ def test_serve_logs_a_line_for_each_request(engines: Path) -> None:
 
 def ask_openai(url: str, body: dict[str, Any]) -> dict[str, Any]:
     """The id in the header, and the body, of an answer."""
-    request = urllib.request.Request(f"{url}/completions", json.dumps(body).encode())
+    headers = {"Authorization": f"Bearer {KEY}"}
+    request = urllib.request.Request(f"{url}/completions", json.dumps(body).encode(), headers)
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:
             return {"id": answer.headers["X-Request-Id"], "body": json.loads(answer.read())}

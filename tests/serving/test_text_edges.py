@@ -65,14 +65,14 @@ class World:
         return text, sum(int(part["num_output_tokens"].item()) for part in parts if "num_output_tokens" in part)
 
     def llm(self, stream: bool, **fields: Any) -> tuple[str, str, int]:
-        stop = fields.pop("stop", [])
+        others = {name: fields.pop(name) for name in ("stop", "skip_special_tokens") if name in fields}
         with LLM(self.engines) as llm:
             sampling = SamplingParams(**{"max_tokens": 50, **fields})
             if stream:
-                *pieces, result = llm.stream(self.case.prompt, sampling, stop=stop)
+                *pieces, result = llm.stream(self.case.prompt, sampling, **others)
                 assert "".join(pieces) == result.text
             else:
-                [result] = llm.generate([self.case.prompt], sampling, stop=stop)
+                [result] = llm.generate([self.case.prompt], sampling, **others)
         return result.text, result.finish_reason, len(result.token_ids)
 
 
@@ -178,6 +178,61 @@ def test_stop_strings_with_a_space(world: World, stream: bool) -> None:
         assert world.model("tensorrt_llm_bls", stream=stream, stop_words=[stop])[0] == wanted + stop
 
 
+@STREAMED
+def test_stop_strings_that_are_part_of_the_text(world: World, stream: bool) -> None:
+    whole = world.case.text
+    first = " " + whole.split(" ")[1]
+    for stop, wanted in ((first, first), (" end", whole)):
+        for kind in ("completions", "chat/completions"):
+            found = world.openai(kind, **asked(world, kind, stream), stop=stop, include_stop_str_in_output=True)
+            assert found[:2] == (wanted, "stop")
+        assert world.llm(stream, stop=[stop], include_stop_words=True)[:2] == (wanted, "stop_words")
+
+
+@STREAMED
+def test_further_tokens_that_end_the_text(world: World, stream: bool) -> None:
+    """They are not part of it, also where stop strings are."""
+    answer = world.case.answer
+    token = answer[-1]
+    until = answer.index(token)
+    wanted = continued(world.case, answer[:until])
+    for kind in ("completions", "chat/completions"):
+        for fields in ({}, {"include_stop_str_in_output": True}, {"ignore_eos": True}):
+            found = world.openai(kind, **asked(world, kind, stream), stop_token_ids=[token], **fields)
+            assert found == (wanted, "stop", until)
+    assert world.llm(stream, stop_token_ids=(token,)) == (wanted, "end_id", until)
+
+
+@STREAMED
+def test_special_tokens_show_where_asked_for(world: World, stream: bool) -> None:
+    end = world.case.tokenizer.token_to_id("<end>")
+    answer = (world.case.answer[-1], end, world.case.answer[-1])
+    for skip in (True, False):
+        decoded = world.case.tokenizer.decode(answer, skip_special_tokens=skip)
+        assert ("<end>" in decoded) is not skip
+        with world.answering(answer):
+            for kind in ("completions", "chat/completions"):
+                given = asked(world, kind, stream) | {"max_tokens": 3, "ignore_eos": True}
+                text, _, tokens = world.openai(kind, **given, skip_special_tokens=skip)
+                assert (text.strip(), tokens) == (decoded.strip(), 3)
+            fields = {"max_tokens": 3, "end_id": -1, "skip_special_tokens": skip}
+            assert world.llm(stream, **fields)[0].strip() == decoded.strip()
+
+
+@pytest.mark.parametrize("kind", ["completions", "chat/completions"])
+def test_usage_in_every_event(world: World, kind: str) -> None:
+    body = asked(world, kind, True) | {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+    request = json.dumps({"temperature": 0, "max_tokens": 50, **body}).encode()
+    with urllib.request.urlopen(f"{world.url}/v1/{kind}", request, timeout=60) as response:
+        lines = response.read().decode().splitlines()
+    *events, last = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: {")]
+    prompt = len(world.case.tokenizer.encode(world.case.prompt, add_special_tokens=kind == "completions").ids)
+    counts = [event["usage"]["completion_tokens"] for event in events]
+    assert counts == sorted(counts) and counts[0] < counts[-1] == len(world.case.answer)
+    assert {event["usage"]["prompt_tokens"] for event in events} == {prompt}
+    assert last["usage"] == events[-1]["usage"] and last["choices"] == []
+
+
 def test_words_with_a_space_in_the_ensemble(world: World) -> None:
     """There a word is found by its tokens: those that it has within a text."""
     word = " " + world.case.text.split(" ")[1]
@@ -257,7 +312,7 @@ def test_every_end_token_ends(several: World, engine_kind: str, token: str, most
             assert found == (case.text, "stop", len(case.answer))
         found = several.model("tensorrt_llm_bls", stream=stream, max_tokens=most)
         assert found == (case.text, len(case.answer))
-        assert several.llm(stream, max_tokens=most) == (case.text, "stop_words", len(case.answer))
+        assert several.llm(stream, max_tokens=most) == (case.text, "end_id", len(case.answer))
         if engine_kind == "embedded" and not stream:
             assert several.model("ensemble", max_tokens=most) == (case.text, len(case.answer))
 

@@ -103,10 +103,11 @@ def expected(text: str, stops: list[str]) -> tuple[str, bool]:
 def test_stop_strings_split_over_tokens() -> None:
     tokenizer = TOKENIZERS["byte level"]
     ids = tokenizer.encode("one two three").ids
-    stream = TextStream(tokenizer, ["o thr"])
-    deltas = pieces(stream, ids)
-    assert ("".join(deltas), stream.stopped_by) == ("one tw", "o thr")
-    assert stream.push(ids) == "" and stream.flush() == ""  # nothing after the end
+    for include_stop, wanted in ((False, "one tw"), (True, "one two thr")):
+        stream = TextStream(tokenizer, ["o thr"], include_stop=include_stop)
+        deltas = pieces(stream, ids)
+        assert ("".join(deltas), stream.stopped) == (wanted, True)
+        assert stream.push(ids) == "" and stream.flush() == ""  # nothing after the end
 
 
 def test_the_start_of_a_stop_string_is_held_back_and_freed() -> None:

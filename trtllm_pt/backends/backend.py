@@ -20,7 +20,7 @@ from trtllm_pt.checkpoint.manifest import CheckpointManifest
 from trtllm_pt.errors import UsageError
 from trtllm_pt.model import cost
 from trtllm_pt.model.config import ModelConfig
-from trtllm_pt.requests.fields import given_numbers
+from trtllm_pt.requests.fields import FIELDS, given_numbers
 from trtllm_pt.requests.messages import Runtime, SamplingParams
 from trtllm_pt.requests.speculation import draft_tokens
 
@@ -227,7 +227,8 @@ class Backend(ABC):
         yield from self.problems(sampling)
         if self.triton_backend == "python":
             return
-        for field, value in given_numbers(sampling):
+        others = ((field, getattr(sampling, field.name)) for field in FIELDS if field.schedules)
+        for field, value in (*given_numbers(sampling), *others):
             if value != field.default and (field.tensor is None or field.tensor in self.triton_omits):
                 yield f"{field.name} ({value!r}) must be {field.default!r} with {self.title} in Triton"
 

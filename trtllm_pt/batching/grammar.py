@@ -36,7 +36,7 @@ class Vocabulary:
         if not path.exists():
             raise UsageError("guide_type needs a tokenizer, and this engine has none")
         first, others = end_ids(folder)
-        self.ends = [token for token in (first, *(word[0] for word in others)) if token >= 0]
+        self.ends = [token for token in (first, *others) if token >= 0]
         try:
             self._tokens = LLTokenizer(str(path), eos_token=self.ends or None)
         except ValueError as error:
@@ -73,8 +73,8 @@ class Grammar:
 
     def constraint(self, sampling: SamplingParams) -> Constraint:
         """Return the constraint of a new output. Where the grammar allows an end, the request's end tokens may come."""
-        words = {word[0] for word in sampling.stop_words if len(word) == 1}
-        ends = {-1 if sampling.end_id is None else sampling.end_id} | words.intersection(self.vocabulary.ends)
+        others = {*sampling.stop_token_ids, *(word[0] for word in sampling.stop_words if len(word) == 1)}
+        ends = {-1 if sampling.end_id is None else sampling.end_id} | others.intersection(self.vocabulary.ends)
         return Constraint(self.matcher.deep_copy(), self.vocabulary, ends - {-1})
 
 

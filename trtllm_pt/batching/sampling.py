@@ -1,8 +1,8 @@
 """Sample tokens from logits, on rank 0. The result of a row depends only on that row and its sequence, bit for bit.
 
-The order is: log-probs of the raw logits; repetition, frequency and presence penalties; forbidden tokens (bad words,
-end tokens before min_tokens, and what the guide does not allow); temperature; top_k; top_p; min_p; one draw by (seed,
-position).
+The order is: log-probs of the raw logits; logit bias; repetition, frequency and presence penalties; forbidden tokens
+(bad words, end tokens before min_tokens, and what the guide does not allow); temperature; top_k; top_p; min_p; one draw
+by (seed, position).
 Shapes: R rows, V vocabulary.
 """
 
@@ -20,7 +20,7 @@ from trtllm_pt.requests.sequence import Sequence
 
 Floats = npt.NDArray[np.float64]
 Int64s = npt.NDArray[np.int64]
-Logits = npt.NDArray[np.float32] | Floats  # float64 after penalties or forbidden tokens
+Logits = npt.NDArray[np.float32] | Floats  # float64 after biases, penalties or forbidden tokens
 
 BLOCK = 64  # top_k first compares the largest logits of blocks of this size, so that it need not sort all logits
 _WORD = (1 << 64) - 1
@@ -97,10 +97,10 @@ def _raw_scores(
 
 
 def is_untouched(sequence: Sequence) -> bool:
-    """Return whether neither penalties nor forbidden tokens can change the sequence's logits."""
+    """Return whether neither biases, penalties nor forbidden tokens can change the sequence's logits."""
     p = sequence.sampling
     unpenalised = p.repetition_penalty == 1 and p.presence_penalty == 0 and p.frequency_penalty == 0
-    return unpenalised and not p.bad_words and may_end(sequence) and sequence.constraint is None
+    return unpenalised and not p.logit_bias and not p.bad_words and may_end(sequence) and sequence.constraint is None
 
 
 def may_end(sequence: Sequence) -> bool:
@@ -126,8 +126,10 @@ def pick(x: Logits, best: int, sequence: Sequence) -> int:
 
 
 def touched(x: Logits, sequence: Sequence) -> Floats:
-    """Return logits x [V] after penalties, with -inf for forbidden tokens, in float64."""
+    """Return logits x [V] after biases and penalties, with -inf for forbidden tokens, in float64."""
     x = x.astype(np.float64)
+    for token, bias in sequence.sampling.logit_bias:
+        x[token] += bias
     penalise(x, sequence)
     for token in forbidden(sequence):
         x[token] = -np.inf
@@ -137,7 +139,7 @@ def touched(x: Logits, sequence: Sequence) -> Floats:
 
 
 def processed_score(x: Logits, token: int, sequence: Sequence) -> TokenScore:
-    """Return the score of a sampled token after penalties, forbidden tokens and temperature. x: logits [V]."""
+    """Return the score of a sampled token after biases, penalties, forbidden tokens and temperature. x: logits [V]."""
     p = sequence.sampling
     x = touched(x, sequence)
     return _score(log_weights(x, float(x.max()), p.temperature or 1.0), token, p.top_log_probs)
@@ -162,8 +164,8 @@ def penalise(x: Floats, sequence: Sequence) -> None:
 def forbidden(sequence: Sequence) -> Iterator[int]:
     """Yield the tokens that would complete a bad word, or end the output before min_tokens."""
     p, count = sequence.sampling, sequence.num_output
-    if sequence.end_id >= 0 and count < p.min_tokens:
-        yield sequence.end_id
+    if count < p.min_tokens:
+        yield from sequence.ends
     early = (word for word in p.stop_words if count + 1 - len(word) < p.min_tokens)
     for word in (*p.bad_words, *early):
         before = word[:-1]

@@ -1,7 +1,7 @@
 """In-flight batching: the requests of an engine, from the queue to their last message. Runs on rank 0 only.
 
-A subclass chooses the tokens of the next step and gives out the memory of the KV cache. Its choice depends only on the
-order of arrival. A step of the runtime is:
+A subclass chooses the tokens of the next step and gives out the memory of the KV cache. Its choice depends only on
+priorities and the order of arrival. A step of the runtime is:
 
     plan = scheduler.schedule()
     if plan is None:
@@ -17,7 +17,7 @@ order of arrival. A step of the runtime is:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import deque
+from bisect import insort
 from collections.abc import Sequence as SequenceOf
 from typing import Generic, TypeVar
 
@@ -34,7 +34,10 @@ Plan = TypeVar("Plan")
 
 
 class Scheduler(ABC, Generic[Plan]):
-    """The running sequences and the queue. Requests run in order of arrival.
+    """The running sequences and the queue. Requests run in order of priority.
+
+    That is the order of the field `priority`, and among equals the order of arrival. A request never takes the place of
+    one that runs, unless both need the last pages of the KV cache.
 
     max_batch_size: the most sequences that run at a time. end_id: the end token of requests that name none, or -1.
     draft_tokens: the most tokens of a draft; 0: no drafts.
@@ -44,8 +47,8 @@ class Scheduler(ABC, Generic[Plan]):
         self.limits = limits
         self.max_batch_size = max_batch_size
         self.end_id = end_id
-        self.running: list[Sequence] = []  # in order of arrival; each holds pages of the KV cache
-        self.waiting: deque[Sequence] = deque()  # in order of arrival, all later than the running ones
+        self.running: list[Sequence] = []  # in order of priority; each holds pages of the KV cache
+        self.waiting: list[Sequence] = []  # in order of priority
         self.wanted: list[Sequence] = []  # the sequences that get a token in this step, in the order of their logits
         self.agreed: list[Sequence] = []  # those of them whose token was that of their draft, and that get another one
         self.speculation = Speculation(draft_tokens) if draft_tokens else None
@@ -59,6 +62,7 @@ class Scheduler(ABC, Generic[Plan]):
         self.output_tokens = 0  # sampled tokens, including end tokens and stop words
 
         self._by_id: dict[int, Sequence] = {}
+        self._arrivals = 0
         self._step: list[tuple[Sequence, int]] = []  # the sequences of the last step, with the number of their tokens
         self._in_flight = False
         self._lasting: Plan | None = None  # the last plan, if the next step can be the same, one token further
@@ -109,9 +113,11 @@ class Scheduler(ABC, Generic[Plan]):
         """
         self.check_request(request)
         sequence = Sequence.start(request, self.limits.length(request), self.end_id, constraint)
+        sequence.place = (request.sampling.priority, self._arrivals)
+        self._arrivals += 1
         self._by_id[request.id] = sequence
         self._lasting = None
-        self.waiting.append(sequence)
+        insort(self.waiting, sequence, key=_place)
         self.prompt_tokens += len(request.token_ids)
 
     def cancel(self, request_id: int, reason: FinishReason = "cancelled", error: str | None = None) -> Tokens | None:
@@ -123,6 +129,22 @@ class Scheduler(ABC, Generic[Plan]):
         if sequence is None:
             return None
         return self._finish(sequence, reason, error)
+
+    def _admit_first(self) -> Sequence:
+        """Move the first waiting sequence, which has got its pages, to the running ones."""
+        sequence = self.waiting.pop(0)
+        insort(self.running, sequence, key=_place)
+        self.reused_tokens += sequence.computed
+        if sequence.cached is None:
+            sequence.cached = sequence.computed
+        return sequence
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Move a running sequence back to its place in the queue. Its tokens are kept and will be computed again."""
+        self.running.remove(sequence)
+        self._release(sequence)
+        insort(self.waiting, sequence, key=_place)
+        self.preemptions += 1
 
     @property
     def idle(self) -> bool:
@@ -264,3 +286,7 @@ class Scheduler(ABC, Generic[Plan]):
         else:
             self.waiting.remove(sequence)
         return sequence.end(reason, error)
+
+
+def _place(sequence: Sequence) -> tuple[int, int]:
+    return sequence.place

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,22 +84,22 @@ def _show(url: str, prompt: str, fields: Mapping[str, object]) -> None:
     from trtllm_pt.serving.client import stream
 
     began = time.perf_counter()
-    times: list[float] = []
-    tokens = 0
-    for piece in stream(url, fields):
-        if not times:
+    arrived: list[tuple[float, int]] = []
+    for number, piece in enumerate(stream(url, fields)):
+        if not number:
             click.echo(click.style(prompt, bold=True), nl=False)
-        times.append(time.perf_counter())
-        tokens += piece.tokens
+        if piece.tokens:
+            arrived.append((time.perf_counter(), piece.tokens))
         click.echo(piece.text, nl=False)
         sys.stdout.flush()
     click.echo()
-    if times:
-        click.echo(_closing_line(began, times, tokens), err=True)
+    if arrived:
+        click.echo(closing_line(began, arrived), err=True)
 
 
-def _closing_line(began: float, times: list[float], tokens: int) -> str:
-    first = f"{tokens} tokens · TTFT {duration(times[0] - began)}"
-    if len(times) == 1:
-        return first
-    return f"{first} · {(tokens - 1) / (times[-1] - times[0]):.1f} tokens/s"
+def closing_line(began: float, arrived: Sequence[tuple[float, int]]) -> str:
+    """Return tokens, TTFT and rate. arrived: when tokens came, and how many. Tokens that came at once have no rate."""
+    (first, with_first), (last, _) = arrived[0], arrived[-1]
+    tokens = sum(count for _, count in arrived)
+    line = f"{tokens} tokens · TTFT {duration(first - began)}"
+    return f"{line} · {(tokens - with_first) / (last - first):.1f} tokens/s" if last > first else line

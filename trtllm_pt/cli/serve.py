@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ from trtllm_pt.cli.options import speculative_option
 from trtllm_pt.errors import INSTALL_SERVE, RunError, UsageError
 
 if TYPE_CHECKING:
+    from trtllm_pt.serving.openai.app import OpenAIServer
     from trtllm_pt.serving.triton.server import Address, Server
 
 _PORT = click.IntRange(1, 65535)
@@ -65,6 +67,13 @@ def _checked_origins(context: click.Context, option: click.Parameter, origins: t
     help="Let web pages of this origin, such as https://example.com, use OpenAI's endpoints; * is all. Repeatable.",
 )
 @speculative_option
+@click.option(
+    "--api-key-file",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Key that OpenAI's endpoints ask for; Triton's ports then listen on 127.0.0.1 only.  "
+    "[default: the environment's TRTLLM_PT_API_KEY, or no key]",
+)
 @click.option("--log", type=click.Path(path_type=Path), help="File for Triton's log.  [default: a temporary file]")
 @hosts_options
 def command(
@@ -77,6 +86,7 @@ def command(
     served_model_name: str | None,
     allowed_origins: tuple[str, ...],
     speculative: str | None,
+    api_key_file: Path | None,
     log: Path | None,
 ) -> None:
     """Serve engines through NVIDIA Triton, and start all their ranks.
@@ -92,11 +102,17 @@ def command(
     """
     from trtllm_pt.serving.triton.server import Address, Server, check_port, engine_folder
 
-    if not openai_port and (served_model_name is not None or allowed_origins):
-        raise UsageError("--served-model-name and --allowed-origin need OpenAI's endpoints: --openai-port is 0")
-    address = Address(host=host, http=http_port, grpc=grpc_port, metrics=metrics_port)
+    if not openai_port and (served_model_name is not None or allowed_origins or api_key_file is not None):
+        raise UsageError(
+            "--served-model-name, --allowed-origin and --api-key-file need OpenAI's endpoints: --openai-port is 0"
+        )
+    api_key = _api_key(api_key_file) if openai_port else None
+    # Triton does not ask for the key, so the network must not reach its ports.
+    address = Address(
+        host=host if api_key is None else "127.0.0.1", http=http_port, grpc=grpc_port, metrics=metrics_port
+    )
     inside = address.behind_proxy()
-    check_port(host, http_port, "--http-port")
+    check_port(address.host, http_port, "--http-port")
     with tempfile.TemporaryDirectory(prefix="trtllm_pt-") as scratch, _signals():
         repository = _repository(folder, Path(scratch), speculative)
         # Before the models load, because it may raise UsageError.
@@ -104,13 +120,15 @@ def command(
         endpoints = [_http_proxy(engines, inside, address)]
         if openai_port:
             name = folder.resolve().name if served_model_name is None else served_model_name
-            endpoints.append(_openai(engines, name, address, openai_port, allowed_origins))
+            check_port(host, openai_port, "--openai-port")
+            openai = _openai_server(engines, name, address, allowed_origins, api_key)
+            endpoints.append(openai.listening(host, openai_port))
         with contextlib.suppress(_Ended), Server(repository, inside, log or Path(scratch) / "server.log") as server:
             _wait_until_ready(server, folder)
             with contextlib.ExitStack() as listening:
                 for endpoint in endpoints:
                     listening.enter_context(endpoint)
-                _announce(address, openai_port)
+                _announce(address, replace(address, host=host), openai_port)
                 try:
                     _watch(server)
                 finally:
@@ -185,17 +203,19 @@ def _http_proxy(engines: Path, inside: Address, address: Address) -> AbstractCon
     return HttpProxy(inside.url, omitted).listening(address.host, address.http)
 
 
-def _openai(
-    engines: Path, name: str, address: Address, port: int, allowed_origins: tuple[str, ...]
-) -> AbstractContextManager[None]:
-    """Return the OpenAI port before it listens. name: the model's name there."""
-    from trtllm_pt.serving.triton.server import check_port
-
+def _openai_server(
+    engines: Path, name: str, address: Address, allowed_origins: tuple[str, ...], api_key: str | None
+) -> OpenAIServer:
+    """Return the OpenAI port before it listens. name: the model's name there. address: Triton's."""
     with _needing_packages():
         from trtllm_pt.serving.openai.app import OpenAIServer
-    check_port(address.host, port, "--openai-port")
-    grpc_url = f"{address.reachable}:{address.grpc}"
-    return OpenAIServer(engines, name, grpc_url, allowed_origins).listening(address.host, port)
+    return OpenAIServer(engines, name, f"{address.reachable}:{address.grpc}", allowed_origins, api_key)
+
+
+def _api_key(path: Path | None) -> str | None:
+    with _needing_packages():
+        from trtllm_pt.serving.openai.api_key import read_api_key
+    return read_api_key(path)
 
 
 @contextlib.contextmanager
@@ -206,15 +226,16 @@ def _needing_packages() -> Iterator[None]:
         raise UsageError(f"serve needs {error.name}: {INSTALL_SERVE}") from None
 
 
-def _announce(address: Address, openai_port: int) -> None:
-    host = address.reachable
+def _announce(address: Address, outside: Address, openai_port: int) -> None:
+    """Print the ports. address: Triton's. outside: has the host of OpenAI's port."""
+    openai = f"http://{outside.reachable}:{openai_port}"
     models = f"{address.url}/v2/models"
     click.echo(f"HTTP     {models}/{{ensemble,tensorrt_llm_bls}}/{{generate,generate_stream}}")
-    click.echo(f"gRPC     {host}:{address.grpc}")
+    click.echo(f"gRPC     {address.reachable}:{address.grpc}")
     if openai_port:
-        click.echo(f"OpenAI   http://{host}:{openai_port}/v1")
-        click.echo(f"page     http://{host}:{openai_port}/")
-    click.echo(f"metrics  http://{host}:{address.metrics}/metrics")
+        click.echo(f"OpenAI   {openai}/v1")
+        click.echo(f"page     {openai}/")
+    click.echo(f"metrics  http://{address.reachable}:{address.metrics}/metrics")
     click.echo(f"\ncurl -sN {models}/tensorrt_llm_bls/generate_stream -d {shlex.quote(_REQUEST)}")
     sys.stdout.flush()
 

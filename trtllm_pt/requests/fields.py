@@ -14,12 +14,14 @@ from trtllm_pt.errors import UsageError
 from trtllm_pt.requests.messages import GuideType, SamplingParams
 
 WHOLE, NUMBER = "a whole number", "a number"
-FLAG, TOKEN, WORDS, TEXT = "true or false", "a token id", "sequences of token ids", "text"
+FLAG, TEXT = "true or false", "text"
+TOKEN, TOKENS, WORDS, BIASES = "a token id", "token ids", "sequences of token ids", "token ids with numbers"
 _FLOAT_MAX = sys.float_info.max
 _INT32_MAX, _INT64_MAX = 2**31 - 1, 2**63 - 1  # what tensors and messages hold
 _SMALLEST = 5e-324  # the smallest number above 0
 _DEFAULTS = SamplingParams()
 MOST_TOP_LOG_PROBS = 20  # as in OpenAI's API
+_MOST_SALT_CHARACTERS = 256
 _MOST_GUIDE_BYTES = 1 << 16  # a larger one would take seconds to compile
 
 
@@ -28,7 +30,8 @@ class Field:
     """One field of SamplingParams.
 
     The command line has an option for each number, and OpenAI's endpoints take each number, both under the field's own
-    name. A number without a tensor reaches the Triton model `tensorrt_llm` as a parameter of the request.
+    name. A number without a tensor reaches the Triton model `tensorrt_llm` as a parameter of the request, under its own
+    name or under `renamed`.
     """
 
     name: str
@@ -43,6 +46,13 @@ class Field:
     required: bool = False  # whether those models must be given it
     draws: bool = False  # whether it has no effect on greedy decoding
     reports: bool = False  # whether it asks for numbers about the tokens, and has no effect on them
+    renamed: str | None = None  # its name as a parameter in Triton, where that has another meaning for the field's own
+    schedules: bool = False  # whether it says how requests share the engine, and has no effect on the tokens
+
+    @property
+    def parameter(self) -> str:
+        """Its name as a parameter of a request to Triton."""
+        return self.renamed or self.name
 
     @property
     def default(self) -> Any:
@@ -161,8 +171,12 @@ FIELDS = (
         tensor_type="INT32",
     ),
     Field(name="end_id", kind=TOKEN, tensor="end_id", text_input="end_id", tensor_type="INT32"),
+    Field(name="stop_token_ids", kind=TOKENS),
     Field(name="stop_words", kind=WORDS, tensor="stop_words_list", text_input="stop_words", tensor_type="INT32"),
     Field(name="include_stop_words", kind=FLAG),
+    Field(
+        name="logit_bias", kind=BIASES, tensor="embedding_bias", text_input="embedding_bias_words", tensor_type="FP32"
+    ),
     Field(name="bad_words", kind=WORDS, tensor="bad_words_list", text_input="bad_words", tensor_type="INT32"),
     Field(
         name="guide_type",
@@ -189,8 +203,25 @@ FIELDS = (
     Field(name="top_log_probs", kind=WHOLE, least=0, most=MOST_TOP_LOG_PROBS, range="between 0 and 20", reports=True),
     Field(name="processed_log_probs", kind=FLAG, reports=True),
     Field(name="prompt_log_probs", kind=FLAG, reports=True),
+    Field(
+        name="priority",
+        kind=WHOLE,
+        least=-(2**31),
+        most=_INT32_MAX,
+        range="at least -2147483648",
+        help="Place among the waiting requests: the lowest number runs first",
+        renamed="queue_priority",
+        schedules=True,
+    ),
+    Field(name="cache_salt", kind=TEXT, schedules=True),
 )
-NUMBERS = tuple(field for field in FIELDS if field.kind not in (FLAG, TOKEN, WORDS, TEXT) and not field.reports)
+NUMBERS = tuple(
+    field
+    for field in FIELDS
+    if field.kind not in (FLAG, TEXT, TOKEN, TOKENS, WORDS, BIASES) and not (field.reports or field.schedules)
+)
+# Fields that reach our Triton model `tensorrt_llm` as parameters of a request, because they have no tensor.
+PARAMETERS = tuple(f for f in FIELDS if f.tensor is None and (f in NUMBERS or f.reports or f.schedules))
 
 
 def check_sampling(p: SamplingParams, vocab_size: int) -> None:
@@ -202,16 +233,14 @@ def check_sampling(p: SamplingParams, vocab_size: int) -> None:
 def sampling_problems(p: SamplingParams, vocab_size: int) -> Iterator[str]:
     for field in FIELDS:
         value = getattr(p, field.name)
-        if field.kind == TOKEN:
-            if value is not None and value != -1 and not is_token(value, vocab_size):
-                yield f"{field.name} ({value!r}) must be a token id between 0 and {vocab_size - 1}, or -1 for none"
-        elif field.kind == WORDS:
-            yield from _word_problems(field.name, value, vocab_size)
-        elif field.kind == TEXT:
+        if field.kind == TEXT:
             continue
+        if field.kind in _PROBLEMS:
+            yield from _PROBLEMS[field.kind](field.name, value, vocab_size)
         elif (problem := field.problem(value)) and not (field.name == "max_tokens" and _scores_only(p)):
             yield problem
     yield from _guide_problems(p)
+    yield from _salt_problems(p.cache_salt)
     if p.top_log_probs and not (p.log_probs or p.prompt_log_probs):
         yield f"top_log_probs ({p.top_log_probs}) needs log_probs or prompt_log_probs"
     if p.processed_log_probs and not p.log_probs:
@@ -241,12 +270,46 @@ def _guide_problems(p: SamplingParams) -> Iterator[str]:
         yield f"guide has {size} bytes, but must have at most {_MOST_GUIDE_BYTES}"
 
 
+def _token_problems(name: str, token: Any, vocab_size: int) -> Iterator[str]:
+    if token is not None and token != -1 and not is_token(token, vocab_size):
+        yield f"{name} ({token!r}) must be a token id between 0 and {vocab_size - 1}, or -1 for none"
+
+
+def _tokens_problems(name: str, tokens: tuple[Any, ...], vocab_size: int) -> Iterator[str]:
+    for index, token in enumerate(tokens):
+        if not is_token(token, vocab_size):
+            yield f"{name}[{index}] ({token!r}) must be a token id between 0 and {vocab_size - 1}"
+
+
+def _bias_problems(name: str, biases: tuple[tuple[Any, Any], ...], vocab_size: int) -> Iterator[str]:
+    for token, bias in biases:
+        if not is_token(token, vocab_size):
+            yield f"{name} ({token!r}) must name token ids between 0 and {vocab_size - 1}"
+        if isinstance(bias, bool) or not isinstance(bias, int | float) or not -_FLOAT_MAX <= bias <= _FLOAT_MAX:
+            yield f"{name} of token {token} ({bias!r}) must be a finite number"
+
+
+def _salt_problems(salt: Any) -> Iterator[str]:
+    good = isinstance(salt, str) and len(salt) <= _MOST_SALT_CHARACTERS
+    if not good or any("\ud800" <= character <= "\udfff" for character in salt):
+        shown = salt if len(str(salt)) <= 40 else f"{str(salt)[:40]}…"
+        yield f"cache_salt ({shown!r}) must be a text of at most {_MOST_SALT_CHARACTERS} characters"
+
+
 def _word_problems(name: str, words: tuple[Any, ...], vocab_size: int) -> Iterator[str]:
     for index, word in enumerate(words):
         if not isinstance(word, tuple) or not word:
             yield f"{name}[{index}] ({word!r}) must be a sequence of at least one token id"
         elif not all(is_token(token, vocab_size) for token in word):
             yield f"{name}[{index}] ({list(word)}) must have token ids between 0 and {vocab_size - 1}"
+
+
+_PROBLEMS = {
+    TOKEN: _token_problems,
+    TOKENS: _tokens_problems,
+    WORDS: _word_problems,
+    BIASES: _bias_problems,
+}
 
 
 def is_token(value: object, vocab_size: int) -> bool:

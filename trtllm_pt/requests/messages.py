@@ -30,7 +30,9 @@ class TokenScore(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """How the tokens of a request are sampled. The defaults are greedy decoding of 64 tokens.
+    """How a request runs: how its tokens are sampled, what is reported, and how it shares the engine with others.
+
+    The defaults are greedy decoding of 64 tokens.
 
     Random numbers are a function of (seed, position). So a request gets the same tokens whether it runs alone, in a
     batch, after a preemption or after a restart.
@@ -47,8 +49,10 @@ class SamplingParams:
     seed: int = 0
     min_tokens: int = 0  # end tokens, stop words and stop strings do not end a shorter output
     end_id: int | None = None  # None: the tokenizer's end token, which LLM fills in; -1: no token ends the output
+    stop_token_ids: tuple[int, ...] = ()  # further end tokens, to which LLM adds those of the tokenizer
     stop_words: tuple[tuple[int, ...], ...] = ()  # token sequences that end the output and are not part of it
-    include_stop_words: bool = False  # whether a stop word is part of the output, as in TensorRT-LLM
+    include_stop_words: bool = False  # whether stop words and stop strings are part of the output
+    logit_bias: tuple[tuple[int, float], ...] = ()  # tokens, each with a number that is added to its logit
     bad_words: tuple[tuple[int, ...], ...] = ()  # token sequences that never appear in the output
     guide_type: GuideType | None = None  # what the output must be
     guide: str = ""  # the schema, the expression, the grammar, or a JSON list of the texts to choose from
@@ -56,6 +60,8 @@ class SamplingParams:
     top_log_probs: int = 0  # how many of the likeliest tokens to return beside each log-prob
     processed_log_probs: bool = False  # whether the output's log-probs are those after penalties and temperature
     prompt_log_probs: bool = False  # whether to return the log-prob of each prompt token but the first
+    priority: int = 0  # of the waiting requests, those with the lowest number run first
+    cache_salt: str = ""  # a cached prefix is used only by requests with the salt of the request that computed it
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -75,6 +81,7 @@ class Tokens(msgspec.Struct, kw_only=True, tag=True):
     top_log_probs: tuple[TopLogProbs, ...] = ()  # one per log-prob if requested
     # Of the prompt's tokens from the second on, in the request's first message that has tokens or a finish reason.
     prompt_scores: tuple[TokenScore, ...] = ()
+    cached_tokens: int = 0  # prompt tokens that were found in the KV cache when the request began, in every message
     finish_reason: FinishReason | None = None
     error: str | None = None
 

@@ -37,10 +37,11 @@ class RequestLog:
         """Log the request at level INFO.
 
         TTFT runs from submission to the first token. TPOT is the time from the first to the last token, divided by the
-        number of tokens after the first one in the longest output.
+        number of tokens after the first one in the longest output. Tokens that came at once have no TPOT.
         """
         ttft = None if self.first is None else self.first - self.submitted
-        tpot = None if self.first is None or self.longest < 2 else (self.last - self.first) / (self.longest - 1)
+        between = 0.0 if self.first is None else self.last - self.first
+        tpot = between / (self.longest - 1) if between and self.longest > 1 else None
         values = fields(
             request_id=self.request_id,
             prompt_tokens=self.prompt_tokens,

@@ -34,21 +34,25 @@ class Sequence:
     request: Request
     tokens: array[int]  # int64: the prompt and the output so far; `take` adds sampled tokens
     limit: int  # the number of tokens, prompt included, at which the output ends
-    end_id: int  # the request's end token or, if it has none, the engine's; -1: no token ends the output
+    end_id: int  # the request's end token or, if it has none, the engine's; -1: it has none
     constraint: Constraint | None = None  # of a request with a guide
     scores: list[TokenScore] = field(default_factory=list)  # one per output token if requested, else empty
     prompt_scores: list[TokenScore] = field(default_factory=list)  # of prompt tokens from the second on, if requested
+    cached: int | None = None  # prompt tokens found in the KV cache when the request was first admitted
     finish_reason: FinishReason | None = None
 
     # Copies of the request's fields. Every step reads them, and reaching them through `request` costs more memory
     # accesses.
     id: int = field(init=False)
+    ends: frozenset[int] = field(init=False)  # all its end tokens
     stop_words: tuple[tuple[int, ...], ...] = field(init=False)
-    plain: bool = field(init=False)  # greedy decoding without penalties, bad words, min_tokens, a guide and log-probs
+    salt: bytes = field(init=False)
+    plain: bool = field(init=False)  # greedy decoding of raw logits, without a guide, and without log-probs
     unscored: int = field(init=False)  # prompt tokens whose scores are requested and still missing
     sent: int = field(init=False)  # tokens of the prompt and of earlier messages; the rest may start a stop word
 
-    # The scheduler sets these fields when it admits the request, and resets them when it preempts the request.
+    place: tuple[int, int] = (0, 0)  # its priority and the number of its arrival, which the scheduler sets
+    # The scheduler sets the following fields when it admits the request, and resets them when it preempts the request.
     pages: list[int] = field(default_factory=list)  # pages of the KV cache; empty while the request waits
     registered: int = 0  # the number of leading pages that are registered for reuse
     computed: int = 0  # updated after each step
@@ -56,14 +60,19 @@ class Sequence:
     def __post_init__(self) -> None:
         p = self.request.sampling
         self.id, self.stop_words, self.sent = self.request.id, p.stop_words, len(self.request.token_ids)
+        self.ends = frozenset(token for token in (self.end_id, *p.stop_token_ids) if token >= 0)
         self.unscored = self.sent - 1 if p.prompt_log_probs else 0
+        self.salt = p.cache_salt.encode()
         self.plain = p == SamplingParams(
             max_tokens=p.max_tokens,
             seed=p.seed,
             end_id=p.end_id,
+            stop_token_ids=p.stop_token_ids,
             stop_words=p.stop_words,
             include_stop_words=p.include_stop_words,
             prompt_log_probs=p.prompt_log_probs,
+            priority=p.priority,
+            cache_salt=p.cache_salt,
         )
 
     @classmethod
@@ -104,7 +113,7 @@ class Sequence:
         An end token is not part of the output, and a stop word is part of it only if include_stop_words is set. An
         output that its constraint completes ends as with an end token.
         """
-        if token == self.end_id:
+        if token in self.ends:
             return "end_id"
         self.tokens.append(token)
         if score is not None:
@@ -127,7 +136,7 @@ class Sequence:
     def end(self, reason: FinishReason, error: str | None = None) -> Tokens:
         """End the output. Returns the last message of the request, with all unsent tokens."""
         self.finish_reason = reason
-        rest = self._send(len(self.tokens)) or self._with_prompt_scores(Tokens(id=self.id))
+        rest = self._send(len(self.tokens)) or self._message()
         rest.finish_reason, rest.error = reason, error
         return rest
 
@@ -136,16 +145,17 @@ class Sequence:
         if until <= since:
             return None
         self.sent = until
-        message = Tokens(id=self.id, token_ids=tuple(self.tokens[since:until]))
+        message = self._message(tuple(self.tokens[since:until]))
         if self.scores:
             prompt = len(self.request.token_ids)
             scores = self.scores[since - prompt : until - prompt]
             message.log_probs = tuple(score.log_prob for score in scores)
             if self.sampling.top_log_probs:
                 message.top_log_probs = tuple(score.top for score in scores)
-        return self._with_prompt_scores(message)
+        return message
 
-    def _with_prompt_scores(self, message: Tokens) -> Tokens:
+    def _message(self, token_ids: tuple[int, ...] = ()) -> Tokens:
+        message = Tokens(id=self.id, token_ids=token_ids, cached_tokens=self.cached or 0)
         if self.prompt_scores and not self.unscored:
             message.prompt_scores, self.prompt_scores = tuple(self.prompt_scores), []
         return message

@@ -44,7 +44,7 @@ class RunResult:
     prompt_scores: tuple[TokenScore, ...]  # of the prompt's tokens from the second on if requested, else empty
     finish_reason: FinishReason
     ttft_s: float  # seconds from submission to the first token
-    tokens_per_s: float  # the rate after the first token; for an output of one token, the rate including it
+    tokens_per_s: float  # the rate after the first tokens; for an output that came at once, the rate including them
     sync_points_seen: int | None  # all-reduces per forward pass, counted at run time; None: not counted
 
 
@@ -76,7 +76,7 @@ class LLM:
         folder = Path(engine_dir)
         self.manifest = read_engine(folder)
         self.tokenizer = load_tokenizer(folder / "tokenizer")
-        self._end_id, self._stop_words = end_ids(folder / "tokenizer")
+        self._end_id, self._further_ends = end_ids(folder / "tokenizer")
         self._runtime = start_runtime(folder, self.manifest, threads, kv_tokens, speculative)
         self._limits = self.manifest.limits
         self._next_id = 0
@@ -88,12 +88,14 @@ class LLM:
         sampling: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         stop: Sequence[str] = (),
+        skip_special_tokens: bool = True,
     ) -> list[RunResult]:
         """Generate the outputs of all prompts, in one batch. The results are in the order of the prompts.
 
         prompts: texts or token ids. sampling: parameters for all prompts, or one set for each; greedy decoding if left
-        out. stop: strings at which an output ends; they are not part of the output. Raises UsageError for a prompt or a
-        value that the engine does not accept, and RunError if a rank fails.
+        out. stop: strings at which an output ends; they are part of its text only with include_stop_words.
+        skip_special_tokens: whether texts leave out special tokens. Raises UsageError for a prompt or a value that the
+        engine does not accept, and RunError if a rank fails.
         """
         if isinstance(prompts, str):
             raise UsageError(f"prompts ({prompts[:40]!r}) must be a list; for a single prompt, pass [prompt]")
@@ -103,7 +105,7 @@ class LLM:
                 f"sampling has {len(each)} entries for {len(prompts)} prompts; pass one for all, or one per prompt"
             )
         requests = [self._request(prompt, one) for prompt, one in zip(prompts, each, strict=True)]
-        outputs = [self._submit(request, stop) for request in requests]
+        outputs = [self._submit(request, stop, skip_special_tokens) for request in requests]
         with self._reading(outputs):
             while any(output.finish_reason is None for output in outputs):
                 while not self._poll():
@@ -113,13 +115,18 @@ class LLM:
         return self._results(outputs)
 
     def stream(
-        self, prompt: Prompt, sampling: SamplingParams | None = None, *, stop: Sequence[str] = ()
+        self,
+        prompt: Prompt,
+        sampling: SamplingParams | None = None,
+        *,
+        stop: Sequence[str] = (),
+        skip_special_tokens: bool = True,
     ) -> Iterator[str | RunResult]:
         """Generate the output of one prompt. Yields its text, piece by piece, and then its RunResult.
 
         The arguments and the errors are those of `generate`. A generator that is closed early cancels the request.
         """
-        output = self._submit(self._request(prompt, sampling or SamplingParams()), stop)
+        output = self._submit(self._request(prompt, sampling or SamplingParams()), stop, skip_special_tokens)
         with self._reading([output]):
             sent = 0
             while True:
@@ -171,18 +178,26 @@ class LLM:
 
     def _request(self, prompt: Prompt, sampling: SamplingParams) -> Request:
         if sampling.end_id is None:
-            sampling = replace(sampling, end_id=self._end_id, stop_words=(*sampling.stop_words, *self._stop_words))
+            ends = (*sampling.stop_token_ids, *self._further_ends)
+            sampling = replace(sampling, end_id=self._end_id, stop_token_ids=ends)
         request = Request(id=self._next_id, token_ids=self.encode(prompt), sampling=sampling)
         self._next_id += 1
         self._limits.check(request)  # every request of a batch is checked before the first one is queued
         return request
 
-    def _submit(self, request: Request, stop: Sequence[str]) -> _Output:
+    def _submit(self, request: Request, stop: Sequence[str], skip_special_tokens: bool) -> _Output:
         if stop and self.tokenizer is None:
             raise UsageError(f"stop ({list(stop)!r}) needs a tokenizer, and this engine has none: use stop_words")
         text = None
         if self.tokenizer is not None:
-            text = TextStream(self.tokenizer, stop, prompt=request.token_ids, min_tokens=request.sampling.min_tokens)
+            text = TextStream(
+                self.tokenizer,
+                stop,
+                prompt=request.token_ids,
+                min_tokens=request.sampling.min_tokens,
+                skip_special_tokens=skip_special_tokens,
+                include_stop=request.sampling.include_stop_words,
+            )
         self._runtime.submit(request)
         now = time.perf_counter()
         line = RequestLog(request_id=str(request.id), prompt_tokens=len(request.token_ids), submitted=now)
@@ -237,19 +252,23 @@ class _Output:
     log_probs: list[float] = field(default_factory=list)
     top_log_probs: list[TopLogProbs] = field(default_factory=list)
     prompt_scores: tuple[TokenScore, ...] = ()
-    first: float = 0.0  # time of the first token
-    last: float = 0.0  # time of the latest token
+    first: float = 0.0  # time of the first tokens
+    early: int = 0  # how many came then
+    last: float = 0.0  # time of the latest tokens
     finish_reason: FinishReason | None = None
     error: str | None = None
 
     def take(self, message: Tokens, now: float) -> None:
-        self.first, self.last = self.first or now, now
+        if not self.first:
+            self.first, self.early = now, len(message.token_ids)
+        if message.token_ids or not self.last:
+            self.last = now
+            self.log.tokens_came(now)
         self.token_ids += message.token_ids
         self.log_probs += message.log_probs
         self.top_log_probs += message.top_log_probs
         self.prompt_scores += message.prompt_scores
         self.finish_reason, self.error = message.finish_reason, message.error
-        self.log.tokens_came(now)
         if self.text is not None:
             delta = self.text.push(message.token_ids)
             if message.finish_reason is not None:
@@ -275,7 +294,9 @@ class _Output:
         assert self.finish_reason is not None
         count = len(self.token_ids)
         rate = (
-            (count - 1) / (self.last - self.first) if self.last > self.first else count / (self.last - self.submitted)
+            (count - self.early) / (self.last - self.first)
+            if self.last > self.first
+            else count / (self.last - self.submitted)
         )
         return RunResult(
             text="".join(self.pieces),

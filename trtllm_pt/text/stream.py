@@ -21,11 +21,11 @@ class TextStream:
     end the text.
 
     `push` returns the new text that later tokens cannot change, and `flush` returns the rest at the end. When a stop
-    string is complete, `stopped_by` is set to it: the text ends before the stop string, and the caller should cancel
-    the request. If several stop strings match, the one that completes first wins, and the longest of those that
-    complete at the same character, so that the text does not depend on how tokens are grouped. `tokens` counts the
-    output's tokens, up to the one with which a stop string was found. Raises UsageError for a `stop` that is not a list
-    of non-empty strings.
+    string is complete, `stopped` is set: the text ends before the stop string, or with it if `include_stop` is set, and
+    the caller should cancel the request. If several stop strings match, the one that completes first wins, and the
+    longest of those that complete at the same character, so that the text does not depend on how tokens are grouped.
+    `tokens` counts the output's tokens, up to the one with which a stop string was found. Raises UsageError for a
+    `stop` that is not a list of non-empty strings.
     """
 
     def __init__(
@@ -36,20 +36,18 @@ class TextStream:
         prompt: Sequence[int] = (),
         min_tokens: int = 0,
         skip_special_tokens: bool = True,
+        include_stop: bool = False,
     ) -> None:
         if isinstance(stop, str) or not all(isinstance(word, str) and word for word in stop):
             raise UsageError(f"stop ({stop!r}) must be a list of non-empty strings")
-        self.stopped_by: str | None = None
+        self.stopped = False
         self.tokens = 0
         self._decoder = _Decoder(tokenizer, skip_special_tokens, prompt)
         self._stop = tuple(stop)
         self._min_tokens = min_tokens
+        self._include_stop = include_stop
         self._spared = 0  # a stop string that ends within so many characters does not end the text
         self._held = ""  # decoded text that may be the start of a stop string
-
-    @property
-    def stopped(self) -> bool:
-        return self.stopped_by is not None
 
     def push(self, token_ids: Iterable[int]) -> str:
         """Add tokens. Returns the new text, which is empty while later tokens could still change it."""
@@ -80,20 +78,21 @@ class TextStream:
         spared = self._spared - (self._decoder.returned - len(text))
         matches = [*_ends(text, self._stop, max(searched, spared))]
         if matches:
-            _, at, self.stopped_by = min(matches)
-            return text[:at]
+            self.stopped = True
+            end, at = min(matches)
+            return text[: end if self._include_stop else at]
         held = max(_overlap(text, word) for word in self._stop)
         cut = len(text) - held
         self._held = text[cut:]
         return text[:cut]
 
 
-def _ends(text: str, words: Iterable[str], after: int) -> Iterable[tuple[int, int, str]]:
-    """Yield the end, the start and the word of each word's first occurrence that ends beyond `after` characters."""
+def _ends(text: str, words: Iterable[str], after: int) -> Iterable[tuple[int, int]]:
+    """Yield the end and the start of each word's first occurrence that ends beyond `after` characters."""
     for word in words:
         at = text.find(word, max(0, after + 1 - len(word)))
         if at >= 0:
-            yield at + len(word), at, word
+            yield at + len(word), at
 
 
 def _shared(one: str, other: str) -> int:

@@ -34,9 +34,9 @@ def load_tokenizer(folder: Path, *, required: bool = False) -> Tokenizer | None:
     return tokenizer
 
 
-def end_ids(folder: Path) -> tuple[int, tuple[tuple[int, ...], ...]]:
-    """Return the first end token of generation_config.json (-1 if it has none), and the other ones as stop words."""
+def end_ids(folder: Path) -> tuple[int, tuple[int, ...]]:
+    """Return the first end token of generation_config.json (-1 if it has none), and the other ones."""
     path = folder / "generation_config.json"
     ids: Any = read_json(path).get("eos_token_id") if path.exists() else None
     listed = ids if isinstance(ids, list) else [] if ids is None else [ids]
-    return (listed[0] if listed else -1), tuple((token,) for token in listed[1:])
+    return (listed[0] if listed else -1), tuple(listed[1:])

@@ -167,6 +167,36 @@ def test_decodes_come_first_then_prompts_in_order_of_arrival() -> None:
     assert [s.request.id for s in scheduler.wanted] == [1, 2] and plan.last == [0, 6]
 
 
+def test_the_lowest_priority_number_runs_first_then_the_first_to_arrive() -> None:
+    scheduler, model = make(max_batch_size=2), FakeModel(64)
+    for id, priority in enumerate((0, 0, 5, 0, -1, -1)):
+        scheduler.add(request(id, (id,), max_tokens=4, priority=priority))
+    began = list(drain(scheduler, model))
+    assert began == [4, 5, 0, 1, 3, 2]
+    for id in began:
+        assert joined(alone(request(id, (id,), max_tokens=4, priority=7))) == joined(
+            alone(request(id, (id,), max_tokens=4))
+        )
+
+
+def test_a_request_that_runs_goes_on_beside_a_more_urgent_one_until_pages_run_out() -> None:
+    scheduler, model = make(max_batch_size=2, num_pages=6), FakeModel(6)
+    requests = {
+        id: request(id, random_prompt(np.random.default_rng(id), 30), max_tokens=40, priority=-id) for id in (1, 2)
+    }
+    scheduler.add(requests[1])
+    messages = step(scheduler, model) or []
+    scheduler.add(requests[2])
+    while len(scheduler.running) < 2:
+        messages += step(scheduler, model) or []
+    while (new := step(scheduler, model)) is not None:
+        messages += new
+    assert scheduler.preemptions == 1
+    assert [message.id for message in messages if message.finish_reason] == [2, 1]
+    for id, own in requests.items():
+        assert joined([message for message in messages if message.id == id]) == joined(alone(own))
+
+
 def test_the_batch_is_bounded() -> None:
     scheduler, model = make(max_batch_size=2), FakeModel(64)
     for id in range(5):
@@ -223,6 +253,30 @@ def test_a_prompt_seen_before_is_reused_but_for_its_last_token() -> None:
         rest = drain(scheduler, model)[id]
         assert joined(first + rest) == joined(alone(request(id, prompt, max_tokens=3)))
         assert scheduler.reused_tokens - before == reused
+
+
+def test_a_prefix_is_shared_only_with_the_same_salt() -> None:
+    prompt = random_prompt(np.random.default_rng(4), 50)
+    scheduler, model = make(), FakeModel(64)
+    cached = []
+    for id, salt in enumerate(("", "a", "a", "b", "", "\0")):
+        scheduler.add(request(id, prompt, max_tokens=3, cache_salt=salt))
+        messages = drain(scheduler, model)[id]
+        assert joined(messages) == joined(alone(request(id, prompt, max_tokens=3)))
+        assert len({message.cached_tokens for message in messages}) == 1
+        cached.append(messages[0].cached_tokens)
+    assert cached == [0, 0, 48, 0, 48, 0]
+    assert scheduler.reused_tokens == sum(cached)
+
+
+def test_a_preempted_request_keeps_the_number_of_its_cached_tokens() -> None:
+    """Its own pages, which it finds again, are not those that it was spared."""
+    scheduler, model = make(max_batch_size=2, num_pages=6), FakeModel(6)
+    for id in (1, 2):
+        scheduler.add(request(id, random_prompt(np.random.default_rng(id), 30), max_tokens=40))
+    messages = drain(scheduler, model)
+    assert scheduler.preemptions and scheduler.reused_tokens
+    assert {message.cached_tokens for own in messages.values() for message in own} == {0}
 
 
 def test_the_next_turn_of_a_dialogue_reuses_the_output_too() -> None:
@@ -328,6 +382,10 @@ def test_end_id_ends_and_is_not_part_of_the_output() -> None:
     assert (script.stream, script.reason) == ([(1,), (2,), ()], "end_id")
     assert Script([1, 4, 2], end_id=4).stream == [(1,), ()]
     assert Script([49, 49], end_id=-1, max_tokens=2).stream == [(49,), (49,)]
+    for token in (3, 5, 49):
+        script = Script([1, token], stop_token_ids=(3, 5), include_stop_words=True)
+        assert (script.stream, script.reason) == ([(1,), ()], "end_id")
+    assert Script([1, 49, 5], end_id=-1, stop_token_ids=(5,)).stream == [(1,), (49,), ()]
 
 
 def test_stop_words_are_held_back_and_kept_out() -> None:

@@ -86,15 +86,25 @@ def test_chunks_alternate_with_decode_steps_while_others_decode() -> None:
     assert model.kinds[7] == (PREFILL, 1, 8) and model.kinds[8] == (DECODE, 2, 1)
 
 
-def test_prompts_run_in_order_of_arrival() -> None:
+def test_prompts_run_in_order_of_priority_and_arrival() -> None:
     scheduler, model = make(2, chunk=32, chunk_beside=32), FakeModel(2)
     rng = np.random.default_rng(4)
-    for id in (1, 2, 3):
-        scheduler.add(request(id, random_prompt(rng, 64), max_tokens=1))
+    for id, priority in ((1, 0), (2, 0), (3, 0), (4, -1)):
+        scheduler.add(request(id, random_prompt(rng, 64), max_tokens=1, priority=priority))
     finished = []
     while (messages := step(scheduler, model)) is not None:
         finished += [message.id for message in messages]
-    assert finished == [1, 2, 3]
+    assert finished == [4, 1, 2, 3]
+
+
+def test_a_slot_is_not_reused_with_another_salt() -> None:
+    scheduler, model = make(2), FakeModel(2)
+    prompt = random_prompt(np.random.default_rng(7), 40)
+    cached = []
+    for id, salt in enumerate(("", "mine", "mine")):
+        scheduler.add(request(id, prompt, max_tokens=2, cache_salt=salt))
+        cached.append(drain(scheduler, model)[id][-1].cached_tokens)
+    assert cached == [0, 0, 39]
 
 
 def test_a_conversation_goes_on_in_its_slot() -> None:

@@ -53,6 +53,14 @@ def test_the_longest_prefix_wins() -> None:
     assert slots.take(A, 39) == (2, 25)
 
 
+def test_a_prefix_is_found_only_with_the_same_salt() -> None:
+    slots = Slots(2)
+    slots.take(A, 39, b"mine")
+    slots.release(0, A)
+    assert slots.take(A, 39) == (1, 0)
+    assert slots.take(A, 39, b"mine") == (0, 39)
+
+
 def test_a_slot_is_released_once() -> None:
     slots = Slots(1)
     slots.take(A, 0)

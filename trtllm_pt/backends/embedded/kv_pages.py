@@ -10,7 +10,7 @@ from trtllm_pt.backends.embedded.constants import PAGE
 
 ROOT = -1  # the parent of a sequence's first page
 
-# (page of the previous 16 tokens, these 16 tokens). The chain of previous pages identifies all tokens from the start.
+# (page of the previous 16 tokens, key of these 16 tokens). The chain of previous pages identifies all tokens before.
 PageKey = tuple[int, bytes]
 
 
@@ -19,9 +19,14 @@ def pages_for(tokens: int) -> int:
     return -(-tokens // PAGE)
 
 
-def page_key(tokens: array[int], page: int) -> bytes:
-    """Return the tokens of page number `page` of a sequence as bytes of int64. The page must be full."""
-    return tokens[page * PAGE : (page + 1) * PAGE].tobytes()
+def page_key(tokens: array[int], page: int, salt: bytes = b"") -> bytes:
+    """Return the tokens of page number `page` of a sequence as bytes of int64. The page must be full.
+
+    The key of the first page ends with the salt. So no page is shared with sequences that have another salt, because
+    the chain of pages of each begins with another page.
+    """
+    key = tokens[page * PAGE : (page + 1) * PAGE].tobytes()
+    return key if page else key + salt
 
 
 class PagePool:

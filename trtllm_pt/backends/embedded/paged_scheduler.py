@@ -17,7 +17,7 @@ from trtllm_pt.requests.sequence import Sequence
 
 
 class PagedScheduler(Scheduler[StepPlan]):
-    """Decodes come first, then prompts in order of arrival. The latest request is preempted first.
+    """Decodes come first, then prompts in order of priority. The last one in that order is preempted first.
 
     max_num_tokens: the most tokens in a step. num_pages: the number of KV pages of 16 tokens. chunk: the most prompt
     tokens in a step with decoding sequences, so that a long prompt does not stall them; None sets it to
@@ -107,7 +107,7 @@ class PagedScheduler(Scheduler[StepPlan]):
 
     def _add_decodes(self) -> int:
         """Add every sequence with one token to compute to the step, and return their number."""
-        for sequence in list(self.running):  # oldest first, so a sequence that is preempted comes later in the list
+        for sequence in list(self.running):  # in order, so a sequence that is preempted comes later in the list
             if sequence.pages and sequence.known - sequence.computed == 1 and self._has_page(sequence):
                 self._step.append((sequence, 1))
         return len(self._step)
@@ -140,16 +140,16 @@ class PagedScheduler(Scheduler[StepPlan]):
         return added
 
     def _has_page(self, sequence: Sequence) -> bool:
-        """Allocate a page for a sequence's newest token if it needs one, preempting the latest sequences if necessary.
+        """Allocate a page for a sequence's newest token if it needs one, preempting the last sequences if necessary.
 
         Returns False if the sequence itself was preempted.
         """
         if len(sequence.pages) * PAGE >= sequence.known:
             return True
         while not self.pages.available:
-            youngest = self.running[-1]
-            self._preempt(youngest)
-            if youngest is sequence:
+            last = self.running[-1]
+            self._preempt(last)
+            if last is sequence:
                 return False
         sequence.pages.append(self.pages.allocate())
         return True
@@ -165,10 +165,9 @@ class PagedScheduler(Scheduler[StepPlan]):
 
     def _admit(self, budget: int) -> None:
         while self.waiting and len(self.running) < self.max_batch_size and budget:
-            sequence = self.waiting[0]
-            if not self._give_prompt_pages(sequence):
+            if not self._give_prompt_pages(self.waiting[0]):
                 break  # later requests do not overtake
-            self.running.append(self.waiting.popleft())
+            sequence = self._admit_first()
             count = min(sequence.known - sequence.computed, budget)
             self._step.append((sequence, count))
             budget -= count
@@ -185,24 +184,16 @@ class PagedScheduler(Scheduler[StepPlan]):
         reusable = (sequence.known - 1) // PAGE  # at least one token must be computed
         if sequence.unscored:  # the scores of a prompt's tokens need all earlier tokens computed
             reusable = min(reusable, len(sequence.prompt_scores) // PAGE)
-        cached = self.pages.match(page_key(sequence.tokens, page) for page in range(reusable))
+        cached = self.pages.match(page_key(sequence.tokens, page, sequence.salt) for page in range(reusable))
         if pages_for(sequence.known) - len(cached) + self.pages.idle(cached) > spare:
             return False
         self.pages.share(cached)
         sequence.pages = cached
         sequence.registered = len(cached)
         sequence.computed = len(cached) * PAGE
-        self.reused_tokens += sequence.computed
         while len(sequence.pages) < pages_for(sequence.known):
             sequence.pages.append(self.pages.allocate())
         return True
-
-    def _preempt(self, sequence: Sequence) -> None:
-        """Move a sequence back to the head of the queue. Its tokens are kept and will be computed again."""
-        self.running.remove(sequence)
-        self._release(sequence)
-        self.waiting.appendleft(sequence)
-        self.preemptions += 1
 
     def _release(self, sequence: Sequence) -> None:
         self.pages.release(sequence.pages)
@@ -240,6 +231,6 @@ class PagedScheduler(Scheduler[StepPlan]):
         while sequence.registered < sequence.computed // PAGE:
             index = sequence.registered
             parent = sequence.pages[index - 1] if index else ROOT
-            page = self.pages.register(sequence.pages[index], parent, page_key(sequence.tokens, index))
+            page = self.pages.register(sequence.pages[index], parent, page_key(sequence.tokens, index, sequence.salt))
             sequence.pages[index] = page
             sequence.registered += 1

@@ -88,13 +88,12 @@ class SlotScheduler(Scheduler[SlotPlan]):
 
     def _admit(self) -> None:
         while self.waiting and self.slots.free:
-            sequence = self.waiting.popleft()
+            sequence = self.waiting[0]
             # At least one token must be computed, and all of a prompt whose tokens' scores are wanted.
             reusable = 0 if sequence.unscored else sequence.known - 1
-            slot, sequence.computed = self.slots.take(sequence.tokens, reusable)
+            slot, sequence.computed = self.slots.take(sequence.tokens, reusable, sequence.salt)
             sequence.pages = [slot]
-            self.reused_tokens += sequence.computed
-            self.running.append(sequence)
+            self._admit_first()
 
     def _prefill(self, sequence: Sequence, most: int) -> SlotPlan:
         """Return the plan of a prompt's next chunk."""

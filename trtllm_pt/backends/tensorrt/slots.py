@@ -19,6 +19,7 @@ class Slots:
     def __init__(self, total: int) -> None:
         self.total = total
         self._free: dict[int, array[int]] = {slot: array("q") for slot in range(total)}  # in order of release
+        self._salts = [b""] * total  # of the requests that computed what the slots hold
 
     @property
     def free(self) -> int:
@@ -28,19 +29,24 @@ class Slots:
         """Return how many tokens a free slot holds, or 0 for one that is not free."""
         return len(self._free.get(slot, ()))
 
-    def take(self, tokens: array[int], reusable: int) -> tuple[int, int]:
+    def take(self, tokens: array[int], reusable: int, salt: bytes = b"") -> tuple[int, int]:
         """Take the slot that suits a sequence best. Returns it, and how many of the sequence's first tokens it holds.
 
-        reusable: the most tokens to reuse. Without a prefix worth reusing it is an empty slot, the first one, or else
-        the one that was released first.
+        reusable: the most tokens to reuse, of requests with the same salt. Without a prefix worth reusing it is an
+        empty slot, the first one, or else the one that was released first.
         """
         slot, shared = max(
-            ((slot, _shared(held, tokens, reusable)) for slot, held in self._free.items()), key=lambda pair: pair[1]
+            (
+                (slot, _shared(held, tokens, reusable if self._salts[slot] == salt else 0))
+                for slot, held in self._free.items()
+            ),
+            key=lambda pair: pair[1],
         )
         if shared < _WORTHWHILE:
             empty = [slot for slot, held in self._free.items() if not held]
             slot, shared = min(empty) if empty else next(iter(self._free)), 0
         del self._free[slot]
+        self._salts[slot] = salt
         return slot, shared
 
     def release(self, slot: int, tokens: array[int]) -> None:

@@ -5,6 +5,7 @@ The argument `bindings` is always the module tensorrt_llm.bindings.executor.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,10 @@ from trtllm_pt.requests.sequence import Sequence, possible_start
 
 TOP_K_MAX = 1024  # the sampling kernels reduce a larger top_k to this
 NUMBER_MAX = 1e30  # the executor uses float32, and a number that overflows ends every request in flight
+_UNSUPPORTED = (
+    *("guide_type", "logit_bias", "top_log_probs", "processed_log_probs", "prompt_log_probs"),
+    *("priority", "cache_salt"),
+)
 _EPSILON = 1e-6  # the executor adds this to a temperature
 
 
@@ -42,7 +47,8 @@ def executor_request(bindings: Any, sequence: Sequence) -> Any:
     max_tokens = sequence.limit - len(prompt)
     # The executor looks for stop words in prompt and output, where they may only be in the output. So a stop word that
     # could begin in the prompt is not passed to it; Sequence finds it.
-    stop_words = [list(word) for word in p.stop_words if not possible_start(word, prompt)]
+    stop_words = [[token] for token in p.stop_token_ids]  # it has only one end token
+    stop_words += [list(word) for word in p.stop_words if not possible_start(word, prompt)]
     return bindings.Request(
         input_token_ids=list(prompt),
         max_tokens=max_tokens,
@@ -93,11 +99,12 @@ def problems(p: SamplingParams) -> Iterator[str]:
         yield "min_tokens (1) must be 0 or at least 2"
     if p.min_p and p.top_p < 1 and p.temperature:  # the executor takes the shares of top_p after min_p
         yield f"min_p ({p.min_p!r}) must be 0.0 with top_p below 1"
-    if p.min_tokens and p.stop_words:  # the executor's min_tokens delays only the end token
-        yield f"min_tokens ({p.min_tokens}) must be 0 with stop_words"
-    for name in ("guide_type", "top_log_probs", "processed_log_probs", "prompt_log_probs"):
+    for name in ("stop_token_ids", "stop_words"):
+        if p.min_tokens and getattr(p, name):  # the executor's min_tokens delays only the end token
+            yield f"min_tokens ({p.min_tokens}) must be 0 with {name}"
+    for name in _UNSUPPORTED:
         if value := getattr(p, name):
-            yield f"{name} ({value!r}) is not supported"
+            yield f"{name} ({reprlib.repr(value)}) is not supported"
     if p.log_probs:
         # The executor computes log-probs after it has applied these fields.
         plain = SamplingParams()

@@ -22,6 +22,7 @@ from trtllm_pt.errors import RunError, UsageError
 from trtllm_pt.serving.error_codes import HTTP_STATUS, ErrorCode, ServedError
 from trtllm_pt.serving.http_thread import BODY_BYTES, REQUEST_ID, listening, unreadable
 from trtllm_pt.serving.json_body import json_object
+from trtllm_pt.serving.openai.api_key import require_key
 from trtllm_pt.serving.openai.chat_template import ChatTemplate
 from trtllm_pt.serving.openai.cors import allow_origins
 from trtllm_pt.serving.openai.engine_client import EngineClient, Piece
@@ -41,11 +42,18 @@ class OpenAIServer:
     """OpenAI's endpoints for one model of a running Triton.
 
     engines: the engine directory that Triton serves. name: the model's name for clients. grpc_url: HOST:PORT of
-    Triton's gRPC port. allowed_origins: those whose web pages may use the endpoints, `*` for all. Raises UsageError if
-    the engine has no tokenizer.
+    Triton's gRPC port. allowed_origins: those whose web pages may use the endpoints, `*` for all. api_key: what clients
+    must send; None: nothing. Raises UsageError if the engine has no tokenizer.
     """
 
-    def __init__(self, engines: Path, name: str, grpc_url: str, allowed_origins: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        engines: Path,
+        name: str,
+        grpc_url: str,
+        allowed_origins: Collection[str] = (),
+        api_key: str | None = None,
+    ) -> None:
         manifest = read_engine(engines)
         folder = engines / "tokenizer"
         tokenizer = load_tokenizer(folder, required=True)
@@ -64,11 +72,13 @@ class OpenAIServer:
         self._facts = {name: value for name, value in inspect(engines).items() if name in shown}
         self._in_python = manifest.backend.triton_backend == "python"
         self._name, self._url, self._began = name, grpc_url, int(time.time())
-        self._allowed_origins = allowed_origins
+        self._allowed_origins, self._api_key = allowed_origins, api_key
 
     def listening(self, host: str, port: int) -> AbstractContextManager[None]:
         """Serve from a thread of its own until the block ends. Raises UsageError if the port cannot be used."""
         app = web.Application(client_max_size=BODY_BYTES, middlewares=[_errors])
+        if self._api_key is not None:
+            require_key(app, self._api_key)
         if self._allowed_origins:
             allow_origins(app, self._allowed_origins)
         app.cleanup_ctx.append(self._connection)
@@ -79,10 +89,12 @@ class OpenAIServer:
         app.router.add_get("/v1/models/{name:.+}", self._model)
         for kind in ("completions", "chat/completions"):
             app.router.add_post(f"/v1/{kind}", self._complete)
+        app.router.add_post("/tokenize", self._tokenize)
+        app.router.add_post("/detokenize", self._detokenize)
         return listening(app, host, port, "--openai-port", _plain_error, access_log=log)
 
     async def _connection(self, _: web.Application) -> AsyncIterator[None]:
-        self._client = EngineClient(self._url, self._parser.tokenizer)
+        self._client = EngineClient(self._url, self._parser.tokenizer, self._limits.vocab_size)
         yield
         await self._client.close()
 
@@ -118,6 +130,18 @@ class OpenAIServer:
         """Raises ServedError for the name of another model. A request need not name one."""
         if model not in (None, self._name):
             raise ServedError("not_found", f"model ({model!r}) is not served here; the model is {self._name!r}")
+
+    async def _tokenize(self, request: web.Request) -> web.Response:
+        body = json_object(await request.read())
+        self._check_name(body.get("model"))
+        tokens, strings = await asyncio.to_thread(self._parser.tokenize, body)
+        shown = {"count": len(tokens), "max_model_len": self._limits.max_seq_len, "tokens": tokens}
+        return web.json_response({**shown, "token_strs": strings})
+
+    async def _detokenize(self, request: web.Request) -> web.Response:
+        body = json_object(await request.read())
+        self._check_name(body.get("model"))
+        return web.json_response({"prompt": await asyncio.to_thread(self._parser.detokenize, body)})
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         kind = request.path.removeprefix("/v1/")
@@ -187,6 +211,9 @@ async def _errors(request: web.Request, handler: Any) -> web.StreamResponse:
     try:
         answer: web.StreamResponse = await handler(request)
         return answer
+    except web.HTTPUnauthorized as error:
+        body = _body(error.status, error.reason, "invalid_api_key")
+        return web.json_response(body, status=error.status, headers={"WWW-Authenticate": "Bearer"})
     except web.HTTPException as error:
         return _plain_error(error.status, error.reason)
     except web.RequestPayloadError as error:
@@ -212,6 +239,6 @@ def _code(error: RunError | UsageError) -> ErrorCode:
     return "invalid" if isinstance(error, UsageError) else "internal"
 
 
-def _body(status: int, message: str, code: ErrorCode | None) -> dict[str, Any]:
+def _body(status: int, message: str, code: str | None) -> dict[str, Any]:
     kind = "invalid_request_error" if status < 500 else "server_error"
     return {"error": {"message": message, "type": kind, "param": None, "code": code}}

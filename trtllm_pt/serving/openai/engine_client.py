@@ -20,7 +20,7 @@ from grpc.aio import AioRpcError
 from tokenizers import Tokenizer
 from tritonclient.utils import InferenceServerException
 
-from trtllm_pt.requests.fields import FIELDS, given_numbers
+from trtllm_pt.requests.fields import NUMBERS, PARAMETERS, given_numbers
 from trtllm_pt.requests.messages import SamplingParams, TokenScore, TopLogProbs
 from trtllm_pt.serving.error_codes import ServedError
 from trtllm_pt.serving.openai.requests import Choice, CompletionRequest
@@ -48,7 +48,8 @@ class Piece:
 
     index: the number of the choice. token_ids: the tokens that were generated for the text. scores: one per token if
     requested. finish_reason: `stop` or `length` in the last piece of a choice, else None. prompt_scores: if requested,
-    those of the prompt's tokens from the second on, in the first piece of a choice.
+    those of the prompt's tokens from the second on, in the first piece of a choice. cached_tokens: tokens of the prompt
+    that were found in the KV cache; None: the engine does not say.
     """
 
     index: int
@@ -57,14 +58,18 @@ class Piece:
     scores: Sequence[TokenScore] = ()
     finish_reason: str | None = None
     prompt_scores: Sequence[TokenScore] = ()
+    cached_tokens: int | None = None
 
 
 class EngineClient:
-    """A client of the Triton at the gRPC address `url` (HOST:PORT). It belongs to the running event loop."""
+    """A client of the Triton at the gRPC address `url` (HOST:PORT). It belongs to the running event loop.
 
-    def __init__(self, url: str, tokenizer: Tokenizer) -> None:
+    vocab_size: that of the engine.
+    """
+
+    def __init__(self, url: str, tokenizer: Tokenizer, vocab_size: int) -> None:
         self._client = grpc.InferenceServerClient(url, channel_args=_CHANNEL)
-        self._tokenizer = tokenizer
+        self._tokenizer, self._vocab_size = tokenizer, vocab_size
         self._tasks: set[asyncio.Task[None]] = set()  # they can outlive the HTTP request that started them
 
     async def close(self) -> None:
@@ -127,25 +132,33 @@ class EngineClient:
 
     async def _choice(self, index: int, choice: Choice, name: str) -> AsyncGenerator[Piece, None]:
         sampling = choice.sampling
-        text = TextStream(self._tokenizer, choice.stop, prompt=choice.prompt, min_tokens=sampling.min_tokens)
-        further_ends = {token for [token] in sampling.stop_words}
-        async for result in self._ask(_inputs(choice), name, _parameters(sampling)):
+        text = TextStream(
+            self._tokenizer,
+            choice.stop,
+            prompt=choice.prompt,
+            min_tokens=sampling.min_tokens,
+            skip_special_tokens=choice.skip_special_tokens,
+            include_stop=sampling.include_stop_words,
+        )
+        cached = None
+        async for result in self._ask(_inputs(choice, self._vocab_size), name, _parameters(sampling)):
             if text.stopped:
                 continue  # the engine has not stopped the request yet
             ids = result.as_numpy("output_ids").ravel().tolist()
-            # TensorRT-LLM takes further end tokens for stop words, which it returns.
-            before, kept = text.tokens, itertools.takewhile(lambda token: token not in further_ends, ids)
+            # Further end tokens are stop words of one token for Triton's models, which return them.
+            before, kept = text.tokens, itertools.takewhile(lambda token: token not in sampling.stop_token_ids, ids)
             delta = text.push(kept)
             new = text.tokens - before
             scores = _scores(result, len(ids))[:new] if sampling.log_probs else ()
             if text.stopped and (task := asyncio.current_task()) is not None:
                 self._begin(self._end(name, task))
             reason = "stop" if text.stopped else None
-            yield Piece(index, delta, ids[:new], scores, reason, _prompt_scores(result))
+            cached = _number(result, "num_cached_tokens")
+            yield Piece(index, delta, ids[:new], scores, reason, _prompt_scores(result), cached)
         if not text.stopped:
             rest = text.flush()  # which may complete a stop string
             full = text.tokens >= sampling.max_tokens and not text.stopped
-            yield Piece(index, rest, finish_reason="length" if full else "stop")
+            yield Piece(index, rest, finish_reason="length" if full else "stop", cached_tokens=cached)
 
     async def _end(self, name: str, task: asyncio.Task[Any]) -> None:
         """Send `stop` for the request `name`, which `task` reads, until the task is done.
@@ -164,7 +177,7 @@ class EngineClient:
             pass
 
     async def _ask(
-        self, inputs: list[grpc.InferInput], name: str, parameters: Mapping[str, float] | None = None
+        self, inputs: list[grpc.InferInput], name: str, parameters: Mapping[str, float | str] | None = None
     ) -> AsyncGenerator[Any, None]:
         """Yield the responses to one request. At the end, raises ServedError if one of them was an error."""
 
@@ -187,20 +200,21 @@ def _no_answer(reason: str | None) -> ServedError:
     return ServedError("unavailable", f"Triton does not answer: {reason}")
 
 
-def _parameters(sampling: SamplingParams) -> dict[str, float]:
+def _parameters(sampling: SamplingParams) -> dict[str, float | str]:
     """Return the fields that have no tensor. Our own model reads them as parameters of a request."""
-    numbers = {field.name: value for field, value in given_numbers(sampling) if not field.tensor}
-    reports = {field.name: getattr(sampling, field.name) for field in FIELDS if field.reports and not field.tensor}
-    return numbers | {name: value for name, value in reports.items() if value}
+    numbers = {field.parameter: value for field, value in given_numbers(sampling) if not field.tensor}
+    others = {field.parameter: getattr(sampling, field.name) for field in PARAMETERS if field not in NUMBERS}
+    return numbers | {name: value for name, value in others.items() if value}
 
 
-def _inputs(choice: Choice) -> list[grpc.InferInput]:
+def _inputs(choice: Choice, vocab_size: int) -> list[grpc.InferInput]:
     sampling = choice.sampling
     arrays = {
         "input_ids": np.array([choice.prompt], np.int32),
         "input_lengths": _scalar(len(choice.prompt), np.int32),
         "end_id": _scalar(-1 if sampling.end_id is None else sampling.end_id, np.int32),
         "streaming": _scalar(True, np.bool_),
+        "return_num_input_tokens": _scalar(True, np.bool_),
     }
     for field, value in given_numbers(sampling):
         if field.tensor:
@@ -210,9 +224,19 @@ def _inputs(choice: Choice) -> list[grpc.InferInput]:
     for name, text in ("guided_decoding_guide_type", sampling.guide_type), ("guided_decoding_guide", sampling.guide):
         if text:
             arrays[name] = np.array([[text.encode()]], object)
-    if sampling.stop_words:
-        arrays["stop_words_list"] = pack([sampling.stop_words])
+    if sampling.stop_token_ids:
+        arrays["stop_words_list"] = pack([[(token,) for token in sampling.stop_token_ids]])
+    if sampling.logit_bias:
+        arrays["embedding_bias"] = np.zeros((1, vocab_size), np.float32)
+        for token, bias in sampling.logit_bias:
+            arrays["embedding_bias"][0, token] += bias
     return _tensors(arrays)
+
+
+def _number(result: Any, name: str) -> int | None:
+    """Return an output of one number, or None if a response does not have it."""
+    found = result.as_numpy(name)
+    return None if found is None else int(found.item())
 
 
 def _scores(result: Any, tokens: int) -> list[TokenScore]:

@@ -19,6 +19,7 @@ from trtllm_pt.serving.openai.chat_template import ChatTemplate, Message
 from trtllm_pt.serving.triton.models.preprocessing import check_bytes
 from trtllm_pt.serving.triton.models.request import MOST_OUTPUTS
 
+MOST_BIAS = 100  # of a logit, as in OpenAI's API
 _SHOWN = 80  # the most characters of a value in a message
 _NUMBER, _WHOLE, _FLAG = (int, float), (int,), (bool,)
 _SHARED: dict[str, tuple[type, ...]] = {
@@ -28,31 +29,43 @@ _SHARED: dict[str, tuple[type, ...]] = {
     "stream_options": (dict,),
     "stop": (str, list),
     "user": (str,),
-    "ignore_eos": _FLAG,  # not OpenAI's, but other servers have it
+    "logit_bias": (dict,),
+    # Not OpenAI's, but vLLM and other servers have them.
+    "ignore_eos": _FLAG,
+    "stop_token_ids": (list,),
+    "include_stop_str_in_output": _FLAG,
+    "skip_special_tokens": _FLAG,
+    "priority": _WHOLE,
+    "cache_salt": (str,),
     **{field.name: _WHOLE if field.kind == WHOLE else _NUMBER for field in NUMBERS},
 }
-_FIELDS = {
+_CHAT: dict[str, tuple[type, ...]] = {
+    "messages": (list,),
+    "add_generation_prompt": _FLAG,
+    "continue_final_message": _FLAG,
+}
+_FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
     "completions": {**_SHARED, "prompt": (str, list), "echo": _FLAG, "best_of": _WHOLE, "logprobs": _WHOLE},
     "chat/completions": {
         **_SHARED,
-        "messages": (list,),
+        **_CHAT,
         "max_completion_tokens": _WHOLE,
         "logprobs": _FLAG,
         "top_logprobs": _WHOLE,
         "prompt_cache_key": (str,),  # this and the next one name the user, as `user` does
         "safety_identifier": (str,),
-        "add_generation_prompt": _FLAG,  # this and the next one are vLLM's
-        "continue_final_message": _FLAG,
     },
+    # The rest is vLLM's.
+    "tokenize": {**_CHAT, "model": (str,), "prompt": (str,), "add_special_tokens": _FLAG, "return_token_strs": _FLAG},
+    "detokenize": {"model": (str,), "tokens": (list,)},
 }
 # Fields of OpenAI's that are not supported, with the values that ask for nothing, such as OpenAI's defaults. These
 # values are accepted and ignored.
 _NEUTRAL: dict[str, dict[str, tuple[Any, ...]]] = {
-    "completions": {"logit_bias": ({},), "suffix": ("",)},
+    "completions": {"suffix": ("",)},
     "chat/completions": {
         "function_call": ("none", "auto"),
         "functions": ([],),
-        "logit_bias": ({},),
         "metadata": ({},),
         "modalities": (["text"],),
         "parallel_tool_calls": (True, False),
@@ -65,16 +78,19 @@ _NEUTRAL: dict[str, dict[str, tuple[Any, ...]]] = {
         "tools": ([],),
         "verbosity": ("medium",),
     },
+    "tokenize": {},
+    "detokenize": {},
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """One choice of a response: its prompt in token ids, its sampling parameters, and its stop strings."""
+    """One choice of a response: its prompt in token ids, its sampling parameters, and how its text is made."""
 
     prompt: tuple[int, ...]
     sampling: SamplingParams
-    stop: tuple[str, ...]
+    stop: tuple[str, ...]  # stop strings, which are part of the text if the sampling includes stop words
+    skip_special_tokens: bool  # whether the text leaves out special tokens
     echo: str  # text that precedes the generated text; empty, or the prompt
 
 
@@ -85,6 +101,7 @@ class CompletionRequest:
     choices: tuple[Choice, ...]
     stream: bool
     usage: bool  # whether a stream ends with the usage
+    continuous_usage: bool  # whether every event has the usage so far
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +110,7 @@ class RequestParser:
 
     tokenizer: Tokenizer
     end_id: int
-    further_ends: tuple[tuple[int, ...], ...]  # the tokenizer's other end tokens, as stop words
+    further_ends: tuple[int, ...]  # the tokenizer's other end tokens
     limits: Limits
     most_bytes: int  # the longest prompt, in UTF-8
     template: ChatTemplate
@@ -116,14 +133,46 @@ class RequestParser:
         stop = [stop] if isinstance(stop, str) else stop
         if not all(isinstance(word, str) and word for word in stop):
             raise UsageError(f"stop ({stop!r}) must be a non-empty string or a list of non-empty strings")
+        skip = given.get("skip_special_tokens", True)
         choices = []
         for text, ids in prompts:
             sampling = self._sampling(given, len(ids), kind)
             for i in range(number):
                 seed = (sampling.seed + i) % 2**64
-                echo = text if given.get("echo", False) else ""
-                choices.append(Choice(prompt=ids, sampling=replace(sampling, seed=seed), stop=tuple(stop), echo=echo))
-        return CompletionRequest(choices=tuple(choices), stream=given.get("stream", False), usage=_usage(given))
+                choices.append(
+                    Choice(
+                        prompt=ids,
+                        sampling=replace(sampling, seed=seed),
+                        stop=tuple(stop),
+                        skip_special_tokens=skip,
+                        echo=text if given.get("echo", False) else "",
+                    )
+                )
+        usage, continuous = _usage(given)
+        return CompletionRequest(
+            choices=tuple(choices), stream=given.get("stream", False), usage=usage, continuous_usage=continuous
+        )
+
+    def tokenize(self, body: Mapping[str, Any]) -> tuple[list[int], list[str | None] | None]:
+        """Return the tokens of a prompt or of a chat, and the texts of the tokens if the body asks for them.
+
+        Errors are as in `parse`.
+        """
+        given = _checked("tokenize", body)
+        if ("prompt" in given) == ("messages" in given):
+            raise UsageError("a body for /tokenize must have either prompt or messages")
+        name, text = ("prompt", given["prompt"]) if "prompt" in given else ("messages", self._chat_text(given))
+        tokens = self._ids(text, name, given.get("add_special_tokens", name == "prompt"))
+        strings = [self.tokenizer.id_to_token(token) for token in tokens]
+        return list(tokens), strings if given.get("return_token_strs", False) else None
+
+    def detokenize(self, body: Mapping[str, Any]) -> str:
+        """Return the text of the tokens in a body. Errors are as in `parse`."""
+        given = _checked("detokenize", body)
+        if "tokens" not in given:
+            raise UsageError("tokens is missing")
+        self.limits.check_tokens(given["tokens"])
+        return str(self.tokenizer.decode(given["tokens"], skip_special_tokens=False))
 
     def _sampling(self, given: Mapping[str, Any], prompt: int, kind: str) -> SamplingParams:
         rest = max(self.limits.max_seq_len - prompt, 1)
@@ -141,7 +190,11 @@ class RequestParser:
         return SamplingParams(
             **values,
             end_id=-1 if endless else self.end_id,
-            stop_words=() if endless else self.further_ends,
+            stop_token_ids=(*given.get("stop_token_ids", ()), *(() if endless else self.further_ends)),
+            include_stop_words=given.get("include_stop_str_in_output", False),
+            logit_bias=_logit_bias(given.get("logit_bias", {})),
+            priority=given.get("priority", 0),
+            cache_salt=given.get("cache_salt", ""),
             **_log_probs(given),
         )
 
@@ -150,14 +203,15 @@ class RequestParser:
             raise UsageError("prompt is missing")
         prompt = given["prompt"]
         several = isinstance(prompt, list) and set(map(type, prompt)) - {int}
-        return [self._prompt(one) for one in (prompt if several else [prompt])]
+        special = not given.get("skip_special_tokens", True)
+        return [self._prompt(one, special) for one in (prompt if several else [prompt])]
 
-    def _prompt(self, prompt: Any) -> tuple[str, tuple[int, ...]]:
+    def _prompt(self, prompt: Any, special: bool) -> tuple[str, tuple[int, ...]]:
         if isinstance(prompt, str):
             text, ids = prompt, self._ids(prompt, "prompt")
         elif isinstance(prompt, list) and not set(map(type, prompt)) - {int}:
             self.limits.check_tokens(prompt)
-            text, ids = self.tokenizer.decode(prompt), tuple(prompt)
+            text, ids = self.tokenizer.decode(prompt, skip_special_tokens=not special), tuple(prompt)
         else:
             raise UsageError(f"prompt ({prompt!r}) must be a string or a list of token ids, or a list of such prompts")
         if not ids:
@@ -165,6 +219,10 @@ class RequestParser:
         return text, ids
 
     def _chat(self, given: Mapping[str, Any]) -> list[tuple[str, tuple[int, ...]]]:
+        text = self._chat_text(given)
+        return [(text, self._ids(text, "messages", special=False))]
+
+    def _chat_text(self, given: Mapping[str, Any]) -> str:
         messages = given.get("messages")
         if not messages:
             raise UsageError("messages is missing or empty")
@@ -176,8 +234,7 @@ class RequestParser:
                 "a message is either continued or begun"
             )
         chat = [_message(f"messages[{number}]", message) for number, message in enumerate(messages)]
-        text = self.template.render(chat, add_generation_prompt=begins, continue_final_message=continues)
-        return [(text, self._ids(text, "messages", special=False))]
+        return self.template.render(chat, add_generation_prompt=begins, continue_final_message=continues)
 
     def _ids(self, text: str, name: str, special: bool = True) -> tuple[int, ...]:
         try:
@@ -232,18 +289,33 @@ def _typed(name: str, value: Any, kinds: tuple[type, ...]) -> Any:
     return value
 
 
-def _usage(given: Mapping[str, Any]) -> bool:
-    """Return whether a stream reports the usage, as stream_options asks."""
+def _usage(given: Mapping[str, Any]) -> tuple[bool, bool]:
+    """Return whether a stream ends with the usage, and whether every event has it, as stream_options asks."""
     if "stream_options" in given and not given.get("stream", False):
         raise UsageError("stream_options needs stream to be true")
-    usage = False
+    asked = {"include_usage": False, "continuous_usage_stats": False}
     for name, value in given.get("stream_options", {}).items():
         if value is None or (name == "include_obfuscation" and value is False):
             continue
-        if name != "include_usage":
+        if name not in asked:
             raise UsageError(f"stream_options.{name} is not supported")
-        usage = _typed(f"stream_options.{name}", value, _FLAG)
-    return usage
+        asked[name] = _typed(f"stream_options.{name}", value, _FLAG)
+    usage, continuous = asked.values()
+    if continuous and not usage:
+        raise UsageError("stream_options.continuous_usage_stats needs include_usage to be true")
+    return usage, continuous
+
+
+def _logit_bias(given: Mapping[str, Any]) -> tuple[tuple[int, float], ...]:
+    """Return the biases of tokens, whose ids are the names of a JSON object."""
+    for token, bias in given.items():
+        if not token.isdecimal():
+            raise UsageError(f"logit_bias ({token!r}) must name tokens by their ids")
+        if isinstance(bias, bool) or not isinstance(bias, int | float) or not -MOST_BIAS <= bias <= MOST_BIAS:
+            raise UsageError(
+                f"logit_bias of token {token} ({bias!r}) must be a number between -{MOST_BIAS} and {MOST_BIAS}"
+            )
+    return tuple((int(token), float(bias)) for token, bias in given.items())
 
 
 def _log_probs(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,11 +25,17 @@ class Answer:
         self._words = words
         # For the places of tokens in the text of each choice: the text after the tokens so far, and its characters.
         self._texts = [
-            TextStream(words.tokenizer, prompt=() if choice.echo else choice.prompt) for choice in wanted.choices
+            TextStream(
+                words.tokenizer,
+                prompt=() if choice.echo else choice.prompt,
+                skip_special_tokens=choice.skip_special_tokens,
+            )
+            for choice in wanted.choices
         ]
         self._shown = [0] * len(wanted.choices)
         # The choices whose prompt's log-probs are still to be returned.
         self._unscored = [choice.sampling.log_probs and choice.sampling.prompt_log_probs for choice in wanted.choices]
+        self._cached: dict[int, int] = {}  # tokens of each prompt that were found in the KV cache, by the prompt's id
         self.id, self.wanted = id, wanted
         self.tokens = 0
 
@@ -46,8 +52,10 @@ class Answer:
         if self._chat:
             message = choice.pop("message")
             choice["delta"] = message if first else {"content": message["content"]}
-        usage = {"usage": None} if self.wanted.usage else {}  # the last event has it
-        return {**self._head("chat.completion.chunk"), "choices": [choice], **usage}
+        body = {**self._head("chat.completion.chunk"), "choices": [choice]}
+        if self.wanted.usage:
+            body["usage"] = self._usage() if self.wanted.continuous_usage else None  # the last event has it always
+        return body
 
     def usage_part(self) -> dict[str, Any]:
         """Return the last event of a stream whose client asked for the usage."""
@@ -55,6 +63,8 @@ class Answer:
 
     def _choice(self, piece: Piece, echo: str) -> dict[str, Any]:
         self.tokens += len(piece.token_ids)
+        if piece.cached_tokens is not None:
+            self._cached.setdefault(id(self.wanted.choices[piece.index].prompt), piece.cached_tokens)
         text = echo + piece.text
         return {
             "index": piece.index,
@@ -114,9 +124,16 @@ class Answer:
         kind = chat_object if self._chat else "text_completion"
         return {"id": self.id, "object": kind, "created": self._created, "model": self._model}
 
-    def _usage(self) -> dict[str, int]:
+    def _usage(self) -> dict[str, Any]:
+        """Return the usage so far. A prompt with several choices counts once."""
         prompt = sum({id(c.prompt): len(c.prompt) for c in self.wanted.choices}.values())
-        return {"prompt_tokens": prompt, "completion_tokens": self.tokens, "total_tokens": prompt + self.tokens}
+        cached = {"cached_tokens": sum(self._cached.values())} if self._cached else None
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": self.tokens,
+            "total_tokens": prompt + self.tokens,
+            "prompt_tokens_details": cached,
+        }
 
 
 def _joined(pieces: Sequence[Piece]) -> Piece:
@@ -128,6 +145,7 @@ def _joined(pieces: Sequence[Piece]) -> Piece:
         [score for piece in pieces for score in piece.scores],
         pieces[-1].finish_reason,
         pieces[0].prompt_scores,
+        pieces[-1].cached_tokens,
     )
 
 

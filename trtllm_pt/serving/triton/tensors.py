@@ -81,10 +81,11 @@ _RESULTS = """
     generation_logits $logits[-1,-1,-1]; batch_index INT32[1]; sequence_index INT32[1]
 """
 # The likeliest tokens at the position of each output token; then the log-probs of the prompt's tokens from the second
-# on, and the likeliest tokens at their positions. All are log-probs of raw logits.
+# on, and the likeliest tokens at their positions. All are log-probs of raw logits. Last, the number of the prompt's
+# tokens that were found in the KV cache.
 _OWN_OUTPUTS = """
     output_top_ids INT32[-1,-1,-1]; output_top_log_probs FP32[-1,-1,-1]; context_log_probs FP32[-1]
-    context_top_ids INT32[-1,-1]; context_top_log_probs FP32[-1,-1]
+    context_top_ids INT32[-1,-1]; context_top_log_probs FP32[-1,-1]; num_cached_tokens INT32[1]
 """
 _SAMPLING = """
     bad_words STRING[-1]?; stop_words STRING[-1]?; exclude_input_in_output BOOL[1]?; end_id INT32[1]?

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trtllm_pt.errors import UsageError
-from trtllm_pt.requests.fields import FIELDS, NUMBERS
+from trtllm_pt.requests.fields import PARAMETERS
 from trtllm_pt.serving.error_codes import ErrorCode, with_code
 
 MAX_BLS_REQUESTS = 256  # the requests that the model tensorrt_llm_bls handles at the same time
@@ -30,8 +30,8 @@ _TRITON_CODES: Mapping[ErrorCode, str] = {
     "unavailable": "UNAVAILABLE",
     "internal": "INTERNAL",
 }
-_PARAMETERS = {field.name for field in NUMBERS if field.tensor is None}
-_REPORTS = {field.name for field in FIELDS if field.tensor is None and field.reports}
+_PARAMETERS = {field.parameter for field in PARAMETERS if not field.reports}
+_REPORTS = {field.parameter for field in PARAMETERS if field.reports}
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
 

@@ -63,7 +63,7 @@ class TritonPythonModel:
         self._unchecked = _manifest_of_cpp_backend(config.folder.parent / self._engine)
         folder, self._skip = _postprocessing(config)  # TensorRT-LLM's config for this model has no tokenizer
         self._tokenizer = load_tokenizer(folder, required=True)
-        self._further_ends = {token for [token] in end_ids(folder)[1]}
+        self._further_ends = set(end_ids(folder)[1])
         self._pool = ThreadPoolExecutor(MAX_BLS_REQUESTS)  # each request has a thread, which sleeps most of the time
         self._free = threading.Semaphore(MAX_BLS_REQUESTS)
         self._senders: dict[str, Sender] = {}  # by the engine's id of each request that it works on
@@ -243,14 +243,14 @@ class _OutputTexts:
             new += stream.flush()
             if not self._exclude[row]:
                 new = self._tokenizer.decode(self._prompts[row], skip_special_tokens=self._skip) + new
-        yield {"text_output": strings([new + (stream.stopped_by or "")]), **part}
+        yield {"text_output": strings([new]), **part}
 
     def rest(self) -> Iterator[dict[str, Array]]:
         """Yield the texts that were held back, after the engine has finished."""
         for (row, sequence), stream in self._streams.items():
             if stream.stopped:
                 continue
-            if rest := stream.flush() + (stream.stopped_by or ""):
+            if rest := stream.flush():
                 place = {"batch_index": row, "sequence_index": sequence}
                 indices = {name: np.array([[index]], np.int32) for name, index in place.items()}
                 yield {"text_output": strings([rest]), **indices}
@@ -264,6 +264,7 @@ class _OutputTexts:
                 prompt=self._prompts[row],
                 min_tokens=self._min_tokens[row],
                 skip_special_tokens=self._skip,
+                include_stop=True,
             )
         return self._streams[row, sequence]
 

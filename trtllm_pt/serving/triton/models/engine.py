@@ -61,7 +61,7 @@ class TritonPythonModel:
         manifest = read_engine(folder)
         manifest.backend.check_versions(folder, manifest)
         self._name, self._limits, self._title = config.name, manifest.limits, manifest.backend.title
-        self._further_ends = {token for [token] in end_ids(folder / "tokenizer")[1]}
+        self._further_ends = set(end_ids(folder / "tokenizer")[1])
         self._exclude_input = config.flag("exclude_input_in_output", False)
         waiting: int = config.data["dynamic_batching"]["default_queue_policy"]["max_queue_size"]
         self._most = manifest.options.max_batch_size + waiting if waiting else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from trtllm_pt.backends.registry import read_engine
 from trtllm_pt.errors import UsageError
 from trtllm_pt.model.config import read_json
+from trtllm_pt.requests.limits import Limits
 from trtllm_pt.serving.triton import word_lists
 from trtllm_pt.serving.triton.models.base import (
     Array,
@@ -35,12 +36,12 @@ _TAKEN = {
     "STOP_WORDS_DICT": "stop_words",
     "END_ID": "end_id",
     "PAD_ID": "pad_id",
+    "EMBEDDING_BIAS_WORDS": "embedding_bias_words",
+    "EMBEDDING_BIAS_WEIGHTS": "embedding_bias_weights",
 }
 # Inputs that the model refuses -> their names as inputs of the ensemble.
 _REFUSED = {
     "DECODER_QUERY": "decoder_text_input",
-    "EMBEDDING_BIAS_WORDS": "embedding_bias_words",
-    "EMBEDDING_BIAS_WEIGHTS": "embedding_bias_weights",
     "PROMPT_TABLE_EXTRA_ID": "prompt_table_extra_id",
 }
 
@@ -52,9 +53,7 @@ class TritonPythonModel:
         config = Config(args)
         manifest = read_engine(config.path("gpt_model_path"))
         self._engine_in_python = manifest.backend.triton_backend == "python"
-        self._encoder = Encoder(
-            config.path("tokenizer_dir"), config.flag("add_special_tokens", True), manifest.limits.max_input_len
-        )
+        self._encoder = Encoder(config.path("tokenizer_dir"), config.flag("add_special_tokens", True), manifest.limits)
         self._guard = ProcessGuard(config.name)
 
     def finalize(self) -> None:
@@ -76,15 +75,16 @@ class TritonPythonModel:
 class Encoder:
     """Turns texts into token ids with the tokenizer in `folder`.
 
-    A text with more bytes than `max_input_len` tokens can have is refused before it is tokenized.
+    limits: those of the engine. A text with more bytes than `max_input_len` tokens can have is refused before it is
+    tokenized.
     """
 
-    def __init__(self, folder: Path, add_special_tokens: bool, max_input_len: int) -> None:
+    def __init__(self, folder: Path, add_special_tokens: bool, limits: Limits) -> None:
         self._tokenizer = load_tokenizer(folder, required=True)
         self._special = add_special_tokens
         self._continuation = Continuation(self._tokenizer, skip_special_tokens=False)
-        self._max_input_len = max_input_len
-        self._most_bytes = most_bytes(self._tokenizer, max_input_len)
+        self._vocab_size = limits.vocab_size
+        self._most_bytes = most_bytes(self._tokenizer, limits.max_input_len)
         self._end_id, self._further_ends = end_ids(folder)
         self._pad_id = _pad_id(self._tokenizer, folder, self._end_id)
 
@@ -100,15 +100,14 @@ class Encoder:
         ids = np.full((len(prompts), max(map(len, prompts))), self._pad_id, np.int32)
         for row, prompt in zip(ids, prompts, strict=True):
             row[: len(prompt)] = prompt
-        default_end = "END_ID" not in tensors
         return {
             "INPUT_ID": ids,
             "REQUEST_INPUT_LEN": np.array([[len(prompt)] for prompt in prompts], np.int32),
             "BAD_WORDS_IDS": self._words(tensors, "BAD_WORDS_DICT", len(prompts)),
             "STOP_WORDS_IDS": self._words(
-                tensors, "STOP_WORDS_DICT", len(prompts), self._further_ends if default_end else ()
+                tensors, "STOP_WORDS_DICT", len(prompts), self._further_ends if "END_ID" not in tensors else ()
             ),
-            "EMBEDDING_BIAS": np.empty((len(prompts), 0), np.float32),
+            "EMBEDDING_BIAS": self._biases(tensors, len(prompts)),
             "REQUEST_OUTPUT_LEN": tensors["REQUEST_OUTPUT_LEN"].astype(np.int32),
             "OUT_END_ID": self._id(tensors, "END_ID", self._end_id, len(prompts)),
             "OUT_PAD_ID": self._id(tensors, "PAD_ID", self._pad_id, len(prompts)),
@@ -124,12 +123,24 @@ class Encoder:
         check_bytes(len(value), self._most_bytes, name)
         return text(value, name)
 
-    def _words(
-        self, tensors: Arrays, name: str, rows: int, further: tuple[tuple[int, ...], ...] = ()
-    ) -> word_lists.Int32s:
+    def _words(self, tensors: Arrays, name: str, rows: int, further: Iterable[int] = ()) -> word_lists.Int32s:
         given = tensors.get(name, np.empty((rows, 0), object))
         lists = [[self._ids_of_word(self._text(word, _TAKEN[name])) for word in row] for row in given]
-        return word_lists.pack([[*filter(None, row), *further] for row in lists])
+        return word_lists.pack([[*filter(None, row), *([token] for token in further)] for row in lists])
+
+    def _biases(self, tensors: Arrays, rows: int) -> Array:
+        """Return the bias of each token: the sum of the weights of the words that have it. No words: no biases."""
+        words, weights = (tensors.get(f"EMBEDDING_BIAS_{name}", np.empty((rows, 0))) for name in ("WORDS", "WEIGHTS"))
+        if words.shape != weights.shape:
+            raise UsageError(
+                f"embedding_bias_words has shape {list(words.shape)}, and embedding_bias_weights "
+                f"{list(weights.shape)}: each word needs a weight"
+            )
+        biases = np.zeros((rows, self._vocab_size if words.size else 0), np.float32)
+        for row, (own_words, own_weights) in enumerate(zip(words, weights, strict=True)):
+            for word, weight in zip(own_words, own_weights, strict=True):
+                np.add.at(biases[row], self._ids_of_word(self._text(word, "embedding_bias_words")), weight)
+        return biases
 
     def _ids_of_word(self, word: str) -> list[int]:
         """Return the tokens of a word within a text. Many tokenizers put a space before a text that has none."""

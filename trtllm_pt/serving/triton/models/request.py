@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from trtllm_pt.errors import UsageError
-from trtllm_pt.requests.fields import FIELDS, NUMBERS, Field
+from trtllm_pt.requests.fields import FIELDS, NUMBERS, PARAMETERS, Field
 from trtllm_pt.requests.limits import Limits
 from trtllm_pt.requests.messages import SamplingParams, Tokens, TokenScore, TopLogProbs
 from trtllm_pt.requests.sequence import possible_start
@@ -136,7 +136,7 @@ class _Row:
         if not 1 <= sequences <= MOST_OUTPUTS:
             raise UsageError(f"num_return_sequences ({sequences}) must be between 1 and {MOST_OUTPUTS}")
         limits.check_tokens(ids[:length])
-        sampling = self._sampling()
+        sampling = self._sampling(limits.vocab_size)
         limits.check_sampling(sampling)
         return Prompt(
             token_ids=tuple(ids[:length].tolist()),
@@ -148,7 +148,7 @@ class _Row:
             count_output=bool(self._scalar("return_num_output_tokens", False)),
         )
 
-    def _sampling(self) -> SamplingParams:
+    def _sampling(self, vocab_size: int) -> SamplingParams:
         top_k, top_p = self._scalar("runtime_top_k", 0), self._scalar("runtime_top_p", 0.0)
         greedy = not top_k and not top_p  # TensorRT-LLM's rule, which ignores the temperature
         values = {one.name: self._number(one) for one in NUMBERS}
@@ -163,12 +163,13 @@ class _Row:
             guide_type=self._text("guided_decoding_guide_type") or None,
             guide=self._text("guided_decoding_guide"),
             log_probs=bool(self._scalar("return_log_probs", False)),
-            **{one.name: self._number(one) for one in FIELDS if one.reports and one.tensor is None},
+            logit_bias=self._biases("embedding_bias", vocab_size),
+            **{one.name: self._number(one) for one in PARAMETERS if one not in NUMBERS},
         )
 
     def _number(self, field: Field) -> Any:
         if field.tensor is None:
-            return self._parameters.get(field.name, field.default)
+            return self._parameters.get(field.parameter, field.default)
         return self._scalar(field.tensor, None if field.required else field.default)
 
     def _text(self, name: str) -> Any:
@@ -193,6 +194,17 @@ class _Row:
             raise UsageError(f"{name} has {len(array)} rows, but must have one per row of the batch ({self._rows})")
         return word_lists.unpack(array[self._row], name)
 
+    def _biases(self, name: str, vocab_size: int) -> tuple[tuple[int, float], ...]:
+        """Return the biases of a row that are not 0. There is one for each token of the vocabulary, or none."""
+        array = self._tensors.get(name)
+        if array is None or not array.size:
+            return ()
+        if array.shape != (self._rows, vocab_size):
+            raise UsageError(f"{name} has shape {list(array.shape)}, but must have shape [batch, {vocab_size}]")
+        row = array[self._row]
+        found = row.nonzero()[0]
+        return tuple(zip(found.tolist(), row[found].tolist(), strict=True))
+
 
 @dataclass(slots=True)
 class Output:
@@ -209,6 +221,7 @@ class Output:
     log_probs: list[float] = field(default_factory=list)
     top: list[TopLogProbs] = field(default_factory=list)  # the likeliest tokens at each token's position if requested
     prompt_scores: Sequence[TokenScore] = ()  # which no response has contained yet
+    cached_tokens: int = 0  # tokens of the prompt that were found in the KV cache
     sent: int = 0  # tokens that earlier responses contained
 
     def take(self, tokens: Tokens) -> None:
@@ -217,6 +230,7 @@ class Output:
         self.log_probs += tokens.log_probs
         self.top += tokens.top_log_probs
         self.prompt_scores = self.prompt_scores or tokens.prompt_scores
+        self.cached_tokens = tokens.cached_tokens
 
     def drop_last(self) -> None:
         """Take the last token back, which no response has contained yet."""
@@ -250,6 +264,7 @@ class Output:
             tensors["sequence_index"] = np.array([[self.sequence]], np.int32)
         if prompt.count_input:
             tensors["num_input_tokens"] = np.array([[len(prompt.token_ids)]], np.int32)
+            tensors["num_cached_tokens"] = np.array([[self.cached_tokens]], np.int32)
         if prompt.count_output:
             tensors["num_output_tokens"] = np.array([[len(new)]], np.int32)
         return tensors
