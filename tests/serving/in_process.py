@@ -26,7 +26,9 @@ from tests.configs import TINY
 from trtllm_pt.backends.manifest import BuildOptions
 from trtllm_pt.backends.registry import backends
 from trtllm_pt.checkpoint.manifest import CheckpointManifest
+from trtllm_pt.errors import UsageError
 from trtllm_pt.files.atomic import write_json
+from trtllm_pt.model.config import ModelConfig
 from trtllm_pt.requests import sequence
 from trtllm_pt.requests.limits import Limits
 from trtllm_pt.requests.messages import Request, Stats, Tokens, TokenScore
@@ -41,10 +43,12 @@ Answer = Callable[[Request], Sequence[int]]
 FINAL = 1
 
 
-def engine_folder(folder: Path, tokenizer: Tokenizer, end_ids: Sequence[int] = (), **files: Any) -> Path:
+def engine_folder(
+    folder: Path, tokenizer: Tokenizer, end_ids: Sequence[int] = (), *, model: ModelConfig = MODEL, **files: Any
+) -> Path:
     """An engine directory without weights. files: JSON files of the tokenizer's folder, by their names' stems."""
-    checkpoint = CheckpointManifest(model=MODEL, ranks=1, dtype="float32")
-    manifest = backends()["embedded"].manifest(checkpoint, BuildOptions().resolved(MODEL))
+    checkpoint = CheckpointManifest(model=model, ranks=1, dtype="float32")
+    manifest = backends()["embedded"].manifest(checkpoint, BuildOptions().resolved(model))
     (folder / "tokenizer").mkdir(parents=True)
     write_json(folder / "config.json", manifest.to_json())
     tokenizer.save(str(folder / "tokenizer" / "tokenizer.json"))
@@ -55,7 +59,7 @@ def engine_folder(folder: Path, tokenizer: Tokenizer, end_ids: Sequence[int] = (
 
 
 class Scripted:
-    """A runtime that answers each request with `answer`, and with end tokens after it."""
+    """A runtime that answers each request with `answer`, and with end tokens after it; a UsageError refuses it."""
 
     def __init__(self, answer: Answer, limits: Limits) -> None:
         self.pids = [os.getpid()]
@@ -64,8 +68,12 @@ class Scripted:
 
     def submit(self, request: Request) -> None:
         state = sequence.Sequence.start(request, self._limits.length(request), end_id=-1)
-        tokens = iter(self._answer(request))
         reason = None
+        try:
+            tokens = iter(self._answer(request))
+        except UsageError as error:
+            self._messages.append(Tokens(id=request.id, finish_reason="invalid", error=str(error)))
+            return
         while reason is None:
             token = next(tokens, state.end_id)
             reason = state.take(token, TokenScore(-float(token)) if request.sampling.log_probs else None)

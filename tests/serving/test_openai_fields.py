@@ -98,12 +98,9 @@ REFUSED: dict[str, Any] = {
     "prompt_cache_options": {"mode": "explicit"},
     "prompt_cache_retention": "24h",
     "reasoning_effort": "high",
-    "response_format": {"type": "json_object"},
     "service_tier": "flex",
     "store": True,
     "suffix": "x",
-    "tool_choice": "required",
-    "tools": [{"type": "function"}],
     "verbosity": "low",
     "web_search_options": {},
 }
@@ -151,7 +148,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
         r"top_logprobs \(False\) must be a whole number",
     ),
     ("chat/completions", {"store": 0}, r"store \(0\) is not supported: leave it out, or set it to false"),
-    ("chat/completions", {"tools": [{"name": "f " * 999}]}, r"^tools \(.{1,80} …\) is not supported: leave it out"),
+    ("chat/completions", {"functions": [{"name": "f " * 999}]}, r"^functions \(.{1,80} …\) is not supported: leave it"),
     ("completions", {"stream_options": {"include_usage": True}}, "stream_options needs stream to be true"),
     (
         "completions",

@@ -11,14 +11,8 @@ from llguidance import LLMatcher, grammar_from
 
 from trtllm_pt.errors import UsageError
 from trtllm_pt.requests.messages import GuideType
+from trtllm_pt.requests.schema import DEFINITIONS, parts, prepared
 
-_SCHEMA_OPTIONS: Any = {
-    # Between two tokens of JSON. Without a bound, a model that repeats itself could fill its output with spaces.
-    "whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,20}",
-    # A schema could ask for these itself. They ignore what is not supported, so that an output need not be valid.
-    "lenient": False,
-    "coerce_one_of": False,
-}
 _NAMES: dict[GuideType, str] = {
     "json": "JSON",
     "json_schema": "the JSON schema",
@@ -26,7 +20,6 @@ _NAMES: dict[GuideType, str] = {
     "ebnf_grammar": "the grammar",
     "choice": "the list of choices",
 }
-_DEFINITIONS = ("$defs", "definitions")
 _MOST_STEPS = 100  # from the root of a schema to the place of an error; a schema can refer to itself
 
 
@@ -69,8 +62,10 @@ def described(guide_type: GuideType, guide: str, error: str, check: Callable[[st
         return f"{name} at {place}: {_schema_error(error)}"
     if guide_type == "regex" and (found := re.search(r"parse error:\n    .*\n    ( *)\^.*\nerror: (.*)", error)):
         return f"{name} at character {len(found[1]) + 1}: {found[2]}"
-    if found := re.match(r"(?:at )?(\d+)\((\d+)\): (.*)", error):
-        return f"{name} at line {found[1]}, character {found[2]}: {found[3]}"
+    if found := re.match(r"(?:at )?(\d+)\((\d+)\): (?:failed to compile JSON schema: )?(.*)", error):
+        line = guide.split("\n")[int(found[1]) - 1] if "::=" not in guide else ""
+        rule = f" ({line.partition(':')[0]})" if ": %json" in line else ""
+        return f"{name} at line {found[1]}, character {found[2]}{rule}: {_schema_error(found[3])}"
     return f"{name}: {one_line(error)}"
 
 
@@ -93,14 +88,7 @@ def _no_constant(name: str) -> None:
 
 
 def _of_schema(schema: Any) -> str:
-    whole = schema if isinstance(schema, dict) else {"allOf": [schema]}  # llguidance adds options to an object
-    parts = [whole]
-    for part in parts:
-        if isinstance(part, dict):
-            if "oneOf" in part:  # llguidance follows the references in it only if there is another keyword beside it
-                part["x-beside"] = True
-            parts += (child for _, child in _parts(part))
-    return LLMatcher.grammar_from_json_schema(json.dumps(whole), overrides=_SCHEMA_OPTIONS)
+    return LLMatcher.grammar_from_json_schema(json.dumps(prepared(schema)))
 
 
 def _schema_error(error: str) -> str:
@@ -114,7 +102,7 @@ def _schema_error(error: str) -> str:
 def _place(schema: Any, error: str, check: Callable[[Any], str]) -> str:
     """Return the JSON pointer of the innermost part of a schema that has an error by itself."""
     place, part = "#", schema
-    shared = {name: schema[name] for name in _DEFINITIONS if isinstance(schema, dict) and name in schema}
+    shared = {name: schema[name] for name in DEFINITIONS if isinstance(schema, dict) and name in schema}
     for _ in range(_MOST_STEPS):
         for inner, child in _used(place, part, schema):
             if check({**shared, **child} if isinstance(child, dict) else child) == error:
@@ -132,20 +120,9 @@ def _used(place: str, part: Any, schema: Any) -> Iterator[tuple[str, Any]]:
     reference = part.get("$ref")
     if isinstance(reference, str) and (target := _target(schema, reference)) is not None:
         yield reference, target
-    for inner, child in _parts(part):
-        if inner[0] not in _DEFINITIONS:
+    for inner, child in parts(part):
+        if inner[0] not in DEFINITIONS:
             yield "/".join((place, *map(_escaped, inner))), child
-
-
-def _parts(schema: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Yield the schemas that are directly in a schema, with the names that lead to them."""
-    for key, value in schema.items():
-        if key in ("properties", "patternProperties", *_DEFINITIONS) and isinstance(value, dict):
-            yield from (((key, name), child) for name, child in value.items())
-        elif key in ("items", "additionalProperties"):
-            yield (key,), value
-        elif key in ("allOf", "anyOf", "oneOf", "prefixItems") and isinstance(value, list):
-            yield from (((key, str(number)), child) for number, child in enumerate(value))
 
 
 def _target(schema: Any, pointer: str) -> Any:

@@ -81,7 +81,7 @@ class TextStream:
             self.stopped = True
             end, at = min(matches)
             return text[: end if self._include_stop else at]
-        held = max(_overlap(text, word) for word in self._stop)
+        held = max(overlap(text, word) for word in self._stop)
         cut = len(text) - held
         self._held = text[cut:]
         return text[:cut]
@@ -100,7 +100,7 @@ def _shared(one: str, other: str) -> int:
     return next(n for n in range(len(other), -1, -1) if one.startswith(other[:n]))
 
 
-def _overlap(text: str, word: str) -> int:
+def overlap(text: str, word: str) -> int:
     """Return how many characters at the end of `text` are a proper prefix of `word`."""
     return next(n for n in range(min(len(word) - 1, len(text)), -1, -1) if text.endswith(word[:n]))
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
@@ -21,10 +22,13 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from trtllm_pt.errors import UsageError
 from trtllm_pt.model.config import read_json
+from trtllm_pt.serving.openai.tools import Tool, ToolFormat
 
 Message = Mapping[str, Any]
 _REASONING = ("reasoning_content", "thinking", "reasoning")  # the names that clients have for a message's reasoning
 _MARK = "\ue000the last message ends here\ue001"  # no text and no template contains this
+
+_TOOL = "the_tool_of_this_name"
 
 
 class ChatTemplate:
@@ -37,20 +41,27 @@ class ChatTemplate:
         self._tokens = _special_tokens(config, folder)
 
     def render(
-        self, messages: Sequence[Message], *, add_generation_prompt: bool = True, continue_final_message: bool = False
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Tool] = (),
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
     ) -> str:
         """Return the text of a chat.
 
         add_generation_prompt: whether the text ends with the beginning of the assistant's message, if the template
         knows it. continue_final_message: whether the text ends with the last message, which the output then continues.
-        The content of a message is a text, or a list of {"type": "text", "text": …}. Raises UsageError if there is no
-        template, or if it fails.
+        The content of a message is a text, or a list of {"type": "text", "text": …}. tools: as in OpenAI's API. Raises
+        UsageError if there is no template, if it has no place for tools, or if it fails.
         """
         chat = [self._prepared(message) for message in messages]
         if not continue_final_message:
-            return self._text(chat, add_generation_prompt)
+            return self._text(chat, add_generation_prompt, tools)
         *others, last = chat
-        text = self._text([*others, _marked(last)], False)
+        if not last.get("content"):
+            raise UsageError("continue_final_message: the last message has no content")
+        text = self._text([*others, _marked(last)], False, tools)
         before, mark, after = text.rpartition(_MARK)
         if not mark or _last_text(last).strip() not in before:
             raise UsageError("continue_final_message: the chat template changes the content of the last message")
@@ -64,12 +75,29 @@ class ChatTemplate:
         reasoning = next((kept[key] for key in _REASONING if key in kept), None)
         return kept if reasoning is None else {"thinking": reasoning, **kept, "reasoning_content": reasoning}
 
-    def _text(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
-        template = self._template
+    @cached_property
+    def tool_format(self) -> ToolFormat:
+        """How the model writes tool calls, as the template shows it. Raises UsageError if the template has no tools."""
+        tool = {"type": "function", "function": {"name": _TOOL, "description": "", "parameters": {"type": "object"}}}
+        try:
+            shown = self._text([{"role": "user", "content": ""}], True, [tool])
+        except UsageError as error:
+            raise UsageError(f"tools are not supported: {error}") from None
+        if _TOOL not in shown:
+            raise UsageError("tools are not supported: this model's chat template has none")
+        source = self._source(True)
+        if "<tool_call>" in source:
+            return "hermes"
+        if re.search(r'"parameters\\?":', source):
+            return "llama"
+        raise UsageError("tools are not supported: this model's chat template has tool calls of an unknown form")
+
+    def _text(self, messages: Sequence[Message], add_generation_prompt: bool, tools: Sequence[Tool] = ()) -> str:
+        template = self._tool_template if tools else self._template
         try:
             return template.render(
                 messages=messages,
-                tools=None,
+                tools=list(tools) or None,
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
                 **self._tokens,
@@ -79,15 +107,21 @@ class ChatTemplate:
 
     @cached_property
     def _template(self) -> Template:
+        return _compiled(self._source(False))
+
+    @cached_property
+    def _tool_template(self) -> Template:
+        return _compiled(self._source(True))
+
+    def _source(self, with_tools: bool) -> str:
         if not self._sources:
             raise UsageError("this model has no chat template: use /v1/completions")
+        if with_tools and "tool_use" in self._sources:
+            return self._sources["tool_use"]
         if "default" not in self._sources:
             named = ", ".join(sorted(self._sources))
             raise UsageError(f"this model has several chat templates ({named}), and none of them is named default")
-        try:
-            return _environment().from_string(self._sources["default"])
-        except TemplateError as error:
-            raise UsageError(f"this model's chat template is not valid: {error}") from None
+        return self._sources["default"]
 
     @cached_property
     def _takes_parts(self) -> bool:
@@ -98,6 +132,13 @@ class ChatTemplate:
         except UsageError:
             return False
         return _MARK in shown and not any(f"{quote}{_MARK}{quote}" in shown for quote in "'\"")
+
+
+def _compiled(source: str) -> Template:
+    try:
+        return _environment().from_string(source)
+    except TemplateError as error:
+        raise UsageError(f"this model's chat template is not valid: {error}") from None
 
 
 def _files(folder: Path) -> Mapping[str, str]:

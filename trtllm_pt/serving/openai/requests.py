@@ -15,7 +15,9 @@ from trtllm_pt.errors import UsageError
 from trtllm_pt.requests.fields import MOST_TOP_LOG_PROBS, NUMBERS, WHOLE
 from trtllm_pt.requests.limits import Limits
 from trtllm_pt.requests.messages import SamplingParams
+from trtllm_pt.serving.openai import guides, tools
 from trtllm_pt.serving.openai.chat_template import ChatTemplate, Message
+from trtllm_pt.serving.openai.tools import ToolFormat, ToolUse
 from trtllm_pt.serving.triton.models.preprocessing import check_bytes
 from trtllm_pt.serving.triton.models.request import MOST_OUTPUTS
 
@@ -37,6 +39,7 @@ _SHARED: dict[str, tuple[type, ...]] = {
     "skip_special_tokens": _FLAG,
     "priority": _WHOLE,
     "cache_salt": (str,),
+    **guides.FIELDS,
     **{field.name: _WHOLE if field.kind == WHOLE else _NUMBER for field in NUMBERS},
 }
 _CHAT: dict[str, tuple[type, ...]] = {
@@ -52,6 +55,9 @@ _FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
         "max_completion_tokens": _WHOLE,
         "logprobs": _FLAG,
         "top_logprobs": _WHOLE,
+        "tools": (list,),
+        "tool_choice": (str, dict),
+        "parallel_tool_calls": _FLAG,
         "prompt_cache_key": (str,),  # this and the next one name the user, as `user` does
         "safety_identifier": (str,),
     },
@@ -68,14 +74,10 @@ _NEUTRAL: dict[str, dict[str, tuple[Any, ...]]] = {
         "functions": ([],),
         "metadata": ({},),
         "modalities": (["text"],),
-        "parallel_tool_calls": (True, False),
         "prompt_cache_retention": ("in_memory",),
         "reasoning_effort": ("none",),
-        "response_format": ({"type": "text"},),
         "service_tier": ("auto", "default"),
         "store": (False,),
-        "tool_choice": ("none", "auto"),
-        "tools": ([],),
         "verbosity": ("medium",),
     },
     "tokenize": {},
@@ -102,6 +104,8 @@ class CompletionRequest:
     stream: bool
     usage: bool  # whether a stream ends with the usage
     continuous_usage: bool  # whether every event has the usage so far
+    tools: ToolUse | None = None  # None: the output is text
+    tool_format: ToolFormat | None = None  # of the calls in outputs, if there are tools
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +125,8 @@ class RequestParser:
         Raises UsageError, naming the field, for a field that is missing, unknown or wrong.
         """
         given = _checked(kind, body)
-        prompts = self._chat(given) if kind == "chat/completions" else self._prompts(given)
+        use = tools.tool_use(given) if kind == "chat/completions" else None
+        prompts = self._chat(given, use) if kind == "chat/completions" else self._prompts(given)
         number = given.get("n", 1)
         if number < 1:
             raise UsageError(f"n ({number}) must be at least 1")
@@ -134,9 +139,10 @@ class RequestParser:
         if not all(isinstance(word, str) and word for word in stop):
             raise UsageError(f"stop ({stop!r}) must be a non-empty string or a list of non-empty strings")
         skip = given.get("skip_special_tokens", True)
+        guide = self._guide(given, use)
         choices = []
         for text, ids in prompts:
-            sampling = self._sampling(given, len(ids), kind)
+            sampling = replace(self._sampling(given, len(ids), kind), **guide)
             for i in range(number):
                 seed = (sampling.seed + i) % 2**64
                 choices.append(
@@ -150,8 +156,21 @@ class RequestParser:
                 )
         usage, continuous = _usage(given)
         return CompletionRequest(
-            choices=tuple(choices), stream=given.get("stream", False), usage=usage, continuous_usage=continuous
+            choices=tuple(choices),
+            stream=given.get("stream", False),
+            usage=usage,
+            continuous_usage=continuous,
+            tools=use,
+            tool_format=self.template.tool_format if use else None,
         )
+
+    def _guide(self, given: Mapping[str, Any], use: ToolUse | None) -> dict[str, Any]:
+        """Return the fields of SamplingParams that constrain the output."""
+        guide, call = guides.guide_of(given), use.guide(self.template.tool_format) if use else None
+        if guide and call:
+            raise UsageError("tool_choice cannot be combined with another guide: an output has one guide")
+        guide_type, text = guide or call or (None, "")
+        return {"guide_type": guide_type, "guide": text}
 
     def tokenize(self, body: Mapping[str, Any]) -> tuple[list[int], list[str | None] | None]:
         """Return the tokens of a prompt or of a chat, and the texts of the tokens if the body asks for them.
@@ -218,11 +237,11 @@ class RequestParser:
             raise UsageError("prompt is empty: a request needs at least one token")
         return text, ids
 
-    def _chat(self, given: Mapping[str, Any]) -> list[tuple[str, tuple[int, ...]]]:
-        text = self._chat_text(given)
+    def _chat(self, given: Mapping[str, Any], use: ToolUse | None) -> list[tuple[str, tuple[int, ...]]]:
+        text = self._chat_text(given, use)
         return [(text, self._ids(text, "messages", special=False))]
 
-    def _chat_text(self, given: Mapping[str, Any]) -> str:
+    def _chat_text(self, given: Mapping[str, Any], use: ToolUse | None = None) -> str:
         messages = given.get("messages")
         if not messages:
             raise UsageError("messages is missing or empty")
@@ -234,7 +253,10 @@ class RequestParser:
                 "a message is either continued or begun"
             )
         chat = [_message(f"messages[{number}]", message) for number, message in enumerate(messages)]
-        return self.template.render(chat, add_generation_prompt=begins, continue_final_message=continues)
+        if use:
+            _ = self.template.tool_format  # which refuses a template without tools
+        told = use.tools if use else ()
+        return self.template.render(chat, tools=told, add_generation_prompt=begins, continue_final_message=continues)
 
     def _ids(self, text: str, name: str, special: bool = True) -> tuple[int, ...]:
         try:
@@ -249,6 +271,8 @@ def _message(name: str, message: Any) -> Message:
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise UsageError(f"{name} must be an object with a role, which is a string")
     content = message.get("content")
+    if content is None and message.get("tool_calls"):
+        content = ""
     if not isinstance(content, str | list):
         raise UsageError(f"{name} must have a content that is a string or a list of text parts")
     for number, part in enumerate(content if isinstance(content, list) else ()):
@@ -258,7 +282,7 @@ def _message(name: str, message: Any) -> Message:
             )
     if not content and isinstance(content, list):
         raise UsageError(f"{name}.content must have at least one part")
-    return message
+    return tools.with_arguments(name, message)
 
 
 def _checked(kind: str, body: Mapping[str, Any]) -> dict[str, Any]:

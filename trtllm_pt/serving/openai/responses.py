@@ -9,6 +9,7 @@ from typing import Any
 from trtllm_pt.requests.messages import TokenScore
 from trtllm_pt.serving.openai.engine_client import Piece
 from trtllm_pt.serving.openai.requests import CompletionRequest
+from trtllm_pt.serving.openai.tools import ToolCalls
 from trtllm_pt.text.stream import UNFINISHED, Continuation, TextStream
 
 
@@ -36,6 +37,11 @@ class Answer:
         # The choices whose prompt's log-probs are still to be returned.
         self._unscored = [choice.sampling.log_probs and choice.sampling.prompt_log_probs for choice in wanted.choices]
         self._cached: dict[int, int] = {}  # tokens of each prompt that were found in the KV cache, by the prompt's id
+        # What finds the tool calls in the text of each choice.
+        self._calls = [
+            ToolCalls(wanted.tool_format, wanted.tools.several) if wanted.tools and wanted.tool_format else None
+            for _ in wanted.choices
+        ]
         self.id, self.wanted = id, wanted
         self.tokens = 0
 
@@ -51,7 +57,8 @@ class Answer:
         choice = self._choice(piece, self.wanted.choices[piece.index].echo if first else "")
         if self._chat:
             message = choice.pop("message")
-            choice["delta"] = message if first else {"content": message["content"]}
+            self._number(message.get("tool_calls", ()), piece.index)
+            choice["delta"] = message if first else {name: message[name] for name in message if name != "role"}
         body = {**self._head("chat.completion.chunk"), "choices": [choice]}
         if self.wanted.usage:
             body["usage"] = self._usage() if self.wanted.continuous_usage else None  # the last event has it always
@@ -70,8 +77,24 @@ class Answer:
             "index": piece.index,
             "finish_reason": piece.finish_reason,
             "logprobs": self._log_probs(piece),
-            **({"message": {"role": "assistant", "content": text}} if self._chat else {"text": text}),
+            **({"text": text} if not self._chat else self._message(piece)),
         }
+
+    def _message(self, piece: Piece) -> dict[str, Any]:
+        """Return the message of a chat, and why it ends where it has tool calls."""
+        finder = self._calls[piece.index]
+        if finder is None:
+            return {"message": {"role": "assistant", "content": piece.text}}
+        content, calls = finder.push(piece.text, last=piece.finish_reason is not None)
+        message = {"role": "assistant", "content": content or None, **({"tool_calls": calls} if calls else {})}
+        called = finder.found and piece.finish_reason == "stop"
+        return {"message": message, "finish_reason": "tool_calls" if called else piece.finish_reason}
+
+    def _number(self, calls: Sequence[dict[str, Any]], index: int) -> None:
+        """Give the calls of an event their numbers among all calls of a choice."""
+        finder = self._calls[index]
+        for number, call in enumerate(calls, finder.found - len(calls) if finder else 0):
+            call["index"] = number
 
     def _log_probs(self, piece: Piece) -> dict[str, Any] | None:
         """Return the log-probs of a piece's tokens; in the first piece, those of an echoed prompt come before them."""
