@@ -31,7 +31,7 @@ pytestmark = needs_triton
 END = end_ids(PRETRAINED)[0]
 TURNS = (
     "{% for m in messages %}# {{ m.role }}: {{ m.content }}"
-    "{% for c in m.tool_calls or [] %}{{ c.function.arguments.city }}{% endfor %}\n{% endfor %}"
+    "{% for c in m.tool_calls or [] %}{{ c.function.arguments.city }}{% endfor %}{{ '\\n' }}{% endfor %}"
 )
 HERMES = "{% if tools %}{{ tools | tojson }} <tool_call>{% endif %}" + TURNS
 LLAMA = '{% if tools %}{{ tools | tojson }} {"name": …, "parameters": …}{% endif %}' + TURNS
@@ -359,7 +359,7 @@ def test_what_the_template_is_given(door: Door) -> None:
         ),
         (
             {"tools": [*TOOLS, BAD_TOOL], "tool_choice": "required"},
-            "the grammar at line 11, character 20 (tools_3_parameters): not is not supported",
+            "the grammar at line 11, character 21 (tools_3_parameters): not is not supported",
         ),
         (
             {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]},
