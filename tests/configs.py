@@ -56,6 +56,7 @@ LLAMA = SMALL.replace(
 PLAIN = SMALL.replace(block_depth=None, schedule="spd", num_layers=3)
 OTHER_SCHEDULES = {
     "spd": PLAIN.replace(dropped_layers=(0, 2), output_bias=True),
+    "dtp": PLAIN.replace(schedule="dtp", delay=2),
     "desync": PLAIN.replace(schedule="desync", sync_every=2),
     "parallel": PLAIN.replace(
         schedule="parallel",

@@ -34,6 +34,12 @@ MISTAKES = [
     ({"block_depth": 6}, r"block_depth \(6\) must be between 1 and num_layers \(5\)"),
     ({"sync_every": 2}, r"sync_every \(2\) belongs to schedule 'desync', not to 'pt'"),
     ({"dropped_layers": (1,)}, r"dropped_layers \(\[1\]\) belongs to schedule 'spd'"),
+    ({"delay": 2}, r"delay \(2\) belongs to schedule 'dtp', not to 'pt'"),
+    ({"schedule": "dtp", "block_depth": None}, "schedule 'dtp' needs delay"),
+    (
+        {"schedule": "dtp", "block_depth": None, "delay": 10},
+        r"delay \(10\) must be between 0 and 2 \* num_layers - 1 \(9\)",
+    ),
     ({"combine": "max"}, r"combine \('max'\) must be 'mean' or 'sum'"),
     ({"output_bias": True}, r"output_bias \(true\) belongs to schedules 'tp' and 'spd', not to 'pt'"),
     (

@@ -42,16 +42,19 @@ CASES = {
         7,
     ),
     "spd, none dropped": (SMALL.replace(schedule="spd", block_depth=None), 10),
+    "dtp": (SMALL.replace(schedule="dtp", block_depth=None, delay=1), 10),
+    "dtp, nothing arrives": (SMALL.replace(schedule="dtp", block_depth=None, delay=9), 10),
+    "dtp, at once": (SMALL.replace(schedule="dtp", block_depth=None, delay=0), 10),
     "desync": (SMALL.replace(schedule="desync", block_depth=None, sync_every=1), 5),
     "desync, every second": (SMALL.replace(schedule="desync", block_depth=None, sync_every=2), 3),
 }
 
 
-def test_only_ladder_starts_an_all_reduce_that_does_not_need_the_one_before() -> None:
+def test_only_ladder_and_dtp_start_an_all_reduce_that_does_not_need_the_one_before() -> None:
     for config, syncs in CASES.values():
         first, *others = unordered(schedule_of(config))
         assert (first, len(others)) == (False, syncs - 1)
-        assert set(others) <= {config.schedule == "ladder"}
+        assert set(others) <= {config.schedule == "ladder" or bool(config.delay)}
 
 
 class AllRanks:
@@ -123,6 +126,27 @@ def test_program_equals_formula(name: str, tracks_per_rank: int) -> None:
     assert ops.count == sync_points(schedule_of(config)) == syncs
     for rank in range(ranks):
         torch.testing.assert_close(got[rank][0], want, rtol=1e-12, atol=1e-12)
+
+
+def test_dtp_without_delay_is_spd_without_dropped_layers() -> None:
+    config = CASES["dtp, at once"][0]
+    model, spd = random_model(config), ReferenceModel(config.replace(schedule="spd", delay=None)).double()
+    spd.load_state_dict(model.state_dict())
+    x = torch.randn(2, 7, config.hidden_size, dtype=torch.float64)
+    torch.testing.assert_close(model.transformer.streams(x), spd.transformer.streams(x), rtol=1e-12, atol=1e-12)
+
+
+def test_dtp_by_hand() -> None:
+    """Linear sub-layers, delay 1: the second sub-layer of a track has not seen the first of the other track."""
+    config = SMALL.replace(schedule="dtp", block_depth=None, delay=1, tracks=2, num_layers=1)
+    transformer = random_model(config).transformer
+    layer = transformer.layers[0]
+    slopes = {"attention_out": (2.0, 3.0), "ffn_out": (5.0, 7.0)}
+    for name, (first, second) in slopes.items():
+        layer.__dict__[name] = lambda h, a=first, b=second: torch.stack((a * h[0], b * h[1]))
+    x = torch.ones(1, 1, config.hidden_size, dtype=torch.float64)
+    # own streams after attention: 1 + 2 and 1 + 3; FFN outputs 5 * 3 and 7 * 4; then everything arrives
+    assert torch.equal(transformer.streams(x), x * (1 + 2 + 3 + 15 + 28))
 
 
 @pytest.mark.parametrize("name", CASES)

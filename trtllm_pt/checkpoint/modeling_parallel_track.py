@@ -44,9 +44,10 @@ _FIELDS: dict[str, Any] = {
     "vocab_size": None,
     "max_position_embeddings": 2048,
     "tracks": 1,
-    "schedule": "tp",  # tp, pt, spd, desync, parallel or ladder
+    "schedule": "tp",  # tp, pt, spd, desync, parallel, ladder or dtp
     "block_depth": None,  # pt: layers from one exchange to the next
     "sync_every": None,  # desync: the same
+    "delay": None,  # dtp: sub-layers that run before the other tracks' outputs of one arrive
     "dropped_layers": (),  # spd: layers without an exchange after attention
     "combine": "mean",  # pt: an exchange is the mean or the sum of the tracks' streams
     "dispatch_norm": False,  # pt: each track has a norm after an exchange
@@ -345,6 +346,9 @@ class Streams:
                 self.share(output.sum(0) + before.mean(0))
             case "spd" if place == "ffn" or layer not in self.config.dropped_layers:
                 self.share(self.shared + torch.stack(self.outputs).sum((0, 1)))
+            case "dtp" if len(self.outputs) > self.config.delay:
+                late = self.outputs.pop(0)
+                self.own = self.own + (late.sum(0) - late)
             case "parallel" if place == "ffn":
                 self.share(self.shared + torch.stack(self.outputs).sum((0, 1)))
             case "tp":
@@ -356,6 +360,8 @@ class Streams:
 
     def finish(self) -> Tensor:
         """Return the shared stream with all outputs so far."""
+        if self.config.schedule == "dtp":
+            return (self.own + sum(late.sum(0) - late for late in self.outputs)).mean(0)
         return self.shared if self.late is None else self.shared + self.late
 
 

@@ -14,10 +14,10 @@ from typing import Any
 from trtllm_pt.errors import UsageError
 from trtllm_pt.model.rope import rope_problems
 
-SCHEDULES = ("tp", "pt", "spd", "desync", "parallel", "ladder")
+SCHEDULES = ("tp", "pt", "spd", "desync", "parallel", "ladder", "dtp")
 # The result of these schedules depends on the number of tracks, which is therefore a property of the checkpoint. The
 # other schedules have one track, whose heads and FFN layout.py splits over the ranks.
-TRACKED = ("pt", "spd", "desync")
+TRACKED = ("pt", "spd", "desync", "dtp")
 ATTENTION_KINDS = ("global", "sliding", "global_nope", "sliding_nope")
 FFN_KINDS = ("dense", "moe")
 # Keys that Hugging Face's tools expect in a config.json. They are written, and ignored when reading.
@@ -50,6 +50,7 @@ class ModelConfig:
     schedule: str = "tp"
     block_depth: int | None = None  # pt: layers per track block (the paper's D)
     sync_every: int | None = None  # desync: layers per all-reduce
+    delay: int | None = None  # dtp: sub-layers that run before the other tracks' outputs of one arrive
     dropped_layers: tuple[int, ...] = ()  # spd: layers without an all-reduce after attention
     combine: str = "mean"  # pt: how a block boundary merges the tracks: "mean" or "sum"
     dispatch_norm: bool = False  # pt: each track has a norm at the start of every block
@@ -254,6 +255,13 @@ def _schedule_problems(c: ModelConfig) -> Iterator[str]:
             yield f"schedule {owner!r} needs {name}"
         elif not 1 <= value <= c.num_layers:
             yield f"{name} ({value}) must be between 1 and num_layers ({c.num_layers})"
+    if c.schedule != "dtp":
+        if c.delay is not None:
+            yield f"delay ({c.delay}) belongs to schedule 'dtp', not to {c.schedule!r}"
+    elif c.delay is None:
+        yield "schedule 'dtp' needs delay"
+    elif not 0 <= c.delay < 2 * c.num_layers:
+        yield f"delay ({c.delay}) must be between 0 and 2 * num_layers - 1 ({2 * c.num_layers - 1})"
     if c.dropped_layers and c.schedule != "spd":
         yield f"dropped_layers ({list(c.dropped_layers)}) belongs to schedule 'spd', not to {c.schedule!r}"
     for layer in c.dropped_layers:

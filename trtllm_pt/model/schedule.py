@@ -6,6 +6,7 @@ it and benchmarks count its steps; none of them depends on the schedule's name. 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -23,7 +24,7 @@ ReduceOp = Literal["sum", "mean"]
 class Run:
     """Run a sub-layer of each track.
 
-    It reads the shared stream plus the track's own outputs that are not shared yet (reads "local"), or the shared
+    It reads the shared stream plus the track's own outputs that it does not contain yet (reads "local"), or the shared
     stream alone (reads "shared").
     """
 
@@ -151,6 +152,22 @@ def ladder(config: ModelConfig) -> Iterable[Step]:
         yield Finish(flying)
 
 
+def dtp(config: ModelConfig) -> Iterable[Step]:
+    """Yield delayed tensor parallelism (arXiv:2609.13846): 2L all-reduces, each with the time of `delay` sub-layers.
+
+    Each track reads its own outputs at once, and those of the other tracks when they arrive.
+    """
+    assert config.delay is not None
+    flying: deque[tuple[int, Place]] = deque()
+    for key in _sub_layers(config):
+        yield Run(*key)
+        yield Start(key, "partial", "sum")
+        flying.append(key)
+        if len(flying) > config.delay:
+            yield Finish(flying.popleft())
+    yield from map(Finish, flying)
+
+
 def pt(config: ModelConfig) -> Iterable[Step]:
     """Yield Parallel Track (arXiv:2602.07306, Algorithm 1): one all-reduce of the tracks' streams at the end of each
     block of `block_depth` layers."""
@@ -168,6 +185,7 @@ _SCHEDULES: dict[str, Callable[[ModelConfig], Iterable[Step]]] = {
     "desync": desync,
     "parallel": parallel,
     "ladder": ladder,
+    "dtp": dtp,
 }
 
 

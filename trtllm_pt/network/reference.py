@@ -97,6 +97,21 @@ class Transformer(Module):
                 h = h + f
         return x
 
+    def _dtp(self, x: Tensor) -> Tensor:
+        """Compute X_m <- X_{m-1} + o_m + sum of the other tracks' o_{m-delay} over sub-layers m, for each track
+        (arXiv:2609.13846). After the last one, what is still missing is added."""
+        n, delay = self.config.tracks, self.config.delay
+        assert delay is not None
+        h, late = x.expand(n, *x.shape), list[Tensor]()
+        for layer in self.layers:
+            for sub_layer in (layer.attention_out, layer.ffn_out):
+                own = sub_layer(h)
+                h = h + own
+                late.append(own.sum(0) - own)
+                if len(late) > delay:
+                    h = h + late.pop(0)
+        return (h + sum(late)).mean(0)
+
     def _parallel(self, x: Tensor) -> Tensor:
         for layer in self.layers:
             x = x + (layer.attention_out(x[None]) + layer.ffn_out(x[None])).sum(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import reduce
+from itertools import chain
 from typing import Any, Generic, Protocol, TypeVar
 
 from trtllm_pt.model.config import ModelConfig
@@ -83,7 +84,7 @@ def walk(schedule: Schedule, ops: Ops[V], shared: V) -> V:
                 if (bias := ops.shared_bias(step)) is not None:
                     streams.share(ops.add(streams.shared, bias))
             case Start(key, "partial", op):
-                flying[key] = ops.all_reduce(reduce(ops.add, streams.take()), op), True
+                flying[key] = ops.all_reduce(reduce(ops.add, streams.start(key)), op), True
             case Start(key, "stream", op):
                 stream = ops.combine(key[0], streams.local(key[0]))
                 streams.take()
@@ -97,26 +98,35 @@ def walk(schedule: Schedule, ops: Ops[V], shared: V) -> V:
                 flying[key] = ops.all_reduce(ops.add(last, ops.scale_mean(kept)), op), False
             case Finish(key):
                 result, is_partial = flying.pop(key)
+                streams.started.pop(key, None)
                 streams.share(ops.add(streams.shared, result) if is_partial else result)
     return streams.shared
 
 
 class _Streams(Generic[V]):
-    """The shared stream, and the tracks' outputs that are not shared yet."""
+    """The shared stream, and the tracks' outputs that it does not contain yet."""
 
     def __init__(self, ops: Ops[V], shared: V) -> None:
         self.ops = ops
         self.shared = shared
+        self.started: dict[tuple[int, str], list[V]] = {}  # the outputs in each all-reduce that is not finished
         self.outputs: list[V] = []  # since the last Start
-        self.stream: V | None = None  # each track's: the dispatched shared stream plus the first `folded` outputs
+        self.stream: V | None = (
+            None  # each track's: the dispatched shared stream plus the first `folded` of all outputs
+        )
         self.folded = 0
 
     def append(self, output: V) -> None:
         self.outputs.append(output)
 
     def pop(self) -> V:
-        assert self.folded < len(self.outputs), "the last output is already part of the stream"
+        assert self.folded < len(self._all()), "the last output is already part of the stream"
         return self.outputs.pop()
+
+    def start(self, key: tuple[int, str]) -> list[V]:
+        """Return the outputs since the last Start. Each track keeps its own until the all-reduce is finished."""
+        self.started[key], self.outputs = self.outputs, []
+        return self.started[key]
 
     def take(self) -> list[V]:
         taken, self.outputs, self.stream, self.folded = self.outputs, [], None, 0
@@ -128,7 +138,11 @@ class _Streams(Generic[V]):
     def local(self, layer: int) -> V:
         if self.stream is None:
             self.stream = self.ops.dispatch(layer, self.shared)
-        for output in self.outputs[self.folded :]:
+        outputs = self._all()
+        for output in outputs[self.folded :]:
             self.stream = self.ops.add(self.stream, output)
-        self.folded = len(self.outputs)
+        self.folded = len(outputs)
         return self.stream
+
+    def _all(self) -> list[V]:
+        return [*chain.from_iterable(self.started.values()), *self.outputs]

@@ -88,12 +88,14 @@ def predict(
 
 
 def short_name(config: ModelConfig) -> str:
-    """Return the schedule in short form: `tp`, `pt D=4`, `desync 2`, or `spd 48` with the number of dropped layers."""
+    """Return the schedule in short form: `tp`, `pt D=4`, `desync 2`, `dtp 2`, or `spd 48` for 48 dropped layers."""
     match config.schedule:
         case "pt":
             return f"pt D={config.block_depth}"
         case "desync":
             return f"desync {config.sync_every}"
+        case "dtp":
+            return f"dtp {config.delay}"
         case "spd":
             return f"spd {len(config.dropped_layers)}"
     return config.schedule
