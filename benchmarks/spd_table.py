@@ -74,8 +74,11 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         for seed in range(args.seeds):
             recipe = Recipe(args.steps, args.learning_rate, seed=seed)
             options: dict[str, Any] = {"recipe": recipe, "window": args.window, "tokens": args.train_tokens}
-            _, repaired = distil(args.model_dir, args.ranks, [args.train], tuple(layers), group=group, **options)
-            ways[way].append([nats(PartlyRepaired(split, repaired, some), windows, [some])[0] for some in chosen])
+            with tempfile.TemporaryDirectory() as folder:
+                output = Path(folder) / "repaired"
+                distil(args.model_dir, output, args.ranks, [args.train], tuple(layers), group=group, **options)
+                repaired = open_source(output)
+                ways[way].append([nats(PartlyRepaired(split, repaired, some), windows, [some])[0] for some in chosen])
     [base] = nats(split, windows, [()])
     rises = {way: [[math.expm1(x - base) for x in run] for run in runs] for way, runs in ways.items()}
     return {"ranks": args.ranks, "perplexity": math.exp(base), "order": order, "rises": rises}

@@ -67,15 +67,12 @@ def command(
       trtllm-pt spd distil ~/models/llama-1b --ranks 4 --text ~/texts --drop 3-15 -o build/llama-spd
       trtllm-pt spd distil ~/models/llama-1b -g 4 --text ~/texts --drop 0-15 --learn 0-2,15 --group 0 -o build/llama-spd
     """
-    from trtllm_pt.backends.export import write
-    from trtllm_pt.files.atomic import refuse_existing
-
-    refuse_existing(output)
     from trtllm_pt.spd.distil import Recipe, distil
 
     recipe = Recipe(steps, learning_rate, batch_tokens, seed)
-    found, source = distil(
+    found = distil(
         model_dir,
+        output,
         ranks,
         texts,
         drop,
@@ -86,7 +83,6 @@ def command(
         tokens=tokens,
         dtype=dtype,
     )
-    write(source, output)
     click.echo(json.dumps(found.to_json(), indent=2) if as_json else "\n".join(_page(found)))
     click.echo(f"{output}: model directory with {len(found.dropped_layers)} layers dropped", err=True)
 

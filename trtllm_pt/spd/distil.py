@@ -7,6 +7,7 @@ all-reduce. Inputs and targets are those of the dense model, so no layer waits f
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,12 +19,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from trtllm_pt.backends.export import write
 from trtllm_pt.checkpoint.formats import open_source
 from trtllm_pt.checkpoint.source import Source
 from trtllm_pt.checkpoint.split import SplitSource
 from trtllm_pt.checkpoint.tokenizer_files import check_tokenizer
 from trtllm_pt.errors import UsageError
-from trtllm_pt.files.atomic import new_file, write_json
+from trtllm_pt.files.atomic import new_file, refuse_existing, write_json
 from trtllm_pt.files.safetensors import SafetensorsFile
 from trtllm_pt.model.config import ModelConfig, read_json
 from trtllm_pt.model.tensors import TensorSpec
@@ -108,6 +110,7 @@ class Repaired:
 
 def distil(
     model_dir: Path,
+    output: Path,
     ranks: int,
     texts: Sequence[Path],
     drop: Collection[int],
@@ -119,14 +122,15 @@ def distil(
     tokens: int = 65536,
     dtype: str = "auto",
     progress: bool | None = None,
-) -> tuple[Report, Source]:
-    """Drop the all-reduces after attention of the layers `drop`, and repair them.
+) -> Report:
+    """Drop the all-reduces after attention of the layers `drop`, repair them, and write the model as a MODEL_DIR.
 
     learn: the layers that are distilled; None for all of `drop`. group: the layers whose heads are shared out anew.
-    Returns a report, and the repaired model. A run that is killed goes on where it was, and ends with the same weights.
-    Raises UsageError if the model is not dense or cannot be divided over `ranks`, for layers that do not exist or are
-    not dropped, and if the text is too short.
+    A run that is killed goes on where it was, and ends with the same weights. `output` appears complete or not at all.
+    Raises UsageError if `output` exists, if the model is not dense or cannot be divided over `ranks`, for layers that
+    do not exist or are not dropped, and if the text is too short.
     """
+    refuse_existing(output)
     recipe, learn = recipe or Recipe(), drop if learn is None else learn
     dense = open_source(model_dir)
     split = SplitSource(dense, ranks)
@@ -162,7 +166,9 @@ def distil(
             dropped_perplexity=perplexity(split, dropped, "dropped"),
             perplexity_after=perplexity(source, dropped, "repaired"),
         )
-    return report, source
+        write(source, output, progress)
+        shutil.rmtree(folder)  # the weights of the layers would stay in the cache
+    return report
 
 
 def _check_layers(config: ModelConfig, drop: Collection[int], learn: Collection[int], group: Collection[int]) -> None:
