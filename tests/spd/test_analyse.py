@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.configs import PRETRAINED
+from trtllm_pt import planner
 from trtllm_pt.backends.export import write
 from trtllm_pt.checkpoint.formats import open_source
 from trtllm_pt.checkpoint.load import load_reference, reference_of
@@ -186,6 +187,10 @@ MISTAKES = {
     "no text": ("MODEL -g 2 --text nowhere.txt", "Invalid value for '--text': Path 'nowhere.txt' does not exist"),
     "output": ("MODEL -g 2 --text TEXT -o MODEL", "already exists; remove it or choose another"),
     "machine": ("MODEL -g 2 --text TEXT --machine 9xZ1", "9xZ1"),
+    "more ranks than devices": (
+        "MODEL -g 2 --text TEXT --machine one.json",
+        "ranks (2) must not exceed the devices of one (1)",
+    ),
     "plot": ("MODEL -g 2 --text TEXT --plot plot.gif", "--plot (plot.gif) must end in .png or .svg"),
 }
 
@@ -195,6 +200,8 @@ def test_mistakes(
     name: str, model: Path, text: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(text.parent)
+    machine = json.loads((Path(planner.__file__).parent / "machines" / "8xH100.json").read_text())
+    Path("one.json").write_text(json.dumps(machine | {"name": "one", "devices": 1}))
     arguments, message = MISTAKES[name]
     words = arguments.replace("MODEL", str(model)).replace("TEXT", str(text)).split()
     before = sorted(text.parent.rglob("*"))

@@ -14,7 +14,7 @@ from trtllm_pt.cli.spd_options import Share, in_short, ranks_option, text_option
 from trtllm_pt.cli.text import table
 
 if TYPE_CHECKING:
-    from trtllm_pt.checkpoint.split import SplitSource
+    from trtllm_pt.model.config import ModelConfig
     from trtllm_pt.planner import Prediction
     from trtllm_pt.spd.analyse import Analysis
 
@@ -63,6 +63,8 @@ def command(
       trtllm-pt spd analyse ~/models/llama-1b --ranks 4 --text ~/texts
       trtllm-pt spd analyse ~/models/llama-1b --ranks 8 --text ~/texts --budget 0.5% --machine 8xH100 -o build/spd
     """
+    from trtllm_pt.checkpoint.formats import open_source
+    from trtllm_pt.checkpoint.split import SplitSource
     from trtllm_pt.files.atomic import refuse_existing
     from trtllm_pt.plotting import check_plot
 
@@ -71,13 +73,11 @@ def command(
     if output is not None:
         refuse_existing(output)
     if machine is not None:
-        from trtllm_pt.planner import load_machine
-
-        load_machine(machine)
+        _predictions(SplitSource(open_source(model_dir), ranks).config, ranks, machine)  # refuses before the long work
     from trtllm_pt.spd.analyse import analyse
 
     found, source = analyse(model_dir, ranks, texts, budget=budget, window=window, tokens=tokens, dtype=dtype)
-    predicted = [] if machine is None else _predictions(source, ranks, machine)
+    predicted = [] if machine is None else _predictions(source.config, ranks, machine)
     report = found.to_json() | ({"machine": machine, "plan": [p.to_json() for p in predicted]} if machine else {})
     click.echo(json.dumps(report, indent=2) if as_json else "\n".join(_page(found, predicted, machine)))
     if plot is not None:
@@ -92,15 +92,15 @@ def command(
         click.echo(f"{output}: model directory with {len(found.dropped_layers)} layers dropped", err=True)
 
 
-def _predictions(source: SplitSource, ranks: int, machine: str) -> list[Prediction]:
+def _predictions(config: ModelConfig, ranks: int, machine: str) -> list[Prediction]:
     """Predict the model with all its all-reduces, and with those of the proposed layers dropped."""
     from trtllm_pt.planner import Workload, load_engine, load_machine
     from trtllm_pt.planner.engines import DEFAULT
     from trtllm_pt.planner.plan import predict
 
     place, engine, load = load_machine(machine), load_engine(DEFAULT), Workload(1024, 128, 1, None, 1)
-    configs = (source.config.replace(dropped_layers=()), source.config)
-    return [predict(config, ranks, place, engine, load, "bfloat16") for config in configs]
+    configs = (config.replace(dropped_layers=()), config)
+    return [predict(each, ranks, place, engine, load, "bfloat16") for each in configs]
 
 
 def _page(found: Analysis, predicted: list[Prediction], machine: str | None) -> Iterator[str]:
