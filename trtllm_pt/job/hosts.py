@@ -8,7 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,10 +58,12 @@ class Hosts:
             )
         if self.interface is not None:
             own_address()
-        with ThreadPoolExecutor(len(others) or 1) as pool:
-            for problem in pool.map(_problem, others):
-                if problem is not None:
-                    raise UsageError(problem)
+        if (problem := _first_problem(others)) is not None:
+            raise UsageError(problem)
+
+    def problem(self) -> str | None:
+        """Return what is wrong with one of the other hosts now, in one clause that names it, or None."""
+        return _first_problem(list(self.slots)[1:])
 
     def _used(self, ranks: int) -> list[str]:
         """Return the hosts that get ranks. Raises UsageError for more ranks than slots."""
@@ -131,6 +133,11 @@ def _is_this_machine(host: str) -> bool:
                 continue
             return True
     return False
+
+
+def _first_problem(hosts: Sequence[str]) -> str | None:
+    with ThreadPoolExecutor(len(hosts) or 1) as pool:
+        return next(filter(None, pool.map(_problem, hosts)), None)
 
 
 def _problem(host: str) -> str | None:

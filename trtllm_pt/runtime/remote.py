@@ -42,6 +42,7 @@ from trtllm_pt.requests.messages import (
 
 _MISSING_MPI = "no libmpi|cannot load MPI|No module named '?mpi4py"  # what a rank without MPI prints
 _LONGEST_FOLDER = 95  # characters: the path of a socket in it can have at most 107
+_LOST_SECONDS = 1.0  # how long a job on several hosts has to exit after a rank has reported an error
 _LOG_SECONDS = 0.02  # between two looks at the log of a job that ends
 _LENGTH = struct.Struct("<I")  # bytes of the message that follows
 Received = TypeVar("Received")
@@ -194,7 +195,7 @@ class RemoteRuntime:
         while time.monotonic() < deadline:
             with contextlib.suppress(TimeoutError):
                 return Connection(listener.accept()[0], FromRank0)
-            if self._job.poll() is not None:
+            if self._job.poll() is not None or self._reported_on_hosts():
                 raise self._why_the_job_ended()
         raise RunError(f"the ranks did not start within {self._start_seconds:.0f} s: {self._last_line()}")
 
@@ -204,6 +205,8 @@ class RemoteRuntime:
             for message in self._receive(0.5):
                 assert isinstance(message, Ready)
                 return message
+            if self._reported_on_hosts():
+                raise self._why_the_job_ended()
         raise RunError(f"the engine did not load within {self._start_seconds:.0f} s")
 
     def submit(self, request: Request) -> None:
@@ -282,6 +285,8 @@ class RemoteRuntime:
         """Return an error that says which rank stopped the job, and how, from the rank's report or mpirun's output."""
         log = self._log_of_the_end()
         if reported := read_last_words(log):
+            if self._hosts is not None:
+                self._stop_seconds = _LOST_SECONDS  # mpirun may wait for a host that is lost
             return reported
         if re.search(_MISSING_MPI, log):
             return UsageError(no_mpi(self._mpi_hint))
@@ -290,6 +295,8 @@ class RemoteRuntime:
             first = self._first_exit.pid if hosts is None else None  # only this machine's processes are watched
             if exited := first_exit(log, ready.pids, first, hosts):
                 return RunError(f"{exited}; all ranks have exited")
+        if self._hosts is not None and (problem := self._hosts.problem()) is not None:
+            return RunError(f"mpirun has lost a host: {problem}")
         return RunError(f"the ranks have exited: {self._last_line()}")
 
     def _log_of_the_end(self) -> str:
@@ -301,9 +308,13 @@ class RemoteRuntime:
         while True:
             ended = self._job.poll() is not None
             log = self._log.read_text(errors="replace")
-            if ended or time.monotonic() > deadline or (self._hosts is not None and read_last_words(log)):
+            if ended or time.monotonic() > deadline or self._reported_on_hosts():
                 return log
             time.sleep(_LOG_SECONDS)
+
+    def _reported_on_hosts(self) -> bool:
+        """Return whether a rank of several hosts has reported an error. The others may be waiting for it to start."""
+        return self._hosts is not None and read_last_words(self._log.read_text(errors="replace")) is not None
 
     def _last_line(self) -> str:
         found = last_line(self._log.read_text(errors="replace"))

@@ -134,6 +134,11 @@ class Links:
         return f"{_SUBNET}.{rank + 1}"
 
     @property
+    def wire_pid(self) -> int | None:
+        """The process that passes packets, which runs in one of the namespaces, or None with netem."""
+        return None if self._wire is None else self._wire.pid
+
+    @property
     def _bridge(self) -> str:
         return f"tpt{os.getpid()}"  # a device's name has at most 15 characters
 
