@@ -93,9 +93,9 @@ format: $(installed)-dev  ## Format the sources
 types: $(installed)-dev  ## Run mypy --strict on the package
 	$(bin)/mypy
 
-# GPU_CHECK has the options of the script, such as '--ranks 4 --model pt-150m'. The target uses the container's own
-# Python instead of a virtual environment, because TensorRT-LLM is installed there.
-gpu-check:  ## In TensorRT-LLM's container: build, run, check and measure on GPUs (docs/tensorrt_llm.md)
+# GPU_CHECK has the options of the script, such as '--ranks 4 --model pt-150m'. The target uses the machine's own Python
+# instead of a virtual environment, because in TensorRT-LLM's container TensorRT-LLM is installed there.
+gpu-check:  ## Build, run, check and measure on GPUs, in TensorRT-LLM's container or with GPU_CHECK='--engine tensorrt'
 	$(PYTHON) -c 'import trtllm_pt' || $(PYTHON) -m pip install -e .
 	$(PYTHON) benchmarks/gpu_check.py $(GPU_CHECK)
 

@@ -272,13 +272,12 @@ def test_a_rehearsal_of_native_tensorrt(tmp_path: Path, monkeypatch: Any, capsys
     machine = gpu_check.Machine(2, "Stand-in GPU", 8 << 30, 89)
     folder = tmp_path / "out"
     folder.mkdir()
-    words = ["--engine", "tensorrt", "--model", "pt-tiny", "--cases", "1,8,4;2,8,4", "--rounds", "1"]
-    for ranks in (1, 2):
-        for subject in gpu_check.subjects(machine, "tensorrt", ranks, "pt-tiny", "dense-tiny"):
-            checkpoint = gpu_check.make_checkpoint(subject, "tensorrt", ranks, folder)
-            engines = folder / f"{subject.folder('tensorrt')}-{ranks}-8-12-{gpu_check.sources()}.engines"
-            length = min(512, gpu_check.positions_of(checkpoint))
-            build(checkpoint, engines, max_batch_size=8, max_seq_len=length, max_num_tokens=8192)
+    words = ["--engine", "tensorrt", "--model", "pt-tiny", "--cases", "1,8,4;2,8,4", "--rounds", "1", "--ranks", "2"]
+    for subject in gpu_check.subjects(machine, "tensorrt", 2, "pt-tiny", "dense-tiny"):
+        checkpoint = gpu_check.make_checkpoint(subject, "tensorrt", 2, folder)
+        engines = folder / f"{subject.folder('tensorrt')}-2-8-12-{gpu_check.sources()}.engines"
+        length = min(512, gpu_check.positions_of(checkpoint))
+        build(checkpoint, engines, max_batch_size=8, max_seq_len=length, max_num_tokens=8192)
     monkeypatch.setattr(gpu_check, "here", lambda engine: machine)
     monkeypatch.setattr(sys, "executable", str(command.python))
     for name, value in command.environment.items():
@@ -286,5 +285,4 @@ def test_a_rehearsal_of_native_tensorrt(tmp_path: Path, monkeypatch: Any, capsys
     assert gpu_check.main([*words, "--folder", str(folder)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1].endswith("All checks hold.")
-    names = ["stdlib-pt", "windowed", "stdlib-pt,", "PT", "TP"]
-    assert [line.split()[0] for line in lines[-11:-1]] == 2 * names
+    assert [line.split()[0] for line in lines[-6:-1]] == ["stdlib-pt", "windowed", "stdlib-pt,", "PT", "TP"]

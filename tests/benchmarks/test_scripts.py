@@ -34,3 +34,12 @@ def test_step_ops(engine: Callable[[str], Path]) -> None:
 def test_a_missing_engine_is_one_line(script: str) -> None:
     done = run(script, "nowhere")
     assert (done.returncode, done.stderr) == (2, "Error: there is no engine directory at nowhere\n")
+
+
+def test_scheduling() -> None:
+    done = run("scheduling.py", "--batches", "2", "--steps", "5", "--vocab", "50", "--json")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["microseconds"]
+    assert [(row["batch"], row["engine"]) for row in rows] == [(2, "embedded"), (2, "tensorrt")]
+    for row in rows:
+        assert all(row[part] > 0 for part in ("schedule", "write", "sample", "take", "sum"))

@@ -128,6 +128,13 @@ def test_a_second_question_reuses_the_slot_of_the_first(engines: Engines) -> Non
     assert second.token_ids == reference_tokens(engines("llama", 1).parent / "checkpoint-llama-1", longer, 5)
 
 
+def test_an_output_can_be_constrained(engines: Engines) -> None:
+    sampling = SamplingParams(max_tokens=12, guide_type="choice", guide='["red", "green"]')
+    with running(engines("pretrained", 1)) as llm:
+        results = llm.generate([PROMPT, "x"], sampling)
+    assert {result.text for result in results} <= {"red", "green"}
+
+
 def edited(folder: Path, to: Path, change: Callable[[dict[str, Any]], None]) -> Path:
     """A copy of an engine directory with another config.json."""
     shutil.copytree(folder, to)
@@ -209,11 +216,9 @@ def test_a_plan_of_another_version_is_refused(engines: Engines, tmp_path: Path) 
         opened(folder)
 
 
-@pytest.mark.parametrize("tokens", [0, 127, 5 * 128])
+@pytest.mark.parametrize("tokens", [0, 127, 513])
 def test_kv_tokens_that_do_not_fit(engines: Engines, tokens: int) -> None:
-    message = (
-        rf"kv_tokens \({tokens}\) must be between max_seq_len \(128\), which each request takes, and max_batch_size"
-    )
+    message = rf"kv_tokens \({tokens}\) must be between max_seq_len \(128\), which each request takes, and 512, for max"
     with pytest.raises(UsageError, match=message):
         opened(engines("llama", 1), kv_tokens=tokens)
 

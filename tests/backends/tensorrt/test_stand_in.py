@@ -7,6 +7,7 @@ import inspect
 import re
 
 import pytest
+import torch
 
 from tests.backends.tensorrt.standin import trt
 from trtllm_pt.backends.tensorrt import gpu, nccl
@@ -62,3 +63,12 @@ def test_the_rest_of_the_seam_has_the_signatures_of_ours() -> None:
     for name, ours in vars(gpu.Gpu).items():
         if inspect.isfunction(ours):
             assert parameters(getattr(cuda.Gpu, name)) == parameters(ours), name
+
+
+def test_torch_has_what_the_gpu_needs() -> None:
+    """Its calls themselves need a GPU."""
+    graph = inspect.signature(torch.cuda.graph.__init__).parameters
+    assert {"cuda_graph", "stream", "capture_error_mode"} <= set(graph)
+    used = ("device_count", "get_device_capability", "get_device_name", "is_available", "mem_get_info", "set_device")
+    assert all(callable(getattr(torch.cuda, name)) for name in (*used, "stream", "CUDAGraph"))
+    assert issubclass(torch.OutOfMemoryError, RuntimeError) and hasattr(torch.cuda.Stream, "synchronize")

@@ -22,6 +22,7 @@ from trtllm_pt.backends.tensorrt.api import RTX, TITLES, load
 from trtllm_pt.backends.tensorrt.compile_rank import plan_file
 from trtllm_pt.backends.tensorrt.engine import RankEngine
 from trtllm_pt.backends.tensorrt.gpu import Gpu, visible
+from trtllm_pt.backends.tensorrt.profiles import slot_size_of
 from trtllm_pt.backends.tensorrt.slot_plan import SlotPlan
 from trtllm_pt.batching.follow import follow
 from trtllm_pt.batching.rank_messages import RankMessages
@@ -108,13 +109,13 @@ def slots_for(manifest: EngineManifest, kv_tokens: int | None) -> int | None:
     if kv_tokens is None:
         return None
     options = manifest.options
-    slots = kv_tokens // options.max_seq_len
-    if not 1 <= slots <= options.max_batch_size:
+    most = options.max_batch_size * slot_size_of(options.max_seq_len)  # somewhat more, for callers that round up
+    if not options.max_seq_len <= kv_tokens <= most:
         raise UsageError(
             f"kv_tokens ({kv_tokens}) must be between max_seq_len ({options.max_seq_len}), which each request takes, "
-            f"and max_batch_size ({options.max_batch_size}) times as many"
+            f"and {most}, for max_batch_size ({options.max_batch_size}) requests"
         )
-    return slots
+    return min(kv_tokens // options.max_seq_len, options.max_batch_size)
 
 
 def _load(folder: Path, manifest: EngineManifest, rank: int, neighbours: Sequence[int]) -> RankEngine:
