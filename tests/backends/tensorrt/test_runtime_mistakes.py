@@ -58,8 +58,8 @@ def slots_that_do_not_take_part_write_at_their_start(monkeypatch: pytest.MonkeyP
 def a_prefix_that_is_not_there(monkeypatch: pytest.MonkeyPatch, engine: Any) -> None:
     take = Slots.take
 
-    def wrong(self: Slots, tokens: Any, reusable: int) -> tuple[int, int]:
-        return take(self, tokens, reusable)[0], min(reusable, 1)
+    def wrong(self: Slots, tokens: Any, reusable: int, *others: Any) -> tuple[int, int]:
+        return take(self, tokens, reusable, *others)[0], min(reusable, 1)
 
     monkeypatch.setattr(Slots, "take", wrong)
 
