@@ -121,8 +121,11 @@ def pick(x: Logits, best: int, sequence: Sequence) -> int:
         return -1
     if p.temperature == 0 or top == math.inf:
         return best
-    tokens, weights = keep(x, top, p)
-    return draw(tokens, weights, uniform(p.seed, sequence.known))
+    u = uniform(p.seed, sequence.known)
+    if sequence.constraint is not None:  # only what it allows: numpy takes long for the exponential of -inf
+        allowed = (x > -math.inf).nonzero()[0]
+        return int(allowed[draw(*keep(x[allowed], top, p), u)])
+    return draw(*keep(x, top, p), u)
 
 
 def touched(x: Logits, sequence: Sequence) -> Floats:
