@@ -3,7 +3,8 @@
 A job is the set of processes that one `mpirun` starts; each of them is a rank. Either RemoteRuntime (runtime/remote.py)
 starts a job for the process that owns it, and every rank runs runtime/worker.py, or users start mpirun themselves, and
 every rank runs their program. In this package `launchers` finds out which launcher started a process, `mpirun` builds
-the command that starts ranks, `world` represents the ranks that a process belongs to, `process` stops processes,
+the command that starts ranks, on this machine or on `hosts`, `interface` finds the network between them, `nodes`
+compares them, `world` represents the ranks that a process belongs to, `process` stops processes,
 `last_words` reports a rank's error to the owner of the job, and `first_exit` and `stalled_rank` find the rank that
 caused a failure.
 
@@ -69,8 +70,19 @@ calling `close`             |                                 |                 
 ----------------------------+---------------------------------+---------------------------+-----------------------------
 a rank is stopped (SIGSTOP) | every other rank of an embedded | 8: _SILENCE_SECONDS       | the rank that detects it
 or gets no CPU time         | engine, in a thread             | (embedded/session); one   | names the stopped rank and
-                            | (kernels/heartbeat.cpp), if all | heartbeat every 0.1 s:    | exits; mpirun stops the rest
-                            | ranks run on one machine        | kBeatNanoseconds          |
+                            | (kernels/heartbeat.cpp), if     | heartbeat every 0.1 s:    | exits; mpirun stops the rest
+                            | they are on the same machine    | kBeatNanoseconds          |
+----------------------------+---------------------------------+---------------------------+-----------------------------
+a machine is lost, or the   | the first rank of every other   | 5:                        | as above, with the name of
+only rank on it is stopped  | machine, from datagrams         | _MACHINE_SILENCE_SECONDS  | the machine; the owner does
+                            | (kernels/heartbeat.cpp)         | (embedded/session)        | not wait for mpirun
+----------------------------+---------------------------------+---------------------------+-----------------------------
+all processes of another    | mpirun                          | at once                   | the owner asks all hosts by
+machine are killed          |                                 |                           | ssh, and names the one that
+                            |                                 |                           | does not answer
+----------------------------+---------------------------------+---------------------------+-----------------------------
+a machine has other engines | check_same (nodes), on all      | at once                   | MachineError that names it
+or versions than the others | ranks                           |                           |
 ----------------------------+---------------------------------+---------------------------+-----------------------------
 the main thread of a rank   | StallDetector in Triton's       | 8: _STALL_SECONDS         | the model kills that rank;
 waits forever for a lock or | engine model, while there are   | (triton/models/engine)    | the message names it
@@ -138,6 +150,5 @@ tritonserver does not exit  | Server.close (triton/server)    | 20: _EXIT_SECOND
 ----------------------------+---------------------------------+---------------------------+-----------------------------
 
 While the whole machine is suspended, no rank counts as late: heartbeat.cpp ignores silence that follows a pause of its
-own process, and StallDetector counts checks instead of seconds. Ranks on several machines have no heartbeat: only
-mpirun watches them.
+own process, and StallDetector counts checks instead of seconds.
 """
