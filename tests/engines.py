@@ -32,11 +32,17 @@ class Recipe:
     ranks: int
     dtype: str
     options: tuple[str, ...] = _SHORT
+    quantize: str | None = None
 
 
 RECIPES = {
     **{f"pretrained-{ranks}": Recipe(PRETRAINED, ranks, "bfloat16") for ranks in RANKS},
     **{f"pretrained-{ranks}-float32": Recipe(PRETRAINED, ranks, "float32") for ranks in RANKS},
+    **{
+        f"pretrained-{ranks}-{algo}": Recipe(PRETRAINED, ranks, "bfloat16", quantize=algo)
+        for ranks in RANKS
+        for algo in ("W8A16", "W4A16")
+    },
     "everything-1": Recipe(EVERYTHING, 1, "float32"),
     "everything-2": Recipe(EVERYTHING, 2, "float32"),
     "llama-1": Recipe(LLAMA, 1, "float32"),
@@ -63,7 +69,7 @@ def built(root: Path, name: str) -> Path:
     """
     recipe = RECIPES[name]
     model = recipe.model.name if isinstance(recipe.model, Path) else name.rpartition("-")[0]
-    with locked(root / f"{model}-{recipe.ranks}-{recipe.dtype}.lock"):
+    with locked(root / f"{model}-{recipe.ranks}-{recipe.dtype}-{recipe.quantize}.lock"):
         if not (root / name).exists():
             _build(root, name, recipe)
     return root / name
@@ -72,7 +78,7 @@ def built(root: Path, name: str) -> Path:
 def _build(root: Path, name: str, recipe: Recipe) -> None:
     checkpoint = root / f"checkpoint-{name}"
     if isinstance(recipe.model, Path):
-        convert(recipe.model, checkpoint, ranks=recipe.ranks, dtype=recipe.dtype)
+        convert(recipe.model, checkpoint, ranks=recipe.ranks, dtype=recipe.dtype, quantize=recipe.quantize)
     else:
         model = root / f"model-{name}"
         model.mkdir()

@@ -20,10 +20,10 @@ from tests.checkpoint.models import DENSE, MOE, PT, saved
 from trtllm_pt.checkpoint.convert import convert
 from trtllm_pt.checkpoint.load import load_reference
 from trtllm_pt.checkpoint.manifest import CheckpointManifest
-from trtllm_pt.checkpoint.quantize import dequantize, pack_int4, quantize_rows, unpack_int4
+from trtllm_pt.checkpoint.quantize import dequantize, pack_int4, quantize_groups, quantize_rows, unpack_int4
 from trtllm_pt.checkpoint.ranks import CheckpointDir, rank_tensors
 from trtllm_pt.model import cost
-from trtllm_pt.model.quantization import is_quantized
+from trtllm_pt.model.quantization import WEIGHT_ONLY, is_quantized
 from trtllm_pt.model.tensors import tensors
 
 BITS = {"W8A16": 8, "W4A16": 4}
@@ -61,6 +61,46 @@ def test_a_checkpoint_gives_back_what_was_quantised(name: str, algo: str, ranks:
             got = source.stored(spec, track)
             assert [t.dtype for t in got] == [t.dtype for t in want]
             assert all(map(torch.equal, got, want)), spec.name
+
+
+GROUPED = [name for name, kind in WEIGHT_ONLY.items() if kind.group is not None]
+
+
+@pytest.mark.parametrize(("algo", "ranks"), [("W4A16-G64", 1), ("W4A16-G64", 8), ("W4A16-G32-ZP", 2)])
+@pytest.mark.parametrize("name", ["pt, experts", "tp", "tp, experts"])
+def test_groups_are_kept_and_divided_with_their_inputs(name: str, algo: str, ranks: int, tmp_path: Path) -> None:
+    model, folder = saved(MODELS[name], tmp_path / "model")
+    source = CheckpointDir(convert(folder, tmp_path / "ckpt", ranks, quantize=algo))
+    parameters = dict(model.named_parameters())
+    for spec in filter(is_quantized, rank_tensors(model.config)):
+        for track in range(model.config.tracks):
+            want = quantize_groups(parameters[spec.name][track].detach(), WEIGHT_ONLY[algo], torch.float32)
+            got = source.stored(spec, track)
+            assert [t.dtype for t in got] == [t.dtype for t in want]
+            assert all(map(torch.equal, got, want)), spec.name
+            dequantised = source.read(spec, track, torch.float32)
+            assert torch.equal(dequantised, dequantize(want[0], want[1], torch.float32, *want[2:]))
+
+
+@pytest.mark.parametrize("algo", GROUPED)
+@pytest.mark.parametrize("shift", [0.0, 0.7, -3.0])
+def test_a_grouped_weight_is_within_half_a_step(algo: str, shift: float) -> None:
+    kind, weight = WEIGHT_ONLY[algo], torch.randn(3, 8, 256) + shift
+    assert kind.group is not None
+    values, scale, *zero = quantize_groups(weight, kind, torch.float32)
+    assert values.shape == weight.shape and scale.shape == (3, 8, 256 // kind.group) and len(zero) == kind.zeros
+    assert all(int(t.min()) >= -8 and int(t.max()) <= 7 for t in (values, *zero))
+    steps = (dequantize(values, scale, torch.float32, *zero) - weight).view(*scale.shape, -1).abs() / scale[..., None]
+    # Without zero points the largest positive value of a group is rounded down by up to a whole step, and with them a
+    # value at the end of the range by the half step by which the zero point was rounded.
+    assert float(steps.max()) <= 1.0 + 1e-4
+
+
+def test_zero_points_keep_zero_exact() -> None:
+    weight = torch.rand(4, 64) + 0.2
+    weight[:, ::5] = 0
+    values, scale, zero = quantize_groups(weight, WEIGHT_ONLY["W4A16-G32-ZP"], torch.bfloat16)
+    assert dequantize(values, scale, torch.bfloat16, zero)[:, ::5].eq(0).all()
 
 
 @given(weights, st.sampled_from([8, 4]), st.sampled_from(DTYPES))

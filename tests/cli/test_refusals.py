@@ -39,18 +39,29 @@ MISTAKES = {
         "build checkpoint -o out --engine embedded --gemm-plugin auto --strip_plan",
         r"--gemm_plugin, --strip_plan cannot be used with --engine embedded, which takes --max_batch_size",
     ),
-    "a quantised checkpoint": (
+    "an FP8 KV cache": (
         "build quantised -o out --engine embedded",
-        r"quantization \(W8A16\) is not supported by the embedded engine",
+        r"quantization \(W8A16 \+ FP8 KV cache\) must be none or one of W8A16, W4A16, .* for the embedded engine",
+    ),
+    "a form that nobody knows": (
+        "build unknown -o out --engine embedded",
+        r"unknown/config\.json: quant_algo \('W3A16'\) must be one of W8A16, W4A16",
     ),
     "quantise twice": ("convert quantised -o out --quantize W4A16", r"the checkpoint is already W8A16"),
-    "export of quantised weights": ("export quantised -o out", r"quantised is W8A16, from which the weights before"),
+    "export of quantised weights": (
+        "export quantised -o out",
+        r"quantised is W8A16 \+ FP8 KV cache, from which",
+    ),
     "export to where something is": ("export checkpoint -o quantised", r"quantised already exists"),
     "unknown algorithm": ("convert checkpoint -o out --quantize int8", r"--quantize.*'int8' is not one of 'W8A16'"),
     "FP8 without ranges": ("convert checkpoint -o out --quantize FP8", r"quantize \('FP8'\) needs calibrate"),
     "too narrow for int8": (
         "init pt-moe-tiny -o out --quantize W8A16",
         r"mlp\.proj\.weight has 64 outputs and 96 inputs on each of 1 rank; both must be multiples of 64",
+    ),
+    "groups that do not divide": (
+        "init pt-tiny -o out --ranks 2 --quantize W4A16-G128",
+        r"quant_algo \('W4A16-G128'\): groups of 128 do not divide the 64 inputs of .* 2 ranks; W4A16-G64 has groups",
     ),
     "nothing to build": ("build -o out", r"CKPT is missing"),
     "bad number": ("run engine x --temperature -1", r"--temperature.*-1"),
@@ -62,8 +73,11 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Good and bad inputs in one folder."""
     folder = tmp_path_factory.mktemp("inputs")
     assert run_in(folder, "init", "pt-tiny", "-o", "checkpoint", "--ranks", "2").returncode == 0
-    quantise = ("init", "pt-tiny", "-o", "quantised", "--ranks", "2", "--quantize", "W8A16")
+    quantise = ("init", "pt-tiny", "-o", "quantised", "--ranks", "2", "--quantize", "W8A16", "--kv-cache", "FP8")
     assert run_in(folder, *quantise).returncode == 0
+    (folder / "unknown").mkdir()
+    known = (folder / "quantised" / "config.json").read_text()
+    (folder / "unknown" / "config.json").write_text(known.replace("W8A16", "W3A16"))
     config = preset("pt-tiny").to_json()
     (folder / "deep.json").write_text(json.dumps(config | {"block_depth": 5}))
     (folder / "typo.json").write_text(json.dumps(config | {"block_dept": 4}))

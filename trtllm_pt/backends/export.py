@@ -6,6 +6,7 @@ from pathlib import Path
 
 from trtllm_pt.backends.registry import read_engine
 from trtllm_pt.checkpoint.formats import open_source
+from trtllm_pt.checkpoint.manifest import CheckpointManifest
 from trtllm_pt.checkpoint.model_dir import write_model
 from trtllm_pt.checkpoint.ranks import CheckpointDir
 from trtllm_pt.checkpoint.source import Source
@@ -47,11 +48,17 @@ def write(weights: Source, output: Path, progress: bool | None = None) -> Path:
 def _open(folder: Path) -> Source:
     if (folder / "config.json").is_file() and "pretrained_config" in read_json(folder / "config.json"):
         engine = read_engine(folder)
+        _refuse_quantized(folder, engine.checkpoint)
         return engine.backend.weights(folder, engine)
     source = open_source(folder)
-    if isinstance(source, CheckpointDir) and source.manifest.quantized:
+    if isinstance(source, CheckpointDir):
+        _refuse_quantized(folder, source.manifest)
+    return source
+
+
+def _refuse_quantized(folder: Path, manifest: CheckpointManifest) -> None:
+    if manifest.quantized:
         raise UsageError(
-            f"{folder} is {source.manifest.quantized}, from which the weights before quantisation cannot be computed; "
+            f"{folder} is {manifest.quantized}, from which the weights before quantisation cannot be computed; "
             "export the model from which it was made"
         )
-    return source

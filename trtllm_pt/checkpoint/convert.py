@@ -31,8 +31,8 @@ def convert(
 
     model_dir: a MODEL_DIR, a CKPT of any number of ranks, a model of the Llama family, or a tamm model.
     dtype: bfloat16, float16, float32, or "auto" for the source's dtype.
-    quantize: W8A16, W4A16 or FP8, for the layers' matrices. kv_cache: FP8. A quantised CKPT keeps its quantisation and
-    its values, bit for bit.
+    quantize: one of QUANT_ALGOS (model/quantization.py), for the layers' matrices. kv_cache: FP8. A quantised CKPT
+    keeps its quantisation and its values, bit for bit.
     calibrate: a file of text, or of token ids as .json or .jsonl, whose first 128 sequences of 512 tokens give the
     ranges that FP8 has to represent (calibrate.py). FP8 matrices require it. Without it an FP8 KV cache has scale 1, as
     in TensorRT-LLM.

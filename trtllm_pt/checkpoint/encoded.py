@@ -10,7 +10,7 @@ from torch import Tensor
 
 from trtllm_pt.checkpoint.dtypes import TORCH_DTYPES
 from trtllm_pt.checkpoint.manifest import CheckpointManifest
-from trtllm_pt.checkpoint.quantize import fp8_scale, quantize_fp8, quantize_rows
+from trtllm_pt.checkpoint.quantize import fp8_scale, quantize_fp8, quantize_groups, quantize_rows
 from trtllm_pt.checkpoint.source import Source
 from trtllm_pt.model.config import ModelConfig
 from trtllm_pt.model.quantization import WEIGHT_ONLY, is_quantized, stored
@@ -66,7 +66,10 @@ class Encoded:
             return [self._source.read(origin, track, TORCH_DTYPES[tensor.dtype])]
         weight = self._source.read(origin, track, torch.float32)
         if manifest.quant_algo in WEIGHT_ONLY:
-            return [*quantize_rows(weight, WEIGHT_ONLY[manifest.quant_algo], manifest.torch_dtype)]
+            kind = WEIGHT_ONLY[manifest.quant_algo]
+            if kind.group is not None:
+                return quantize_groups(weight, kind, manifest.torch_dtype)
+            return [*quantize_rows(weight, kind.bits, manifest.torch_dtype)]
         assert self._ranges is not None
         return [*quantize_fp8(weight), torch.tensor([fp8_scale(self._ranges.inputs[spec.name][track])])]
 

@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor
 
+from trtllm_pt.model.quantization import WeightOnly
+
 FP8_MAX = 448.0  # the largest value of float8_e4m3fn
 # The smallest exponent of float16's normal numbers. TensorRT-LLM keeps a copy of a scale in the model's dtype.
 _SMALLEST_EXPONENT = -14
@@ -54,10 +56,39 @@ def to_fp8(x: Tensor, scale: Tensor | float) -> Tensor:
     return (x / scale).clamp_(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
 
 
-def dequantize(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return quantised values [..., O, I] times their scale, [..., O] per output or [..., 1] per matrix, in `dtype`."""
+def quantize_groups(weight: Tensor, kind: WeightOnly, dtype: torch.dtype) -> list[Tensor]:
+    """Quantise float32 [..., O, I] to int8 [..., O, I], with a scale in `dtype` and, if the kind has them, an int8 zero
+    point per group, [..., O, I / group].
+
+    Without zero points it is that of `quantize_rows`, group by group. With them, a step is a fifteenth of the distance
+    between the group's smallest and largest value, 0 included, and one of the sixteen values is exactly 0.
+    """
+    assert kind.group is not None
+    groups = weight.reshape(*weight.shape[:-1], -1, kind.group)
+    if not kind.zeros:
+        values, scale = quantize_rows(groups, kind.bits, dtype)
+        return [values.flatten(-2), scale]
+    most = 1 << (kind.bits - 1)
+    low, high = groups.aminmax(dim=-1)
+    low, high = low.clamp_(max=0), high.clamp_(min=0)
+    scale = ((high - low) / (2 * most - 1)).to(dtype)
+    scale = scale.masked_fill(scale == 0, 1.0)
+    zero = (-most - low / scale.float()).round_().clamp_(-most, most - 1)
+    values = (groups / scale.float()[..., None]).round_().add_(zero[..., None]).clamp_(-most, most - 1)
+    return [values.to(torch.int8).flatten(-2), scale, zero.to(torch.int8)]
+
+
+def dequantize(weight: Tensor, scale: Tensor, dtype: torch.dtype, zero: Tensor | None = None) -> Tensor:
+    """Return quantised values [..., O, I] times their scale in `dtype`. Scales are [..., O] per output, [..., 1] per
+    matrix, or [..., O, I / group] per group, whose zero points are subtracted before."""
     wide = torch.promote_types(dtype, torch.float32)
-    return (weight.to(wide) * scale.to(wide)[..., None]).to(dtype)
+    values = weight.to(wide)
+    if scale.dim() < weight.dim():
+        return (values * scale.to(wide)[..., None]).to(dtype)
+    values = values.view(*scale.shape, -1)
+    if zero is not None:
+        values = values - zero.to(wide)[..., None]
+    return (values * scale.to(wide)[..., None]).to(dtype).flatten(-2)
 
 
 def pack_int4(values: Tensor) -> Tensor:

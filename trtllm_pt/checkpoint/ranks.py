@@ -22,7 +22,7 @@ from trtllm_pt.errors import UsageError
 from trtllm_pt.files.safetensors import SafetensorsFile, SafetensorsWriter, TensorInfo
 from trtllm_pt.model.config import ModelConfig
 from trtllm_pt.model.layout import RankLayout, rank_layout
-from trtllm_pt.model.quantization import StoredTensor, kv_scales, stored
+from trtllm_pt.model.quantization import WEIGHT_ONLY, StoredTensor, kv_scales, stored
 from trtllm_pt.model.tensors import TensorSpec, tensors
 
 _HEAD = "lm_head.weight"
@@ -149,7 +149,10 @@ class WholeWeights:
 
     def read(self, spec: TensorSpec, track: int, dtype: torch.dtype) -> Tensor:
         weight, *scales = self.stored(spec, track)
-        return dequantize(weight, scales[0], dtype) if scales else weight.to(dtype)
+        if not scales:
+            return weight.to(dtype)
+        kind = WEIGHT_ONLY.get(self.manifest.quant_algo or "")
+        return dequantize(weight, scales[0], dtype, scales[1] if kind is not None and kind.zeros else None)
 
     def stored(self, spec: TensorSpec, track: int) -> list[Tensor]:
         held = stored(spec, self.dtype, self.manifest.quant_algo)

@@ -2,6 +2,9 @@
 
 W8A16         X.weight int8; X.per_channel_scale, one per output. Activations are not quantised.
 W4A16         As W8A16, with two 4-bit inputs per byte; the even input is in the low half.
+W4A16-G128    As W4A16, with a scale for each group of 128 consecutive inputs of an output: X.weights_scaling_factor
+              [O, I / 128]. Also W4A16-G64 and W4A16-G32. With -ZP behind it, groups also have zero points: X.zero
+              [O, I / 128], whole numbers from -8 to 7, and a weight is scale * (integer - zero).
 FP8           X.weight float8_e4m3fn; X.weights_scaling_factor and X.activation_scaling_factor, float32, one each per
               matrix.
 FP8 KV cache  attention.kv_cache_scaling_factor, float32, one per layer for all tracks.
@@ -17,7 +20,23 @@ from trtllm_pt.model.config import ModelConfig
 from trtllm_pt.model.layout import RankLayout, rank_layout
 from trtllm_pt.model.tensors import TensorSpec, tensors
 
-WEIGHT_ONLY = {"W8A16": 8, "W4A16": 4}  # bits per weight
+
+@dataclass(frozen=True, slots=True)
+class WeightOnly:
+    """A quantisation of weights to integers. Activations are not quantised."""
+
+    bits: int
+    group: int | None = None  # inputs of an output that share a scale; None: all
+    zeros: bool = False  # whether groups have zero points
+
+
+_GROUPS = (128, 64, 32)
+PER_CHANNEL = {"W8A16": WeightOnly(8), "W4A16": WeightOnly(4)}
+WEIGHT_ONLY = {
+    **PER_CHANNEL,
+    **{f"W4A16-G{group}": WeightOnly(4, group) for group in _GROUPS},
+    **{f"W4A16-G{group}-ZP": WeightOnly(4, group, zeros=True) for group in _GROUPS},
+}
 QUANT_ALGOS = (*WEIGHT_ONLY, "FP8")
 KV_CACHE_QUANT_ALGOS = ("FP8",)
 _MULTIPLE = 64  # TensorRT-LLM's weight-only layers pad other sizes
@@ -56,6 +75,13 @@ def stored(spec: TensorSpec, dtype: str, quant_algo: str | None = None) -> tuple
         activation = replace(scale, name=f"{stem}activation_scaling_factor", shape=(1,))
         weight = StoredTensor(spec, "float8_e4m3fn")
         return (weight, StoredTensor(scale, "float32"), StoredTensor(activation, "float32"))
+    chosen = WEIGHT_ONLY[quant_algo]
+    weight = StoredTensor(spec, "int8", per_byte=8 // chosen.bits)
+    if chosen.group is not None:
+        shape = (*spec.shape[:-1], spec.shape[-1] // chosen.group)
+        scale = replace(spec, name=f"{stem}weights_scaling_factor", shape=shape, kind="scale", group=chosen.group)
+        zero = StoredTensor(replace(scale, name=f"{stem}zero"), "int8")
+        return (weight, StoredTensor(scale, dtype), *([zero] if chosen.zeros else []))
     divided_by_outputs = spec.split not in ("heads_in", "ffn_in")
     scale = TensorSpec(
         f"{stem}per_channel_scale",
@@ -64,7 +90,7 @@ def stored(spec: TensorSpec, dtype: str, quant_algo: str | None = None) -> tuple
         spec.split if divided_by_outputs else "none",
         kind="scale",
     )
-    return (StoredTensor(spec, "int8", per_byte=8 // WEIGHT_ONLY[quant_algo]), StoredTensor(scale, dtype))
+    return (weight, StoredTensor(scale, dtype))
 
 
 def kv_scales(config: ModelConfig, kv_cache_quant_algo: str | None) -> Iterator[StoredTensor]:
@@ -82,11 +108,17 @@ def check(config: ModelConfig, ranks: int, quant_algo: str | None, kv_cache_quan
         raise UsageError(f"kv_cache_quant_algo ({kv_cache_quant_algo!r}) must be {' or '.join(KV_CACHE_QUANT_ALGOS)}")
     if quant_algo not in WEIGHT_ONLY:
         return
-    layout = rank_layout(config, ranks)
+    layout, group = rank_layout(config, ranks), WEIGHT_ONLY[quant_algo].group
     for spec in filter(is_quantized, tensors(config)):
         out, columns = spec.rank_shape(config, layout)[-2:]
         if out % _MULTIPLE or columns % _MULTIPLE:
             raise UsageError(
                 f"quant_algo ({quant_algo!r}): {spec.name} has {out} outputs and {columns} inputs on each of {ranks} "
                 f"rank{'s' if ranks > 1 else ''}; both must be multiples of {_MULTIPLE}"
+            )
+        if group is not None and columns % group:
+            fitting = [f"{quant_algo.split('-')[0]}-G{size}" for size in _GROUPS if columns % size == 0]
+            raise UsageError(
+                f"quant_algo ({quant_algo!r}): groups of {group} do not divide the {columns} inputs of {spec.name} on "
+                f"each of {ranks} rank{'s' if ranks > 1 else ''}; {fitting[0]} has groups that do"
             )

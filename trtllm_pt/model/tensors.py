@@ -35,6 +35,7 @@ class TensorSpec:
     split: Split = "none"
     kind: Literal["norm", "embedding", "matrix", "output", "router", "bias", "scale"] = "matrix"
     fan_in: int = 0  # inputs of a matrix, which set the scale of its initial values
+    group: int = 1  # inputs of a matrix that one value of the last axis stands for; more than 1 only for a scale
 
     def global_shape(self, config: ModelConfig) -> tuple[int, ...]:
         """Return the shape in a MODEL_DIR, with the track axis of a per-track weight."""
@@ -58,19 +59,22 @@ class TensorSpec:
                 first_v = first_k + config.num_kv_heads * size
                 return 0, [_scaled(heads, size), _scaled(kv, size, first_k), _scaled(kv, size, first_v)]
             case "heads_in":
-                return 1, [_scaled(layout.heads, config.head_size)]
+                return 1, [self._groups(_scaled(layout.heads, config.head_size))]
             case "ffn":
                 return 0, [layout.ffn]
             case "ffn_in" if len(self.shape) == 3:
-                return 2, [layout.experts_ffn]
+                return 2, [self._groups(layout.experts_ffn)]
             case "ffn_in":
-                return 1, [layout.ffn]
+                return 1, [self._groups(layout.ffn)]
             case "ffn_pair":  # UP_GATE
                 up = layout.experts_ffn
                 return 1, [up, Span(up.start + config.moe_intermediate_size, up.stop + config.moe_intermediate_size)]
             case "vocab":
                 return 0, [layout.vocab]
         return 0, None
+
+    def _groups(self, inputs: Span) -> Span:
+        return Span(inputs.start // self.group, inputs.stop // self.group)
 
 
 def _scaled(span: Span, size: int, first: int = 0) -> Span:

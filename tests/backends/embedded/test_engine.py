@@ -11,7 +11,7 @@ import torch
 
 from tests.backends.embedded import contract
 from tests.backends.embedded.conftest import FEW_RANKS, Engines, mpirun
-from tests.configs import EVERYTHING, LLAMA, OTHER_SCHEDULES, PRETRAINED
+from tests.configs import EVERYTHING, LLAMA, OTHER_SCHEDULES
 from tests.engines import RANKS
 from trtllm_pt.backends.embedded.engine import MODEL_FILE
 from trtllm_pt.backends.embedded.graph import ops_in_order
@@ -49,6 +49,8 @@ def reference_logits(folder: Path, dtype: torch.dtype = torch.float64) -> np.nda
         pytest.param("", FEW_RANKS, id="bfloat16"),
         pytest.param("", RANKS, id="bfloat16 on many ranks", marks=pytest.mark.slow),
         pytest.param("-float32", RANKS, id="float32 on many ranks", marks=pytest.mark.slow),
+        pytest.param("-W4A16", FEW_RANKS, id="int4"),
+        pytest.param("-W8A16", RANKS, id="int8 on many ranks", marks=pytest.mark.slow),
     ],
 )
 def test_logits_are_the_same_on_any_number_of_ranks(
@@ -58,10 +60,10 @@ def test_logits_are_the_same_on_any_number_of_ranks(
     first, *others = (logits_of(folder, tmp_path / f"{folder.name}.npy") for folder in folders)
     for ranks, other in zip(all_ranks[1:], others, strict=True):
         assert other.tobytes() == first.tobytes(), f"{ranks} ranks differ by {np.abs(other - first).max()}"
-    want = reference_logits(PRETRAINED)
+    want = reference_logits(folders[0].parent / f"checkpoint-{folders[0].name}")
     error = np.abs(first - want).max()
     # bfloat16 rounds to 8 bits: 0.27 was seen at most, on logits of up to 14.
-    assert error < (1e-4 if suffix else 0.5), error
+    assert error < (1e-4 if suffix == "-float32" else 0.5), error
 
 
 @pytest.mark.parametrize(

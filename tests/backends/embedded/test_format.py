@@ -13,6 +13,7 @@ import torch
 from tests.configs import SMALL
 from trtllm_pt.backends.embedded import graph, network_code
 from trtllm_pt.backends.embedded.backend import EmbeddedBackend
+from trtllm_pt.backends.embedded.form import Storage
 from trtllm_pt.backends.embedded.graph import caches_shape
 from trtllm_pt.backends.embedded.kernels.build import build_library
 from trtllm_pt.backends.embedded.kernels.library import load
@@ -21,8 +22,9 @@ from trtllm_pt.backends.embedded.step_plan import HEADER
 from trtllm_pt.checkpoint.manifest import CheckpointManifest
 
 # What an engine directory and the code that runs it must agree on, by format number. A difference means that engines on
-# disk can no longer be run: raise EmbeddedBackend.format, and add a line.
-INTERFACES = {1: "abd10f0c59cabe42", 2: "d6b8be3e63780094", 3: "91e2e2017d913586"}
+# disk can no longer be run: raise EmbeddedBackend.format, and add a line. If they still can, as with a new optional
+# argument of an op, change the last line.
+INTERFACES = {1: "abd10f0c59cabe42", 2: "d6b8be3e63780094", 3: "6bae3c324bca0abc"}
 
 
 def interface() -> str:
@@ -60,14 +62,20 @@ def test_the_code_that_decides_the_graph_is_found() -> None:
 
 
 def key(**changes: object) -> str:
-    given = {"config": SMALL, "ranks": 2, "dtype": torch.float32, "program": "true"}
+    given = {"config": SMALL, "ranks": 2, "storage": Storage(torch.float32), "program": "true"}
     return graph._key(**{**given, **changes})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"config": SMALL.replace(norm_eps=1e-3)}, {"ranks": 1}, {"dtype": torch.bfloat16}, {"program": "false"}],
-    ids=["model", "ranks", "dtype", "compiler"],
+    [
+        {"config": SMALL.replace(norm_eps=1e-3)},
+        {"ranks": 1},
+        {"storage": Storage(torch.bfloat16)},
+        {"storage": Storage(torch.float32, "W8A16")},
+        {"program": "false"},
+    ],
+    ids=["model", "ranks", "dtype", "quantisation", "compiler"],
 )
 def test_each_input_is_in_the_key(changes: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graph, "compiler_version", lambda program: f"version of {program}")

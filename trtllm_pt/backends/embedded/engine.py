@@ -17,13 +17,14 @@ from trtllm_pt.backends.embedded.constants import MAX_HEAD_SIZE, MAX_SUMMANDS, T
 from trtllm_pt.backends.embedded.graph import caches_shape, compiled_graph
 from trtllm_pt.backends.embedded.kernels.build import LIBRARY, build_library
 from trtllm_pt.backends.embedded.kernels.library import load
-from trtllm_pt.backends.embedded.pack import SHARED_FILE, shared_names, weight_infos, write_weights
+from trtllm_pt.backends.embedded.pack import SHARED_FILE, shared_names, storage_of, weight_infos, write_weights
 from trtllm_pt.backends.manifest import BuildOptions, EngineManifest
 from trtllm_pt.checkpoint.manifest import CheckpointManifest
 from trtllm_pt.errors import RunError, UsageError
 from trtllm_pt.files.atomic import new_folder, write_json
 from trtllm_pt.files.safetensors import SafetensorsFile
 from trtllm_pt.model.layout import padded_vocab_size
+from trtllm_pt.model.quantization import WEIGHT_ONLY
 
 MODEL_FILE = "model.pt2"
 DTYPES = ("bfloat16", "float32")
@@ -43,7 +44,7 @@ def build(
     with new_folder(output) as folder:
         library = build_library(folder)
         load(library)
-        graph = compiled_graph(manifest.model, manifest.ranks, manifest.torch_dtype)
+        graph = compiled_graph(manifest.model, manifest.ranks, storage_of(manifest))
         shutil.copyfile(graph.path, folder / MODEL_FILE)
         write_weights(checkpoint, manifest, folder, progress)
         if (checkpoint / "tokenizer").is_dir():
@@ -64,10 +65,11 @@ def _checked(checkpoint: Path) -> CheckpointManifest:
         raise UsageError(
             f"dtype ({manifest.dtype!r}) must be {' or '.join(DTYPES)} for the embedded engine; convert with --dtype"
         )
-    if manifest.quantized:
+    if manifest.quant_algo not in (None, *WEIGHT_ONLY) or manifest.kv_cache_quant_algo:
+        known = ", ".join(WEIGHT_ONLY)
         raise UsageError(
-            f"quantization ({manifest.quantized}) is not supported by the embedded engine; convert without --quantize "
-            "and --kv-cache, or build with --engine tensorrt_llm"
+            f"quantization ({manifest.quantized}) must be none or one of {known} for the embedded engine; "
+            "convert with one of these, or build with --engine tensorrt_llm"
         )
     _check_kernels(manifest)
     check_files(checkpoint, manifest)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from trtllm_pt.backends.embedded.constants import PAGE
+from trtllm_pt.backends.embedded.form import Storage
 from trtllm_pt.backends.embedded.network import EmbeddedModel
 from trtllm_pt.backends.embedded.network_code import traced_code
 from trtllm_pt.errors import RunError
@@ -43,19 +44,19 @@ class Graph:
     cache_hit: bool
 
 
-def compiled_graph(config: ModelConfig, ranks: int, dtype: torch.dtype) -> Graph:
+def compiled_graph(config: ModelConfig, ranks: int, storage: Storage) -> Graph:
     """Return the compiled graph of a model on `ranks` ranks, and compile it if the cache does not have it.
 
     The op library must be loaded. Raises UsageError without a C++ compiler, and RunError if compiling fails.
     """
     program = compiler()
-    path = cache_dir() / "graphs" / f"{_key(config, ranks, dtype, program)}.pt2"
+    path = cache_dir() / "graphs" / f"{_key(config, ranks, storage, program)}.pt2"
     if path.exists():
         return Graph(path, cache_hit=True)
     os.environ["CXX"] = program  # makes Inductor use the same compiler
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="trtllm_pt-") as scratch, new_file(path) as partial:
-        shutil.copyfile(_compile(config, ranks, dtype, Path(scratch) / "model.pt2"), partial)
+        shutil.copyfile(_compile(config, ranks, storage, Path(scratch) / "model.pt2"), partial)
     return Graph(path, cache_hit=False)
 
 
@@ -68,15 +69,15 @@ def caches_shape(config: ModelConfig, ranks: int, pages: int) -> tuple[int, ...]
     return (2, pages, len(layout.tracks) * len(layout.kv_heads), PAGE * config.head_size)
 
 
-def _key(config: ModelConfig, ranks: int, dtype: torch.dtype, program: str) -> str:
+def _key(config: ModelConfig, ranks: int, storage: Storage, program: str) -> str:
     """Return a digest of everything that determines the compiled graph: the model, torch, the compiler and its flags,
     and the traced code without its comments."""
     built_by = torch.__version__, compiler_version(program), sorted(_INDUCTOR.items())
-    parts = [json.dumps(config.to_json()), ranks, dtype, *built_by, traced_code()]
+    parts = [json.dumps(config.to_json()), ranks, storage, *built_by, traced_code()]
     return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:32]
 
 
-def _compile(config: ModelConfig, ranks: int, dtype: torch.dtype, package: Path) -> Path:
+def _compile(config: ModelConfig, ranks: int, storage: Storage, package: Path) -> Path:
     from torch._inductor import aoti_compile_and_package
     from torch._inductor.exc import CppCompileError, InductorError
 
@@ -98,8 +99,9 @@ def _compile(config: ModelConfig, ranks: int, dtype: torch.dtype, package: Path)
     )
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch uses deprecated parts of itself
-        model = EmbeddedModel(config, ranks, dtype).eval()
-        exported = torch.export.export(model, _example(config, ranks, dtype), dynamic_shapes=shapes, strict=False)
+        model = EmbeddedModel(config, ranks, storage).eval()
+        example = _example(config, ranks, storage.dtype)
+        exported = torch.export.export(model, example, dynamic_shapes=shapes, strict=False)
         try:
             aoti_compile_and_package(exported, package_path=str(package), inductor_configs=_INDUCTOR)
         except (CppCompileError, InductorError) as error:

@@ -1,7 +1,8 @@
 """The network of the embedded engine: the tracks of one rank on our own ops, run by the schedule walker.
 
-Weights are buffers in the packed order of `trtllm_pt::pack`. The graph is the same for every rank: the rank is known
-only from the communicator. The output head is not part of the graph, because its logits can be needed in pieces.
+Weights are buffers in the packed order of `trtllm_pt::pack`, or in that of codes.py if they are quantised. The graph is
+the same for every rank: the rank is known only from the communicator. The output head is not part of the graph, because
+its logits can be needed in pieces.
 
 Shapes: T tokens in the step, B sequences, R rows of logits, P pages, M pages of the longest sequence, K tracks on this
 rank, W hidden_size, G KV heads per track on this rank, D head_size, I inputs of a matrix.
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from trtllm_pt.backends.embedded.constants import STEP_BYTES, TILE
+from trtllm_pt.backends.embedded.form import Form, Storage, packed_shape
 from trtllm_pt.model.config import ModelConfig
 from trtllm_pt.model.layout import RankLayout, rank_layout
 from trtllm_pt.model.rope import attention_factor
@@ -40,11 +41,11 @@ class Batch:
 class EmbeddedModel(Module):
     """The network of one rank of `ranks`, without the product of the output head, which the engine computes."""
 
-    def __init__(self, config: ModelConfig, ranks: int, dtype: torch.dtype) -> None:
+    def __init__(self, config: ModelConfig, ranks: int, storage: Storage) -> None:
         super().__init__()
         layout = rank_layout(config, ranks)
-        self.transformer = Transformer(config, layout, dtype)
-        self.lm_head = Head(config, layout, dtype)
+        self.transformer = Transformer(config, layout, storage)
+        self.lm_head = Head(config, layout, storage)
 
     def forward(
         self, tokens: Tensor, starts: Tensor, offsets: Tensor, pages: Tensor, rows: Tensor, caches: list[Tensor]
@@ -63,12 +64,13 @@ class Transformer(Module):
     layers: Sequence[Layer]
     inv_freq: Tensor | None
 
-    def __init__(self, config: ModelConfig, layout: RankLayout, dtype: torch.dtype) -> None:
+    def __init__(self, config: ModelConfig, layout: RankLayout, storage: Storage) -> None:
         super().__init__()
+        self.dtype = dtype = storage.dtype
         self.config, self.ranks = config, layout.ranks
         self.schedule = schedule_of(config)
         self.vocab_embedding = Packed((), config.vocab_size, config.hidden_size, dtype)
-        layers = (Layer(config, layout, layer, dtype) for layer in range(config.num_layers))
+        layers = (Layer(config, layout, layer, storage) for layer in range(config.num_layers))
         self.layers = nn.ModuleList(layers)  # type: ignore[assignment]  # nn.ModuleList has no element type
         self.ln_f = Norm(1, config.hidden_size, config, dtype)
         if any(config.has_rope(layer) for layer in range(config.num_layers)):
@@ -86,7 +88,8 @@ class Transformer(Module):
             if (factor := attention_factor(self.config.rope_scaling)) != 1:
                 rotary = rotary * factor
         batch = Batch(starts, offsets, pages, rotary, caches)
-        x = ops.gather_rows(tokens, self.vocab_embedding.weight, self.config.hidden_size)
+        embedding = self.vocab_embedding
+        x = ops.gather_rows(tokens, embedding.weight, self.config.hidden_size, embedding.form, self.dtype)
         x = walk.walk(self.schedule, TrackOps(self, batch), x[None])
         return self.ln_f(x[:, rows])[0]
 
@@ -117,19 +120,19 @@ class TrackOps(walk.TrackOps[Tensor]):
 class Layer(Module):
     """The two sub-layers of a layer with their norms, without the residual adds."""
 
-    def __init__(self, config: ModelConfig, layout: RankLayout, layer: int, dtype: torch.dtype) -> None:
+    def __init__(self, config: ModelConfig, layout: RankLayout, layer: int, storage: Storage) -> None:
         super().__init__()
-        width, tracks = config.hidden_size, len(layout.tracks)
+        width, tracks, dtype = config.hidden_size, len(layout.tracks), storage.dtype
         self.config = config
         if config.dispatch_norm and config.starts_block(layer):
             self.dispatch_layernorm = Norm(tracks, width, config, dtype)
         self.input_layernorm = Norm(tracks, width, config, dtype)
-        self.attention = Attention(config, layout, layer, dtype)
+        self.attention = Attention(config, layout, layer, storage)
         if config.has_shared_bias:
             self.attention_shared = Bias(width, dtype)
         self.post_layernorm = Norm(tracks, width, config, dtype)
         ffn = Experts if config.is_moe(layer) else GatedMLP
-        self.mlp: Module = ffn(config, layout, dtype)
+        self.mlp: Module = ffn(config, layout, storage)
         if config.residual_norm:
             self.attention_residual_layernorm = Norm(tracks, width, config, dtype)
             self.mlp_residual_layernorm = Norm(tracks, width, config, dtype)
@@ -154,17 +157,17 @@ class Layer(Module):
 class Attention(Module):
     """Attention over all heads of the rank. One op does QK norms, RoPE, KV cache and softmax."""
 
-    def __init__(self, config: ModelConfig, layout: RankLayout, layer: int, dtype: torch.dtype) -> None:
+    def __init__(self, config: ModelConfig, layout: RankLayout, layer: int, storage: Storage) -> None:
         super().__init__()
         self.config, self.layer = config, layer
         self.heads = len(layout.heads)
         tracks, size = len(layout.tracks), config.head_size
         rows = (self.heads + 2 * len(layout.kv_heads)) * size
-        self.qkv = Linear(tracks, rows, config.hidden_size, dtype, config.qkv_bias)
-        self.dense = Linear(tracks, config.hidden_size, self.heads * size, dtype, config.has_dense_bias)
+        self.qkv = Linear(tracks, rows, config.hidden_size, storage, config.qkv_bias)
+        self.dense = Linear(tracks, config.hidden_size, self.heads * size, storage, config.has_dense_bias)
         if config.qk_norm:
-            self.q_layernorm = Norm(tracks, size, config, dtype)
-            self.k_layernorm = Norm(tracks, size, config, dtype)
+            self.q_layernorm = Norm(tracks, size, config, storage.dtype)
+            self.k_layernorm = Norm(tracks, size, config, storage.dtype)
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
         c = self.config
@@ -189,56 +192,59 @@ class Attention(Module):
 class GatedMLP(Module):
     """SwiGLU: down(silu(gate(x)) * up(x)), with gate and up in one matrix product."""
 
-    def __init__(self, config: ModelConfig, layout: RankLayout, dtype: torch.dtype) -> None:
+    def __init__(self, config: ModelConfig, layout: RankLayout, storage: Storage) -> None:
         super().__init__()
         self.rows = len(layout.ffn)
         tracks, width = len(layout.tracks), config.hidden_size
-        self.gate_up = Packed((tracks, 2), self.rows, width, dtype)
-        self.down = Linear(tracks, width, self.rows, dtype)
+        self.gate_up = Packed((tracks, 2), self.rows, width, storage.dtype, storage.form(width))
+        self.down = Linear(tracks, width, self.rows, storage)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(ops.linear_swiglu(x, self.gate_up.weight, self.rows))
+        return self.down(ops.linear_swiglu(x, self.gate_up.weight, self.rows, self.gate_up.form))
 
 
 class Experts(Module):
     """The experts of each track, which are gated FFNs. A router chooses some of them for each token."""
 
-    def __init__(self, config: ModelConfig, layout: RankLayout, dtype: torch.dtype) -> None:
+    def __init__(self, config: ModelConfig, layout: RankLayout, storage: Storage) -> None:
         super().__init__()
         self.config, self.rows = config, len(layout.experts_ffn)
         tracks, width, experts = len(layout.tracks), config.hidden_size, config.num_experts
         self.router = Weight((tracks, experts, width), torch.float32)
-        self.gate_up = Packed((tracks, experts, 2), self.rows, width, dtype)
-        self.down = Packed((tracks, experts), width, self.rows, dtype)
+        self.gate_up = Packed((tracks, experts, 2), self.rows, width, storage.dtype, storage.form(width))
+        self.down = Packed((tracks, experts), width, self.rows, storage.dtype, storage.form(self.rows))
 
     def forward(self, x: Tensor) -> Tensor:
         c = self.config
         weights = (self.router.weight, self.gate_up.weight, self.down.weight)
-        return ops.experts(x, *weights, c.experts_per_token, c.router_logits_cap or 0.0, self.rows)  # type: ignore[no-any-return]
+        routing = (c.experts_per_token, c.router_logits_cap or 0.0, self.rows)
+        return ops.experts(x, *weights, *routing, self.gate_up.form, self.down.form)  # type: ignore[no-any-return]
 
 
 class Head(Module):
     """The weights of the output head for this rank's slice of the vocabulary. A tied head has none: it reads the
     embedding's rows from `first` on."""
 
-    def __init__(self, config: ModelConfig, layout: RankLayout, dtype: torch.dtype) -> None:
+    def __init__(self, config: ModelConfig, layout: RankLayout, storage: Storage) -> None:
         super().__init__()
         self.register_buffer("first", torch.empty(1, dtype=torch.int64))
         if not config.tie_embeddings:
-            self.register_buffer("weight", Packed((), len(layout.vocab), config.hidden_size, dtype).weight)
+            self.register_buffer("weight", Packed((), len(layout.vocab), config.hidden_size, storage.dtype).weight)
 
 
 class Linear(Module):
     """The product of x [K, T, I] with a packed weight, for each track."""
 
-    def __init__(self, tracks: int, rows: int, columns: int, dtype: torch.dtype, bias: bool = False) -> None:
+    def __init__(self, tracks: int, rows: int, columns: int, storage: Storage, bias: bool = False) -> None:
         super().__init__()
         self.rows = rows
-        self.register_buffer("weight", Packed((tracks,), rows, columns, dtype).weight)
-        self.register_buffer("bias", torch.empty(tracks, rows, dtype=dtype) if bias else None)
+        packed = Packed((tracks,), rows, columns, storage.dtype, storage.form(columns))
+        self.form = packed.form
+        self.register_buffer("weight", packed.weight)
+        self.register_buffer("bias", torch.empty(tracks, rows, dtype=storage.dtype) if bias else None)
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.linear(x, self.weight, self.bias, self.rows)  # type: ignore[no-any-return]
+        return ops.linear(x, self.weight, self.bias, self.rows, self.form)  # type: ignore[no-any-return]
 
 
 class Norm(Module):
@@ -275,17 +281,13 @@ class Bias(Module):
 
 
 class Packed(Weight):
-    """A buffer for a matrix [*lead, rows, columns] in packed order."""
+    """A buffer for a matrix [*lead, rows, columns] in packed order. `dtype` is the model's.
 
-    def __init__(self, lead: tuple[int, ...], rows: int, columns: int, dtype: torch.dtype) -> None:
-        super().__init__(packed_shape((*lead, rows, columns), dtype), dtype)
-
-
-def packed_shape(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[int, ...]:
-    """Return the shape of a matrix [*lead, N, I] after `trtllm_pt::pack`: [*lead, ceil(N / 16), ceil(I / e), 16 * e].
-
-    e is STEP_BYTES divided by the size of an element.
+    form: the argument `form` of the ops; None if the matrix is not quantised.
     """
-    *lead, rows, columns = shape
-    inputs = STEP_BYTES // dtype.itemsize
-    return (*lead, -(-rows // TILE), -(-columns // inputs), TILE * inputs)
+
+    def __init__(
+        self, lead: tuple[int, ...], rows: int, columns: int, dtype: torch.dtype, form: Form | None = None
+    ) -> None:
+        super().__init__(packed_shape((*lead, rows, columns), dtype, form), dtype if form is None else torch.uint8)
+        self.form = None if form is None else form.to_list()

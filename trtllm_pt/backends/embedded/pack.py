@@ -5,28 +5,37 @@ Weights that are the same on all ranks go to one file, which all ranks map.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from trtllm_pt.backends.embedded import codes
+from trtllm_pt.backends.embedded.form import Storage
 from trtllm_pt.backends.embedded.network import EmbeddedModel
 from trtllm_pt.checkpoint.manifest import CheckpointManifest
+from trtllm_pt.checkpoint.quantize import unpack_int4
 from trtllm_pt.checkpoint.ranks import open_rank
 from trtllm_pt.files.safetensors import SafetensorsFile, SafetensorsWriter, TensorInfo
 from trtllm_pt.model.config import ModelConfig
 from trtllm_pt.model.layout import rank_layout
+from trtllm_pt.model.quantization import WEIGHT_ONLY
 from trtllm_pt.model.tensors import DOWN, GATE, SHARED_BIAS, UP, UP_GATE, tensors
 from trtllm_pt.network.rope import inverse_frequencies
 
 SHARED_FILE = "shared.safetensors"
 
 
+def storage_of(manifest: CheckpointManifest) -> Storage:
+    """Return how the engine of a checkpoint stores weights."""
+    return Storage(manifest.torch_dtype, manifest.quant_algo)
+
+
 def weight_infos(manifest: CheckpointManifest) -> dict[str, TensorInfo]:
     """Return the dtype and shape of every weight of a rank by name. They are the same for all ranks."""
-    model = EmbeddedModel(manifest.model, manifest.ranks, manifest.torch_dtype)
+    model = EmbeddedModel(manifest.model, manifest.ranks, storage_of(manifest))
     return {name: TensorInfo(tensor.dtype, tuple(tensor.shape)) for name, tensor in model.state_dict().items()}
 
 
@@ -68,15 +77,8 @@ def write_weights(checkpoint: Path, manifest: CheckpointManifest, output: Path, 
 def packed(name: str, source: SafetensorsFile, manifest: CheckpointManifest, rank: int) -> Iterator[Tensor]:
     """Yield one constant of the graph, in pieces along its first axis."""
     config, layout = manifest.model, rank_layout(manifest.model, manifest.ranks, rank)
-    tracks = len(layout.tracks)
-    pack = torch.ops.trtllm_pt.pack
-
-    def of(stored: str) -> Tensor:
-        """Return a per-track weight with its track axis, which the file of a rank with one track leaves out."""
-        tensor = source.get(stored)
-        return tensor if tracks > 1 else tensor[None]
-
     layer = name.removesuffix("mlp.gate_up.weight")
+    matrices = _Matrices(source, len(layout.tracks), manifest.quant_algo)
     if name == "transformer.inv_freq":
         yield inverse_frequencies(config)[None]
     elif name == "lm_head.first":
@@ -87,16 +89,47 @@ def packed(name: str, source: SafetensorsFile, manifest: CheckpointManifest, ran
     elif name.endswith(SHARED_BIAS):
         yield source.get(name)
     elif name in ("transformer.vocab_embedding.weight", "lm_head.weight"):
-        yield pack(source.get(name))
+        yield torch.ops.trtllm_pt.pack(source.get(name))
     elif layer != name and f"{layer}mlp.router.weight" in source:
-        for up_gate in of(f"{layer}{UP_GATE}"):
-            up, gate = up_gate.chunk(2, 1)
-            yield pack(torch.stack((gate, up), 1))[None]
+        yield from matrices.packed([f"{layer}{UP_GATE}"], lambda parts: torch.stack(parts[0].chunk(2, 1)[::-1], 1))
     elif layer != name:
-        for gate, up in zip(of(f"{layer}{GATE}"), of(f"{layer}{UP}"), strict=True):
-            yield pack(torch.stack((gate, up)))[None]
+        yield from matrices.packed([f"{layer}{GATE}", f"{layer}{UP}"], torch.stack)
     elif name.endswith((".qkv.weight", ".dense.weight", "mlp.down.weight")):
-        for track in of(name.replace("mlp.down.weight", DOWN)):
-            yield pack(track)[None]
+        yield from matrices.packed([name.replace("mlp.down.weight", DOWN)], lambda parts: parts[0])
     else:  # norms, biases and routers are not packed
-        yield of(name)
+        yield matrices.of(name)
+
+
+class _Matrices:
+    """The matrices of the layers in a rank's checkpoint file."""
+
+    def __init__(self, source: SafetensorsFile, tracks: int, quant_algo: str | None) -> None:
+        self._source, self._tracks, self._kind = source, tracks, WEIGHT_ONLY.get(quant_algo or "")
+
+    def of(self, stored: str) -> Tensor:
+        """Return a per-track tensor with its track axis, which the file of a rank with one track leaves out."""
+        tensor = self._source.get(stored)
+        return tensor if self._tracks > 1 else tensor[None]
+
+    def packed(self, names: list[str], join: Callable[[list[Tensor]], Tensor]) -> Iterator[Tensor]:
+        """Yield each track of a matrix in packed order. `join` makes it from the tensors `names`, or from their scales,
+        whose shapes differ in the number of columns only."""
+        for track in range(self._tracks):
+            weight = join([self.of(name)[track] for name in names])
+            if self._kind is None:
+                yield torch.ops.trtllm_pt.pack(weight)[None]
+                continue
+            scales = [join(each) for each in self._scales(names, track)]
+            values = unpack_int4(weight) if self._kind.bits == 4 else weight
+            yield codes.pack(values, scales[0], scales[1] if self._kind.zeros else None, self._kind.bits)[None]
+
+    def _scales(self, names: list[str], track: int) -> Iterator[list[Tensor]]:
+        """Yield the matrices' scales [..., O, groups], and then their zero points if they have them."""
+        stems = [name.removesuffix("weight") for name in names]
+        assert self._kind is not None
+        if self._kind.group is None:
+            yield [self.of(f"{stem}per_channel_scale")[track, ..., None] for stem in stems]
+            return
+        yield [self.of(f"{stem}weights_scaling_factor")[track] for stem in stems]
+        if self._kind.zeros:
+            yield [self.of(f"{stem}zero")[track] for stem in stems]

@@ -10,6 +10,7 @@ from trtllm_pt.checkpoint.manifest import CheckpointManifest
 from trtllm_pt.errors import UsageError
 from trtllm_pt.model.config import ModelConfig
 from trtllm_pt.model.layout import rank_layout
+from trtllm_pt.model.quantization import PER_CHANNEL, WEIGHT_ONLY
 
 
 def check(manifest: CheckpointManifest, gpus: Sequence[str]) -> None:
@@ -31,6 +32,11 @@ def _check_quantization(manifest: CheckpointManifest, gpus: Sequence[str]) -> No
         raise UsageError(
             f"kv_cache_quant_algo ({manifest.kv_cache_quant_algo!r}) is not supported by native TensorRT plans; "
             "convert without --kv-cache"
+        )
+    if algo in WEIGHT_ONLY and algo not in PER_CHANNEL:
+        raise UsageError(
+            f"quant_algo ({algo!r}) is not supported by native TensorRT plans, which have one scale per output; "
+            "convert with --quantize W4A16, or build with --engine embedded"
         )
     if algo and model.has_moe:
         raise UsageError(f"quant_algo ({algo!r}) is not supported by native TensorRT plans for ffn_pattern with 'moe'")

@@ -11,7 +11,7 @@ from trtllm_pt.backends.manifest import BuildOptions
 from trtllm_pt.checkpoint.manifest import CheckpointManifest
 from trtllm_pt.errors import UsageError
 from trtllm_pt.model.config import unknown_key
-from trtllm_pt.model.quantization import WEIGHT_ONLY
+from trtllm_pt.model.quantization import PER_CHANNEL, WEIGHT_ONLY
 
 MAX_BATCH_SIZE, MAX_NUM_TOKENS = 2048, 8192  # trtllm-build's defaults
 # The strategies of the all-reduce plugin. NCCL always means NCCL; AUTO chooses by message size and machine.
@@ -107,6 +107,11 @@ def check(options: BuildOptions, manifest: CheckpointManifest) -> None:
             raise UsageError(f"--{name} ({value}) is not supported: {why}")
     for name, why in _without_effect(options.extra, manifest):
         raise UsageError(f"--{name} ({options.extra[name]}) would have no effect: {why}")
+    if manifest.quant_algo in WEIGHT_ONLY and manifest.quant_algo not in PER_CHANNEL:
+        raise UsageError(
+            f"quant_algo ({manifest.quant_algo!r}) must be {' or '.join(PER_CHANNEL)} for the TensorRT-LLM engine, "
+            "whose network has one scale per output; convert with one of these, or build with --engine embedded"
+        )
     _check_kernels(manifest)
     _check_strategy(strategy_of(options), manifest.ranks, gpus_per_node(options, manifest))
     _check_files_and_numbers(options)

@@ -86,7 +86,7 @@ __attribute__((noinline)) void tile_block(const BFloat16* x, int64_t x_stride, T
       clear_tile<sum>();
   });
   x += part.first * 2;
-  for (int64_t s = 0; s < t.segments; s++, t.start += t.count, x += t.steps * 2) {
+  for (int64_t s = 0; s < t.segments; s++, t.start += t.count, x += t.lines * 2) {
     for (int64_t k = 0; k < part.count; k++) {
       const BFloat16* left = x + k * kTileSteps * 2;
       const int64_t w = (part.first + k * kTileSteps) * kLineBytes;
@@ -137,7 +137,7 @@ INLINE void tile_rows(int64_t rows, const BFloat16* x, int64_t x_stride, Tiles t
 template <>
 void product<BFloat16Weights>(int64_t rows, const BFloat16* x, int64_t x_stride, Tiles t, Prefetch, bool add, float* y,
                               int64_t y_stride) {
-  const int64_t whole = t.steps / kTileSteps, rest = t.steps % kTileSteps;
+  const int64_t whole = t.lines / kTileSteps, rest = t.lines % kTileSteps;
   if (whole > 0) tile_rows(rows, x, x_stride, t, {0, kTileSteps, whole}, add, y, y_stride);
   if (rest > 0) tile_rows(rows, x, x_stride, t, {whole * kTileSteps, rest, 1}, add || whole > 0, y, y_stride);
   release_tiles();  // tile registers in use make every context switch and signal frame larger

@@ -24,18 +24,18 @@ c10::Dict<std::string, int64_t> constants() {
 
 TORCH_LIBRARY_FRAGMENT(trtllm_pt, m) {
   m.def("pack(Tensor w) -> Tensor");
-  m.def("linear(Tensor x, Tensor w, Tensor? bias, int n) -> Tensor");
-  m.def("linear_swiglu(Tensor x, Tensor w, int n) -> Tensor");
-  m.def("head(Tensor x, Tensor table, Tensor first, int n) -> Tensor");
-  m.def("gather_rows(Tensor ids, Tensor table, int width) -> Tensor");
+  m.def("linear(Tensor x, Tensor w, Tensor? bias, int n, int[]? form=None) -> Tensor");
+  m.def("linear_swiglu(Tensor x, Tensor w, int n, int[]? form=None) -> Tensor");
+  m.def("head(Tensor x, Tensor table, Tensor first, int n, int[]? form=None) -> Tensor");
+  m.def("gather_rows(Tensor ids, Tensor table, int width, int[]? form=None, ScalarType? dtype=None) -> Tensor");
   m.def("rms_norm(Tensor x, Tensor weight, float eps) -> Tensor");
   m.def("rotary(Tensor tokens, Tensor starts, Tensor offsets, Tensor inv_freq) -> Tensor");
   m.def(
       "attention(Tensor qkv, Tensor? rotary, Tensor? q_norm, Tensor? k_norm, Tensor(a!) cache, Tensor starts, "
       "Tensor offsets, Tensor pages, int heads, int head_size, int window, float eps, bool norm_after_rope) -> Tensor");
   m.def(
-      "experts(Tensor x, Tensor router, Tensor gate_up, Tensor down, int top_k, float cap, int intermediate) -> "
-      "Tensor");
+      "experts(Tensor x, Tensor router, Tensor gate_up, Tensor down, int top_k, float cap, int intermediate, "
+      "int[]? gate_up_form=None, int[]? down_form=None) -> Tensor");
   m.def("score_slice(Tensor logits, int first, int vocab, Tensor targets, int k) -> Tensor");
   m.def("merge_scores(Tensor parts, int n, int vocab, int k) -> (Tensor, Tensor, Tensor)");
   m.def("isa() -> str", isa);

@@ -33,12 +33,39 @@ inline int64_t steps_of(bool bf16, int64_t inputs) {
 }
 inline int64_t tiles_of(int64_t outputs) { return (outputs + kTile - 1) / kTile; }
 
-// Checks packed weights [*lead, outputs, inputs] in x's dtype, as the op `pack` returns them.
-inline void check_packed(const Tensor& w, const char* name, const Tensor& x, std::vector<int64_t> lead, int64_t outputs,
-                         int64_t inputs) {
-  bool bf16 = is_bf16(x, "x");
-  lead.insert(lead.end(), {tiles_of(outputs), steps_of(bf16, inputs), kTile * inputs_per_step(bf16)});
-  check(w, name, x.scalar_type(), lead);
+// Returns the form of weights: it is not given for weights that are not quantised, or {bits, groups, zeros}.
+inline Form form_of(at::OptionalIntArrayRef given, const char* name, bool bf16, int64_t inputs) {
+  const int64_t element = bf16 ? 2 : 4;
+  const at::IntArrayRef form = given.value_or(at::IntArrayRef());
+  if (!given) return {0, 1, false, 0, steps_of(bf16, inputs) * kLineBytes};
+  TORCH_CHECK(form.size() == 3 && (form[0] == 4 || form[0] == 8) && form[1] > 0 && inputs % (form[1] * kGroupStep) == 0,
+              name, ": the form must be {4 or 8, groups, zeros} with groups of a multiple of ", kGroupStep,
+              " inputs, is ", form, " for ", inputs, " inputs");
+  const int64_t scales = form[1] * kTile * element * (form[2] ? 2 : 1);
+  const int64_t header = (scales + kLineBytes - 1) / kLineBytes * kLineBytes;
+  return {form[0], form[1], form[2] != 0, header, header + kTile * inputs * form[0] / 8};
+}
+
+// Checks packed weights [*lead, outputs, inputs] and returns their form. Without a form they are in x's dtype, as the
+// op `pack` returns them.
+inline Form check_packed(const Tensor& w, const char* name, const Tensor& x, std::vector<int64_t> lead, int64_t outputs,
+                         int64_t inputs, at::OptionalIntArrayRef form) {
+  const bool bf16 = is_bf16(x, "x");
+  const Form found = form_of(form, name, bf16, inputs);
+  lead.push_back(tiles_of(outputs));
+  if (found.bits == 0)
+    lead.insert(lead.end(), {steps_of(bf16, inputs), kTile * inputs_per_step(bf16)});
+  else
+    lead.push_back(found.tile);
+  check(w, name, found.bits ? at::kByte : x.scalar_type(), lead);
+  return found;
+}
+
+// Checks the outputs of a matrix that is computed together with another one. Quantised weights need whole panels.
+inline void check_pairs(const Form& form, const char* name, int64_t outputs) {
+  constexpr int64_t kPair = kPanel / 2 * kTile;
+  TORCH_CHECK(form.bits == 0 || outputs % kPair == 0, name, " must be a multiple of ", kPair,
+              " for quantised weights, is ", outputs);
 }
 
 inline const char* bytes(const Tensor& t) { return static_cast<const char*>(t.const_data_ptr()); }

@@ -78,11 +78,13 @@ Tensor gather_slots(const Tensor& x, const Groups& groups, int64_t top_k) {
 
 // y [slots, .] = x [slots, I] times the weights [K, E, ..] of each slot's expert.
 void multiply_groups(const Tensor& x, const Tensor& w, const Tensor& y, const Groups& groups, const Linear& shape) {
+  const Tensor sums = group_sums(x, shape.bf16, shape.form);
   std::vector<Product> products;
   for (size_t e = 0; e + 1 < groups.begin.size(); e++) {
     const int64_t begin = groups.begin[e], rows = groups.begin[e + 1] - begin;
     if (rows > 0)
-      products.push_back({bytes(x) + begin * x.size(-1) * x.element_size(), rows,
+      products.push_back({bytes(x) + begin * x.size(-1) * x.element_size(),
+                          shape.form.zeros ? sums.const_data_ptr<float>() + begin * shape.form.groups : nullptr, rows,
                           bytes(w) + static_cast<int64_t>(e) * w.stride(1) * w.element_size(), nullptr,
                           mutable_bytes(y) + begin * y.size(1) * y.element_size()});
   }
@@ -108,15 +110,16 @@ void combine(const Tensor& outputs, const std::vector<Choice>& choices, const Gr
 }  // namespace
 
 Tensor experts(const Tensor& x, const Tensor& router, const Tensor& gate_up, const Tensor& down, int64_t top_k,
-               double cap, int64_t F) {
+               double cap, int64_t F, at::OptionalIntArrayRef gate_up_form, at::OptionalIntArrayRef down_form) {
   check_dims(x, "experts: x", 3);
   check_dims(router, "experts: router", 3);
   const bool bf16 = is_bf16(x, "experts: x");
   const int64_t K = x.size(0), T = x.size(1), W = x.size(2), E = router.size(1);
   check(router, "experts: router", at::kFloat, {K, E, W});
   TORCH_CHECK(top_k >= 1 && top_k <= E, "experts: top_k must be from 1 to the ", E, " experts, is ", top_k);
-  check_packed(gate_up, "experts: gate_up", x, {K, E, 2}, F, W);
-  check_packed(down, "experts: down", x, {K, E}, W, F);
+  const Form up = check_packed(gate_up, "experts: gate_up", x, {K, E, 2}, F, W, gate_up_form);
+  const Form out = check_packed(down, "experts: down", x, {K, E}, W, F, down_form);
+  check_pairs(up, "experts: intermediate", F);
 
   const Tensor xs = x.contiguous();
   const std::vector<Choice> choices = route(xs, router, top_k, static_cast<float>(cap));
@@ -125,12 +128,12 @@ Tensor experts(const Tensor& x, const Tensor& router, const Tensor& gate_up, con
 
   const int64_t slots = choices.size(), inner = steps_of(bf16, F) * inputs_per_step(bf16);
   Tensor hidden = inner == F ? at::empty({slots, F}, inputs.options()) : at::zeros({slots, inner}, inputs.options());
-  Linear swiglu = common_shape(bf16, inputs, gate_up.size(4), inner, bf16 ? path().operand : Kind::kFloat, 0, F);
+  Linear swiglu = common_shape(bf16, up, inputs, inner, bf16 ? path().operand : Kind::kFloat, 0, F);
   swiglu.gate_to_up = gate_up.stride(2) * gate_up.element_size();
   multiply_groups(inputs, gate_up, hidden, groups, swiglu);
 
   Tensor outputs = at::empty({slots, W}, x.options().dtype(at::kFloat)), y = at::empty({K, T, W}, x.options());
-  multiply_groups(hidden, down, outputs, groups, common_shape(bf16, hidden, down.size(3), W, Kind::kFloat, 0, W));
+  multiply_groups(hidden, down, outputs, groups, common_shape(bf16, out, hidden, W, Kind::kFloat, 0, W));
   combine(outputs, choices, groups, top_k, y);
   return y;
 }

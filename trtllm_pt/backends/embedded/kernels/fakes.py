@@ -7,10 +7,12 @@ Shape letters: T tokens, K tracks, W hidden size, D head size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from trtllm_pt.backends.embedded.network import packed_shape
+from trtllm_pt.backends.embedded.form import packed_shape
 
 _registered = False
 
@@ -29,20 +31,22 @@ def pack(w: Tensor) -> Tensor:
     return w.new_empty(packed_shape(tuple(w.shape), w.dtype))
 
 
-def linear(x: Tensor, w: Tensor, bias: Tensor | None, n: int) -> Tensor:
+def linear(x: Tensor, w: Tensor, bias: Tensor | None, n: int, form: Sequence[int] | None = None) -> Tensor:
     return x.new_empty(x.shape[0], x.shape[1], n)
 
 
-def linear_swiglu(x: Tensor, w: Tensor, n: int) -> Tensor:
+def linear_swiglu(x: Tensor, w: Tensor, n: int, form: Sequence[int] | None = None) -> Tensor:
     return x.new_empty(x.shape[0], x.shape[1], n)
 
 
-def head(x: Tensor, table: Tensor, first: Tensor, n: int) -> Tensor:
+def head(x: Tensor, table: Tensor, first: Tensor, n: int, form: Sequence[int] | None = None) -> Tensor:
     return x.new_empty(x.shape[0], n, dtype=torch.float32)
 
 
-def gather_rows(ids: Tensor, table: Tensor, width: int) -> Tensor:
-    return table.new_empty(ids.shape[0], width)
+def gather_rows(
+    ids: Tensor, table: Tensor, width: int, form: Sequence[int] | None = None, dtype: torch.dtype | None = None
+) -> Tensor:
+    return table.new_empty(ids.shape[0], width, dtype=dtype)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -72,7 +76,15 @@ def attention(
 
 
 def experts(
-    x: Tensor, router: Tensor, gate_up: Tensor, down: Tensor, top_k: int, cap: float, intermediate: int
+    x: Tensor,
+    router: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    top_k: int,
+    cap: float,
+    intermediate: int,
+    gate_up_form: Sequence[int] | None = None,
+    down_form: Sequence[int] | None = None,
 ) -> Tensor:
     return x.new_empty(x.shape)
 

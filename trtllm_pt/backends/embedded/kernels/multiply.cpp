@@ -2,6 +2,7 @@
 #include "multiply.h"
 
 #include <ATen/ops/constant_pad_nd.h>
+#include <ATen/ops/empty.h>
 
 #include <algorithm>
 
@@ -24,7 +25,7 @@ struct Panels {
   int64_t matrices = common.gate_to_up ? 2 : 1, tiles = kPanel / matrices, width = tiles * kTile;  // of a panel
   int64_t per_product = (common.end + width - 1) / width;
   int64_t count = static_cast<int64_t>(products.size()) * per_product;
-  int64_t tile_bytes = common.steps * kLineBytes;
+  int64_t tile_bytes = common.form.tile;
 
   const char* weights(int64_t number) const {
     return products[number / per_product].w + number % per_product * tiles * tile_bytes;
@@ -38,6 +39,7 @@ struct Panels {
     Linear a = common;
     a.rows = std::min(kLinearRows, p.rows - row);
     a.x = p.x + row * a.x_stride * x_bytes;
+    a.x_sums = p.x_sums ? p.x_sums + row * a.form.groups : nullptr;
     a.w = weights(number);
     a.tiles = std::min(tiles, tiles_of(common.end) - panel * tiles) * matrices;
     a.bias = p.bias ? p.bias + output * (a.bf16 ? 2 : 4) : nullptr;
@@ -58,10 +60,22 @@ Tensor as_operand(const Tensor& x) {
   return y.contiguous();
 }
 
-Linear common_shape(bool bf16, const Tensor& operand, int64_t steps, int64_t y_stride, Kind y_kind, int64_t begin,
+Tensor group_sums(const Tensor& operand, bool bf16, const Form& form) {
+  if (!form.zeros) return {};
+  const int64_t inputs = operand.size(-1), rows = operand.numel() / inputs;
+  Tensor sums = at::empty({rows, form.groups}, operand.options().dtype(at::kFloat));
+  for_each_row(rows, inputs, [&](int64_t row) {
+    path().group_sums(bf16, bytes(operand) + row * inputs * operand.element_size(), form.groups, inputs / form.groups,
+                      sums.mutable_data_ptr<float>() + row * form.groups);
+  });
+  return sums;
+}
+
+Linear common_shape(bool bf16, const Form& form, const Tensor& operand, int64_t y_stride, Kind y_kind, int64_t begin,
                     int64_t end) {
   Linear a{};
-  a.bf16 = bf16, a.x_stride = operand.size(-1), a.steps = steps, a.y_stride = y_stride, a.y_kind = y_kind;
+  a.bf16 = bf16, a.form = form, a.x_stride = operand.size(-1), a.steps = steps_of(bf16, a.x_stride);
+  a.y_stride = y_stride, a.y_kind = y_kind;
   a.begin = begin, a.end = end;
   return a;
 }

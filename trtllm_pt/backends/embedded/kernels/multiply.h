@@ -10,6 +10,7 @@ namespace trtllm_pt {
 // y [rows, outputs] = x [rows, inputs] times packed weights.
 struct Product {
   const char* x;
+  const float* x_sums;  // of row 0, or null
   int64_t rows;
   const char* w;
   const char* bias;  // or null
@@ -20,9 +21,12 @@ struct Product {
 // has no instruction for bfloat16.
 Tensor as_operand(const Tensor& x);
 
-// Returns the fields that all products of one call have in common: outputs [begin, end) from rows of `operand` with
-// `steps` steps of inputs.
-Linear common_shape(bool bf16, const Tensor& operand, int64_t steps, int64_t y_stride, Kind y_kind, int64_t begin,
+// Returns the sums of x over each group of inputs, float32 [rows of `operand`, groups], or an undefined tensor if the
+// weights have no zero points.
+Tensor group_sums(const Tensor& operand, bool bf16, const Form& form);
+
+// Returns the fields that all products of one call have in common: outputs [begin, end) from rows of `operand`.
+Linear common_shape(bool bf16, const Form& form, const Tensor& operand, int64_t y_stride, Kind y_kind, int64_t begin,
                     int64_t end);
 
 // Computes several products of one shape. x_bytes and y_bytes are the sizes of one element of x and of y.

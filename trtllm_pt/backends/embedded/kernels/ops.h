@@ -4,7 +4,8 @@
 // Shapes: T tokens in the step, K tracks on this rank, W hidden size, H heads and G KV heads of a track, D head size,
 // F intermediate size, E experts, B sequences, P cache pages, M pages of the longest sequence, I inputs and N outputs
 // of a product. Tensors are bfloat16 or float32, the same for all tensors of a call unless a comment says otherwise;
-// sums are float32. "packed" weights are those that `pack` returns.
+// sums are float32. "packed" weights are those that `pack` returns, or quantised weights (paths.h) as bytes [.., tiles,
+// bytes of a tile]. For the latter, `form` is {bits, groups, whether there are zero points}; otherwise it is not given.
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -22,18 +23,19 @@ Tensor pack(const Tensor& w);
 
 // y[k, t, n] = sum over i of x[k, t, i] w[k, n, i], + bias[k, n]. Adds i in ascending order.
 // x [K, T, I], w [K, N, I] packed, bias [K, N] -> y [K, T, N]
-Tensor linear(const Tensor& x, const Tensor& w, const OptionalTensor& bias, int64_t n);
+Tensor linear(const Tensor& x, const Tensor& w, const OptionalTensor& bias, int64_t n, at::OptionalIntArrayRef form);
 
 // y = silu(x gate^T) * (x up^T), where silu(z) = z / (1 + e^-z); both sums in ascending order of the inputs.
 // x [K, T, I], w [K, 2, F, I] packed: the gate, then up -> y [K, T, F]
-Tensor linear_swiglu(const Tensor& x, const Tensor& w, int64_t n);
+Tensor linear_swiglu(const Tensor& x, const Tensor& w, int64_t n, at::OptionalIntArrayRef form);
 
 // y[t, j] = sum over i of x[t, i] table[first + j, i], i ascending, or -infinity for rows beyond the table's end.
 // x [T, W], table [V, W] packed, first int64 [1] -> y float32 [T, n]
-Tensor head(const Tensor& x, const Tensor& table, const Tensor& first, int64_t n);
+Tensor head(const Tensor& x, const Tensor& table, const Tensor& first, int64_t n, at::OptionalIntArrayRef form);
 
-// y[t] = table[ids[t]]. ids int64 [T], table [V, W] packed -> y [T, W]
-Tensor gather_rows(const Tensor& ids, const Tensor& table, int64_t width);
+// y[t] = table[ids[t]]. ids int64 [T], table [V, W] packed -> y [T, W] in `dtype`, or else in the table's.
+Tensor gather_rows(const Tensor& ids, const Tensor& table, int64_t width, at::OptionalIntArrayRef form,
+                   std::optional<at::ScalarType> dtype);
 
 // y[k, t, i] = x[k, t, i] weight[k, i] / sqrt(mean over i of x[k, t, i]^2 + eps). The squares are summed in four
 // vectors, which are added in pairs, and then their lanes in halves (rows.h, sum_over). x [K, T, W], or [1, T, W] for
@@ -60,7 +62,8 @@ Tensor attention(const Tensor& qkv, const OptionalTensor& rotary, const Optional
 // x [K, T, W], router float32 [K, E, W], gate_up [K, E, 2, F, W] packed: the gate, then up; down [K, E, W, F] packed
 // -> y [K, T, W]
 Tensor experts(const Tensor& x, const Tensor& router, const Tensor& gate_up, const Tensor& down, int64_t top_k,
-               double cap, int64_t intermediate);
+               double cap, int64_t intermediate, at::OptionalIntArrayRef gate_up_form,
+               at::OptionalIntArrayRef down_form);
 
 // What a rank's slice of the vocabulary, tokens [first, first + n), contributes to the log-probs of R rows: for each
 // block of kScoreBlock tokens, which begin at multiples of it, the largest logit and the sum of e^(logit - largest);

@@ -27,6 +27,7 @@ const Path table = {
     linear,
     norm,
     dot,
+    group_sums,
     combine,
     tree_sum,
     exp_sum,

@@ -7,13 +7,20 @@
 // outputs. A page of keys is one such tile (its 16 keys are the outputs, D the inputs); a page of values is D/16 tiles
 // with the 16 keys as inputs. So weights, scores and values all use the same product kernel.
 //
+// Quantised weights are integers, called codes, with scales: w = scale * (code - zero point). An output's codes for one
+// group of consecutive inputs share a scale and a zero point. A packed tile begins with the 16 scales of each group,
+// then the 16 zero points of each group if there are any, in the model's dtype and padded to whole lines. Its codes
+// follow, in lines of 4 inputs in int8, [4, 16] bytes, or of 8 inputs in int4, [16] words of 4 bytes: input i of an
+// output is in bits 16 (i % 2) + 4 (i / 2) of its word.
+//
 // A gated FFN computes down(silu(gate x) * (up x)): the gate is the matrix whose outputs pass through the activation.
 //
 // One-definition rule: path.cpp is compiled several times with different -m flags, and its objects are linked together.
 // The linker keeps only one copy of an inline function or template instance with external linkage. This could be the
 // copy for the newest instruction set, which an older processor cannot execute. Therefore this header includes no
 // header with such functions, and everything in the headers of path.cpp (simd.h, product.h, amx.h, linear.h, rows.h,
-// attention.h) is in an anonymous namespace. tests/backends/embedded/kernels/test_instructions.py checks the objects.
+// attention.h, codes.h) is in an anonymous namespace. tests/backends/embedded/kernels/test_instructions.py checks the
+// objects.
 #pragma once
 #include <cstdint>
 
@@ -28,6 +35,7 @@ constexpr int64_t kMaxSummands = 256;  // the most summands of one tree sum
 
 constexpr int64_t kLineBytes = kTile * kStepBytes;  // a step of a tile, and a cache line
 constexpr int64_t kPanel = 4;                       // tiles that one call of `linear` computes
+constexpr int64_t kGroupStep = 32;                  // groups of quantised weights are multiples of these inputs
 constexpr int64_t kBlockPages = 8;                  // pages in a block of keys; blocks begin at multiples of 128 tokens
 constexpr int64_t kLinearRows = 256;                // maximum number of rows in one call of `linear`
 constexpr int64_t kQueryRows = 48;                  // maximum number of rows (token, head) in one call of `attend`
@@ -36,18 +44,29 @@ constexpr int64_t kScoreBlock = 256;                // logits in a block of a lo
 // How numbers are stored. kRounded: as float32, with values that bfloat16 can represent.
 enum class Kind { kFloat, kBFloat16, kRounded };
 
+// How a product's weights are stored, and the bytes of a tile.
+struct Form {
+  int64_t bits;    // of a code: 8 or 4; 0: the weights are not quantised
+  int64_t groups;  // of inputs
+  bool zeros;      // whether groups have zero points
+  int64_t header;  // bytes of a tile before its codes
+  int64_t tile;    // bytes of a tile
+};
+
 // One panel of a linear layer for some rows of x: y[row, j] = sum over i of x[row, i] w[j, i], + bias[j], for outputs j
 // of the panel in [begin, end). A SwiGLU panel holds tiles of the gate followed by the same number of tiles of `up`,
 // and y = silu(gate x) * (up x). x is in the path's operand kind, its rows padded to whole steps.
 struct Linear {
-  bool bf16;      // whether the weights are bfloat16
+  bool bf16;      // whether the weights, or their scales, are bfloat16
   const void* x;  // [rows, x_stride]
   int64_t x_stride, rows;
-  const char* w;  // the panel's first tile
-  int64_t tiles, steps;
-  int64_t gate_to_up;  // bytes from a tile of the gate to its tile of `up`; 0: not SwiGLU
-  const void* bias;    // bias of the panel's output 0, in the weights' dtype, or null
-  void* y;             // output 0 of the panel and row 0
+  const float* x_sums;  // [rows, groups]: the sum of x over each group; only for weights with zero points
+  Form form;
+  const char* w;         // the panel's first tile
+  int64_t tiles, steps;  // a step has the inputs that 4 bytes hold in the model's dtype
+  int64_t gate_to_up;    // bytes from a tile of the gate to its tile of `up`; 0: not SwiGLU
+  const void* bias;      // bias of the panel's output 0, in the model's dtype, or null
+  void* y;               // output 0 of the panel and row 0
   int64_t y_stride;
   Kind y_kind;
   int64_t begin, end;
@@ -81,6 +100,8 @@ struct Path {
   void (*norm)(bool bf16, const void* x, const void* weight, float eps, int64_t n, void* y);
   // Returns the sum of x[i] * w[i], with w in float32.
   float (*dot)(bool bf16, const void* x, const float* w, int64_t n);
+  // y[i] = the sum of x over [i n, (i + 1) n), for i < groups. x is in the path's operand kind.
+  void (*group_sums)(bool bf16, const void* x, int64_t groups, int64_t n, float* y);
   // y[i] = the sum of weights[j] * rows[j][i], j ascending.
   void (*combine)(const float* const* rows, const float* weights, int64_t count, int64_t n, bool bf16, void* y);
   // y[i] = scale * the sum of x[part][i] along the binary tree over the parts, for i from begin to end.

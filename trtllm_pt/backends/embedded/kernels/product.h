@@ -21,6 +21,11 @@ struct FloatWeights {
   typedef float Value;                   // type of the weights in memory
   typedef float Operand;                 // type of x
   static constexpr int64_t kInputs = 1;  // inputs per step
+  static constexpr int kSteps = 1;       // steps per line
+  static constexpr bool kCodes = false;  // whether the weights are quantised
+  static constexpr bool kTiled = false;  // whether the sums have the order of AMX's instruction
+  // Returns vector v of a step, in the form that mul_add_step takes.
+  static INLINE Words step(const char* line, int, int v) { return load_bits<Words>(line + v * sizeof(Words)); }
   static INLINE Floats mul_add_step(const float* x, Words w, Floats sum) {
     return mul_add(broadcast(*x), (Floats)w, sum);
   }
@@ -29,6 +34,14 @@ struct FloatWeights {
 struct BFloat16Weights {
   typedef BFloat16 Value;
   static constexpr int64_t kInputs = 2;
+  static constexpr int kSteps = 1;
+  static constexpr bool kCodes = false;
+#if defined(__AMX_BF16__)
+  static constexpr bool kTiled = true;
+#else
+  static constexpr bool kTiled = false;
+#endif
+  static INLINE Words step(const char* line, int, int v) { return load_bits<Words>(line + v * sizeof(Words)); }
 #if defined(__AVX512BF16__)
   typedef BFloat16 Operand;
   static INLINE Floats mul_add_step(const BFloat16* x, Words w, Floats sum) {
@@ -44,10 +57,10 @@ struct BFloat16Weights {
 };
 
 // The weights of a product: pointers [segments][count] to tiles. Segment s continues the sums of the segments before it
-// with the next `steps` of x.
+// with the next `lines` of weights.
 struct Tiles {
   const char* const* start;
-  int64_t count, segments, steps;
+  int64_t count, segments, lines;
 };
 
 // Prefetches the lines of weights that this thread reads soon, while it multiplies with those in the caches.
@@ -59,17 +72,18 @@ struct Tiles {
 // All tiles that are read together have the same offsets, so they share one offset `next`. p advances by one line at a
 // time, and from `end` it jumps to the tile that is read next (directly behind a tile there is often the neighbouring
 // tile, which is being read now). Blocks of rows that read the same tiles one after the other each fetch a share of the
-// lines, so that memory is always busy: block b of n fetches a line every n steps, beginning with the b-th part.
+// lines, so that memory is always busy: block b of n fetches a line every n lines, beginning with the b-th part.
 struct Prefetch {
-  int64_t next = 0;   // p: bytes from the start of each tile to the line that is fetched next
-  int64_t every = 0;  // steps between two fetched lines; 0: fetches nothing
-  int64_t end = 0;    // bytes from the start of a tile to its end
-  int64_t skip = 0;   // bytes from a tile's end to the tile that is read after it
+  const char* const* tiles = nullptr;  // where the tiles are in memory, if the product reads a copy of them
+  int64_t next = 0;                    // p: bytes from the start of each tile to the line that is fetched next
+  int64_t every = 0;                   // lines that are read between two fetched lines; 0: fetches nothing
+  int64_t end = 0;                     // bytes from the start of a tile to its end
+  int64_t skip = 0;                    // bytes from a tile's end to the tile that is read after it
 
-  // Returns the prefetch of block `block` of `blocks` for a product of `steps` steps.
-  INLINE Prefetch share(int64_t block, int64_t blocks, int64_t steps) const {
+  // Returns the prefetch of block `block` of `blocks` for a product that reads `lines` lines.
+  INLINE Prefetch share(int64_t block, int64_t blocks, int64_t lines) const {
     Prefetch part = *this;
-    part.next += block * steps / blocks * kLineBytes;
+    if (every) part.next += block * (lines / every) / blocks * kLineBytes;
     if (part.next >= end) part.next += skip;
     part.every *= blocks;
     return part;
@@ -77,7 +91,7 @@ struct Prefetch {
 
   // Fetches a line of each tile and advances to the next line.
   template <int kTiles>
-  INLINE void fetch(const char* const (&tiles)[kTiles]) {
+  INLINE void fetch(const char* const* tiles) {
 #pragma GCC unroll 4
     for (int n = 0; n < kTiles; n++) _mm_prefetch(tiles[n] + next, _MM_HINT_T1);
     next += kLineBytes;
@@ -99,19 +113,21 @@ __attribute__((noinline)) void product_block(const typename W::Operand* x, int64
   for (int64_t s = 0; s < t.segments; s++, t.start += t.count) {
     const char* w[kTiles];
     for (int n = 0; n < kTiles; n++) w[n] = t.start[n];
-    for (int64_t k = 0; k < t.steps; k++, x += W::kInputs) {
+    for (int64_t k = 0; k < t.lines; k++) {
       if (--until_fetch == 0) {
-        prefetch.fetch(w);
+        prefetch.tiles ? prefetch.fetch<kTiles>(prefetch.tiles) : prefetch.fetch<kTiles>(w);
         until_fetch = prefetch.every;
       }
-      Words line[kVectors];
+#pragma GCC unroll 8
+      for (int step = 0; step < W::kSteps; step++, x += W::kInputs) {
+        Words words[kVectors];
 #pragma GCC unroll 16
-      for (int v = 0; v < kVectors; v++)
-        line[v] = load_bits<Words>(w[v / kPerTile] + k * kLineBytes + v % kPerTile * sizeof(Words));
+        for (int v = 0; v < kVectors; v++) words[v] = W::step(w[v / kPerTile] + k * kLineBytes, step, v % kPerTile);
 #pragma GCC unroll 16
-      for (int m = 0; m < kRows; m++)
+        for (int m = 0; m < kRows; m++)
 #pragma GCC unroll 16
-        for (int v = 0; v < kVectors; v++) sum[m][v] = W::mul_add_step(x + m * x_stride, line[v], sum[m][v]);
+          for (int v = 0; v < kVectors; v++) sum[m][v] = W::mul_add_step(x + m * x_stride, words[v], sum[m][v]);
+      }
     }
   }
 #pragma GCC unroll 16
@@ -127,11 +143,11 @@ constexpr int tiles_per_block(int64_t rows) {
   return rows == 1 ? 2 : 1;
 }
 
-// Calls product_block with `rows` as a template argument.
+// Calls product_block with `rows` as a template argument. Products with codes always have kPanel tiles.
 template <class W, int kTiles, int kRows = kMaxRows>
 INLINE void product_rows(int64_t rows, const typename W::Operand* x, int64_t x_stride, Tiles t, Prefetch prefetch,
                          bool add, float* y, int64_t y_stride) {
-  if constexpr (kTiles <= tiles_per_block(kRows)) {
+  if constexpr (W::kCodes ? kTiles == tiles_per_block(kRows) : kTiles <= tiles_per_block(kRows)) {
     if (rows == kRows) return product_block<W, kRows, kTiles>(x, x_stride, t, prefetch, add, y, y_stride);
   }
   if constexpr (kRows > 1) product_rows<W, kTiles, kRows - 1>(rows, x, x_stride, t, prefetch, add, y, y_stride);
@@ -146,12 +162,14 @@ void product(int64_t rows, const typename W::Operand* x, int64_t x_stride, Tiles
   for (int64_t done = 0, width; done < t.count; done += width, t.start += width) {
     int64_t left = t.count - done;
     width = left >= 4 && widest == 4 ? 4 : left >= 2 && widest >= 2 ? 2 : 1;
-    prefetch.skip = width < left ? t.start[width] - t.start[0] - prefetch.end : last_skip;
+    const char* const* stream = prefetch.tiles ? prefetch.tiles + done : t.start;
+    prefetch.skip = width < left ? stream[width] - stream[0] - prefetch.end : last_skip;
     for (int64_t b = 0, row = 0, size; b < blocks; b++, row += size) {
       size = rows / blocks + (b < rows % blocks);
       const auto* xs = x + row * x_stride;
       float* ys = y + row * y_stride + done * kTile;
-      const Prefetch share = prefetch.share(b, blocks, t.steps);
+      Prefetch share = prefetch.share(b, blocks, t.lines);
+      if (prefetch.tiles) share.tiles = stream;
       if (width == 4)
         product_rows<W, 4>(size, xs, x_stride, t, share, add, ys, y_stride);
       else if (width == 2)

@@ -48,6 +48,22 @@ float dot(bool bf16, const void* x, const float* w, int64_t n) {
   return bf16 ? dot_of((const BFloat16*)x, w, n) : dot_of((const float*)x, w, n);
 }
 
+// y[i] = the sum of x over [i n, (i + 1) n)
+template <class T>
+void group_sums_of(const T* x, int64_t groups, int64_t n, float* y) {
+  for (int64_t i = 0; i < groups; i++, x += n)
+    y[i] = sum_over(n, [&](int64_t j, Floats sum) { return sum + load(x + j, n - j); });
+}
+
+void group_sums(bool bf16, const void* x, int64_t groups, int64_t n, float* y) {
+#if defined(__AVX512BF16__)
+  if (bf16) return group_sums_of((const BFloat16*)x, groups, n, y);
+#else
+  static_cast<void>(bf16);  // the operand is in float32
+#endif
+  group_sums_of((const float*)x, groups, n, y);
+}
+
 // y[i] = the sum of weights[j] * rows[j][i], j ascending
 template <class T>
 void combine_of(const float* const* rows, const float* weights, int64_t count, int64_t n, T* y) {

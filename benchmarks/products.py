@@ -1,0 +1,120 @@
+"""Measure the product of the embedded engine with every form of weights, beside the machine's limits.
+
+    python benchmarks/products.py [--outputs 5632] [--inputs 1024] [--rows 1 4 16 512] [--threads 2] [--rounds 9]
+
+The table shows, for every form and number of rows: the largest difference to a float64 product, divided by the largest
+result; the median time, and that of the first form divided by it; the weights' bytes per second and their share of the
+read stream; and GFLOP/s. Samples of all forms are taken in turn. With few rows the weights come from memory, because
+each call takes the next of several copies. TRTLLM_PT_ISA selects the instruction path.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from common.limits import ReadStream, load_ops, medians
+from torch import Tensor
+
+from trtllm_pt.backends.embedded import codes
+from trtllm_pt.backends.embedded.form import Form
+from trtllm_pt.cli import run_script
+from trtllm_pt.cli.text import table
+
+_BYTES = 512 << 20  # of all copies of the weights of one form
+_SECONDS = 0.05  # of one sample
+
+# name -> bits, inputs per group (None: all) and whether there are zero points
+_FORMS: dict[str, tuple[int, int | None, bool] | None] = {
+    "bfloat16": None,
+    "int8": (8, None, False),
+    "int4": (4, None, False),
+    "int4, groups of 128": (4, 128, False),
+    "int4, groups of 128, zero points": (4, 128, True),
+    "int4, groups of 32": (4, 32, False),
+}
+
+
+@dataclass
+class Product:
+    """Products of x [rows, inputs] with weights of one form. A call returns the seconds of one product."""
+
+    name: str
+    x: Tensor
+    weights: Iterator[Tensor]
+    nbytes: int  # of the weights
+    outputs: int
+    form: list[int]
+    exact: Tensor
+
+    def result(self) -> Tensor:
+        y: Tensor = torch.ops.trtllm_pt.linear(self.x[None], next(self.weights), None, self.outputs, self.form)[0]
+        return y
+
+    def difference(self) -> float:
+        want = self.x.double() @ self.exact.mT
+        return float((self.result().double() - want).abs().max() / want.abs().max())
+
+    def __call__(self) -> float:
+        began, calls = time.perf_counter(), 0
+        while time.perf_counter() - began < _SECONDS:
+            self.result()
+            calls += 1
+        return (time.perf_counter() - began) / calls
+
+
+def product(name: str, x: Tensor, outputs: int) -> Product:
+    inputs, chosen = x.shape[1], _FORMS[name]
+    if chosen is None:
+        exact = torch.randn(outputs, inputs).bfloat16()
+        packed, form, exact = torch.ops.trtllm_pt.pack(exact[None]), [], exact.double()
+    else:
+        bits, group, has_zeros = chosen
+        groups, most = inputs // (group or inputs), 1 << (bits - 1)
+        values = torch.randint(-most, most, (outputs, inputs), dtype=torch.int8)
+        scales = (0.5 + torch.rand(outputs, groups)).bfloat16()
+        zeros = torch.randint(-most, most, scales.shape).bfloat16() if has_zeros else None
+        exact = values.double().unflatten(-1, (groups, -1))
+        exact = exact if zeros is None else exact - zeros.double()[..., None]
+        exact = (exact * scales.double()[..., None]).flatten(-2)
+        packed, form = codes.pack(values, scales, zeros, bits)[None], Form(bits, groups, has_zeros).to_list()
+    copies = max(1, _BYTES // packed.nbytes) if len(x) <= 64 else 1
+    rotating = itertools.cycle([packed, *(packed.clone() for _ in range(copies - 1))])
+    return Product(name, x, rotating, packed.nbytes, outputs, form, exact)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--outputs", type=int, default=5632, help="outputs of the matrix")
+    parser.add_argument("--inputs", type=int, default=1024, help="inputs of the matrix, a multiple of 128")
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 4, 16, 512], help="rows of x")
+    parser.add_argument("--forms", nargs="+", default=list(_FORMS), choices=list(_FORMS), help="forms of weights")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads")
+    parser.add_argument("--rounds", type=int, default=9, help="samples of each product")
+    args = parser.parse_args()
+    load_ops()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    lines = []
+    for rows in args.rows:
+        x = torch.randn(rows, args.inputs).bfloat16()
+        products = [product(name, x, args.outputs) for name in args.forms]
+        *found, read = medians([*products, ReadStream(args.threads)], args.rounds)
+        for each, (seconds, _, _) in zip(products, found, strict=True):
+            rate, flops = each.nbytes / seconds, 2 * rows * args.outputs * args.inputs / seconds
+            lines.append(
+                [f"{rows}", each.name, f"{each.difference():.1e}", f"{1e6 * seconds:.0f}"]
+                + [f"{found[0][0] / seconds:.2f}", f"{rate / 1e9:.1f}", f"{rate / read[0]:.2f}", f"{flops / 1e9:.0f}"]
+            )
+    heads = ["rows", "weights", "difference", "us", f"{args.forms[0]} / this", "GB/s", "of read", "GFLOP/s"]
+    print(f"{torch.ops.trtllm_pt.isa()}, {args.threads} threads, {args.outputs} x {args.inputs}")
+    print(table(lines, heads, left=2))
+
+
+if __name__ == "__main__":
+    run_script(main)
