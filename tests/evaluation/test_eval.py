@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ import torch
 
 from tests.cli.conftest import run_in
 from tests.configs import PRETRAINED
+from trtllm_pt.backends.build import build
+from trtllm_pt.checkpoint.convert import convert
 from trtllm_pt.checkpoint.load import load_reference
 from trtllm_pt.evaluation.windows import windows
 from trtllm_pt.text.tokenizer import load_tokenizer
@@ -67,7 +70,43 @@ def test_against_itself_on_another_number_of_ranks(engine, texts: Path) -> None:
     done = run_in(texts, "eval", str(engine("pretrained-2")), *given)
     assert done.returncode == 0, done.stderr
     assert "difference: +0.00000 bits per byte (95 % interval +0.00000 to +0.00000)" in done.stdout
+    assert "KL divergence 0 nats per token" in done.stdout
     assert "both choose the same token for 100.00% of the tokens" in done.stdout
+
+
+def divergences(texts: Path, other: dict[str, torch.Tensor]) -> float:
+    """The mean divergence of the reference from a network with other weights, over all tokens, in float64."""
+    true, tokenizer = load_reference(PRETRAINED, torch.float64), load_tokenizer(PRETRAINED, required=True)
+    worse = load_reference(PRETRAINED, torch.float64)
+    worse.load_state_dict(other)
+    ids = [0, *tokenizer.encode((texts / "one.py").read_text()).ids]
+    total, tokens = 0.0, 0
+    for begin, end, predicted in windows(len(ids), WINDOW, STRIDE):
+        with torch.no_grad():
+            p, q = (m(torch.tensor([ids[begin : end - 1]]))[0].log_softmax(-1)[-predicted:] for m in (true, worse))
+        total += (p.exp() * (p - q)).sum().item()
+        tokens += predicted
+    return total / tokens
+
+
+def test_divergence_from_other_weights(engine, texts: Path, tmp_path: Path) -> None:
+    """Of engines whose weights are rounded to few bits, from the model; both engines run in this process."""
+    from safetensors.torch import load_file, save_file
+
+    model = shutil.copytree(PRETRAINED, tmp_path / "model")
+    coarse = {
+        name: (tensor.float() * 8).round().div(8).to(tensor.dtype)
+        for name, tensor in load_file(model / "model.safetensors").items()
+    }
+    save_file(coarse, model / "model.safetensors", metadata={"format": "pt"})
+    convert(model, tmp_path / "checkpoint", ranks=1, dtype="bfloat16")
+    build(tmp_path / "checkpoint", tmp_path / "engines", engine="embedded")
+    given = f"--text {texts / 'one.py'} --window {WINDOW} --stride {STRIDE} --json --against {engine('pretrained-1')}"
+    done = run_in(texts, "eval", str(tmp_path / "engines"), *given.split())
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["difference"]["kl_divergence"]
+    wanted = divergences(texts, load_reference(model, torch.float64).state_dict())
+    assert wanted > 0.1 and found == pytest.approx(wanted, rel=2e-2)  # the engines compute in bfloat16
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ IDS: list[tuple[dict[str, Any], str]] = [
     ({"num_return_sequences": 0}, r"num_return_sequences \(0\) must be between 1 and 1024"),
     ({"num_return_sequences": 2**31 - 1}, r"num_return_sequences \(2147483647\) (must be between 1 and 1024|needs)"),
     ({"beam_width": 2}, r"beam_width \(2\) is not supported by the embedded engine"),
-    ({"return_context_logits": True}, r"return_context_logits \(True\) is not supported"),
+    ({"return_perf_metrics": True}, r"return_perf_metrics \(True\) is not supported"),
     ({"draft_input_ids": [1, 2]}, "draft_input_ids is not supported by the embedded engine"),
     ({"input_ids": [1] * 1024, "input_lengths": 1024}, "the prompt has 1024 tokens and must be shorter than"),
     ({"end_id": 5000}, r"end_id \(5000\) must be a token id between 0 and 4095, or -1 for none"),

@@ -495,3 +495,26 @@ def test_the_metrics_page_counts(served: Served, ids: list[list[int]]) -> None:
     assert figures(served)["nv_trt_llm_kv_cache_block_metrics/used"] > 0
     stream.close()
     until(lambda: not figures(served)[ACTIVE])
+
+
+def test_logits(served: Served, llm: LLM) -> None:
+    """The names and shapes of TensorRT-LLM's backend; of the prompt in the first response of a stream."""
+    prompt = [5, 6, 7]
+    sampling = SamplingParams(max_tokens=3, end_id=-1, context_logits=True, generation_logits=True)
+    [result] = llm.generate([prompt], sampling)
+    vocab = llm.manifest.model.vocab_size
+    rows = np.array([np.frombuffer(row, np.float32) for row in result.logits])
+    context = np.array([*(np.frombuffer(score.logits, np.float32) for score in result.prompt_scores), rows[0]])
+    given = tokens(prompt, 3, end_id=END, return_context_logits=True, return_generation_logits=True)
+    [whole] = ask(served, "tensorrt_llm", given)
+    assert (whole["context_logits"].shape, whole["generation_logits"].shape) == ((1, 3, vocab), (1, 1, 3, vocab))
+    assert np.array_equal(whole["context_logits"][0], context)
+    assert np.array_equal(whole["generation_logits"][0, 0], rows)
+    assert "context_log_probs" not in whole and "output_log_probs" not in whole
+    parts = ask(served, "tensorrt_llm", given | scalars(streaming=True))
+    assert ["context_logits" in part for part in parts] == [True, *[False] * (len(parts) - 1)]
+    assert np.array_equal(parts[0]["context_logits"][0], context)
+    streamed = [row for part in parts for row in part["generation_logits"][0, 0]]
+    assert np.array_equal(streamed, rows)
+    too_many = tokens([5] * 1000, 23, end_id=END, return_context_logits=True)
+    assert ask(served, "tensorrt_llm", too_many)[0]["context_logits"].shape == (1, 1000, vocab)

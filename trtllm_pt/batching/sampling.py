@@ -66,7 +66,7 @@ def sample(logits: npt.NDArray[np.float32], sequences: SequenceOf[Sequence], sco
             errors[i] = _why_none_is_left(sequence)
         elif value != value:
             errors[i] = "the logits are not numbers (NaN)"
-        elif not sequence.plain and sequence.sampling.log_probs:
+        elif not sequence.plain and (sequence.sampling.log_probs or sequence.wants_logits):
             if sequence.sampling.processed_log_probs:
                 scores[i] = processed_score(logits[i], tokens[i], sequence)
             else:
@@ -74,6 +74,9 @@ def sample(logits: npt.NDArray[np.float32], sequences: SequenceOf[Sequence], sco
     if scored:
         for i, raw in zip(scored, _raw_scores(logits, tokens, sequences, scored, score), strict=True):
             scores[i] = raw
+    for i, sequence in enumerate(sequences):
+        if not sequence.plain and sequence.wants_logits and (found := scores[i]) is not None:
+            scores[i] = found._replace(logits=logits[i].tobytes())
     return tokens, scores, errors
 
 

@@ -243,11 +243,18 @@ class Scheduler(ABC, Generic[Plan]):
         """Return the most likeliest tokens that a scored sequence wants beside each log-prob."""
         return max((sequence.sampling.top_log_probs for sequence, _ in self._scored), default=0)
 
+    def _any_logits(self) -> bool:
+        """Return whether a scored sequence wants whole rows of logits."""
+        return any(sequence.sampling.context_logits for sequence, _ in self._scored)
+
     def _take_prompt_scores(self, scores: SequenceOf[TokenScore]) -> None:
         done = 0
         for sequence, count in self._scored:
             own, top = scores[done : done + count], sequence.sampling.top_log_probs
-            sequence.take_prompt_scores(TokenScore(score.log_prob, score.top[:top]) for score in own)
+            whole = sequence.sampling.context_logits
+            sequence.take_prompt_scores(
+                TokenScore(score.log_prob, score.top[:top], score.logits if whole else b"") for score in own
+            )
             done += count
 
     def _take(self, sequence: Sequence, token: int, score: TokenScore | None, error: str | None) -> Tokens | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from trtllm_pt.errors import UsageError
 from trtllm_pt.job.launchers import launched_ranks
 
 if TYPE_CHECKING:
-    from trtllm_pt.evaluation.evaluate import Predictions
+    from trtllm_pt.runtime.llm import LLM
 
 
 @click.command("eval")
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     "--against",
     metavar="ENGINES",
     type=click.Path(path_type=Path),
-    help="Other engines with the same tokenizer, to compare with.",
+    help="Other engines with the same tokenizer, to compare with. Both are loaded at the same time.",
 )
 @click.option("--threads", type=click.IntRange(min=1), help="Threads per rank.  [default: cores / ranks]")
 @json_option
@@ -70,39 +71,56 @@ def command(
     """
     if against is not None and launched_ranks() is not None:
         raise UsageError("--against cannot be used under mpirun: start the command alone, and it starts all ranks")
-    ours, used = _predictions(engines, texts, window, stride, threads)
-    report: dict[str, Any] = {"engine": str(engines), **used, **ours.summary()}
-    if against is not None:
-        from trtllm_pt.evaluation.compare import compare
-
-        other, _ = _predictions(against, texts, used["window"], used["stride"], threads)
-        report["against"] = {"engine": str(against), **other.summary()}
-        report["difference"] = compare(ours, other)
+    report = _report(engines, against, texts, window, stride, threads)
     click.echo(json.dumps(report, indent=2) if as_json else _page(report))
 
 
-def _predictions(
-    engines: Path, paths: tuple[Path, ...], window: int | None, stride: int | None, threads: int | None
-) -> tuple[Predictions, dict[str, int]]:
-    """Return an engine's predictions, and the texts, window and stride that were used."""
+def _report(
+    engines: Path,
+    against: Path | None,
+    paths: tuple[Path, ...],
+    window: int | None,
+    stride: int | None,
+    threads: int | None,
+) -> dict[str, Any]:
+    """Return what is known of the engines, and how they differ from others if there are any."""
     from tqdm import tqdm
 
-    from trtllm_pt.evaluation.evaluate import predict
+    from trtllm_pt.evaluation.compare import check_same_tokens, compare
+    from trtllm_pt.evaluation.evaluate import predict, predict_both
     from trtllm_pt.evaluation.windows import check_windows
     from trtllm_pt.runtime.llm import LLM
     from trtllm_pt.text.documents import read_texts
 
-    with LLM(engines, threads=threads) as llm:
-        limits = llm.manifest.limits
-        longest = min(limits.max_input_len, limits.max_seq_len - 1)
+    with contextlib.ExitStack() as stack:
+        llms = [
+            stack.enter_context(LLM(folder, threads=threads)) for folder in (engines, against) if folder is not None
+        ]
+        longest = min(_longest(llm, whole=against is not None) for llm in llms)
         window = window or longest - 1
         stride = stride or window
         check_windows(window, stride, longest)
-        texts = read_texts(llm.tokenizer, llm.end_id, paths)
+        texts, *others = (read_texts(llm.tokenizer, llm.end_id, paths) for llm in llms)
+        report: dict[str, Any] = {"engine": str(engines), "texts": len(texts), "window": window, "stride": stride}
         total = sum(len(text.tokens) - 1 for text in texts)
         with tqdm(total=total, desc=engines.name, unit="token", disable=None) as bar:
-            found = predict(llm, texts, window, stride, bar.update)
-    return found, {"texts": len(texts), "window": window, "stride": stride}
+            if against is None:
+                return {**report, **predict(llms[0], texts, window, stride, bar.update).summary()}
+            check_same_tokens(texts, *others)
+            ours, other, divergences = predict_both(llms[0], llms[1], texts, window, stride, bar.update)
+    report = {**report, **ours.summary()}
+    report["against"] = {"engine": str(against), **other.summary()}
+    report["difference"] = compare(ours, other, divergences)
+    return report
+
+
+def _longest(llm: LLM, whole: bool) -> int:
+    """Return the most tokens of a prompt. whole: whether all its logits are wanted."""
+    from trtllm_pt.requests.limits import MOST_LOGITS_BYTES
+
+    limits = llm.manifest.limits
+    longest = min(limits.max_input_len, limits.max_seq_len - 1)
+    return min(longest, MOST_LOGITS_BYTES // 4 // limits.vocab_size) if whole else longest
 
 
 def _page(report: Mapping[str, Any]) -> str:
@@ -116,6 +134,7 @@ def _page(report: Mapping[str, Any]) -> str:
     return (
         f"{page}\n\ndifference: {d['bits_per_byte']:+.5f} bits per byte "
         f"(95 % interval {d['bits_per_byte_low']:+.5f} to {d['bits_per_byte_high']:+.5f}); "
+        f"KL divergence {d['kl_divergence']:.3g} nats per token; "
         f"both choose the same token for {d['top1_agreement']:.2%} of the tokens"
     )
 

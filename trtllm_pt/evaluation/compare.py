@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from trtllm_pt.errors import UsageError
-from trtllm_pt.evaluation.evaluate import Predictions
+from trtllm_pt.evaluation.evaluate import Floats, Predictions
+from trtllm_pt.text.documents import Text
 
 _SAMPLES = 2000
 _SEED = 0
 
 
-def compare(ours: Predictions, other: Predictions) -> Mapping[str, float]:
+def check_same_tokens(texts: Sequence[Text], others: Sequence[Text]) -> None:
+    """Raise UsageError if two engines do not see the same tokens in the same texts."""
+    if [text.tokens for text in texts] != [text.tokens for text in others]:
+        raise UsageError("--against has another tokenizer: only engines that predict the same tokens can be compared")
+
+
+def compare(ours: Predictions, other: Predictions, divergences: Floats) -> Mapping[str, float]:
     """Return how much more the first engine needs than the second, and how often both would choose the same token.
 
     `bits_per_byte_low` and `.._high` are the bounds of the 95 % interval of a bootstrap over the windows (Efron 1979,
-    percentile method), whose differences are paired. Raises UsageError if the engines predict different tokens.
+    percentile method), whose differences are paired. divergences: of our prediction of each token from the other's.
+    Both predict the same tokens.
     """
-    if not np.array_equal(ours.tokens, other.tokens):
-        raise UsageError("--against has another tokenizer: only engines that predict the same tokens can be compared")
     more = other.log_probs - ours.log_probs  # nats that we need more, for each token
     ends = np.cumsum(ours.window_sizes)
     each = np.diff(np.concatenate(([0.0], more.cumsum()[ends - 1])))
@@ -34,5 +40,6 @@ def compare(ours: Predictions, other: Predictions) -> Mapping[str, float]:
         "bits_per_byte": float(more.mean()) * bits,
         "bits_per_byte_low": float(low),
         "bits_per_byte_high": float(high),
+        "kl_divergence": float(divergences.mean()),
         "top1_agreement": float((ours.likeliest == other.likeliest).mean()),
     }

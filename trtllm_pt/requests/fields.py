@@ -203,6 +203,17 @@ FIELDS = (
     Field(name="top_log_probs", kind=WHOLE, least=0, most=MOST_TOP_LOG_PROBS, range="between 0 and 20", reports=True),
     Field(name="processed_log_probs", kind=FLAG, reports=True),
     Field(name="prompt_log_probs", kind=FLAG, reports=True),
+    *(
+        Field(
+            name=name,
+            kind=FLAG,
+            tensor=f"return_{name}",
+            text_input=f"return_{name}",
+            tensor_type="BOOL",
+            reports=True,
+        )
+        for name in ("context_logits", "generation_logits")
+    ),
     Field(
         name="priority",
         kind=WHOLE,

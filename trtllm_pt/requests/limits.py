@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 # Upper bounds of a step, which are no options: one compiled graph serves every engine of a model.
 MAX_TOKENS, MAX_BATCH = 1 << 17, 1 << 12
+MOST_LOGITS_BYTES = 1 << 27  # of the logits that one request can ask for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,11 +70,22 @@ class Limits:
         for problem in self.problems(sampling):
             raise UsageError(problem)
 
+    def check_logits(self, prompt: int, sampling: SamplingParams) -> None:
+        """Raises UsageError for a prompt of so many tokens whose logits, with those of the output, are too many."""
+        output = min(sampling.max_tokens, self.max_seq_len - prompt)
+        for name, tokens in (("context_logits", prompt), ("generation_logits", output)):
+            if getattr(sampling, name) and tokens * self.vocab_size * 4 > MOST_LOGITS_BYTES:
+                raise UsageError(
+                    f"{name} of {tokens} tokens need {tokens * self.vocab_size * 4} bytes; at most {MOST_LOGITS_BYTES} "
+                    f"can be asked for, those of {MOST_LOGITS_BYTES // 4 // self.vocab_size} tokens"
+                )
+
     def check(self, request: Request) -> None:
         """Raises UsageError, naming the field, for a request that could never run."""
         self.check_prompt(len(request.token_ids))
         self.check_tokens(request.token_ids)
         self.check_sampling(request.sampling)
+        self.check_logits(len(request.token_ids), request.sampling)
 
     def check_queued(self, request: Request, in_flight: Container[int]) -> None:
         """Raises UsageError for an id that is taken, or for a prompt of the wrong length.

@@ -22,10 +22,14 @@ TopLogProbs = tuple[tuple[int, float], ...]
 
 
 class TokenScore(NamedTuple):
-    """The log-prob of a token, a natural logarithm, and the likeliest tokens at its position."""
+    """The log-prob of a token, a natural logarithm, and the likeliest tokens at its position.
+
+    logits: if requested, the raw logits of its position, float32 [V].
+    """
 
     log_prob: float
     top: TopLogProbs = ()
+    logits: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +64,8 @@ class SamplingParams:
     top_log_probs: int = 0  # how many of the likeliest tokens to return beside each log-prob
     processed_log_probs: bool = False  # whether the output's log-probs are those after penalties and temperature
     prompt_log_probs: bool = False  # whether to return the log-prob of each prompt token but the first
+    context_logits: bool = False  # whether to return the raw logits that follow each prompt token
+    generation_logits: bool = False  # whether to return the raw logits from which each output token was chosen
     priority: int = 0  # of the waiting requests, those with the lowest number run first
     cache_salt: str = ""  # a cached prefix is used only by requests with the salt of the request that computed it
 
@@ -79,6 +85,8 @@ class Tokens(msgspec.Struct, kw_only=True, tag=True):
     token_ids: tuple[int, ...] = ()
     log_probs: tuple[float, ...] = ()  # natural logarithms, one per token if requested
     top_log_probs: tuple[TopLogProbs, ...] = ()  # one per log-prob if requested
+    # Float32 [V], one per token: with generation_logits all, with context_logits that of the first output token.
+    logits: tuple[bytes, ...] = ()
     # Of the prompt's tokens from the second on, in the request's first message that has tokens or a finish reason.
     prompt_scores: tuple[TokenScore, ...] = ()
     cached_tokens: int = 0  # prompt tokens that were found in the KV cache when the request began, in every message

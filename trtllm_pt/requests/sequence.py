@@ -61,7 +61,7 @@ class Sequence:
         p = self.request.sampling
         self.id, self.stop_words, self.sent = self.request.id, p.stop_words, len(self.request.token_ids)
         self.ends = frozenset(token for token in (self.end_id, *p.stop_token_ids) if token >= 0)
-        self.unscored = self.sent - 1 if p.prompt_log_probs else 0
+        self.unscored = self.sent - 1 if p.prompt_log_probs or p.context_logits else 0
         self.salt = p.cache_salt.encode()
         self.plain = p == SamplingParams(
             max_tokens=p.max_tokens,
@@ -97,6 +97,12 @@ class Sequence:
     @property
     def output(self) -> array[int]:
         return self.tokens[len(self.request.token_ids) :]
+
+    @property
+    def wants_logits(self) -> bool:
+        """Whether the logits of the next output token are to be returned."""
+        p = self.sampling
+        return p.generation_logits or (p.context_logits and not self.num_output)
 
     @property
     def num_output(self) -> int:
@@ -149,7 +155,8 @@ class Sequence:
         if self.scores:
             prompt = len(self.request.token_ids)
             scores = self.scores[since - prompt : until - prompt]
-            message.log_probs = tuple(score.log_prob for score in scores)
+            message.log_probs = tuple(score.log_prob for score in scores) if self.sampling.log_probs else ()
+            message.logits = tuple(score.logits for score in scores if score.logits)
             if self.sampling.top_log_probs:
                 message.top_log_probs = tuple(score.top for score in scores)
         return message

@@ -42,6 +42,8 @@ class RunResult:
     log_probs: tuple[float, ...]  # one per token if requested, else empty
     top_log_probs: tuple[TopLogProbs, ...]  # the likeliest tokens at each token's position if requested, else empty
     prompt_scores: tuple[TokenScore, ...]  # of the prompt's tokens from the second on if requested, else empty
+    logits: tuple[bytes, ...]  # raw ones, float32 [V]: of each token, or with context_logits of the first
+    cached_tokens: int  # tokens of the prompt that were found in the KV cache
     finish_reason: FinishReason
     ttft_s: float  # seconds from submission to the first token
     tokens_per_s: float  # the rate after the first tokens; for an output that came at once, the rate including them
@@ -252,6 +254,8 @@ class _Output:
     log_probs: list[float] = field(default_factory=list)
     top_log_probs: list[TopLogProbs] = field(default_factory=list)
     prompt_scores: tuple[TokenScore, ...] = ()
+    logits: list[bytes] = field(default_factory=list)
+    cached_tokens: int = 0
     first: float = 0.0  # time of the first tokens
     early: int = 0  # how many came then
     last: float = 0.0  # time of the latest tokens
@@ -268,6 +272,8 @@ class _Output:
         self.log_probs += message.log_probs
         self.top_log_probs += message.top_log_probs
         self.prompt_scores += message.prompt_scores
+        self.logits += message.logits
+        self.cached_tokens = message.cached_tokens
         self.finish_reason, self.error = message.finish_reason, message.error
         if self.text is not None:
             delta = self.text.push(message.token_ids)
@@ -282,7 +288,7 @@ class _Output:
 
     def _cut(self, tokens: int) -> None:
         """End the output with the token that completed a stop string. Later ones may have come in the same message."""
-        del self.token_ids[tokens:], self.log_probs[tokens:], self.top_log_probs[tokens:]
+        del self.token_ids[tokens:], self.log_probs[tokens:], self.top_log_probs[tokens:], self.logits[tokens:]
         self.finish_reason = "stop_words"
 
     def check(self) -> None:
@@ -304,6 +310,8 @@ class _Output:
             log_probs=tuple(self.log_probs),
             top_log_probs=tuple(self.top_log_probs),
             prompt_scores=self.prompt_scores,
+            logits=tuple(self.logits),
+            cached_tokens=self.cached_tokens,
             finish_reason=self.finish_reason,
             ttft_s=self.first - self.submitted,
             tokens_per_s=rate,

@@ -51,7 +51,10 @@ class FakeModel:
         assert len(set(written)) == len(written), "two sequences wrote to the same place"
         self.scores = []
         if plan.scored:
-            self.scores = score(self.rows(states, plan, plan.scored), plan.targets, plan.top)
+            logits = self.rows(states, plan, plan.scored)
+            self.scores = score(logits, plan.targets, plan.top)
+            if plan.whole:
+                self.scores = [one._replace(logits=row.tobytes()) for one, row in zip(self.scores, logits, strict=True)]
         return self.rows(states, plan, plan.last)
 
     def rows(self, states: np.ndarray, plan: StepPlan, tokens: SequenceOf[int]) -> np.ndarray:
@@ -115,7 +118,9 @@ def received(plan: StepPlan, messages: tuple[StepMessage, StepMessage] | None = 
     tokens, starts, offsets, pages, rows = (tensor.tolist() for tensor in theirs.inputs)
     last, scored = rows[: theirs.last], rows[theirs.last :]
     targets = [] if theirs.targets is None else theirs.targets.tolist()
-    return StepPlan(array("q", tokens), array("q", starts), offsets, last, pages, scored, targets, theirs.top)
+    return StepPlan(
+        array("q", tokens), array("q", starts), offsets, last, pages, scored, targets, theirs.top, theirs.whole
+    )
 
 
 def drain(scheduler: PagedScheduler, model: FakeModel, *, check: bool = True) -> dict[int, list[Tokens]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,9 @@ from tests.engines import RANKS
 from trtllm_pt.backends.build import build
 from trtllm_pt.checkpoint.convert import convert
 from trtllm_pt.checkpoint.load import load_reference
-from trtllm_pt.requests.messages import SamplingParams, TokenScore
+from trtllm_pt.errors import UsageError
+from trtllm_pt.requests.limits import Limits
+from trtllm_pt.requests.messages import Request, SamplingParams, TokenScore
 from trtllm_pt.runtime.llm import LLM, RunResult
 
 Prompt = tuple[int, ...]
@@ -108,6 +111,44 @@ def test_values_against_transformers(tmp_path: Path) -> None:
         with torch.no_grad():
             whole = [torch.tensor([[*prompt, *r.token_ids]]) for prompt, r in zip(given, results, strict=True)]
             check(llm, [model(tokens).logits[0].double().log_softmax(-1) for tokens in whole], given, results)
+
+
+@pytest.mark.parametrize("ranks", FEW_RANKS)
+def test_whole_rows_of_logits(engines: Engines, ranks: int) -> None:
+    """Of prompts in chunks, alone and beside others, and of outputs: those whose log-probs are returned beside them."""
+    [folder] = engines(f"llama-{ranks}")
+    model = load_reference(folder.parent / f"checkpoint-{folder.name}", torch.float64)
+    wanted = replace(SCORES, context_logits=True, generation_logits=True, top_log_probs=0)
+    with LLM(folder) as llm:
+        given = prompts(llm.manifest.model.vocab_size)
+        results = llm.generate(given, [wanted if index % 2 else SCORES for index in range(len(given))])
+        [only_first] = llm.generate([given[2]], SamplingParams(max_tokens=3, end_id=-1, context_logits=True))
+    for index, (prompt, result) in enumerate(zip(given, results, strict=True)):
+        found = [*(score.logits for score in result.prompt_scores), *result.logits]
+        if not index % 2:
+            assert not any(found)
+            continue
+        tokens = (*prompt, *result.token_ids)
+        with torch.no_grad():
+            want = model(torch.tensor([tokens]))[0][:-1].float()
+        rows = torch.stack([torch.frombuffer(bytearray(row), dtype=torch.float32) for row in found])
+        torch.testing.assert_close(rows, want, rtol=1e-4, atol=1e-4)
+        log_probs = [*(score.log_prob for score in result.prompt_scores), *result.log_probs]
+        for row, following, log_prob in zip(rows, tokens[1:], log_probs, strict=True):
+            assert row.double().log_softmax(-1)[following].item() == pytest.approx(log_prob, abs=1e-5)
+    assert len(only_first.logits) == 1 and len(only_first.prompt_scores) == len(given[2]) - 1
+
+
+def test_too_many_logits() -> None:
+    limits = Limits(vocab_size=1 << 17, max_seq_len=4096, max_input_len=4095)
+    for prompt, sampling, message in (
+        (257, SamplingParams(context_logits=True), r"context_logits of 257 tokens need 134742016 bytes; at most"),
+        (10, SamplingParams(max_tokens=257, generation_logits=True), "those of 256 tokens$"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            limits.check(Request(id=1, token_ids=(5,) * prompt, sampling=sampling))
+    good = SamplingParams(max_tokens=256, context_logits=True, generation_logits=True)
+    limits.check(Request(id=1, token_ids=(5,) * 256, sampling=good))
 
 
 def test_wrong_fields(engines: Engines) -> None:

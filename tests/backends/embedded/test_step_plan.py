@@ -25,6 +25,7 @@ PLAN = StepPlan(
     scored=[1, 2],
     targets=[2, 3],
     top=5,
+    whole=True,
 )
 
 
@@ -35,8 +36,36 @@ def test_there_and_back() -> None:
 def test_the_message_is_what_its_first_number_says() -> None:
     message = StepMessage(2, 8, 48)
     message.write(PLAN)
-    assert message.numbers.tolist() == [26, 4, 2, 2, 2, 5, 2, 9, 1, 2, 3, 16, 0, 0, 1, 4, 0, 3, 1, 2, 2, 3, 5, 3, 2, 0]
-    assert message.numbers.nbytes == 26 * 8
+    assert message.numbers.tolist() == [
+        27,
+        4,
+        2,
+        2,
+        2,
+        5,
+        1,
+        2,
+        9,
+        1,
+        2,
+        3,
+        16,
+        0,
+        0,
+        1,
+        4,
+        0,
+        3,
+        1,
+        2,
+        2,
+        3,
+        5,
+        3,
+        2,
+        0,
+    ]
+    assert message.numbers.nbytes == 27 * 8
 
 
 def test_inputs_are_the_message_itself() -> None:

@@ -218,7 +218,17 @@ class PagedScheduler(Scheduler[StepPlan]):
             pages.append(sequence.pages[: pages_for(end + len(tokens) - 1 - newest)])
             if self._wants_a_token(sequence, end):
                 last += range(newest, len(tokens))
-        return StepPlan(tokens, starts, offsets, last or [len(tokens) - 1], pages, scored, targets, self._most_top())
+        return StepPlan(
+            tokens,
+            starts,
+            offsets,
+            last or [len(tokens) - 1],
+            pages,
+            scored,
+            targets,
+            self._most_top(),
+            self._any_logits(),
+        )
 
     # Results
 

@@ -116,21 +116,27 @@ class Session:
         self.scores = []
         if self.message.targets is not None:
             last = self.message.last
-            self.scores = self._score(stream[last:], self.message.targets, self.message.top)
+            self.scores = self._score(stream[last:], self.message.targets)
             stream = stream[:last]
         logits = self.engine.logits(stream)
         return logits if self.world.size == 1 else self.world.gather_logits(logits)
 
-    def _score(self, stream: Tensor, targets: Tensor, top: int) -> list[TokenScore]:
-        """Return the log-probs of targets [S] on rank 0. Each rank has the logits of _SCORED_ROWS rows at a time."""
-        first = self.world.rank * self.engine.vocab_rows
-        pieces = [slice(begin, begin + _SCORED_ROWS) for begin in range(0, len(targets), _SCORED_ROWS)]
-        parts = [
-            score_slice(self.engine.logits(stream[piece]), first, self.vocab_size, targets[piece], top)
-            for piece in pieces
-        ]
-        gathered = self.world.gather(torch.cat(parts))
-        return [] if gathered is None else merge(gathered, self.engine.vocab_rows, self.vocab_size, top)
+    def _score(self, stream: Tensor, targets: Tensor) -> list[TokenScore]:
+        """Return the log-probs of targets [S] on rank 0, with whole rows of logits if the message asks for them.
+
+        Each rank computes the logits of _SCORED_ROWS rows at a time.
+        """
+        first, top = self.world.rank * self.engine.vocab_rows, self.message.top
+        parts, rows = [], []
+        for begin in range(0, len(targets), _SCORED_ROWS):
+            piece = slice(begin, begin + _SCORED_ROWS)
+            logits = self.engine.logits(stream[piece])
+            parts.append(score_slice(logits, first, self.vocab_size, targets[piece], top))
+            if self.message.whole and (gathered := self.world.gather_logits(logits)) is not None:
+                rows += [row.tobytes() for row in gathered[:, : self.vocab_size].numpy()]
+        found = self.world.gather(torch.cat(parts))
+        scores = [] if found is None else merge(found, self.engine.vocab_rows, self.vocab_size, top)
+        return [score._replace(logits=row) for score, row in zip(scores, rows, strict=True)] if rows else scores
 
     def follow(self) -> None:
         """On a rank other than 0, run steps until rank 0 stops."""

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from trtllm_pt.backends.embedded.kv_pages import pages_for
 
-# The message begins with its size and T, B, R, S, `top` and M. Its size is never 0, which marks the message to stop.
-HEADER = 7
+# The message begins with its size and T, B, R, S, `top`, `whole` and M. Its size is never 0, which marks the message to
+# stop.
+HEADER = 8
 
 
 class StepPlan(NamedTuple):
@@ -30,6 +31,7 @@ class StepPlan(NamedTuple):
     scored: Sequence[int] = ()  # [S]: indices into `tokens` of rows whose log-probs to compute
     targets: Sequence[int] = ()  # [S]: the tokens that follow those rows
     top: int = 0  # how many of the likeliest tokens to return for each scored row
+    whole: bool = False  # whether to return the logits of the scored rows, too
 
 
 class StepMessage:
@@ -61,7 +63,7 @@ class StepMessage:
         self._plan = plan
         most = max(map(len, plan.pages))
         sizes = (len(plan.tokens), len(plan.starts), len(plan.last), len(plan.scored))
-        numbers = array("q", (0, *sizes, plan.top, most))
+        numbers = array("q", (0, *sizes, plan.top, plan.whole, most))
         for part in (plan.tokens, plan.starts, plan.offsets, plan.last, plan.scored, plan.targets):
             numbers.extend(part)
         for pages in plan.pages:
@@ -82,6 +84,11 @@ class StepMessage:
         return self._sizes[5]
 
     @property
+    def whole(self) -> bool:
+        """Whether to return the logits of the scored rows."""
+        return bool(self._sizes[6])
+
+    @property
     def numbers(self) -> memoryview:
         """The int64 numbers of the message, whose length is the first number."""
         return self.room[: self.room[0]]
@@ -91,7 +98,7 @@ class StepMessage:
         sizes = self.room[:HEADER].tolist()
         if sizes != self._sizes:
             self._sizes = sizes
-            size, tokens, sequences, last, scored, _, most = sizes
+            size, tokens, sequences, last, scored, _, _, most = sizes
             split = (HEADER, tokens, sequences, sequences + 1, last + scored, scored, sequences * most)
             _, new, starts, offsets, rows, targets, pages = self._tensor[:size].split_with_sizes(split)
             self.inputs = (new, starts, offsets, pages.view(sequences, most), rows)

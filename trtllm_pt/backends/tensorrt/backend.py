@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from trtllm_pt.backends.backend import Backend, BuildOption, BuildReport, RankRuntime
@@ -11,6 +11,7 @@ from trtllm_pt.backends.manifest import BuildOptions, EngineManifest
 from trtllm_pt.backends.tensorrt.api import INSTALL, check_installed
 from trtllm_pt.backends.tensorrt.checks import CHECKS
 from trtllm_pt.errors import UsageError
+from trtllm_pt.requests.messages import SamplingParams
 
 
 class TensorRTBackend(Backend):
@@ -46,6 +47,10 @@ class TensorRTBackend(Backend):
         if manifest.format != self.format:
             raise self.other_format(folder, manifest)
         check_installed(folder, manifest)
+
+    def problems(self, sampling: SamplingParams) -> Iterator[str]:
+        if sampling.context_logits:  # which would need whole rows of logits from the plan's scored chunks
+            yield "context_logits (True) is not supported"
 
     def open_rank(
         self, folder: Path, manifest: EngineManifest, *, threads: int | None, kv_tokens: int | None, draft_tokens: int

@@ -122,6 +122,10 @@ class TensorRTLLMBackend(Backend):
 
         return open_rank(folder, manifest, threads=threads, kv_tokens=kv_tokens)
 
+    def triton_problems(self, sampling: SamplingParams) -> Iterator[str]:
+        # Logits come from the backend in C++, which only our own runtime has no way to ask.
+        yield from super().triton_problems(replace(sampling, context_logits=False, generation_logits=False))
+
     def problems(self, sampling: SamplingParams) -> Iterator[str]:
         from trtllm_pt.backends.tensorrt_llm.terms import problems
 

@@ -18,7 +18,7 @@ TOP_K_MAX = 1024  # the sampling kernels reduce a larger top_k to this
 NUMBER_MAX = 1e30  # the executor uses float32, and a number that overflows ends every request in flight
 _UNSUPPORTED = (
     *("guide_type", "logit_bias", "top_log_probs", "processed_log_probs", "prompt_log_probs"),
-    *("priority", "cache_salt"),
+    *("context_logits", "generation_logits", "priority", "cache_salt"),
 )
 _EPSILON = 1e-6  # the executor adds this to a temperature
 

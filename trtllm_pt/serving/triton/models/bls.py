@@ -270,12 +270,14 @@ class _OutputTexts:
 
 
 def _without_last(part: dict[str, Array], tokens: int) -> dict[str, Array]:
-    """Return a response without the count and the log-probs of its last `tokens` tokens."""
+    """Return a response without the count, the log-probs and the logits of its last `tokens` tokens."""
     if not tokens:
         return part
     changed = {}
     if "num_output_tokens" in part:
         changed["num_output_tokens"] = part["num_output_tokens"] - tokens
+    if "generation_logits" in part:
+        changed["generation_logits"] = part["generation_logits"][..., :-tokens, :]
     if "output_log_probs" in part:
         each = part["output_log_probs"]
         changed["output_log_probs"] = each[..., :-tokens]

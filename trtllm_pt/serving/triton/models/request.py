@@ -26,8 +26,6 @@ _NEUTRAL: dict[str, tuple[float, ...]] = {
     "early_stopping": (0,),
     "beam_search_diversity_rate": (0,),
     "runtime_top_p_decay": (1,),
-    "return_context_logits": (0,),
-    "return_generation_logits": (0,),
     "return_perf_metrics": (0,),
     "prompt_vocab_size": (0,),
     # These the embedded engine has. An engine that a Triton backend in C++ runs may not have them.
@@ -138,6 +136,7 @@ class _Row:
         limits.check_tokens(ids[:length])
         sampling = self._sampling(limits.vocab_size)
         limits.check_sampling(sampling)
+        limits.check_logits(length, sampling)
         return Prompt(
             token_ids=tuple(ids[:length].tolist()),
             sampling=sampling,
@@ -154,6 +153,7 @@ class _Row:
         values = {one.name: self._number(one) for one in NUMBERS}
         values["temperature"] = 0.0 if greedy else self._scalar("temperature", 1.0)
         values["top_p"] = top_p or 1.0
+        values |= {one.name: bool(self._number(one)) for one in FIELDS if one.tensor_type == "BOOL"}
         return SamplingParams(
             **values,
             end_id=self._scalar("end_id", -1),
@@ -162,7 +162,6 @@ class _Row:
             include_stop_words=True,
             guide_type=self._text("guided_decoding_guide_type") or None,
             guide=self._text("guided_decoding_guide"),
-            log_probs=bool(self._scalar("return_log_probs", False)),
             logit_bias=self._biases("embedding_bias", vocab_size),
             **{one.name: self._number(one) for one in PARAMETERS if one not in NUMBERS},
         )
@@ -221,26 +220,34 @@ class Output:
     log_probs: list[float] = field(default_factory=list)
     top: list[TopLogProbs] = field(default_factory=list)  # the likeliest tokens at each token's position if requested
     prompt_scores: Sequence[TokenScore] = ()  # which no response has contained yet
+    logits: list[bytes] = field(default_factory=list)  # float32 [V] of each token if requested
+    context_logits: list[bytes] = field(default_factory=list)  # of each token of the prompt, until a response has them
     cached_tokens: int = 0  # tokens of the prompt that were found in the KV cache
     sent: int = 0  # tokens that earlier responses contained
 
     def take(self, tokens: Tokens) -> None:
         """Add the engine's next tokens and what it says of them."""
+        self.prompt_scores = self.prompt_scores or tokens.prompt_scores
+        wanted = self.prompt.sampling
+        if wanted.context_logits and not self.token_ids:
+            self.context_logits += [*(score.logits for score in tokens.prompt_scores), *tokens.logits[:1]]
         self.token_ids += tokens.token_ids
         self.log_probs += tokens.log_probs
         self.top += tokens.top_log_probs
-        self.prompt_scores = self.prompt_scores or tokens.prompt_scores
+        self.logits += tokens.logits
         self.cached_tokens = tokens.cached_tokens
 
     def drop_last(self) -> None:
         """Take the last token back, which no response has contained yet."""
         del self.token_ids[-1:], self.log_probs[-1:], self.top[-1:]
+        if self.prompt.sampling.generation_logits:
+            del self.logits[-1:]
 
     def response(self) -> dict[str, Array]:
         """Return the tensors of the next response: the new tokens of a stream, or otherwise the whole output."""
         prompt = self.prompt
         new = self.token_ids[self.sent :]
-        log_probs, top = self.log_probs[self.sent :], self.top[self.sent :]
+        log_probs, top, logits = self.log_probs[self.sent :], self.top[self.sent :], self.logits[self.sent :]
         self.sent = len(self.token_ids)
         ids = new if prompt.streaming or prompt.exclude_input else [*prompt.token_ids, *new]
         tensors: dict[str, Array] = {
@@ -252,7 +259,12 @@ class Output:
             tensors["cum_log_probs"] = np.array([[sum(self.log_probs)]], np.float32)
             if width := prompt.sampling.top_log_probs:
                 tensors["output_top_ids"], tensors["output_top_log_probs"] = (a[:, None] for a in _top(top, width))
-        if self.prompt_scores:
+        if prompt.sampling.generation_logits:
+            tensors["generation_logits"] = _rows(logits)[:, None]
+        if self.context_logits:
+            tensors["context_logits"] = _rows(self.context_logits)
+            self.context_logits = []
+        if self.prompt_scores and prompt.sampling.prompt_log_probs:
             tensors["context_log_probs"] = np.array([[score.log_prob for score in self.prompt_scores]], np.float32)
             if width := prompt.sampling.top_log_probs:
                 found = _top([score.top for score in self.prompt_scores], width)
@@ -268,6 +280,15 @@ class Output:
         if prompt.count_output:
             tensors["num_output_tokens"] = np.array([[len(new)]], np.int32)
         return tensors
+
+
+def _rows(logits: Sequence[bytes]) -> Array:
+    """Return rows of logits as float32 [1, T, V]."""
+    return (
+        np.stack([np.frombuffer(row, np.float32) for row in logits])[None]
+        if logits
+        else np.empty((1, 0, 0), np.float32)
+    )
 
 
 def _top(each: Sequence[TopLogProbs], width: int) -> tuple[Array, Array]:
