@@ -72,6 +72,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument(
         "--without-all-reduces", action="store_true", help="let each rank keep its own part of every sum"
     )
+    parser.add_argument(
+        "--processor-time", action="store_true", help="count processor time, for one rank on a busy machine"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the samples")
     return parser.parse_args()
 
@@ -140,6 +143,7 @@ def measure(args: argparse.Namespace, models: dict[str, ModelConfig]) -> Iterato
             interface,
             on_cpu(),
             not args.without_all_reduces,
+            args.processor_time,
         )
         (scratch / "job.json").write_text(as_json_text(asdict(job)))
         command = [sys.executable, "-m", "common.vllm_rank"]
@@ -210,6 +214,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `timeout` sends SIGTERM, which interrupts, too
     args, status, samples = parsed(), 0, []
     try:
+        if args.processor_time and args.ranks > 1:
+            raise UsageError(f"--processor-time needs --ranks 1 (not {args.ranks}): ranks spin while they wait")
         models = contenders(args)
         for sample in measure(args, models):
             samples.append(sample)

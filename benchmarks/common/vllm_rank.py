@@ -11,6 +11,7 @@ import os
 import random
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,17 +35,24 @@ class Job:
     interface: str | None  # the network interface between the ranks; None for one machine
     on_cpu: bool
     sums: bool  # whether the ranks all-reduce
+    processor_time: bool  # of this process, with one thread, instead of the time that passes
 
 
 def settle(rank: int, job: Job) -> None:
-    """Set what vLLM reads when it is imported."""
-    threads = os.cpu_count() or 1
-    each = max(1, threads // job.ranks)
-    cores = [f"{each * place}-{each * place + each - 1}" for place in range(job.ranks)]
+    """Set what vLLM reads when it is imported, and on a CPU give the rank cores of its own.
+
+    vLLM itself binds only processes that it has started.
+    """
+    if job.processor_time:
+        os.environ["OMP_NUM_THREADS"] = "1"
+    elif job.on_cpu:
+        cores = sorted(os.sched_getaffinity(0))
+        own = cores[rank :: job.ranks] or cores
+        os.sched_setaffinity(0, own)
+        os.environ["OMP_NUM_THREADS"] = str(len(own))
     os.environ |= {
         "HF_HUB_OFFLINE": "1",
         "TORCHINDUCTOR_CACHE_DIR": str(cache_dir() / "vllm"),
-        "VLLM_CPU_OMP_THREADS_BIND": "|".join(cores),
         "VLLM_DISABLE_COMPILE_CACHE": "1",  # which is for one model; torch's own cache serves all contenders
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_HOST_IP": job.addresses[rank],
@@ -98,13 +106,13 @@ def engines(job: Job) -> dict[str, Any]:
     return {name: vllm.LLM(folder, **options) for name, folder in job.models.items()}
 
 
-def sample(llm: Any, name: str, prompts: list[list[int]], tokens: int) -> dict[str, float]:
+def sample(llm: Any, name: str, prompts: list[list[int]], tokens: int, clock: Callable[[], float]) -> dict[str, float]:
     """Generate for all prompts at once. TTFT ends when every prompt has its first token."""
     import vllm
 
     engine = llm.llm_engine
     sampling = vllm.SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)
-    begun = time.perf_counter()
+    begun = clock()
     for number, prompt in enumerate(prompts):
         engine.add_request(f"{name}-{begun}-{number}", {"prompt_token_ids": prompt}, sampling)
     lengths: dict[str, int] = {}
@@ -113,8 +121,8 @@ def sample(llm: Any, name: str, prompts: list[list[int]], tokens: int) -> dict[s
         for output in engine.step():
             lengths[output.request_id] = len(output.outputs[0].token_ids)
         if not first and len(lengths) == len(prompts):
-            first = time.perf_counter()
-    done = time.perf_counter()
+            first = clock()
+    done = clock()
     return {
         "ttft": first - begun,
         "tpot": (done - first) / max(tokens - 1, 1),
@@ -130,14 +138,14 @@ def main() -> None:
     if not job.sums:
         leave_out_all_reduces()
     loaded = engines(job)
-    draw = random.Random(0)
+    draw, clock = random.Random(0), time.process_time if job.processor_time else time.perf_counter
     for number in range(job.rounds + 1):  # the first round is a warm-up
         for batch, before, after in job.cases:
             names = list(loaded)
             for name in [*names[number % len(names) :], *names[: number % len(names)]]:
                 vocabulary = loaded[name].llm_engine.model_config.get_vocab_size()
                 prompts = [[draw.randrange(vocabulary) for _ in range(before)] for _ in range(batch)]
-                taken = sample(loaded[name], name, prompts, after)
+                taken = sample(loaded[name], name, prompts, after, clock)
                 if rank == 0 and number:
                     print(
                         json.dumps({"name": name, "case": [batch, before, after], "round": number} | taken), flush=True

@@ -60,6 +60,7 @@ def test_llama_is_the_baseline_of_the_same_sizes(script: dict[str, Any]) -> None
     ("arguments", "message"),
     [
         (["--model", "pt-moe-tiny", "--schedules", "llama", "pt-d1"], "--schedules ('llama'): the model has something"),
+        (["--processor-time"], "--processor-time needs --ranks 1 (not 2)"),
         (["--lengths", "128"], "--lengths ('128') must be IN/OUT, such as 1024/128, with at least 2 tokens out"),
         (["--schedules", "pt-d3"], "--schedules ('pt-d3')"),
         (["--model", "pt-0b"], "pt-0b"),
