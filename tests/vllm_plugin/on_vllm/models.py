@@ -1,4 +1,8 @@
-"""The models of these tests. vLLM's CPU kernels need heads of 32 and, for experts, widths that are multiples of 32."""
+"""The models of these tests.
+
+vLLM's CPU kernels need heads of 32 and, for experts, widths that are multiples of 32. Three layers are a block of two
+and one of one, and every layer costs time to compile.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,10 @@ from pathlib import Path
 
 from tests.checkpoint.models import saved
 from tests.configs import EVERYTHING, LLAMA, OTHER_SCHEDULES, PRETRAINED, SMALL
+from tests.vllm_plugin.on_vllm.quantized import SCHEMES, quantized
 from trtllm_pt.model.config import ModelConfig
 
-_SIZES = {"hidden_size": 64, "head_size": 32}
+_SIZES = {"hidden_size": 64, "head_size": 32, "num_layers": 3}
 _EXPERTS = {"ffn_pattern": ("dense", "moe"), "num_experts": 4, "experts_per_token": 2, "moe_intermediate_size": 32}
 RANDOM: dict[str, ModelConfig] = {
     name: config.replace(**_SIZES)
@@ -21,21 +26,31 @@ RANDOM: dict[str, ModelConfig] = {
     }.items()
 }
 NAMES = ["pretrained", *RANDOM]
+_TWO_TRACKS = RANDOM["pt"].replace(tracks=2)  # whose matrices are stored quantised by one of SCHEMES
 TOKENS, LONGEST = 12, 64  # generated for each prompt; of a prompt
 ALONE = (12,)  # the prompts that are also generated for one at a time
 
 
 def config_of(name: str) -> ModelConfig:
+    if name in SCHEMES:
+        return _TWO_TRACKS
     return ModelConfig.from_file(PRETRAINED / "config.json") if name == "pretrained" else RANDOM[name]
 
 
 def folder_of(name: str, root: Path) -> Path:
-    """The folder of a model, which is made below `root` if it is not there."""
+    """The folder of a model, which is made below `root` if it is not there.
+
+    Beside the folder of a quantised model are `exact` and `rounded`: before, and with the rounded values in float32.
+    """
     if name == "pretrained":
         return PRETRAINED
-    if not (root / name / "config.json").exists():
-        saved(RANDOM[name], root / name)
-    return root / name
+    folder = root / name / "stored" if name in SCHEMES else root / name
+    if not folder.exists():
+        made = folder.with_name("exact") if name in SCHEMES else folder
+        saved(config_of(name), made)
+        if name in SCHEMES:
+            quantized(made, name, folder, folder.with_name("rounded"))
+    return folder
 
 
 def prompts(vocab_size: int) -> list[list[int]]:

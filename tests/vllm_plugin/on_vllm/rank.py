@@ -1,7 +1,7 @@
 """One rank of vLLM that runs several models one after another: python -m … RANK RANKS FOLDER.
 
-FOLDER/plan.json is a list of [model, folder, "eager" or "compiled"]. Rank 0 writes FOLDER/MODEL.MODE.json for each. The
-ranks are started by the test (vLLM's "external launcher"), because importing vLLM takes longer than any of the models.
+FOLDER/plan.json is a list of [model, folder, one of MODES]. Rank 0 writes FOLDER/MODEL.MODE.json for each. The ranks
+are started by the test (vLLM's "external launcher"), because importing vLLM takes longer than any of the models.
 """
 
 from __future__ import annotations
@@ -11,17 +11,26 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from tests.vllm_plugin.on_vllm.models import ALONE, LONGEST, TOKENS, prompts
 
 RANK, RANKS, FOLDER = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
-BINDING = {1: "0-1", 2: "0|1", 4: "0|1|0|1"}
+MODES: dict[str, dict[str, Any]] = {
+    "eager": {"dtype": "float32", "enforce_eager": True},
+    "compiled": {"dtype": "float32", "enforce_eager": False},
+    "bfloat16": {"dtype": "bfloat16", "enforce_eager": True},
+    "gloo": {"dtype": "bfloat16", "enforce_eager": True},  # between the ranks, as between machines
+}
+ALL_REDUCE = {"gloo": "c10d::allreduce_"}  # the op that the profiler sees; in the other modes that of shared memory
 os.environ |= {  # read when vLLM is imported
     "HF_HUB_OFFLINE": "1",
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
-    "VLLM_CPU_OMP_THREADS_BIND": BINDING[RANKS],
+    "OMP_NUM_THREADS": "1",  # there may be more ranks than cores, and vLLM binds only processes that it has started
+    "VLLM_DISABLE_COMPILE_CACHE": "1",  # so that all models and ranks share the next folder, and compile a kernel once
+    "TORCHINDUCTOR_CACHE_DIR": str(Path(sys.prefix) / "kernels"),
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_NO_USAGE_STATS": "1",
@@ -47,6 +56,35 @@ class Forwards:
             return original(*args, **kwargs)
 
         ParallelTrackForCausalLM.forward = counted  # type: ignore[method-assign]
+
+
+class Sums:
+    """The dtypes of what the ranks exchange, as far as Python sees them."""
+
+    def __init__(self) -> None:
+        from trtllm_pt.vllm_plugin import model
+
+        self.dtypes: set[str] = set()
+        original = model.tensor_model_parallel_all_reduce
+
+        def watched(part: Any) -> Any:
+            self.dtypes.add(str(part.dtype))
+            return original(part)
+
+        model.tensor_model_parallel_all_reduce = watched
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Let vLLM see that the ranks share no memory, as on several machines, so that it uses gloo."""
+    from vllm.distributed.device_communicators.cpu_communicator import _CPUSHMDistributed
+
+    original = _CPUSHMDistributed.make_group_name
+    _CPUSHMDistributed.make_group_name = staticmethod(lambda communicator: f"rank-{communicator.rank}")
+    try:
+        yield
+    finally:
+        _CPUSHMDistributed.make_group_name = staticmethod(original)
 
 
 class Mapped:
@@ -81,30 +119,38 @@ def resident(name: str) -> int:
 
 
 def main() -> None:
-    import vllm
-
-    forwards, mapped = Forwards(), Mapped()
+    forwards, mapped, sums = Forwards(), Mapped(), Sums()
     for name, folder, mode in json.loads((FOLDER / "plan.json").read_text()):
-        llm = vllm.LLM(
-            folder,
-            dtype="float32",
-            max_model_len=LONGEST + TOKENS,
-            max_num_batched_tokens=96,  # fewer than most steps want, so that prompts are cut into chunks
-            tensor_parallel_size=RANKS,
-            distributed_executor_backend="external_launcher",
-            enforce_eager=mode == "eager",
-            skip_tokenizer_init=True,
-            enable_prefix_caching=True,
-            seed=0,
-        )
-        result = measured(llm, forwards) | {"mapped": mapped.most}
+        sums.dtypes.clear()
+        with apart() if mode == "gloo" else nullcontext():
+            llm = engine(folder, mode)
+        result = measured(llm, forwards, ALL_REDUCE.get(mode, "_C::shm_allreduce"))
+        result |= {"mapped": mapped.most, "summed": sorted(sums.dtypes)}
         if RANK == 0:
             (FOLDER / f"{name}.{mode}.json").write_text(json.dumps(result))
         end(llm)
         del llm
 
 
-def measured(llm: Any, forwards: Forwards) -> dict[str, Any]:
+def engine(folder: str, mode: str) -> Any:
+    import vllm
+
+    return vllm.LLM(
+        folder,
+        max_model_len=LONGEST + TOKENS,
+        max_num_batched_tokens=96,  # fewer than most steps want, so that prompts are cut into chunks
+        tensor_parallel_size=RANKS,
+        distributed_executor_backend="external_launcher",
+        skip_tokenizer_init=True,
+        enable_prefix_caching=True,
+        block_size=32,  # the prefix cache keeps whole blocks, and vLLM's default for CPUs is 128 tokens
+        disable_log_stats=False,  # they count the tokens that the prefix cache had
+        seed=0,
+        **MODES[mode],
+    )
+
+
+def measured(llm: Any, forwards: Forwards, all_reduce: str) -> dict[str, Any]:
     import torch
     import vllm
 
@@ -128,11 +174,18 @@ def measured(llm: Any, forwards: Forwards) -> dict[str, Any]:
     # Compiled code calls the communicator's op without its Python method, so the profiler counts the calls of the op.
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         together = outputs(given)
-    reduced = sum(event.count for event in profile.key_averages() if event.key == "_C::shm_allreduce")
+    reduced = sum(event.count for event in profile.key_averages() if event.key == all_reduce)
     seen = {"all_reduce": reduced, "forward": forwards.seen}
+    counters = {metric.name: getattr(metric, "value", 0) for metric in llm.get_metrics()}
     alone = [outputs([given[place]])[0] for place in ALONE]
     mode = llm.llm_engine.vllm_config.compilation_config.mode
-    return {"together": together, "alone": alone, "seen": seen, "compiled": int(mode) > 0}
+    return {
+        "together": together,
+        "alone": alone,
+        "seen": seen,
+        "cached": counters["vllm:prefix_cache_hits"],
+        "compiled": int(mode) > 0,
+    }
 
 
 def end(llm: Any) -> None:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.vllm_plugin.on_vllm.models import PRETRAINED, RANDOM, folder_of
 from trtllm_pt.errors import UsageError
+from trtllm_pt.vllm_plugin.config import ParallelTrackConfig
 
 pytest.importorskip("vllm", reason="make test-vllm")
 
@@ -80,9 +81,9 @@ def test_configs(tmp_path: Path, name: str, changes: dict[str, Any], message: st
 def test_missing_tensor(tmp_path: Path) -> None:
     folder = edited(tmp_path, "pt")
     tensors = load_file(folder / "model.safetensors")
-    del tensors["transformer.layers.3.mlp.proj.weight"]
+    del tensors["transformer.layers.2.mlp.proj.weight"]
     save_file(tensors, folder / "model.safetensors")
-    with pytest.raises(UsageError, match=r"lacks the tensors transformer\.layers\.3\.mlp\.proj\.weight"):
+    with pytest.raises(UsageError, match=r"lacks the tensors transformer\.layers\.2\.mlp\.proj\.weight"):
         configure(folder, skip_tokenizer_init=True)
 
 
@@ -112,6 +113,15 @@ def test_another_release(monkeypatch: pytest.MonkeyPatch) -> None:
     finally:
         monkeypatch.undo()
         vllm_plugin.register()
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_remote_code_of_transformers_is_not_ours(trusted: bool) -> None:
+    """config.json names code for transformers (`auto_map`), which vLLM runs for models that it does not know."""
+    config = configure(PRETRAINED, trust_remote_code=trusted)
+    assert "auto_map" in json.loads((PRETRAINED / "config.json").read_text())
+    assert type(config.model_config.hf_config) is ParallelTrackConfig
+    assert config.model_config.architecture == "ParallelTrackForCausalLM"  # "Transformers…" if vLLM did not know it
 
 
 @pytest.mark.parametrize("name", RANDOM)

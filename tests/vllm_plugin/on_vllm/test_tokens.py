@@ -15,26 +15,16 @@ from typing import Any
 import pytest
 import torch
 
-from tests.vllm_plugin.on_vllm.models import ALONE, NAMES, TOKENS, config_of, folder_of, prompts
+from tests.vllm_plugin.on_vllm.models import ALONE, NAMES, PRETRAINED, TOKENS, config_of, folder_of, prompts
+from tests.vllm_plugin.on_vllm.quantized import SCHEMES
 from trtllm_pt.checkpoint.load import load_reference
+from trtllm_pt.model.config import ModelConfig
 from trtllm_pt.model.schedule import schedule_of, sync_points
 
 pytest.importorskip("vllm", reason="make test-vllm")
 
-# Compiling takes most of the time, so only the trained model is compiled on more than one number of ranks. Four
-# ranks on two cores wait for each other most of the time, so they run one model of each way to divide the work.
-EAGER = {1: ("pretrained", "everything"), 2: NAMES, 4: ("pretrained", "everything", "llama")}
-COMPILED = {
-    1: ("pretrained", "pt", "spd", "desync"),
-    2: ("pretrained", "everything", "llama", "tp, experts", "parallel", "ladder"),
-    4: ("pretrained",),
-}
-RUNS = [
-    (name, ranks, mode)
-    for ranks in EAGER
-    for mode, names in (("eager", EAGER[ranks]), ("compiled", COMPILED[ranks]))
-    for name in names
-]
+RUNS = [(name, ranks, mode) for ranks in (1, 2, 4) for mode in ("eager", "compiled") for name in NAMES]
+LOW = [("pretrained", 2, "gloo"), ("pretrained", 4, "gloo"), *((scheme, 2, "bfloat16") for scheme in SCHEMES)]
 Results = Callable[[str, int, str], dict[str, Any]]
 
 
@@ -52,7 +42,7 @@ def results(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Results:
     def run(ranks: int) -> Path:
         folder = root / str(ranks)
         folder.mkdir()
-        plan = [[name, str(folder_of(name, models)), mode] for name, at, mode in RUNS if at == ranks]
+        plan = [[name, str(folder_of(name, models)), mode] for name, at, mode in RUNS + LOW if at == ranks]
         (folder / "plan.json").write_text(json.dumps(plan))
         start(ranks, folder)
         return folder
@@ -96,8 +86,45 @@ def test_tokens(results: Results, models: Path, name: str, ranks: int, mode: str
         assert tokens == logits.argmax(-1).tolist()
         expected = logits.log_softmax(-1)[range(len(tokens)), tokens]
         torch.testing.assert_close(torch.tensor(output["logprobs"]), expected, rtol=1e-3, atol=1e-3)
+    assert found["cached"] > 0  # the prompts with a common beginning
+    check_all_reduces(found, config, ranks)
+
+
+def check_all_reduces(found: dict[str, Any], config: ModelConfig, ranks: int) -> None:
     per_forward = sync_points(schedule_of(config)) if ranks > 1 else 0
     assert found["seen"]["all_reduce"] == per_forward * found["seen"]["forward"] and found["seen"]["forward"] > TOKENS
+
+
+def logprobs_by(model: Path, found: dict[str, Any], vocab_size: int) -> torch.Tensor:
+    """The reference's log-probabilities of the tokens that vLLM generated."""
+    reference, parts = load_reference(model), []
+    for prompt, output in zip(prompts(vocab_size), found["together"], strict=True):
+        with torch.no_grad():
+            logits = reference(torch.tensor([prompt + output["tokens"]]))[0, len(prompt) - 1 : -1]
+        parts.append(logits.log_softmax(-1)[range(TOKENS), output["tokens"]])
+    return torch.cat(parts)
+
+
+@pytest.mark.timeout(2000)
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_bfloat16_between_machines(results: Results, ranks: int) -> None:
+    """gloo rounds a sum of bfloat16 at every step, so the ranks exchange float32."""
+    found, config = results("pretrained", ranks, "gloo"), config_of("pretrained")
+    assert found["summed"] == ["torch.float32"]
+    check_all_reduces(found, config, ranks)
+    logprobs = torch.tensor([output["logprobs"] for output in found["together"]]).flatten()
+    assert (logprobs - logprobs_by(PRETRAINED, found, config.vocab_size)).abs().mean() < 0.06
+
+
+@pytest.mark.timeout(2000)
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_one_quantised_track_per_rank(results: Results, models: Path, scheme: str) -> None:
+    """vLLM's own layers multiply with quantised matrices: it is nearer to the rounded model than to the exact one."""
+    found, config, folder = results(scheme, 2, "bfloat16"), config_of(scheme), folder_of(scheme, models)
+    check_all_reduces(found, config, 2)
+    logprobs = torch.tensor([output["logprobs"] for output in found["together"]]).flatten()
+    near, far = (logprobs_by(folder.with_name(name), found, config.vocab_size) for name in ("rounded", "exact"))
+    assert (logprobs - near).abs().mean() < min(0.5, (logprobs - far).abs().mean())
 
 
 def test_a_rank_reads_only_its_own_tracks(results: Results) -> None:
