@@ -109,4 +109,6 @@ def test_debug_shows_the_trace(run: Run) -> None:
 
 
 def test_other_ranks_say_who_they_are(run: Run) -> None:
-    assert run("presets", "pt-7b", env={"PMI_RANK": "1"}).stderr.startswith("Error on rank 1: unknown preset")
+    assert run("presets", "pt-7b", env={"PMI_SIZE": "2", "PMI_RANK": "1"}).stderr.startswith(
+        "Error on rank 1: unknown preset"
+    )

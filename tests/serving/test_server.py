@@ -452,7 +452,9 @@ METRICS = {
 def test_the_metrics_page_has_tensorrt_llms_names_and_kinds(served: Served) -> None:
     until(lambda: not figures(served)[ACTIVE])
     with urllib.request.urlopen(f"http://127.0.0.1:{served.metrics}/metrics", timeout=10) as answer:
-        kinds = dict(re.findall(r"^# TYPE (nv_(?:trt_)?llm_\w+) (\w+)$", answer.read().decode(), re.MULTILINE))
+        kinds = dict(
+            re.findall(r"^# TYPE ((?:nv_(?:trt_)?llm|trtllm_pt)_\w+) (\w+)$", answer.read().decode(), re.MULTILINE)
+        )
     histograms = dict.fromkeys(("nv_llm_input_token_len", "nv_llm_output_token_len"), "histogram")
     assert kinds == {**dict.fromkeys(METRICS, "gauge"), **histograms}
     found = figures(served)

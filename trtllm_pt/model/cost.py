@@ -17,7 +17,7 @@ DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "float8_e4m
 
 # Size of the message that announces one decode step to the other ranks in the embedded engine: 11 numbers of 8 bytes
 # (backends/embedded/step_plan.py).
-STEP_PLAN_BYTES = 104
+STEP_PLAN_BYTES = 112
 
 
 @dataclass(frozen=True, slots=True)

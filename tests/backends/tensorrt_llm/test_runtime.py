@@ -42,7 +42,7 @@ def start(folder: Path, bindings: Any = MODULE) -> TensorRTRuntime:
     manifest = read_engine(folder)
     config = executor_config(bindings, manifest, None)
     executor = bindings.Executor(folder, bindings.ModelType.DECODER_ONLY, config)
-    return TensorRTRuntime(executor, bindings, manifest, [os.getpid()])
+    return TensorRTRuntime(executor, bindings, manifest, [os.getpid()], ["here"])
 
 
 @pytest.fixture(scope="module", autouse=True)
