@@ -48,6 +48,14 @@ def test_accepted_drafts_save_steps(sampling: dict[str, float]) -> None:
     assert steps(0) == 120 and steps(8) < 60
 
 
+def test_a_draft_is_of_one_step_alone() -> None:
+    scheduler, model = make(draft_tokens=8), FakeModel(64, repeating_logits_of)
+    for prompt in ((1, 2, 3) * 4, (4, 5, 6, 7)):  # the second request has the id of the first, which ends with a draft
+        one = request(1, prompt, max_tokens=30)
+        scheduler.add(one)
+        assert joined(drain(scheduler, model)[1]) == joined(alone(one, repeating_logits_of))
+
+
 def test_messages_of_a_step_are_joined() -> None:
     scheduler = make(draft_tokens=8)
     scheduler.add(request(1, (1, 2, 3), max_tokens=120))

@@ -92,6 +92,7 @@ class PagedScheduler(Scheduler[StepPlan]):
 
     def _new_plan(self) -> StepPlan | None:
         self._step, self.wanted, self._scored, self._complete, self._lasting = [], [], [], [], None
+        self._drafts = {}
         budget = self.max_num_tokens - self._add_decodes()
         if self._step:
             budget = min(budget - self._add_drafts(budget), self.chunk)
@@ -125,7 +126,6 @@ class PagedScheduler(Scheduler[StepPlan]):
 
     def _add_drafts(self, budget: int) -> int:
         """Add drafts to the decoding sequences of the step, with pages, and return the number of their tokens."""
-        self._drafts = {}
         if self.speculation is None:
             return 0
         added = 0
