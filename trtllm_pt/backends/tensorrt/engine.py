@@ -189,7 +189,7 @@ class RankEngine:
         self.gpu.wait()
         try:
             return self.gpu.capture(lambda: self._execute(context))
-        except RuntimeError as error:
+        except (RuntimeError, RunError) as error:  # of CUDA, or of TensorRT, which refuses to start during a capture
             log.warning("no CUDA graph for decode steps of %d slots: %s", size, str(error).splitlines()[0])
             return lambda: self._execute(context)
 

@@ -20,10 +20,13 @@ def visible() -> int:
     return int(os.environ.get("STAND_IN_GPUS", "8"))
 
 
-def start(stream: int, work: Work) -> None:
-    """Put work into a stream, or into the graph that is captured from it."""
+def start(stream: int, work: Work) -> bool:
+    """Put work into a stream, or into the graph that is captured from it. Returns whether that is possible."""
     gpu = _STREAMS[stream]
+    if gpu.captured is not None and os.environ.get("STAND_IN_NO_GRAPHS") == "of TensorRT":
+        return False
     (gpu.queue if gpu.captured is None else gpu.captured).append(work)
+    return True
 
 
 class Gpu:
@@ -64,11 +67,13 @@ class Gpu:
             work()
 
     def capture(self, work: Work) -> Work:
-        if "STAND_IN_NO_GRAPHS" in os.environ:
+        if os.environ.get("STAND_IN_NO_GRAPHS") == "of CUDA":
             raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore lines")
         assert self.captured is None and not self.queue, "torch waits for the GPU before it captures"
         self.captured = graph = []
-        work()
-        self.captured = None
+        try:
+            work()
+        finally:
+            self.captured = None
         self.captures += 1
         return lambda: self.queue.extend(graph)

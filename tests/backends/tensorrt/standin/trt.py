@@ -167,8 +167,8 @@ class IExecutionContext:
             if name != "logits":
                 assert self._addresses[name] == self._addresses[name.removeprefix("new_")], f"{name} is elsewhere"
         shapes, addresses = dict(self._shapes), dict(self._addresses)
-        start(stream_handle, lambda: self._execute(shapes, addresses))
-        return "STAND_IN_FAILS" not in os.environ or shapes["tokens"][1] > 1
+        started = start(stream_handle, lambda: self._execute(shapes, addresses))
+        return started and ("STAND_IN_FAILS" not in os.environ or shapes["tokens"][1] > 1)
 
     def _execute(self, shapes: Mapping[str, Shape], addresses: Mapping[str, int]) -> None:
         engine = self._engine
