@@ -33,23 +33,18 @@ def builder_name(wanted: str | None = None) -> str:
 
     TensorRT is preferred where a GPU is visible. Raises UsageError if none is installed that can compile here.
     """
+    from trtllm_pt.backends.tensorrt.gpu import visible
+
     installed = [name for name in BUILDERS if importlib.util.find_spec(name)]
     if wanted is not None and wanted not in installed:
         raise UsageError(f"builder ({wanted!r}) is not installed: {INSTALL}")
     if not installed:
         raise UsageError(f"neither TensorRT nor TensorRT-RTX is installed: {INSTALL}")
-    sees_gpu = gpu_is_visible()
+    sees_gpu = visible() > 0
     name = wanted or (installed[0] if sees_gpu else installed[-1])
     if name == PROPER and not sees_gpu:
         raise UsageError(f"TensorRT compiles for the GPU of the machine, and none is visible here: {INSTALL}")
     return name
-
-
-def gpu_is_visible() -> bool:
-    """Return whether this process can use an NVIDIA GPU."""
-    import torch
-
-    return torch.cuda.is_available()
 
 
 def load(name: str) -> ModuleType:

@@ -20,9 +20,9 @@ def builder() -> Finding:
 def gpu() -> Finding:
     """Check that torch can use a GPU, which plans run on."""
     try:
-        import torch
+        from trtllm_pt.backends.tensorrt.gpu import visible
 
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        count = visible()
     except ImportError:
         count = 0
     words = f"{count} visible to torch" if count else "none: plans can be built and inspected"
