@@ -42,6 +42,7 @@ def test_a_list_of_hosts(text: str, slots: dict[str, int]) -> None:
         ("a,,b", "--hosts ('') must be"),
         ("a:0", "--hosts ('a:0'): the slots of a must be a number from 1"),
         ("a:x", "--hosts ('a:x'): the slots of a must be a number from 1"),
+        ("a:²", "--hosts ('a:²'): the slots of a must be a number from 1"),
         ("-oProxyCommand=x:1", "--hosts ('-oProxyCommand=x:1') must be"),
         ("a;b:1", "--hosts ('a;b:1') must be"),
         ("user@a:1", "--hosts ('user@a:1') must be"),
@@ -55,8 +56,8 @@ def test_what_is_no_list_of_hosts(text: str, said: str) -> None:
 
 def test_a_hostfile_of_either_mpi(tmp_path: Path) -> None:
     file = tmp_path / "hosts"
-    file.write_text("# the rack\na:4\n\nb slots=2  # half\nc slots = 1\nd\n")
-    assert read_hostfile(file) == {"a": 4, "b": 2, "c": 1, "d": 1}
+    file.write_text("# the rack\na:4\n\nb slots=2  # half\nc slots = 1\nd\ne\tslots=3\n")
+    assert read_hostfile(file) == {"a": 4, "b": 2, "c": 1, "d": 1, "e": 3}
 
 
 @pytest.mark.parametrize(
@@ -66,7 +67,7 @@ def test_a_hostfile_of_either_mpi(tmp_path: Path) -> None:
         ("a slots=none\n", "{file}, line 1 ('a:none'): the slots of a must be a number from 1"),
         ("# none\n", "--hostfile ({file}) names no host"),
         (None, "--hostfile ({file}) cannot be read: No such file or directory"),
-        (b"\xff", "--hostfile ({file}) cannot be read: it is no text"),
+        (b"\xff", "--hostfile ({file}) cannot be read: it is not text"),
     ],
 )
 def test_what_is_no_hostfile(content: str | bytes | None, said: str, tmp_path: Path) -> None:
@@ -105,6 +106,7 @@ def test_the_options_of_mpirun(version: str, options: list[str], tmp_path: Path)
     ("slots", "ssh", "said"),
     [
         ({HERE: 1, "b": 2}, "", "--hosts: 4 ranks are needed, but there is room for 3: {here} has 1, b has 2"),
+        ({"a..b": 4}, "", "--hosts (a..b): the first host must be this machine, {here}, because"),
         ({"b.invalid": 4}, "", "--hosts (b.invalid): the first host must be this machine, {here}, because"),
         (
             {HERE: 2, "b": 2},
@@ -125,7 +127,7 @@ def test_the_options_of_mpirun(version: str, options: list[str], tmp_path: Path)
         ({HERE: 2, "b": 2, "unused": 8}, f"test $6 = b && echo version {__version__}", None),
         ({HERE: 4, "b": 2}, "exit 255", None),
     ],
-    ids=["slots", "first", "unknown", "not installed", "version", "good", "not needed"],
+    ids=["slots", "no name", "first", "unknown", "not installed", "version", "good", "not needed"],
 )
 def test_hosts_are_checked(
     slots: dict[str, int], ssh: str, said: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -153,6 +155,7 @@ def print_hosts() -> None:
         (["--hosts", "a:4,b", "--interface", "eth1"], {}, "a:4,b:1 eth1"),
         (["--hostfile", "F"], {}, "c:2 None"),
         (["--hosts", "a", "--hostfile", "F"], {}, "--hosts and --hostfile cannot both be given"),
+        (["--hostfile", "F", "--hosts", "a"], {}, "--hosts and --hostfile cannot both be given"),
         (["--hosts", "a"], {"PMI_SIZE": "2", "MPI_LOCALNRANKS": "2"}, "--hosts starts ranks, but MPICH's mpirun has"),
         (["--hosts", "a"], {"PMI_SIZE": "2", "SLURM_STEP_NUM_NODES": "2"}, "--hosts starts ranks, but srun has"),
         (["--hosts", "a"], {"PMI_SIZE": "2", HOSTS: "a:1"}, "a:1 None"),  # as a rank of the same command

@@ -24,23 +24,23 @@ def hosts_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def _use_hosts(context: click.Context, option: click.Parameter, text: str | None) -> None:
     if text is not None:
-        _use(parse_hosts(text), "--hosts")
+        _use(parse_hosts(text), "--hosts", context)
 
 
 def _use_hostfile(context: click.Context, option: click.Parameter, path: Path | None) -> None:
     if path is not None:
-        if HOSTS in context.meta:
-            raise UsageError("--hosts and --hostfile cannot both be given")
-        _use(read_hostfile(path), "--hostfile")
+        _use(read_hostfile(path), "--hostfile", context)
 
 
-def _use(slots: dict[str, int], option: str) -> None:
+def _use(slots: dict[str, int], option: str, context: click.Context) -> None:
+    if HOSTS in context.meta:
+        raise UsageError("--hosts and --hostfile cannot both be given")
     text = ",".join(f"{host}:{count}" for host, count in slots.items())
     # A command that starts itself again on the hosts is a rank then, with the same options.
     if launched_ranks() is not None and os.environ.get(HOSTS) != text:
         raise UsageError(f"{option} starts ranks, but {launcher_name()} has started them: give it the hosts instead")
     os.environ[HOSTS] = text
-    click.get_current_context().meta[HOSTS] = True
+    context.meta[HOSTS] = True
 
 
 def _use_interface(context: click.Context, option: click.Parameter, name: str | None) -> None:

@@ -88,7 +88,7 @@ def parse_hosts(text: str, source: str = "--hosts") -> dict[str, int]:
         host, _, slots = part.strip().rpartition(":") if ":" in part else (part.strip(), "", "1")
         if not host or host.startswith("-") or not host.isascii() or any(c in host for c in " \t\"'\\;:/@"):
             raise UsageError(f"{source} ({part.strip()!r}) must be HOST or HOST:SLOTS, such as node1:4")
-        if not slots.isdigit() or not int(slots):
+        if not slots.isdecimal() or not int(slots):
             raise UsageError(f"{source} ({part.strip()!r}): the slots of {host} must be a number from 1")
         found[host] = found.get(host, 0) + int(slots)
     return found
@@ -102,14 +102,15 @@ def read_hostfile(path: Path) -> dict[str, int]:
     try:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is no text"
+        why = error.strerror if isinstance(error, OSError) else "it is not text"
         raise UsageError(f"--hostfile ({path}) cannot be read: {why}") from None
     found: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
-        host, _, rest = line.partition("#")[0].strip().partition(" ")
+        host, *words = line.partition("#")[0].split() or [""]
         if not host:
             continue
-        slots = rest.replace(" ", "").partition("=")
+        rest = "".join(words)
+        slots = rest.partition("=")
         if rest and slots[0] != "slots":
             raise UsageError(f"{path}, line {number} ({line.strip()!r}) must be HOST, HOST:SLOTS or HOST slots=SLOTS")
         for name, count in parse_hosts(f"{host}:{slots[2]}" if rest else host, f"{path}, line {number}").items():
@@ -123,7 +124,7 @@ def _is_this_machine(host: str) -> bool:
     """Return whether a name or an address belongs to this machine: only then can a socket be bound to it."""
     try:
         found = socket.getaddrinfo(host, 0, type=socket.SOCK_DGRAM)
-    except OSError:
+    except (OSError, UnicodeError):  # the latter for a name that no host can have, such as a..b
         return False
     for family, kind, protocol, _, address in found:
         with socket.socket(family, kind, protocol) as one:
