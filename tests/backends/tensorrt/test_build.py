@@ -19,6 +19,7 @@ from trtllm_pt.backends.tensorrt.limits import check, with_fields
 from trtllm_pt.checkpoint.init import init
 from trtllm_pt.checkpoint.manifest import CheckpointManifest
 from trtllm_pt.errors import RunError, UsageError
+from trtllm_pt.model.quantization import PER_CHANNEL, WEIGHT_ONLY
 
 ROOT = Path(__file__).parents[3]
 
@@ -128,6 +129,16 @@ MODELS = {
         {"quant_algo": "W8A16"},
         r"^quant_algo \('W8A16'\) needs one track per rank .*, and ranks \(2\) gives 2: .* --ranks 4, or with",
     ),
+    **{
+        f"{algo}, whose groups have scales": (
+            {"hidden_size": 128, "head_size": 128, "intermediate_size": 512},
+            {"quant_algo": algo},
+            rf"^quant_algo \('{algo}'\) is not supported by native TensorRT plans, which have one scale per output; .* "
+            "--engine embedded$",
+        )
+        for algo in WEIGHT_ONLY
+        if algo not in PER_CHANNEL
+    },
     "int4 experts": (
         {"hidden_size": 64, **EXPERTS},
         {"quant_algo": "W4A16"},

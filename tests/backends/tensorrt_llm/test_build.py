@@ -33,6 +33,7 @@ from trtllm_pt.errors import INSTALL_TENSORRT_LLM, MPI_OF_TENSORRT_LLM, RunError
 from trtllm_pt.job.launchers import LAUNCHERS
 from trtllm_pt.job.mpirun import find_mpirun
 from trtllm_pt.model.presets import preset
+from trtllm_pt.model.quantization import PER_CHANNEL, QUANT_ALGOS
 
 ROOT = Path(__file__).parents[3]
 CHECKOUT = os.environ.get("TRTLLM_CHECKOUT")
@@ -204,6 +205,15 @@ def test_what_no_gpu_has_kernels_for() -> None:
         manifest = CheckpointManifest(model=wide, ranks=2, dtype=dtype, quant_algo="W8A16")
         with contextlib.nullcontext() if fits else pytest.raises(UsageError, match=r"dtype \(float32\) must be"):
             check(BuildOptions(), manifest)
+
+
+@pytest.mark.parametrize("algo", QUANT_ALGOS)
+def test_weights_with_a_scale_per_group_are_refused(algo: str) -> None:
+    model = SMALL.replace(hidden_size=128, head_size=128, intermediate_size=512)
+    manifest = CheckpointManifest(model=model, ranks=2, dtype="bfloat16", quant_algo=algo)
+    message = rf"^quant_algo \('{algo}'\) must be W8A16 or W4A16 for the TensorRT-LLM engine, .* --engine embedded$"
+    with contextlib.nullcontext() if algo in (*PER_CHANNEL, "FP8") else pytest.raises(UsageError, match=message):
+        check(BuildOptions(), manifest)
 
 
 def test_only_what_is_given_is_handed_on(checkpoint: Path) -> None:
