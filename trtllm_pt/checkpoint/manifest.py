@@ -41,7 +41,7 @@ class CheckpointManifest:
     model: ModelConfig
     ranks: int
     dtype: str  # of all weights except routers, which are float32, and quantised matrices
-    quant_algo: str | None = None  # of the layers' matrices: W8A16, W4A16 or FP8
+    quant_algo: str | None = None  # of the layers' matrices: one of QUANT_ALGOS
     kv_cache_quant_algo: str | None = None  # of the KV cache: FP8
     gpus_per_node: int = GPUS_PER_NODE  # in a job on several machines; only TensorRT-LLM needs to know
 

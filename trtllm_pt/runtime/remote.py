@@ -183,9 +183,7 @@ class RemoteRuntime:
                 stderr=subprocess.STDOUT,
                 # MPI and the compiled graph unpack files into TMPDIR, which `close` removes even if a rank cannot.
                 env={**environment, "TMPDIR": str(self._folder)},
-                cwd="/"
-                if self._hosts is not None
-                else None,  # ranks start in mpirun's folder, which all hosts must have
+                cwd=None if self._hosts is None else "/",  # all hosts must have the folder in which mpirun starts
                 start_new_session=True,  # so that Ctrl-C reaches the owner alone, which then stops the ranks
             )
 
