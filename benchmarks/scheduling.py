@@ -54,12 +54,13 @@ ENGINES = {"embedded": embedded, "tensorrt": tensorrt}
 
 def measure(engine: str, batch: int, steps: int, vocab: int) -> dict[str, float]:
     """Return the median microseconds of each part, and of their sum."""
-    limits = Limits(vocab_size=vocab, max_seq_len=PROMPT + steps + 2, max_input_len=PROMPT)
+    tokens = steps + 2 * batch  # the first request is this many steps ahead of the last one, if prompts run one by one
+    limits = Limits(vocab_size=vocab, max_seq_len=PROMPT + tokens + 1, max_input_len=PROMPT)
     scheduler, write = ENGINES[engine](limits)
     logits = np.random.default_rng(0).normal(size=(SLOTS, vocab)).astype(np.float32)
     evicting = np.ones(EVICTED // 8)
     for number in range(batch):
-        sampling = SamplingParams(max_tokens=steps + 1, end_id=-1)
+        sampling = SamplingParams(max_tokens=tokens, end_id=-1)
         scheduler.add(Request(id=number, token_ids=(number,) * PROMPT, sampling=sampling))
     found: list[list[float]] = []
     while not scheduler.idle:
