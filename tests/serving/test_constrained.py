@@ -23,6 +23,7 @@ from tests.serving.conftest import needs_triton
 from tests.serving.in_process import Triton, engine_folder, text_inputs, triton_of
 from trtllm_pt.errors import UsageError
 from trtllm_pt.requests.messages import Request
+from trtllm_pt.serving.openai.tools import ToolCalls, ToolFormat
 from trtllm_pt.serving.triton.server import free_ports
 from trtllm_pt.text.tokenizer import end_ids, load_tokenizer
 
@@ -43,6 +44,7 @@ TOOLS: Any = [
     {"type": "function", "function": {"name": "count", "parameters": COUNT}},
     {"type": "function", "function": {"name": "now"}},
 ]
+NESTED = "[" * 10000
 PARAMETERS = {"weather": CITY, "count": COUNT}
 USER: Any = [{"role": "user", "content": "hi"}]
 
@@ -300,6 +302,11 @@ TEXTS: list[tuple[str, str, str | None, list[dict[str, Any]]]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize(("form", "text"), [("hermes", f"<tool_call>{NESTED}</tool_call>"), ("llama", '{"name": ' + NESTED)])
+def test_an_output_that_is_nested_too_deeply_is_a_text(form: ToolFormat, text: str) -> None:
+    assert ToolCalls(form, several=True).push(text, last=True) == (text, [])
+
+
 @pytest.mark.parametrize(("form", "text", "content", "calls"), TEXTS)
 def test_calls_in_a_text(
     request: pytest.FixtureRequest, form: str, text: str, content: str | None, calls: list[dict[str, Any]]
@@ -364,6 +371,10 @@ def test_what_the_template_is_given(door: Door) -> None:
         (
             {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]},
             "messages[0].tool_calls[0].function.arguments ('{') must be a JSON object",
+        ),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": NESTED}}]}]},
+            "messages[0].tool_calls[0].function.arguments ('[[",
         ),
         ({"parallel_tool_calls": 1}, "parallel_tool_calls (1) must be true or false"),
     ],

@@ -153,7 +153,7 @@ class ToolCalls:
         self._held = ""
         try:
             calls = [self._call(one) for one in _values(text)]
-        except ValueError:
+        except (ValueError, RecursionError):
             return text, []
         good = [call for call in calls if call is not None]
         return (text, []) if len(good) < len(calls) else ("", good)
@@ -171,7 +171,7 @@ def _value(text: str) -> Any:
     """Return the value of a JSON text, or None if it is not JSON."""
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 
