@@ -153,6 +153,17 @@ def test_only_end_tokens_of_the_request_end_an_output(vocabulary: Vocabulary, to
         assert not state.take(c)  # nothing can follow, with or without an end token
 
 
+def test_an_end_token_that_is_also_text_ends_only_what_is_complete(
+    vocabulary: Vocabulary, tokenizer: Tokenizer
+) -> None:
+    a, aa = (tokenizer.token_to_id(text) for text in ("a", "aa"))
+    for sampling in (SamplingParams(end_id=a), SamplingParams(end_id=END, stop_token_ids=(a,))):
+        state = vocabulary.compile("regex", "(aa)+").constraint(sampling)
+        assert state.forbidden()[a] and not state.forbidden()[aa]
+        assert state.take(aa)
+        assert not state.forbidden()[a]
+
+
 def test_a_grammar_is_not_changed_by_outputs(vocabulary: Vocabulary) -> None:
     grammar = vocabulary.compile("regex", CODE)
     first = grammar.constraint(SamplingParams(end_id=END))

@@ -72,9 +72,10 @@ class Grammar:
     vocabulary: Vocabulary
 
     def constraint(self, sampling: SamplingParams) -> Constraint:
-        """Return the constraint of a new output. Where the grammar allows an end, the request's end tokens may come."""
-        others = {*sampling.stop_token_ids, *(word[0] for word in sampling.stop_words if len(word) == 1)}
-        ends = {-1 if sampling.end_id is None else sampling.end_id} | others.intersection(self.vocabulary.ends)
+        """Return the constraint of a new output. The request's end tokens may come only where the grammar can end."""
+        words = {word[0] for word in sampling.stop_words if len(word) == 1}
+        ends = {-1 if sampling.end_id is None else sampling.end_id, *sampling.stop_token_ids}
+        ends |= words.intersection(self.vocabulary.ends)
         return Constraint(self.matcher.deep_copy(), self.vocabulary, ends - {-1})
 
 
@@ -91,8 +92,8 @@ class Constraint:
             self._forbidden = self._vocabulary.forbidden(self._matcher.compute_bitmask())
             if self._matcher.is_error():
                 self._forbidden[:] = True
-            elif self._matcher.is_accepting():
-                self._forbidden[self._ends] = False
+            else:  # an end token can also be one that the grammar takes for text
+                self._forbidden[self._ends] = not self._matcher.is_accepting()
         return self._forbidden
 
     def take(self, token: int) -> bool:
