@@ -7,8 +7,9 @@ from array import array
 import numpy as np
 import pytest
 
-from tests.backends.embedded.fake import FakeModel, alone, drain, joined, make, repeating_logits_of, sequence
+from tests.backends.embedded.fake import VOCAB, FakeModel, alone, drain, joined, make, repeating_logits_of, sequence
 from tests.backends.embedded.test_scheduler import log_probs, mixed_requests, request
+from trtllm_pt.backends.embedded.paged_scheduler import PagedScheduler
 from trtllm_pt.batching.speculation import Draft, Speculation
 from trtllm_pt.requests.sequence import Sequence
 
@@ -54,6 +55,48 @@ def test_a_draft_is_of_one_step_alone() -> None:
         one = request(1, prompt, max_tokens=30)
         scheduler.add(one)
         assert joined(drain(scheduler, model)[1]) == joined(alone(one, repeating_logits_of))
+
+
+class Alternating:
+    """A constraint that allows even and odd tokens in turn, and completes an output after `most` tokens."""
+
+    error = None
+
+    def __init__(self, most: int) -> None:
+        self.taken, self.most = 0, most
+
+    def forbidden(self) -> np.ndarray:
+        return np.arange(VOCAB) % 2 != self.taken % 2
+
+    def take(self, token: int) -> bool:
+        assert token % 2 == self.taken % 2
+        self.taken += 1
+        return self.taken < self.most
+
+
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.4, "seed": 3, "log_probs": True}])
+def test_constrained_outputs_are_the_same_with_drafts(sampling: dict[str, float]) -> None:
+    """The constraint takes each token of a draft before it says what may follow. Some drafts break the constraint."""
+    guides: list[dict[str, str]] = [{}, {"guide_type": "regex", "guide": "the scheduler does not read it"}]
+    requests = [request(id, (id, 2, 3), max_tokens=120, **sampling, **guides[id % 2]) for id in range(4)]
+
+    def outputs(draft_tokens: int) -> tuple[PagedScheduler, list[tuple[object, ...]]]:
+        scheduler = make(draft_tokens=draft_tokens)
+        for one in requests:
+            scheduler.add(one, Alternating(100 + one.id) if one.id % 2 else None)
+        messages = drain(scheduler, FakeModel(64, repeating_logits_of))
+        return scheduler, [
+            (joined(messages[one.id]), log_probs(messages[one.id]), messages[one.id][-1].finish_reason)
+            for one in requests
+        ]
+
+    plain, expected = outputs(0)
+    drafting, found = outputs(8)
+    assert found == expected
+    assert [reason for _, _, reason in found] == ["length", "end_id", "length", "end_id"]
+    assert [len(tokens) for tokens, _, _ in found] == [120, 101, 120, 103]
+    assert drafting.speculation is not None and drafting.steps < plain.steps
+    assert 0 < drafting.speculation.accepted < drafting.speculation.drafted
 
 
 def test_messages_of_a_step_are_joined() -> None:
