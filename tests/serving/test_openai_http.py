@@ -188,6 +188,21 @@ def test_where_a_key_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         read_api_key(file)
 
 
+def test_with_a_key_the_network_reaches_no_port_of_triton(engines: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if OpenAI's port, which would ask for it, is off."""
+    from trtllm_pt.serving.openai.api_key import VARIABLE
+
+    def stop(host: str, *_: Any) -> None:
+        raise UsageError(host)
+
+    monkeypatch.setattr("trtllm_pt.serving.triton.server.check_port", stop)
+    for port in ("0", "9000"):
+        monkeypatch.setenv(VARIABLE, KEY)
+        done = CliRunner().invoke(cli, ["serve", str(engines), "--host", "0.0.0.0", "--openai-port", port])
+        assert str(done.exception) == "127.0.0.1"
+        assert VARIABLE not in os.environ
+
+
 def test_tokenize(engines: Path) -> None:
     tokenizer = TOKENIZERS["byte level"]
     ids = tokenizer.encode("Hello é").ids

@@ -106,7 +106,7 @@ def command(
         raise UsageError(
             "--served-model-name, --allowed-origin and --api-key-file need OpenAI's endpoints: --openai-port is 0"
         )
-    api_key = _api_key(api_key_file) if openai_port else None
+    api_key = _api_key(api_key_file)
     # Triton does not ask for the key, so the network must not reach its ports.
     address = Address(
         host=host if api_key is None else "127.0.0.1", http=http_port, grpc=grpc_port, metrics=metrics_port
