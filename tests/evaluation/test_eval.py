@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 
 from tests.cli.conftest import run_in
 from tests.configs import PRETRAINED
+from tests.evaluation.peers import CONTEXT, card_score, write_texts
 from trtllm_pt.backends.build import build
 from trtllm_pt.checkpoint.convert import convert
 from trtllm_pt.checkpoint.load import load_reference
@@ -32,13 +34,15 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def expected(texts: Path) -> tuple[float, int, int, int]:
-    """Nats, tokens, bytes, and how many tokens are the likeliest, of the reference in float64."""
-    model, tokenizer = load_reference(PRETRAINED, torch.float64), load_tokenizer(PRETRAINED, required=True)
+def expected(
+    paths: Iterable[Path], window: int, stride: int, dtype: torch.dtype = torch.float64
+) -> tuple[float, int, int, int]:
+    """Nats, tokens, bytes, and how many tokens are the likeliest, of the reference."""
+    model, tokenizer = load_reference(PRETRAINED, dtype), load_tokenizer(PRETRAINED, required=True)
     nats, tokens, size, right = 0.0, 0, 0, 0
-    for path in (texts / "inside" / "two.txt", texts / "one.py"):
+    for path in paths:
         ids = [0, *tokenizer.encode(path.read_text()).ids]
-        for begin, end, predicted in windows(len(ids), WINDOW, STRIDE):
+        for begin, end, predicted in windows(len(ids), window, stride):
             with torch.no_grad():
                 found = model(torch.tensor([ids[begin : end - 1]]))[0].log_softmax(-1)[-predicted:]
             wanted = torch.tensor(ids[end - predicted : end])
@@ -53,7 +57,7 @@ def expected(texts: Path) -> tuple[float, int, int, int]:
     ("name", "tolerance"), [("pretrained-2", 2e-3), pytest.param("pretrained-2-float32", 1e-5, marks=pytest.mark.slow)]
 )
 def test_values(engine, texts: Path, name: str, tolerance: float) -> None:
-    nats, tokens, size, right = expected(texts)
+    nats, tokens, size, right = expected((texts / "inside" / "two.txt", texts / "one.py"), WINDOW, STRIDE)
     given = f"--text {texts} --window {WINDOW} --stride {STRIDE} --json".split()
     done = run_in(texts, "eval", str(engine(name)), *given)
     found = json.loads(done.stdout)
@@ -62,6 +66,13 @@ def test_values(engine, texts: Path, name: str, tolerance: float) -> None:
     assert found["nats_per_token"] == pytest.approx(nats / tokens, rel=tolerance)
     assert found["perplexity"] == pytest.approx(math.exp(nats / tokens), rel=10 * tolerance)
     assert found["top1_accuracy"] == pytest.approx(right / tokens, abs=0.02)
+
+
+@pytest.mark.slow
+def test_the_number_in_the_models_card(tmp_path: Path) -> None:
+    """The reference has it. `make eval-peers` compares it with those of our engines and of lm-evaluation-harness."""
+    nats, _, size, _ = expected(write_texts(tmp_path), CONTEXT, CONTEXT, torch.float32)
+    assert round(nats / math.log(2) / size, 3) == card_score()
 
 
 def test_against_itself_on_another_number_of_ranks(engine, texts: Path) -> None:
