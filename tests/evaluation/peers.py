@@ -152,7 +152,8 @@ def own_score(engines: Path, scratch: Path) -> Scores:
 
 def card_score() -> float:
     """Bits per byte of the same texts in the trained model's card, which has three digits after the point."""
-    [found] = re.findall(r"`make eval-peers` measures (\d\.\d{3}) bits per byte", (PRETRAINED / "README.md").read_text())
+    card = (PRETRAINED / "README.md").read_text()
+    [found] = re.findall(r"`make eval-peers` measures (\d\.\d{3}) bits per byte", card)
     return float(found)
 
 

@@ -302,7 +302,9 @@ TEXTS: list[tuple[str, str, str | None, list[dict[str, Any]]]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("form", "text"), [("hermes", f"<tool_call>{NESTED}</tool_call>"), ("llama", '{"name": ' + NESTED)])
+@pytest.mark.parametrize(
+    ("form", "text"), [("hermes", f"<tool_call>{NESTED}</tool_call>"), ("llama", '{"name": ' + NESTED)]
+)
 def test_an_output_that_is_nested_too_deeply_is_a_text(form: ToolFormat, text: str) -> None:
     assert ToolCalls(form, several=True).push(text, last=True) == (text, [])
 
