@@ -6,6 +6,9 @@
 The prompts are parts of files of Python's standard library. The answers are given, so that a model with random weights
 can be measured: the engine computes and samples as always, and then the answer's token takes the place of the sampled
 one. `edit` answers with the prompt, in which one name was replaced; `go on` answers with the text that follows it.
+
+A ratio is that of tokens per second with drafts to those without, in one pair of samples: the median, the smallest and
+the largest. `drafted` and `accepted` count drafted tokens, in percent of the answers' tokens.
 """
 
 from __future__ import annotations
@@ -50,8 +53,10 @@ def main() -> None:
     parser.add_argument("--draft-tokens", type=int, default=DEFAULT)
     parser.add_argument("--json", action="store_true", help="print the samples as JSON")
     args = parser.parse_args()
-    if not 1 <= max(args.batches) <= len(FILES):
-        raise UsageError(f"--batches ({args.batches}) must be 1 to {len(FILES)}")
+    if not all(1 <= batch <= len(FILES) for batch in args.batches):
+        raise UsageError(f"--batches ({args.batches}) must be between 1 and {len(FILES)}")
+    if args.rounds < 1 or args.draft_tokens < 1:
+        raise UsageError("--rounds and --draft-tokens must be at least 1")
     session = open_session(args.engines)
     if session.world.rank:
         session.follow()

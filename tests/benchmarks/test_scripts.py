@@ -30,10 +30,22 @@ def test_step_ops(engine: Callable[[str], Path]) -> None:
         assert sum(case.values()) == pytest.approx(2 * case["whole"])
 
 
-@pytest.mark.parametrize("script", ["overhead.py", "start.py", "step_ops.py"])
+@pytest.mark.parametrize("script", ["overhead.py", "speculation.py", "start.py", "step_ops.py"])
 def test_a_missing_engine_is_one_line(script: str) -> None:
     done = run(script, "nowhere")
     assert (done.returncode, done.stderr) == (2, "Error: there is no engine directory at nowhere\n")
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (("--batches", "0", "2"), "--batches ([0, 2]) must be between 1 and 16"),
+        (("--rounds", "0"), "--rounds and --draft-tokens must be at least 1"),
+    ],
+)
+def test_wrong_options_of_speculation(option: tuple[str, ...], message: str) -> None:
+    done = run("speculation.py", "nowhere", *option)
+    assert (done.returncode, done.stderr) == (2, f"Error: {message}\n")
 
 
 def test_scheduling() -> None:
