@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 import time
@@ -83,7 +82,7 @@ if MPI.COMM_WORLD.rank == 0:
     print("pids", *pids, flush=True)
 with last_words():
     if MPI.COMM_WORLD.rank == 1:
-        time.sleep(0.1)
+        time.sleep(1)  # until the owner watches
         {rank_1}
     raise ValueError("what MPI says")
 """
@@ -92,12 +91,15 @@ with last_words():
 @pytest.mark.parametrize(
     ("rank_1", "said"),
     [
-        ("os.kill(os.getpid(), signal.SIGKILL)", "rank 1 (process {1}) was killed by signal 9"),
-        ("time.sleep(60)", "rank 0 (process {0}) failed: what MPI says"),
+        (
+            "os.kill(os.getpid(), signal.SIGKILL)",
+            ["rank 1 (process {1}) was killed by signal 9", "rank 1 (process {1}) has exited"],
+        ),
+        ("time.sleep(60)", ["rank 0 (process {0}) failed: what MPI says"]),
     ],
     ids=["another rank died", "none did"],
 )
-def test_a_rank_that_fails_lets_mpirun_speak_first(rank_1: str, said: str) -> None:
+def test_a_rank_that_fails_lets_mpirun_speak_first(rank_1: str, said: list[str]) -> None:
     """Rank 0 fails before mpirun knows that rank 1 is dead."""
     command = [
         find_mpirun(MPI_OF_EMBEDDED),
@@ -109,10 +111,13 @@ def test_a_rank_that_fails_lets_mpirun_speak_first(rank_1: str, said: str) -> No
         "-c",
         RANK.format(rank_1=rank_1),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    log = done.stdout + done.stderr
-    [numbers] = re.findall(r"^pids (\d+) (\d+)$", log, re.MULTILINE)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as job:
+        assert job.stdout is not None
+        numbers = job.stdout.readline().split()[1:]
+        pids = [int(number) for number in numbers]
+        seen = FirstExit(pids)  # on a busy machine, mpirun may name the rank that it ended itself
+        log, _ = job.communicate(timeout=60)
     reported = read_last_words(log)
-    found = str(reported) if reported else first_exit(log, [int(pid) for pid in numbers])
-    assert found == said.format(*numbers)
-    assert done.returncode != 0
+    found = str(reported) if reported else first_exit(log, pids, seen.pid)
+    assert found in [words.format(*numbers) for words in said]
+    assert job.returncode != 0
