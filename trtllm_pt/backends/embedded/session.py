@@ -20,6 +20,7 @@ from trtllm_pt.backends.embedded.all_reduce_counts import Reduces, settle
 from trtllm_pt.backends.embedded.constants import PAGE
 from trtllm_pt.backends.embedded.engine import EmbeddedEngine
 from trtllm_pt.backends.embedded.graph import caches_shape
+from trtllm_pt.backends.embedded.heap import keep_freed_memory
 from trtllm_pt.backends.embedded.kernels.build import LIBRARY
 from trtllm_pt.backends.embedded.kernels.library import load
 from trtllm_pt.backends.embedded.kv_pages import pages_for
@@ -188,6 +189,7 @@ def open_sessions(
     nodes = world.nodes()
     neighbours = max(map(len, nodes))
     torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // neighbours))
+    keep_freed_memory()
     load(folders[0] / LIBRARY)
     _check_processor()
     if len(nodes) > 1:
