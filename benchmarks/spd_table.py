@@ -29,7 +29,8 @@ from trtllm_pt.cli.text import table
 from trtllm_pt.model.tensors import TensorSpec
 from trtllm_pt.spd.analyse import analyse
 from trtllm_pt.spd.blocks import Blocks
-from trtllm_pt.spd.distil import Recipe, distil
+from trtllm_pt.spd.distil import distil
+from trtllm_pt.spd.learning import Recipe
 from trtllm_pt.spd.streams import Streams
 from trtllm_pt.spd.sweep import Sweep
 from trtllm_pt.spd.windows import read_windows

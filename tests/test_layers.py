@@ -21,6 +21,7 @@ LAYERS = [
         checkpoint
         backends vllm_plugin
         runtime spd
+        conversion
         serving bench evaluation
         cli
     """.strip().splitlines()

@@ -36,7 +36,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 def test_commands_parse() -> None:
     context = click.Context(cli)
-    commands = re.findall(r"trtllm-pt ([a-z]+)([^#\n`]*)", README.split("## Install")[1].split("## What")[0])
+    commands = re.findall(r"trtllm-pt ([a-z-]+)([^#\n`]*)", README.split("## Install")[1].split("## What")[0])
     assert len(commands) >= 8
     for name, rest in commands:
         command = cli.get_command(context, name)

@@ -42,7 +42,7 @@ def save_model(model: ReferenceModel, model_dir: Path, dtype: str = "auto", shar
 
     dtype: bfloat16, float16, float32, or "auto" for the parameters' dtype. Routers are always float32.
     """
-    weights = _Parameters(model)
+    weights = Parameters(model)
     name = weights.dtype if dtype == "auto" else dtype
     if name not in TORCH_DTYPES:
         raise UsageError(f"dtype ({name!r}) must be one of {', '.join(TORCH_DTYPES)}")
@@ -51,15 +51,17 @@ def save_model(model: ReferenceModel, model_dir: Path, dtype: str = "auto", shar
     return model_dir
 
 
-class _Parameters:
-    """The parameters of a reference model as a `Source`."""
+class Parameters:
+    """The parameters of a reference model as a `Source`.
 
-    tokenizer: Path | None = None
+    dtype: that of the model's weights where they are written, if it is not that of the parameters.
+    """
 
-    def __init__(self, model: ReferenceModel) -> None:
+    def __init__(self, model: ReferenceModel, dtype: str | None = None, tokenizer: Path | None = None) -> None:
         self.config = model.config
         self._parameters = dict(model.named_parameters())
-        self.dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+        self.dtype = dtype or str(next(model.parameters()).dtype).removeprefix("torch.")
+        self.tokenizer = tokenizer
 
     def read(self, spec: TensorSpec, track: int, dtype: torch.dtype) -> Tensor:
         whole = self._parameters[spec.name].detach()

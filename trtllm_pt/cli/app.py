@@ -22,8 +22,8 @@ from trtllm_pt.job.launchers import SECONDS_TO_BE_HEARD, first_on_machine, launc
 from trtllm_pt.job.world import World, import_mpi
 
 # The commands, in the order in which a user needs them, from a model to a running server. The module of a command has
-# the command's name and defines `command`. The first sentence of its help is repeated here so that listing the commands
-# does not import their modules.
+# the command's name, with underscores, and defines `command`. The first sentence of its help is repeated here so that
+# listing the commands does not import their modules.
 COMMANDS = {
     "presets": "List the presets, or print one of them as a model config.",
     "init": "Write a checkpoint of random weights for a preset or a config file.",
@@ -37,6 +37,8 @@ COMMANDS = {
     "serve": "Serve engines through NVIDIA Triton, and start all their ranks.",
     "client": "Send a prompt to a server and print the answer as it arrives.",
     "spd": "Let a dense model synchronise less: Sync-Point Drop (SPD).",
+    "convert-to-pt": "Convert a dense model to a Parallel Track model, by distillation.",
+    "convert-to-dtp": "Convert a dense model to delayed tensor parallelism, by distillation.",
     "plan": "Predict time to first token, time per token, throughput and memory for every schedule of a model.",
     "bench": "Measure engines, alone or against each other, and the all-reduces between ranks.",
     "doctor": "Check Python, MPI, compiler, instruction set, GPU, Triton and versions.",
@@ -54,7 +56,7 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command = importlib.import_module(f"trtllm_pt.cli.{cmd_name}").command
+        command = importlib.import_module(f"trtllm_pt.cli.{cmd_name.replace('-', '_')}").command
         assert isinstance(command, click.Command)
         return command
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from trtllm_pt.cli.options import dtype_option, json_option, output_option
-from trtllm_pt.cli.spd_options import Layers, in_short, ranks_option, text_option, tokens_option, window_option
+from trtllm_pt.cli.options import output_option
+from trtllm_pt.cli.spd_options import Layers, in_short, learning_options, ranks_option, text_option
 from trtllm_pt.cli.text import table
 
 if TYPE_CHECKING:
@@ -27,18 +27,7 @@ if TYPE_CHECKING:
 @click.option(
     "--group", type=Layers(), default="none", show_default=True, help="Layers whose heads are shared out anew."
 )
-@click.option("--steps", type=click.IntRange(min=1), default=400, show_default=True, help="Steps of each layer.")
-@click.option(
-    "--learning-rate", type=click.FloatRange(min=0, min_open=True), default=1e-3, show_default=True, help="Of AdamW."
-)
-@click.option(
-    "--batch-tokens", type=click.IntRange(min=1), default=2048, show_default=True, help="Tokens of each step."
-)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Decides the batches.")
-@window_option
-@tokens_option(65536)
-@dtype_option("auto", "bfloat16", "float32", default="auto")
-@json_option
+@learning_options("Steps of each layer.", 65536)
 def command(
     model_dir: Path,
     output: Path,
@@ -67,7 +56,8 @@ def command(
       trtllm-pt spd distil ~/models/llama-1b --ranks 4 --text ~/texts --drop 3-15 -o build/llama-spd
       trtllm-pt spd distil ~/models/llama-1b -g 4 --text ~/texts --drop 0-15 --learn 0-2,15 --group 0 -o build/llama-spd
     """
-    from trtllm_pt.spd.distil import Recipe, distil
+    from trtllm_pt.spd.distil import distil
+    from trtllm_pt.spd.learning import Recipe
 
     recipe = Recipe(steps, learning_rate, batch_tokens, seed)
     found = distil(

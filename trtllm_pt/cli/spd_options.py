@@ -1,15 +1,15 @@
-"""Options that the commands for Sync-Point Drop share."""
+"""Options that the commands share which let a dense model synchronise less."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from trtllm_pt.cli.options import Decorator
+from trtllm_pt.cli.options import Decorator, dtype_option, json_option
 
 
 class Share(click.ParamType[float]):
@@ -84,3 +84,39 @@ def tokens_option(default: int) -> Decorator:
         show_default=True,
         help="Most tokens to use. Windows are evenly spread over a longer text.",
     )
+
+
+def learning_options(steps: str, tokens: int) -> Decorator:
+    """Return the options of a command in which weights learn: what steps there are, and the default of --tokens."""
+
+    def declare(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(
+            (
+                click.option("--steps", type=click.IntRange(min=1), default=400, show_default=True, help=steps),
+                click.option(
+                    "--learning-rate",
+                    type=click.FloatRange(min=0, min_open=True),
+                    default=1e-3,
+                    show_default=True,
+                    help="Of AdamW.",
+                ),
+                click.option(
+                    "--batch-tokens",
+                    type=click.IntRange(min=1),
+                    default=2048,
+                    show_default=True,
+                    help="Tokens of each step.",
+                ),
+                click.option(
+                    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Decides the batches."
+                ),
+                window_option,
+                tokens_option(tokens),
+                dtype_option("auto", "bfloat16", "float32", default="auto"),
+                json_option,
+            )
+        ):
+            command = option(command)
+        return command
+
+    return declare

@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -32,6 +31,7 @@ from trtllm_pt.model.tensors import TensorSpec
 from trtllm_pt.network.reference import Layer
 from trtllm_pt.spd.blocks import Blocks, batches
 from trtllm_pt.spd.heads import GroupedHeads, Order, best_order
+from trtllm_pt.spd.learning import Lesson, Recipe, learn
 from trtllm_pt.spd.state import state_folder
 from trtllm_pt.spd.streams import Streams
 from trtllm_pt.spd.sweep import Sweep
@@ -39,21 +39,6 @@ from trtllm_pt.spd.windows import read_windows
 
 _HELD_OUT_ONE_IN = 4
 _GROUPING_TOKENS = 1024
-_REPORTS = 10  # of the held-out loss, in one layer
-_CLIP = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """How a layer learns: AdamW without weight decay, a short warm-up and a linear decay of the learning rate."""
-
-    steps: int = 400
-    learning_rate: float = 1e-3
-    batch_tokens: int = 2048
-    seed: int = 0
-
-    def rate(self, step: int) -> float:
-        return self.learning_rate * min(1.0, (step + 1) / (0.05 * self.steps + 1), (self.steps - step) / self.steps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,33 +233,20 @@ class _Repair:
         return Blocks(source, self.blocks.dtype).load(layer, torch.float32)
 
     def _learn(self, block: Layer, layer: int, hide_bar: bool | None) -> None:
-        recipe, count = self.recipe, max(1, self.recipe.batch_tokens // self.length)
-        block.requires_grad_(True)
-        optimizer = torch.optim.AdamW(block.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
-        first, path = 0, self._progress(layer)
-        if path.exists():
-            state = torch.load(path, weights_only=True)
-            block.load_state_dict(state["block"])
-            optimizer.load_state_dict(state["optimizer"])
-            first = state["step"]
-        steps = range(first, recipe.steps)
-        with tqdm(steps, f"layer {layer}", recipe.steps, False, initial=first, disable=hide_bar, unit="step") as bar:
-            for step in bar:
-                drawn = np.random.default_rng((recipe.seed, layer, step)).permutation(self.held_out.start)[:count]
-                x, target = self._pair(layer, sorted(drawn.tolist()))
-                for group in optimizer.param_groups:
-                    group["lr"] = recipe.rate(step)
-                loss = (self.blocks.run(block, x, True) - target).square().sum() / (target - x).square().sum()
-                loss.backward()  # type: ignore[no-untyped-call]
-                torch.nn.utils.clip_grad_norm_(block.parameters(), _CLIP)
-                optimizer.step()
-                optimizer.zero_grad()
-                if (step + 1) % max(1, recipe.steps // _REPORTS) == 0:
-                    bar.set_postfix(loss=f"{loss.item():.4f}", held_out=f"{self._error(block, layer):.4f}")
-                    with new_file(path) as new:
-                        saved = {"block": block.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
-                        torch.save(saved, new)
-        block.requires_grad_(False)
+        def loss(step: int, drawn: Sequence[int]) -> Tensor:
+            x, target = self._pair(layer, list(drawn))
+            return (self.blocks.run(block, x, True) - target).square().sum() / (target - x).square().sum()
+
+        lesson = Lesson(
+            name=f"layer {layer}",
+            windows=self.held_out.start,
+            length=self.length,
+            stream=layer,
+            loss=loss,
+            held_out=lambda: self._error(block, layer),
+            state=self._progress(layer),
+        )
+        learn(block, self.recipe, lesson, hide_bar)
 
     def _progress(self, layer: int) -> Path:
         return self.folder / f"layer-{layer}.progress"

@@ -1,0 +1,1 @@
+"""Dense models made into models with tracks, by distillation."""
