@@ -37,6 +37,7 @@ from trtllm_pt.bench.results import as_json_text, median, ratios
 from trtllm_pt.errors import RunError, UsageError
 from trtllm_pt.files.atomic import write_text
 from trtllm_pt.job.process import end
+from trtllm_pt.job.shared_memory import remove_unmapped
 from trtllm_pt.model.config import ModelConfig
 from trtllm_pt.model.presets import preset
 from trtllm_pt.model.schedule import schedule_of, sync_points
@@ -160,8 +161,7 @@ def _port() -> int:
 
 
 def _samples(commands: Sequence[Sequence[str]], scratch: Path) -> Iterator[dict[str, Any]]:
-    for left in Path("/dev/shm").glob("-tp:*-cpushm*"):  # of a run that was killed; vLLM would not start beside it
-        left.unlink()
+    remove_unmapped("-tp:*-cpushm*")  # vLLM would not start beside them
     logs = [scratch / f"{rank}.log" for rank in range(len(commands))]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     with contextlib.ExitStack() as stack:

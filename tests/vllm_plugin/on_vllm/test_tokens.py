@@ -18,6 +18,7 @@ import torch
 from tests.vllm_plugin.on_vllm.models import ALONE, NAMES, PRETRAINED, TOKENS, config_of, folder_of, prompts
 from tests.vllm_plugin.on_vllm.quantized import SCHEMES
 from trtllm_pt.checkpoint.load import load_reference
+from trtllm_pt.job.shared_memory import remove_unmapped
 from trtllm_pt.model.config import ModelConfig
 from trtllm_pt.model.schedule import schedule_of, sync_points
 
@@ -55,8 +56,7 @@ def start(ranks: int, folder: Path) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = str(listener.getsockname()[1])
-    for left in Path("/dev/shm").glob("-tp:*-cpushm*"):  # of a run that was killed; vLLM would not start beside it
-        left.unlink()
+    remove_unmapped("-tp:*-cpushm*")  # vLLM would not start beside them
     logs = [(folder / f"{rank}.log").open("w") for rank in range(ranks)]
     command = [sys.executable, "-m", "tests.vllm_plugin.on_vllm.rank"]
     environment = os.environ | {"MASTER_PORT": port}
