@@ -121,13 +121,22 @@ def test_the_options_of_mpirun(version: str, options: list[str], tmp_path: Path)
         ),
         (
             {HERE: 2, "b": 2},
-            "echo welcome to b; echo version 0.0.9",
+            "echo welcome to b; echo trtllm_pt has version 0.0.9",
             "b has trtllm_pt 0.0.9, but this machine has {version}: install the same version on both",
         ),
-        ({HERE: 2, "b": 2, "unused": 8}, f"test $6 = b && echo version {__version__}", None),
+        (
+            {HERE: 2, "b": 2},
+            f"echo version {__version__}; echo This account is not available.",
+            "b cannot run a rank: over ssh it starts no Python, but prints 'This account is not available.'",
+        ),
+        (
+            {HERE: 2, "b": 2, "unused": 8},
+            f"test $6 = b && echo version 12 of the operating system && echo trtllm_pt has version {__version__}",
+            None,
+        ),
         ({HERE: 4, "b": 2}, "exit 255", None),
     ],
-    ids=["slots", "no name", "first", "unknown", "not installed", "version", "good", "not needed"],
+    ids=["slots", "no name", "first", "unknown", "not installed", "version", "no shell", "good", "not needed"],
 )
 def test_hosts_are_checked(
     slots: dict[str, int], ssh: str, said: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

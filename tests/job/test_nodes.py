@@ -13,7 +13,7 @@ from trtllm_pt.errors import MachineError, UsageError
 from trtllm_pt.job import interface
 from trtllm_pt.job.interface import INTERFACE, bind_mpi, own_address
 from trtllm_pt.job.last_words import with_machine
-from trtllm_pt.job.nodes import check_same, file_digests
+from trtllm_pt.job.nodes import check_same, file_digests, ranks_beside
 from trtllm_pt.job.world import World
 
 
@@ -51,6 +51,11 @@ def test_the_machine_that_differs_is_named(a: dict[str, str], b: dict[str, str],
     with pytest.raises(MachineError) as error:
         check_same(Ranks(a, b), [[0, 1], [2, 3]], a)
     assert str(error.value).startswith(said)
+
+
+def test_the_ranks_beside_one_are_those_of_its_own_machine() -> None:
+    nodes = [[0, 1, 4], [2], [3]]
+    assert [list(ranks_beside(rank, nodes)) for rank in range(5)] == [[0, 1, 4], [0, 1, 4], [2], [3], [0, 1, 4]]
 
 
 def test_a_digest_sees_each_byte_of_a_small_file_and_the_size_of_a_large_one(tmp_path: Path) -> None:

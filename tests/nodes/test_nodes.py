@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -79,6 +80,19 @@ def test_any_placement_and_any_delay_give_the_bits_of_one_machine(nodes: int, ea
             assert all(not cluster.ranks(node) for node in range(nodes))
 
 
+def test_a_node_with_fewer_ranks_gives_them_more_threads(folder: Path) -> None:
+    engines = [engine(folder, "pt-d4", 4)]
+    one = subprocess.run(generate(8, *engines), capture_output=True, text=True, check=True)
+    hosts = {"TRTLLM_PT_HOSTS": "node0:3,node1:1", "TRTLLM_PT_INTERFACE": DEVICE, "TRTLLM_PT_LOG_LEVEL": "info"}
+    with Cluster(2, Link(50)) as cluster:
+        done = cluster.run(*generate(8, *engines), environment=hosts, seconds=300)
+    assert done.returncode == 0, done.stderr
+    assert outputs(done.stdout) == outputs(one.stdout)
+    threads = {int(rank): int(its) for rank, its in re.findall(r"engine loaded .*rank=(\d) threads=(\d+)", done.stderr)}
+    cores = os.cpu_count() or 1
+    assert threads == {0: max(1, cores // 3), 1: max(1, cores // 3), 2: max(1, cores // 3), 3: cores}
+
+
 @pytest.fixture(scope="module")
 def two(folder: Path) -> Iterator[Cluster]:
     engine(folder, "tp", 2)
@@ -99,15 +113,18 @@ def test_a_lost_node_is_named_and_everything_ends(fault: str, two: Cluster, fold
             two.kill(1)
         else:
             subprocess.run(["kill", "-9", str(two.ranks(1)[0])], check=True)
-        _, said = process.communicate(timeout=60)
+        out, said = process.communicate(timeout=60)
         took = time.monotonic() - began
+    if fault == "the link is cut":
+        two.mend(1)
+    elif fault == "the node is killed":
+        two.boot(1)
+    assert process.returncode == 1 and said, f"status {process.returncode}, printed {out!r}"
     last = said.splitlines()[-1]
     if fault == "the link is cut":
         assert last.endswith("RunError: node1 (rank 1) has not answered for 5 s; all ranks end")
-        two.mend(1)
     elif fault == "the node is killed":
         assert "RunError: mpirun has lost a host: node1 cannot be reached: ssh: connect to host node1 port 22" in last
-        two.boot(1)
     else:
         assert re.search(
             r"RunError: rank 1 \(process \d+ on node1\) (was killed by signal|exited with status) 9; all ranks", last

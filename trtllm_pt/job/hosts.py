@@ -21,7 +21,8 @@ from trtllm_pt.job.process import last_line
 HOSTS = "TRTLLM_PT_HOSTS"  # the option --hosts, for the processes that a command starts
 _SSH = ("ssh", "-x", "-o", "BatchMode=yes", "-o", "ConnectTimeout=5")
 _ANSWER_SECONDS = 60.0  # Python may start from a slow shared disk
-_PROBE = "import mpi4py, trtllm_pt; print('version', trtllm_pt.__version__)"
+_MARK = "trtllm_pt has version "  # login scripts print lines, too, but none that begins so
+_PROBE = f"import mpi4py, trtllm_pt; print({_MARK!r} + trtllm_pt.__version__)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,8 +164,9 @@ def _problem(host: str) -> str | None:
         return f"{host} cannot be reached: {said}; `ssh {host} true` must work without a password"
     if done.returncode:
         return f"{host} cannot run a rank: {said}; install trtllm_pt there as here, with Python at {sys.executable}"
-    # Other lines may be those of a login script.
-    found = next((line.split()[1] for line in done.stdout.splitlines() if line.startswith("version ")), None)
+    found = next((line.removeprefix(_MARK) for line in done.stdout.splitlines() if line.startswith(_MARK)), None)
+    if found is None:
+        return f"{host} cannot run a rank: over ssh it starts no Python, but prints {last_line(done.stdout)!r}"
     if found != __version__:
         return f"{host} has trtllm_pt {found}, but this machine has {__version__}: install the same version on both"
     return None

@@ -35,6 +35,11 @@ def check_same(world: World, nodes: Sequence[Sequence[int]], facts: Mapping[str,
                 )
 
 
+def ranks_beside(rank: int, nodes: Sequence[Sequence[int]]) -> Sequence[int]:
+    """Return the ranks of the node of `rank`, which is one of them. nodes: the ranks of each node."""
+    return next(ranks for ranks in nodes if rank in ranks)
+
+
 def file_digests(folder: Path) -> dict[str, str]:
     """Return a digest of each file of an engine directory. Of large files it covers the size and samples."""
     return {str(path): _digest(path) for path in sorted(folder.rglob("*")) if path.is_file()}

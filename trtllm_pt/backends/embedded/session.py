@@ -33,7 +33,7 @@ from trtllm_pt.backends.manifest import EngineManifest
 from trtllm_pt.backends.registry import read_engine
 from trtllm_pt.batching.follow import Follower, follow
 from trtllm_pt.errors import RunError, UsageError
-from trtllm_pt.job.nodes import check_same, file_digests
+from trtllm_pt.job.nodes import check_same, file_digests, ranks_beside
 from trtllm_pt.requests.messages import TokenScore
 
 log = logging.getLogger(__name__)
@@ -187,8 +187,7 @@ def open_sessions(
     # MPI starts first, because a rank that exits before it has started would leave the others waiting.
     world = LogitsMessages.join(first.ranks, first.backend.mpi_hint)
     nodes = world.nodes()
-    neighbours = max(map(len, nodes))
-    torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // neighbours))
+    torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // len(ranks_beside(world.rank, nodes))))
     keep_freed_memory()
     load(folders[0] / LIBRARY)
     _check_processor()
@@ -217,7 +216,7 @@ def _load(
     folder: Path, manifest: EngineManifest, world: LogitsMessages, kv_tokens: int | None, nodes: list[list[int]]
 ) -> Session:
     first_here = world.rank in {ranks[0] for ranks in nodes}
-    affordable = _pages(manifest, kv_tokens, max(map(len, nodes))) if first_here else None
+    affordable = _pages(manifest, kv_tokens, len(ranks_beside(world.rank, nodes))) if first_here else None
     pages = min(pages for pages in world.gather_all(affordable) if pages is not None)  # every node has room for them
     session = Session(EmbeddedEngine(folder, manifest, world.rank, pages), world)
     loaded = logs.fields(engine=folder, rank=world.rank, threads=torch.get_num_threads(), kv_tokens=pages * PAGE)
@@ -239,7 +238,7 @@ def _watch_ranks(world: LogitsMessages, nodes: list[list[int]]) -> None:
     """Make all ranks abort when one of those on a node hangs. They share a memory page."""
     if max(map(len, nodes)) == 1:
         return
-    here = next(ranks for ranks in nodes if world.rank in ranks)
+    here = ranks_beside(world.rank, nodes)
     with tempfile.NamedTemporaryFile(prefix="trtllm_pt-watch-", dir=_shared_memory()) as page:
         page.write(bytes(_WATCH_BYTES * len(here)))
         page.flush()
