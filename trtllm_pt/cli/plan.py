@@ -77,14 +77,16 @@ def command(
     """Predict time to first token, time per token, throughput and memory for every schedule of a model.
 
     The model is compared with its variants that have equally many parameters: dense tensor parallelism, parallel,
-    ladder, spd, desync, and Parallel Track with D = 1, 2, 4, 8. The machine is 8xA100, 8xH100, 8xH200, 8xB200, or a
-    JSON file with your own measurements. docs/planner.md explains the formulas, their sources and their accuracy.
+    ladder, spd, desync, and Parallel Track with D = 1, 2, 4, 8. The machine is 8xA100, 8xH100, 8xH200, 8xB200, several
+    nodes of one of them with the network ib400, eth100 or eth25 between them, such as 2x8xH100-ib400, or a JSON file
+    with your own measurements. docs/planner.md explains the formulas, their sources and their accuracy.
 
     \b
     Examples:
       trtllm-pt plan pt-30b
       trtllm-pt plan dense-13b --machine 8xA100 --ranks 4 --input 4096 --output 512
       trtllm-pt plan pt-30b --concurrency 64 --plot pt-30b.svg
+      trtllm-pt plan dense-30b --machine 2x8xH100-ib400
       trtllm-pt plan pt-30b --request-rate 12 --json | jq '.predictions[] | {name, tpot_s}'
       trtllm-pt plan mine.json --machine my-machine.json --engine embedded
       trtllm-pt plan --validate
@@ -124,6 +126,8 @@ def _config(model: str) -> ModelConfig:
 
 
 def _page(model: str, plan: Plan) -> Iterator[str]:
+    from trtllm_pt.planner.plan import by_throughput
+
     load = plan.workload
     given = plan.predictions[0]
     at = f"{load.request_rate:g} requests/s" if load.request_rate else f"concurrency {load.concurrency}"
@@ -141,10 +145,23 @@ def _page(model: str, plan: Plan) -> Iterator[str]:
         "weights",
         "KV tokens",
     )
-    yield table([_row(each) for each in plan.predictions], header)
+    if plan.nodes > 1:
+        header += ("to one node",)
+    yield table([_row(each) + _gain(plan, each) for each in plan.predictions], header)
     yield ""
     yield "wait: share of a forward in which ranks wait for an all-reduce. weights, KV tokens: per rank."
+    if plan.nodes > 1:
+        of = "throughput" if by_throughput(load) else "speed of a request"
+        yield f"to one node: the {of}, divided by that of the same model on one node."
     yield from _advice(plan)
+
+
+def _gain(plan: Plan, each: Prediction) -> tuple[str, ...]:
+    """Return the cell of the column `to one node`, if there is one."""
+    if plan.nodes == 1:
+        return ()
+    gain = plan.gain(each)
+    return ("too big there" if gain is None else f"{gain:.2f}",)
 
 
 def _row(each: Prediction) -> tuple[str, ...]:
@@ -176,6 +193,11 @@ def _advice(plan: Plan) -> Iterator[str]:
         gain = f", {merit(chosen, load) / merit(dense, load):.2f} times tp's {measure}"
     why = f"the smallest D within {NEAR:.0%} of the best" if chosen.config.schedule == "pt" else "the best"
     yield f"Recommended: {chosen.name}{gain}; {why}."
+    alone = plan.best_on_one_node()
+    if alone is not None:
+        times = merit(chosen, load) / merit(alone, load)
+        worth = "worth it" if times > 1 else "not worth it"
+        yield f"One node's best is {alone.name}; {plan.nodes} nodes reach {times:.2f} times that: {worth}."
     if any(each.name == "ladder" for each in plan.predictions):
         yield "The prediction for ladder assumes perfect overlap; docs/planner.md says how far that is off."
 

@@ -11,7 +11,6 @@ from trtllm_pt.model.config import ModelConfig
 from trtllm_pt.model.cost import STEP_PLAN_BYTES, collectives
 from trtllm_pt.model.schedule import Finish, Run, Schedule, Start, schedule_of
 from trtllm_pt.planner.clocks import KernelTime, Overlap, RankClocks
-from trtllm_pt.planner.collective import all_reduce_seconds
 from trtllm_pt.planner.engines import Engine
 from trtllm_pt.planner.kernels import Kernel, Kernels, Work
 from trtllm_pt.planner.machine import Machine
@@ -121,7 +120,7 @@ class Model:
         if place not in self._sizes:
             return 0.0
         size = self._sizes[place] * count * (self.ranks if place == "logits" else 1)
-        return all_reduce_seconds(self.machine.all_reduce, self.engine.collectives, self.ranks, size)
+        return self.machine.all_reduce_seconds(self.engine.collectives, self.ranks, size)
 
     def _sum(self, kernels: Iterable[Kernel]) -> KernelTime:
         return sum((self._kernel_time(kernel) for kernel in kernels), KernelTime())

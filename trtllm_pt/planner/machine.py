@@ -1,10 +1,14 @@
-"""A machine: the rates at which each of its devices computes and reads, and the times of its all-reduces."""
+"""A machine: the rates at which each of its devices computes and reads, and the times of its all-reduces.
+
+It can have several nodes with a network between them, such as `2x8xH100-ib400`.
+"""
 
 from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
@@ -12,16 +16,18 @@ from typing import Any
 
 from trtllm_pt.errors import UsageError
 from trtllm_pt.model.config import read_json, unknown_key
-from trtllm_pt.planner.collective import AllReduce
+from trtllm_pt.planner.collective import AllReduce, all_reduce_seconds
+from trtllm_pt.planner.network import NETWORKS, Network, network_preset
 
 _ALONE = "memory_bandwidth_alone"
+_SEVERAL = re.compile(r"(\d+)x(\d+x\w+)-(\w+)")  # 2x8xH100-ib400: nodes, the machine of each, the network
 _FOLDER = Path(__file__).parent / "machines"
 MACHINES = tuple(sorted(path.stem for path in _FOLDER.glob("*.json")))
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """A machine with `devices` of one kind, one per rank. Rates are peaks, of which an `Engine` reaches a share."""
+    """Nodes with `devices` of one kind in each, one per rank. Rates are peaks, of which an `Engine` reaches a share."""
 
     name: str
     devices: int
@@ -32,6 +38,31 @@ class Machine:
     all_reduce: tuple[AllReduce, ...]
     sources: Mapping[str, str]
     memory_bandwidth_alone: float | None = None  # of a device while the others wait, if they share a memory
+    nodes: int = 1
+    network: Network | None = None  # between the nodes, if there are several
+
+    @property
+    def all_devices(self) -> int:
+        """The devices of all nodes."""
+        return self.nodes * self.devices
+
+    def node(self) -> Machine:
+        """Return one node of the machine."""
+        return replace(self, name=f"one node of {self.name}", nodes=1, network=None)
+
+    def all_reduce_seconds(self, algorithms: Collection[str], ranks: int, size: float) -> float:
+        """Return the seconds of an all-reduce of `size` bytes by an engine with these algorithms.
+
+        Ranks fill one node after the other. Each node adds its ranks' messages, and then the nodes add their sums.
+        Raises UsageError if the ranks do not fill nodes, or if the machine has no times for them.
+        """
+        if ranks <= self.devices or self.network is None:
+            return all_reduce_seconds(self.all_reduce, algorithms, ranks, size)
+        nodes, rest = divmod(ranks, self.devices)
+        if rest:
+            raise UsageError(f"ranks ({ranks}) must fill the nodes of {self.name}, which have {self.devices} devices")
+        within = all_reduce_seconds(self.all_reduce, algorithms, self.devices, size)
+        return within + self.network.seconds(nodes, size)
 
     def undisturbed(self) -> Machine:
         """Return the machine with the bandwidth that each device has while the others wait."""
@@ -45,7 +76,11 @@ class Machine:
 
     def with_latency(self, factor: float) -> Machine:
         """Return the machine with `factor` times the latency of every all-reduce."""
-        return replace(self, all_reduce=tuple(each.with_latency(factor) for each in self.all_reduce))
+        return replace(
+            self,
+            all_reduce=tuple(each.with_latency(factor) for each in self.all_reduce),
+            network=None if self.network is None else self.network.with_latency(factor),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON that `machine_from_json` reads."""
@@ -55,6 +90,10 @@ class Machine:
             for each in self.all_reduce
         ]
         plain = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+        if self.network is None:
+            del plain["nodes"]
+        else:
+            plain["network"] = self.network.to_json()
         return plain | {
             "matrix_rate": dict(self.matrix_rate),
             "all_reduce": rows,
@@ -63,12 +102,14 @@ class Machine:
 
 
 def load_machine(name: str) -> Machine:
-    """Load a preset by its name, or a machine file by its path.
+    """Load a preset by its name, several nodes of a preset by a name such as `2x8xH100-ib400`, or a file by its path.
 
     Raises UsageError if there is no such machine, or if a field of the file is wrong.
     """
     if name in MACHINES:
         return machine_from_json(read_json(_FOLDER / f"{name}.json"), name)
+    if (several := _SEVERAL.fullmatch(name)) and several[2] in MACHINES:
+        return _nodes_of(several[2], int(several[1]), several[3], name)
     path = Path(name)
     if path.suffix != ".json" and not path.exists():
         near = difflib.get_close_matches(name, MACHINES, 1)
@@ -77,9 +118,16 @@ def load_machine(name: str) -> Machine:
     return machine_from_json(read_json(path), str(path))
 
 
+def _nodes_of(preset: str, nodes: int, network: str, name: str) -> Machine:
+    if network not in NETWORKS:
+        raise UsageError(f"unknown network {network!r} in {name!r}; the networks are {', '.join(NETWORKS)}")
+    several = {"name": name, "nodes": nodes, "network": dict(network_preset(network))}
+    return machine_from_json(read_json(_FOLDER / f"{preset}.json") | several, name)
+
+
 def machine_from_json(data: dict[str, Any], where: str) -> Machine:
     """Read a machine. Raises UsageError that names the field of `where`, its value and what would be right."""
-    _keys(data, (f.name for f in fields(Machine)), ("sources", _ALONE), where)
+    _keys(data, (f.name for f in fields(Machine)), ("sources", _ALONE, "nodes", "network"), where)
     name = data["name"]
     if not isinstance(name, str) or not name:
         raise UsageError(f"{where}: name ({name!r}) must be a string")
@@ -89,6 +137,8 @@ def machine_from_json(data: dict[str, Any], where: str) -> Machine:
     sources = data.get("sources", {})
     if not isinstance(sources, dict):
         raise UsageError(f"{where}: sources ({sources!r}) must be an object of strings")
+    if ("nodes" in data) != ("network" in data):
+        raise UsageError(f"{where}: nodes and network belong together: the network is the link between the nodes")
     return Machine(
         name=name,
         devices=_whole(data["devices"], f"{where}: devices"),
@@ -101,7 +151,16 @@ def machine_from_json(data: dict[str, Any], where: str) -> Machine:
         memory_bandwidth_alone=(
             None if data.get(_ALONE) is None else _number(data[_ALONE], f"{where}: {_ALONE}", "bytes per second")
         ),
+        nodes=_whole(data.get("nodes", 2), f"{where}: nodes", least=2) if "network" in data else 1,
+        network=_network(data["network"], f"{where}: network") if "network" in data else None,
     )
+
+
+def _network(row: Any, where: str) -> Network:
+    if not isinstance(row, dict):
+        raise UsageError(f"{where} ({row!r}) must be an object with name and points")
+    _keys(row, ("name", "points", "source"), ("source",), where)
+    return Network(str(row["name"]), _points(row["points"], where), str(row.get("source", "")))
 
 
 def all_reduces_from_json(rows: Any, where: str) -> tuple[AllReduce, ...]:
@@ -115,7 +174,12 @@ def _all_reduce(row: Any, where: str) -> AllReduce:
     if not isinstance(row, dict):
         raise UsageError(f"{where} ({row!r}) must be an object with algorithm, ranks and points")
     _keys(row, ("algorithm", "ranks", "points", "source"), ("source",), where)
-    points = row["points"]
+    pairs = _points(row["points"], where)
+    ranks = _whole(row["ranks"], f"{where}.ranks", least=2)
+    return AllReduce(str(row["algorithm"]), ranks, pairs, str(row.get("source", "")))
+
+
+def _points(points: Any, where: str) -> tuple[tuple[float, float], ...]:
     good = isinstance(points, list) and points and all(isinstance(p, list | tuple) and len(p) == 2 for p in points)
     if not good:
         raise UsageError(f"{where}.points ({points!r}) must be a list of [bytes, seconds] pairs")
@@ -126,8 +190,7 @@ def _all_reduce(row: Any, where: str) -> AllReduce:
     for (left, _), (right, _) in pairwise(pairs):
         if right <= left:
             raise UsageError(f"{where}.points: {right:g} bytes after {left:g}; sizes must increase")
-    ranks = _whole(row["ranks"], f"{where}.ranks", least=2)
-    return AllReduce(str(row["algorithm"]), ranks, pairs, str(row.get("source", "")))
+    return pairs
 
 
 def _keys(data: dict[str, Any], known: Iterable[str], optional: tuple[str, ...], where: str) -> None:

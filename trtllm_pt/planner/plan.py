@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import contextlib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from trtllm_pt.errors import UsageError
@@ -70,8 +73,8 @@ def predict(
     Raises UsageError if the ranks cannot divide the model, if the machine has fewer devices, or if it has no
     measurements for this number of ranks or dtype.
     """
-    if ranks > machine.devices:
-        raise UsageError(f"ranks ({ranks}) must not exceed the devices of {machine.name} ({machine.devices})")
+    if ranks > machine.all_devices:
+        raise UsageError(f"ranks ({ranks}) must not exceed the devices of {machine.name} ({machine.all_devices})")
     weights = bytes_per_rank(config, ranks, dtype)
     room = (machine.memory_bytes - weights) * engine.cache_fraction
     kv_tokens = max(0, int(room / kv_bytes_per_token(config, ranks, dtype)))
@@ -112,6 +115,20 @@ class Plan:
     workload: Workload
     predictions: tuple[Prediction, ...]  # the first one is the model itself
     recommended: Prediction | None  # None if no variant fits the memory
+    nodes: int = 1
+    # On several nodes: the same models on one of them, by name. Those that cannot run there are missing.
+    one_node: Mapping[str, Prediction] = field(default_factory=dict)
+
+    def gain(self, prediction: Prediction) -> float | None:
+        """Return how many times better a model is on all nodes than on one, or None if it does not fit on one."""
+        alone = self.one_node.get(prediction.name)
+        if alone is None or not alone.fits:
+            return None
+        return merit(prediction, self.workload) / merit(alone, self.workload)
+
+    def best_on_one_node(self) -> Prediction | None:
+        """Return what is recommended on one node."""
+        return recommend(list(self.one_node.values()), self.workload)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -122,7 +139,12 @@ class Plan:
             "workload": asdict(self.workload),
             "predictions": [each.to_json() for each in self.predictions],
             "recommended": self.recommended.name if self.recommended else None,
+            **({"nodes": self.nodes, "one_node": self._one_node_json()} if self.nodes > 1 else {}),
         }
+
+    def _one_node_json(self) -> dict[str, Any]:
+        gains = {each.name: self.gain(each) for each in self.predictions}
+        return {name: {**each.to_json(), "gain_of_all_nodes": gains[name]} for name, each in self.one_node.items()}
 
 
 def plan(
@@ -137,7 +159,7 @@ def plan(
 
     Raises UsageError if `config` itself cannot be predicted. Variants that cannot are left out.
     """
-    ranks = ranks or machine.devices
+    ranks = ranks or machine.all_devices
     tracks = config.tracks if config.schedule in TRACKED else max(2, ranks)
     predictions = [predict(config, ranks, machine, engine, workload, dtype)]
     for variant in list(variants(config, tracks))[1:]:
@@ -146,7 +168,19 @@ def plan(
         except UsageError:
             continue
     recommended = recommend(predictions, workload)
-    return Plan(machine.name, engine.name, ranks, dtype, workload, tuple(predictions), recommended)
+    nodes = math.ceil(ranks / machine.devices)
+    alone = _on_one_node(predictions, machine, engine, workload, dtype) if nodes > 1 else {}
+    return Plan(machine.name, engine.name, ranks, dtype, workload, tuple(predictions), recommended, nodes, alone)
+
+
+def _on_one_node(
+    predictions: Iterable[Prediction], machine: Machine, engine: Engine, workload: Workload, dtype: str
+) -> dict[str, Prediction]:
+    found = {}
+    for each in predictions:
+        with contextlib.suppress(UsageError):
+            found[each.name] = predict(each.config, machine.devices, machine.node(), engine, workload, dtype)
+    return found
 
 
 def by_throughput(workload: Workload) -> bool:

@@ -11,7 +11,10 @@ from trtllm_pt.plotting import BLUE, GREEN, ORANGE, pyplot, save
 
 
 def plot_plan(plan: Plan, path: Path) -> None:
-    """Plot TTFT and TPOT of every schedule. The time in which ranks wait in all-reduces is hatched."""
+    """Plot TTFT and TPOT of every schedule. The time in which ranks wait in all-reduces is hatched.
+
+    Of a plan for several nodes, lines show the times of the same models on one node.
+    """
     figure, axes = pyplot().subplots(1, 2, figsize=(10, 0.4 * len(plan.predictions) + 1.6), layout="constrained")
     names = [each.name for each in plan.predictions][::-1]
     served = [each.served for each in plan.predictions][::-1]
@@ -24,10 +27,21 @@ def plot_plan(plan: Plan, path: Path) -> None:
         axis.barh(names, rest, color=BLUE, label="everything else")
         axis.barh(names, [1e3 * wait for wait in waits], left=rest, color=ORANGE, hatch="//", label="all-reduce")
         axis.set_xlabel(label)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+        shown = [(1e3 * alone, name) for name in names if (alone := _one_node(plan, name, label)) is not None]
+        if shown:
+            axis.plot(*zip(*shown, strict=True), "|", color="black", markersize=14, label="on one node")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     load = plan.workload
     figure.suptitle(f"{plan.engine} on {plan.ranks} of {plan.machine}, {load.input} in, {load.output} out")
     save(figure, path)
+
+
+def _one_node(plan: Plan, name: str, label: str) -> float | None:
+    """Return the seconds of a model on one node, or None if it does not run there."""
+    alone = plan.one_node.get(name)
+    if alone is None or not alone.fits:
+        return None
+    return alone.served.ttft if label.startswith("TTFT") else alone.served.tpot
 
 
 def plot_validation(results: list[Result], path: Path) -> None:
