@@ -134,7 +134,7 @@ def _page(model: str, plan: Plan) -> Iterator[str]:
     yield f"{model}: {count(given.parameters)} parameters, {plan.dtype}"
     yield f"{plan.ranks} of {plan.machine}, {plan.engine}; {load.input} tokens in, {load.output} out, {at}"
     yield ""
-    header = (
+    header: tuple[str, ...] = (
         "schedule",
         "syncs",
         "TTFT ms",
@@ -199,7 +199,7 @@ def _advice(plan: Plan) -> Iterator[str]:
         worth = "worth it" if times > 1 else "not worth it"
         yield f"One node's best is {alone.name}; {plan.nodes} nodes reach {times:.2f} times that: {worth}."
     if any(each.name == "ladder" for each in plan.predictions):
-        yield "The prediction for ladder assumes perfect overlap; docs/planner.md says how far that is off."
+        yield "Ladder's overlap has its published price; docs/planner.md says how far the predictions are off."
 
 
 def _validate(plot: Path | None, as_json: bool) -> None:

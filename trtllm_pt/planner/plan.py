@@ -198,7 +198,7 @@ def merit(prediction: Prediction, workload: Workload) -> float:
 def recommend(predictions: list[Prediction], workload: Workload) -> Prediction | None:
     """Return the PT model with the smallest D among those within 2 % of the best, or the best if there is none.
 
-    A smaller D is closer to the dense model. `ladder` is predicted with perfect overlap, so it looks better than it is.
+    A smaller D is closer to the dense model.
     """
     fitting = [each for each in predictions if each.fits]
     if not fitting:
