@@ -2,7 +2,7 @@
 
     python examples/pretrain/export.py RUN --config examples/pretrain/stdlib-pt.json --data DATA -o pretrained/stdlib-pt
 
-The weights are those of the run's latest state.pt, even if the run is not complete.
+The weights are those of the run's last state, even if the run is not complete.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 from data import END
+from recipe import load
 from safetensors.torch import save_file
-from train import load
+from state import whole_weights
 
 from trtllm_pt.checkpoint.model_dir import write_config
-from trtllm_pt.model.tensors import tensors
 
 GENERATION = {"eos_token_id": 0, "do_sample": True, "temperature": 0.7, "top_k": 40, "max_new_tokens": 128}
 
@@ -35,11 +35,8 @@ def main() -> None:
     parser.add_argument("-o", "--out", type=Path, required=True)
     args = parser.parse_args()
     config, _ = load(args.config)
-    state = torch.load(args.run / "state.pt", weights_only=True)
-    weights = {}
-    for spec in tensors(config):
-        weights[spec.name] = state["model"][spec.name].to(torch.bfloat16).contiguous()
-        assert tuple(weights[spec.name].shape) == spec.global_shape(config), spec.name
+    whole, step = whole_weights(args.run, config)
+    weights = {name: weight.to(torch.bfloat16).contiguous() for name, weight in whole.items()}
     args.out.mkdir(parents=True, exist_ok=True)
     save_file(weights, args.out / "model.safetensors", metadata={"format": "pt"})
     write_config(config, args.out, "bfloat16")
@@ -59,7 +56,7 @@ def main() -> None:
     write_json(args.out / "generation_config.json", GENERATION)
     held_out = json.loads((args.data / "files.json").read_text())["heldout"]["files"]
     (args.out / "heldout.txt").write_text("".join(f"{name}\n" for name in held_out))
-    print(f"{args.out}: {sum(w.numel() for w in weights.values()):,} parameters after {state['step']} steps")
+    print(f"{args.out}: {sum(w.numel() for w in weights.values()):,} parameters after {step} steps")
 
 
 if __name__ == "__main__":
