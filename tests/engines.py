@@ -33,6 +33,7 @@ class Recipe:
     dtype: str
     options: tuple[str, ...] = _SHORT
     quantize: str | None = None
+    embedding: str | None = None
 
 
 RECIPES = {
@@ -42,6 +43,12 @@ RECIPES = {
         f"pretrained-{ranks}-{algo}": Recipe(PRETRAINED, ranks, "bfloat16", quantize=algo)
         for ranks in RANKS
         for algo in ("W8A16", "W4A16")
+    },
+    **{
+        f"pretrained-{ranks}-W4A16-embedding": Recipe(
+            PRETRAINED, ranks, "bfloat16", quantize="W4A16", embedding="W8A16"
+        )
+        for ranks in RANKS
     },
     "everything-1": Recipe(EVERYTHING, 1, "float32"),
     "everything-2": Recipe(EVERYTHING, 2, "float32"),
@@ -69,7 +76,7 @@ def built(root: Path, name: str) -> Path:
     """
     recipe = RECIPES[name]
     model = recipe.model.name if isinstance(recipe.model, Path) else name.rpartition("-")[0]
-    with locked(root / f"{model}-{recipe.ranks}-{recipe.dtype}-{recipe.quantize}.lock"):
+    with locked(root / f"{model}-{recipe.ranks}-{recipe.dtype}-{recipe.quantize}-{recipe.embedding}.lock"):
         if not (root / name).exists():
             _build(root, name, recipe)
     return root / name
@@ -78,7 +85,14 @@ def built(root: Path, name: str) -> Path:
 def _build(root: Path, name: str, recipe: Recipe) -> None:
     checkpoint = root / f"checkpoint-{name}"
     if isinstance(recipe.model, Path):
-        convert(recipe.model, checkpoint, ranks=recipe.ranks, dtype=recipe.dtype, quantize=recipe.quantize)
+        convert(
+            recipe.model,
+            checkpoint,
+            ranks=recipe.ranks,
+            dtype=recipe.dtype,
+            quantize=recipe.quantize,
+            embedding=recipe.embedding,
+        )
     else:
         model = root / f"model-{name}"
         model.mkdir()

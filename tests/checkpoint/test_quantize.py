@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,11 @@ from trtllm_pt.checkpoint.convert import convert
 from trtllm_pt.checkpoint.load import load_reference
 from trtllm_pt.checkpoint.manifest import CheckpointManifest
 from trtllm_pt.checkpoint.quantize import dequantize, pack_int4, quantize_groups, quantize_rows, unpack_int4
-from trtllm_pt.checkpoint.ranks import CheckpointDir, rank_tensors
+from trtllm_pt.checkpoint.ranks import CheckpointDir
+from trtllm_pt.errors import UsageError
 from trtllm_pt.model import cost
-from trtllm_pt.model.quantization import WEIGHT_ONLY, is_quantized
-from trtllm_pt.model.tensors import tensors
+from trtllm_pt.model.quantization import WEIGHT_ONLY, Quantization, is_embedding, is_quantized
+from trtllm_pt.model.tensors import rank_tensors, tensors
 
 BITS = {"W8A16": 8, "W4A16": 4}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -145,6 +147,37 @@ def test_as_tensorrt_llm_itself(weight: Tensor, bits: int) -> None:
     assert torch.equal(theirs.reshape(stored.shape), stored) and torch.equal(their_scale, scale)
 
 
+@pytest.mark.parametrize(("quantize", "ranks"), [(None, 1), ("W4A16-G64", 2), ("W8A16", 8)])
+@pytest.mark.parametrize("name", ["pt", "pt, experts", "tp"])  # an own output head, and a tied one
+def test_the_embedding_and_the_head_are_quantised(name: str, quantize: str | None, ranks: int, tmp_path: Path) -> None:
+    """And 101 tokens are divided over any number of ranks, each with its scales."""
+    model, folder = saved(MODELS[name], tmp_path / "model")
+    source = CheckpointDir(convert(folder, tmp_path / "ckpt", ranks, quantize=quantize, embedding="W8A16"))
+    parameters = dict(model.named_parameters())
+    for spec in filter(is_embedding, rank_tensors(model.config)):
+        whole = parameters[spec.name if spec.name in parameters else "transformer.vocab_embedding.weight"].detach()
+        want = quantize_rows(whole, 8, torch.float32)
+        assert all(map(torch.equal, source.stored(spec, 0), want)), spec.name
+        assert torch.equal(source.read(spec, 0, torch.float32), dequantize(*want, torch.float32))
+    head = load_file(tmp_path / f"ckpt/rank{ranks - 1}.safetensors")
+    rows = -(-101 // ranks)
+    assert head["lm_head.weight"].shape == (rows, 64) and head["lm_head.per_channel_scale"].shape == (rows,)
+    quantization = Quantization(matrices=quantize, embedding="W8A16")
+    nbytes = sum(tensor.nbytes for tensor in load_file(tmp_path / "ckpt/rank0.safetensors").values())
+    assert cost.bytes_per_rank(model.config, ranks, "float32", quantization, own_head=True) == nbytes
+
+
+def test_a_quantised_checkpoint_can_get_a_quantised_embedding(tmp_path: Path) -> None:
+    _, folder = saved(MODELS["tp"], tmp_path / "model")
+    at_once = convert(folder, tmp_path / "at-once", 2, quantize="W4A16", embedding="W8A16")
+    later = convert(convert(folder, tmp_path / "first", 1, quantize="W4A16"), tmp_path / "later", 2, embedding="W8A16")
+    again = convert(at_once, tmp_path / "again", 2)
+    for path in at_once.iterdir():
+        assert path.read_bytes() == (later / path.name).read_bytes() == (again / path.name).read_bytes(), path.name
+    with pytest.raises(UsageError, match=r"embedding \('W8A16'\) .* already W4A16 \+ W8A16 embedding; convert"):
+        convert(at_once, tmp_path / "twice", 2, embedding="W8A16")
+
+
 def test_a_row_of_zeros() -> None:
     integers, scale = quantize_rows(torch.tensor([[0.0, 0.0], [1.0, -2.0]]), 8, torch.float16)
     assert integers.tolist() == [[0, 0], [64, -128]] and scale.tolist() == [1, 1 / 64]
@@ -224,7 +257,8 @@ def test_bytes_are_counted(name: str, algo: str, tmp_path: Path) -> None:
     _, folder = saved(config, tmp_path / "model")
     checkpoint = convert(folder, tmp_path / "ckpt", 2, "bfloat16", quantize=algo)
     stored = load_file(checkpoint / "rank0.safetensors")
-    assert cost.bytes_per_rank(config, 2, "bfloat16", algo) == sum(tensor.nbytes for tensor in stored.values())
+    nbytes = sum(tensor.nbytes for tensor in stored.values())
+    assert cost.bytes_per_rank(config, 2, "bfloat16", Quantization(algo)) == nbytes
 
 
 def test_manifest(tmp_path: Path) -> None:
@@ -232,3 +266,11 @@ def test_manifest(tmp_path: Path) -> None:
     data = json.loads(json.dumps(manifest.to_json()))
     assert data["quantization"] == {"quant_algo": "W4A16", "kv_cache_quant_algo": None}
     assert CheckpointManifest.from_json(data) == manifest
+    embedded = replace(manifest, embedding_quant_algo="W8A16")
+    assert CheckpointManifest.from_json(json.loads(json.dumps(embedded.to_json()))) == embedded
+    own = data["parallel_track"] | {"embedding_quant_algo": "W4A16"}
+    with pytest.raises(UsageError, match=r"embedding_quant_algo \('W4A16'\) must be W8A16$"):
+        CheckpointManifest.from_json(data | {"parallel_track": own})
+    narrow = MODELS["pt"].replace(hidden_size=96)
+    with pytest.raises(UsageError, match=r"^embedding_quant_algo .* hidden_size \(96\) must be a multiple of 64$"):
+        replace(manifest, model=narrow, quant_algo=None, embedding_quant_algo="W8A16")

@@ -13,8 +13,8 @@ from tests.checkpoint.models import CONFIGS, PT, random_model, save_tokenizer, s
 from trtllm_pt.checkpoint.convert import convert
 from trtllm_pt.checkpoint.load import load_reference, save_model
 from trtllm_pt.checkpoint.manifest import CheckpointManifest
-from trtllm_pt.checkpoint.ranks import rank_tensors
 from trtllm_pt.model.layout import rank_layout
+from trtllm_pt.model.tensors import rank_tensors
 from trtllm_pt.network.reference import ReferenceModel
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}

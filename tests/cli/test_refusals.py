@@ -53,6 +53,10 @@ MISTAKES = {
         r"quantised is W8A16 \+ FP8 KV cache, from which",
     ),
     "export to where something is": ("export checkpoint -o quantised", r"quantised already exists"),
+    "unknown form of the embedding": (
+        "convert checkpoint -o out --embedding W4A16",
+        r"--embedding.*'W4A16' is not 'W8A16'",
+    ),
     "unknown algorithm": ("convert checkpoint -o out --quantize int8", r"--quantize.*'int8' is not one of 'W8A16'"),
     "FP8 without ranges": ("convert checkpoint -o out --quantize FP8", r"quantize \('FP8'\) needs calibrate"),
     "too narrow for int8": (

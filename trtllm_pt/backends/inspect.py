@@ -46,12 +46,11 @@ def inspect(folder: str | Path) -> dict[str, Any]:
         "block_depth": config.block_depth,
         "dtype": dtype,
         "quant_algo": manifest.quant_algo,
+        "embedding_quant_algo": manifest.embedding_quant_algo,
         "kv_cache_quant_algo": manifest.kv_cache_quant_algo,
         "parameters": cost.parameters(config),
         "flops_per_token": cost.flops_per_token(config, context=1),
-        "bytes_per_rank": cost.bytes_per_rank(
-            config, ranks, dtype, manifest.quant_algo, manifest.kv_cache_quant_algo, own_head=keeps_tied_head
-        ),
+        "bytes_per_rank": cost.bytes_per_rank(config, ranks, dtype, manifest.quantization, own_head=keeps_tied_head),
         "kv_bytes_per_token": cost.kv_bytes_per_token(config, ranks, dtype, manifest.kv_cache_quant_algo),
         "sync_points": sync_points(steps),
         "tensor_parallel_sync_points": tensor_parallel_sync_points(config),

@@ -6,14 +6,21 @@ from dataclasses import replace
 from pathlib import Path
 
 from trtllm_pt.checkpoint.calibrate import calibrate as measured_ranges
-from trtllm_pt.checkpoint.encoded import Encoded, StoredWeights
+from trtllm_pt.checkpoint.encoded import Encoded, QuantizedSource
 from trtllm_pt.checkpoint.formats import open_source
 from trtllm_pt.checkpoint.manifest import GPUS_PER_NODE, CheckpointManifest
-from trtllm_pt.checkpoint.ranks import CheckpointDir, write_ranks
+from trtllm_pt.checkpoint.ranks import write_ranks
+from trtllm_pt.checkpoint.source import Source
 from trtllm_pt.checkpoint.tokenizer_files import check_tokenizer, copy_tokenizer
 from trtllm_pt.errors import UsageError
 from trtllm_pt.files.atomic import new_folder, refuse_existing, write_json
-from trtllm_pt.model.quantization import KV_CACHE_QUANT_ALGOS, QUANT_ALGOS
+from trtllm_pt.model.quantization import (
+    EMBEDDING_QUANT_ALGOS,
+    KV_CACHE_QUANT_ALGOS,
+    NOT_QUANTIZED,
+    QUANT_ALGOS,
+    Quantization,
+)
 
 
 def convert(
@@ -25,14 +32,15 @@ def convert(
     kv_cache: str | None = None,
     calibrate: str | Path | None = None,
     gpus_per_node: int = GPUS_PER_NODE,
+    embedding: str | None = None,
     progress: bool | None = None,
 ) -> Path:
     """Write `model_dir` as a checkpoint for `ranks` ranks.
 
     model_dir: a MODEL_DIR, a CKPT of any number of ranks, a model of the Llama family, or a tamm model.
     dtype: bfloat16, float16, float32, or "auto" for the source's dtype.
-    quantize: one of QUANT_ALGOS (model/quantization.py), for the layers' matrices. kv_cache: FP8. A quantised CKPT
-    keeps its quantisation and its values, bit for bit.
+    quantize: one of QUANT_ALGOS (model/quantization.py), for the layers' matrices. kv_cache: FP8. embedding: W8A16, for
+    the embedding and the output head. A quantised CKPT keeps its quantisation and its values, bit for bit.
     calibrate: a file of text, or of token ids as .json or .jsonl, whose first 128 sequences of 512 tokens give the
     ranges that FP8 has to represent (calibrate.py). FP8 matrices require it. Without it an FP8 KV cache has scale 1, as
     in TensorRT-LLM.
@@ -46,25 +54,22 @@ def convert(
     """
     output = Path(output)
     refuse_existing(output)
-    _check_request(quantize, kv_cache, calibrate)
+    _check_request(quantize, embedding, kv_cache, calibrate)
     source = open_source(Path(model_dir))
     if source.tokenizer is not None:
         check_tokenizer(source.tokenizer, source.config.vocab_size)
-    weights: StoredWeights
-    if isinstance(source, CheckpointDir) and source.manifest.quantized:
-        weights = source
-        manifest = replace(_divided(source, ranks, dtype, quantize, kv_cache), gpus_per_node=gpus_per_node)
-    else:
-        manifest = CheckpointManifest(
-            model=source.config,
-            ranks=ranks,
-            dtype=source.dtype if dtype == "auto" else dtype,
-            quant_algo=quantize,
-            kv_cache_quant_algo=kv_cache,
-            gpus_per_node=gpus_per_node,
-        )
-        ranges = None if calibrate is None else measured_ranges(source, Path(calibrate), progress)
-        weights = Encoded(source, manifest, ranges)
+    wanted = _quantization(source, dtype, Quantization(quantize, embedding, kv_cache))
+    manifest = CheckpointManifest(
+        model=source.config,
+        ranks=ranks,
+        dtype=source.dtype if dtype == "auto" else dtype,
+        quant_algo=wanted.matrices,
+        kv_cache_quant_algo=wanted.kv_cache,
+        embedding_quant_algo=wanted.embedding,
+        gpus_per_node=gpus_per_node,
+    )
+    ranges = None if calibrate is None else measured_ranges(source, Path(calibrate), progress)
+    weights = Encoded(source, manifest, ranges)
     with new_folder(output) as folder:
         write_ranks(weights, manifest, folder, progress=progress)
         if source.tokenizer is not None:
@@ -73,8 +78,16 @@ def convert(
     return output
 
 
-def _check_request(quantize: str | None, kv_cache: str | None, calibrate: str | Path | None) -> None:
-    for name, value, known in (("quantize", quantize, QUANT_ALGOS), ("kv_cache", kv_cache, KV_CACHE_QUANT_ALGOS)):
+def _check_request(
+    quantize: str | None, embedding: str | None, kv_cache: str | None, calibrate: str | Path | None
+) -> None:
+    """Raise UsageError for an unknown quantisation, or for one without the text that it needs."""
+    choices = {
+        "quantize": (quantize, QUANT_ALGOS),
+        "embedding": (embedding, EMBEDDING_QUANT_ALGOS),
+        "kv_cache": (kv_cache, KV_CACHE_QUANT_ALGOS),
+    }
+    for name, (value, known) in choices.items():
         if value not in (None, *known):
             raise UsageError(f"{name} ({value!r}) must be {' or '.join(known)}")
     if quantize == "FP8" and calibrate is None:
@@ -83,19 +96,20 @@ def _check_request(quantize: str | None, kv_cache: str | None, calibrate: str | 
         raise UsageError(f"calibrate ({str(calibrate)!r}) applies only to FP8: set quantize or kv_cache to FP8")
 
 
-def _divided(
-    source: CheckpointDir, ranks: int, dtype: str, quantize: str | None, kv_cache: str | None
-) -> CheckpointManifest:
-    """Return the manifest of a quantised checkpoint for another number of ranks, which is all that can change."""
-    own = source.manifest
-    for name, value in (("quantize", quantize), ("kv_cache", kv_cache)):
+def _quantization(source: Source, dtype: str, wanted: Quantization) -> Quantization:
+    """Return the quantisation of the checkpoint, which keeps what is quantised in the source.
+
+    Raises UsageError if the source is quantised, and its matrices, KV cache or dtype are wanted otherwise.
+    """
+    if not isinstance(source, QuantizedSource) or (own := source.quantization) == NOT_QUANTIZED:
+        return wanted
+    taken = {"quantize": wanted.matrices, "kv_cache": wanted.kv_cache, "embedding": own.embedding and wanted.embedding}
+    for name, value in taken.items():
         if value is not None:
             raise UsageError(
-                f"{name} ({value!r}) cannot be applied: the checkpoint is already {own.quantized}; "
+                f"{name} ({value!r}) cannot be applied: the checkpoint is already {own}; "
                 "convert the model from which it was made"
             )
-    if dtype not in ("auto", own.dtype):
-        raise UsageError(
-            f"dtype ({dtype!r}) must be 'auto' or {own.dtype!r}, as the checkpoint is already {own.quantized}"
-        )
-    return replace(own, ranks=ranks)
+    if dtype not in ("auto", source.dtype):
+        raise UsageError(f"dtype ({dtype!r}) must be 'auto' or {source.dtype!r}, as the checkpoint is already {own}")
+    return replace(own, embedding=own.embedding or wanted.embedding)

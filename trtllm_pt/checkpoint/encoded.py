@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -13,8 +13,8 @@ from trtllm_pt.checkpoint.manifest import CheckpointManifest
 from trtllm_pt.checkpoint.quantize import fp8_scale, quantize_fp8, quantize_groups, quantize_rows
 from trtllm_pt.checkpoint.source import Source
 from trtllm_pt.model.config import ModelConfig
-from trtllm_pt.model.quantization import WEIGHT_ONLY, is_quantized, stored
-from trtllm_pt.model.tensors import TensorSpec, tensors
+from trtllm_pt.model.quantization import WEIGHT_ONLY, Quantization, is_quantized
+from trtllm_pt.model.tensors import HEAD, TensorSpec, tensors
 
 _NOMINAL = 28.0  # 448 / 16, which gives a scale of 1/16
 
@@ -49,8 +49,19 @@ class StoredWeights(Protocol):
         ...
 
 
+@runtime_checkable
+class QuantizedSource(Source, StoredWeights, Protocol):
+    """A source some of whose weights are quantised. `read` gives what they stand for, and `stored` what is stored."""
+
+    @property
+    def quantization(self) -> Quantization:
+        """What of the source is quantised, and how."""
+        ...
+
+
 class Encoded:
-    """The weights of a source in the dtype and quantisation of a manifest.
+    """The weights of a source in the dtype and quantisation of a manifest. What the source has quantised stays as it
+    is, but for scales, which are rounded to the manifest's dtype.
 
     FP8 matrices need `ranges`; without them an FP8 KV cache has scale 1.
     Peak memory with quantisation: 9 bytes for each value of one track of the largest weight.
@@ -60,23 +71,28 @@ class Encoded:
         self._source, self._manifest, self._ranges = source, manifest, ranges
 
     def stored(self, spec: TensorSpec, track: int) -> list[Tensor]:
-        manifest, origin = self._manifest, _origin(spec, self._manifest.model)
-        if manifest.quant_algo is None or not is_quantized(spec):
-            (tensor,) = stored(spec, manifest.dtype)
-            return [self._source.read(origin, track, TORCH_DTYPES[tensor.dtype])]
-        weight = self._source.read(origin, track, torch.float32)
-        if manifest.quant_algo in WEIGHT_ONLY:
-            kind = WEIGHT_ONLY[manifest.quant_algo]
+        source, origin, held = self._source, _origin(spec, self._manifest.model), self._manifest.stored(spec)
+        if isinstance(source, QuantizedSource) and source.quantization.of(spec) is not None:
+            dtypes = [getattr(torch, tensor.dtype) for tensor in held]
+            return [values.to(dtype) for values, dtype in zip(source.stored(spec, track), dtypes, strict=True)]
+        algo = self._manifest.quantization.of(spec)
+        if algo is None:
+            return [source.read(origin, track, TORCH_DTYPES[held[0].dtype])]
+        weight = source.read(origin, track, torch.float32)
+        if algo in WEIGHT_ONLY:
+            kind, dtype = WEIGHT_ONLY[algo], self._manifest.torch_dtype
             if kind.group is not None:
-                return quantize_groups(weight, kind, manifest.torch_dtype)
-            return [*quantize_rows(weight, kind.bits, manifest.torch_dtype)]
+                return quantize_groups(weight, kind, dtype)
+            return [*quantize_rows(weight, kind.bits, dtype)]
         assert self._ranges is not None
         return [*quantize_fp8(weight), torch.tensor([fp8_scale(self._ranges.inputs[spec.name][track])])]
 
     def kv_scale(self, layer: int) -> Tensor:
+        if isinstance(self._source, QuantizedSource) and self._source.quantization.kv_cache is not None:
+            return self._source.kv_scale(layer)
         return torch.tensor([1.0 if self._ranges is None else fp8_scale(self._ranges.kv[layer])])
 
 
 def _origin(spec: TensorSpec, config: ModelConfig) -> TensorSpec:
     """Return the weight to read for `spec`: for a tied output head the embedding, which is the first weight."""
-    return next(tensors(config)) if config.tie_embeddings and spec.name == "lm_head.weight" else spec
+    return next(tensors(config)) if config.tie_embeddings and spec.name == HEAD else spec

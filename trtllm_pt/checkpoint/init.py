@@ -106,13 +106,14 @@ def init(
     seed: int = 0,
     quantize: str | None = None,
     kv_cache: str | None = None,
+    embedding: str | None = None,
     progress: bool | None = None,
 ) -> Path:
     """Write a checkpoint of random weights for `ranks` ranks and return `output`.
 
     rank: write only this rank's file (and config.json unless it exists), for machines that share no disk or have room
     for one rank only. The checkpoint is complete when the files of all ranks are in the directory.
-    quantize: W8A16, W4A16 or FP8. kv_cache: FP8. FP8's scales for activations and the KV cache are 1/16.
+    quantize, kv_cache, embedding: as in `convert`. FP8's scales for activations and the KV cache are 1/16.
     progress: whether to show a bar on stderr; None shows it on a terminal.
     Peak memory: one track of the largest weight and 16 MiB; if it is quantised, 9 bytes per value of that track.
     Raises UsageError for invalid arguments or if `output` holds something else, and RunError if writing fails.
@@ -121,7 +122,12 @@ def init(
     if seed < 0:
         raise UsageError(f"seed ({seed}) must be at least 0")
     manifest = CheckpointManifest(
-        model=config, ranks=ranks, dtype=dtype, quant_algo=quantize, kv_cache_quant_algo=kv_cache
+        model=config,
+        ranks=ranks,
+        dtype=dtype,
+        quant_algo=quantize,
+        kv_cache_quant_algo=kv_cache,
+        embedding_quant_algo=embedding,
     )
     weights = Encoded(RandomWeights(config, seed, dtype), manifest, Ranges.nominal(config))
     metadata = {"format": "pt", "seed": str(seed)}

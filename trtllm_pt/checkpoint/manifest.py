@@ -17,14 +17,16 @@ from trtllm_pt.model import quantization
 from trtllm_pt.model import schedule as schedules
 from trtllm_pt.model.config import ModelConfig, read_json, unknown_key
 from trtllm_pt.model.layout import rank_layout
+from trtllm_pt.model.quantization import Quantization, StoredTensor
 from trtllm_pt.model.schedule import Schedule, schedule_of
+from trtllm_pt.model.tensors import TensorSpec
 
 if TYPE_CHECKING:
     import torch
 
 FORMAT_VERSION = 1
 DTYPES = ("bfloat16", "float16", "float32")
-_KEY = "parallel_track"
+_KEY, _EMBEDDING = "parallel_track", "embedding_quant_algo"
 GPUS_PER_NODE = 8  # TensorRT-LLM's default
 # The types of RoPE scaling for which TensorRT-LLM makes the right tables. For the others our network brings its own.
 _SCALED_BY_TENSORRT_LLM = ("linear", "llama3")
@@ -43,6 +45,7 @@ class CheckpointManifest:
     dtype: str  # of all weights except routers, which are float32, and quantised matrices
     quant_algo: str | None = None  # of the layers' matrices: one of QUANT_ALGOS
     kv_cache_quant_algo: str | None = None  # of the KV cache: FP8
+    embedding_quant_algo: str | None = None  # of the embedding and the output head: W8A16
     gpus_per_node: int = GPUS_PER_NODE  # in a job on several machines; only TensorRT-LLM needs to know
 
     def __post_init__(self) -> None:
@@ -51,13 +54,21 @@ class CheckpointManifest:
         if type(self.gpus_per_node) is not int or self.gpus_per_node < 1:
             raise UsageError(f"gpus_per_node ({self.gpus_per_node!r}) must be a whole number, at least 1")
         rank_layout(self.model, self.ranks)
-        quantization.check(self.model, self.ranks, self.quant_algo, self.kv_cache_quant_algo)
+        quantization.check(self.model, self.ranks, self.quantization)
+
+    @property
+    def quantization(self) -> Quantization:
+        """The fields *quant_algo in one value."""
+        return Quantization(self.quant_algo, self.embedding_quant_algo, self.kv_cache_quant_algo)
 
     @property
     def quantized(self) -> str:
         """The quantisation in the form of messages: `W8A16`, `FP8 + FP8 KV cache`, or "" without any."""
-        kv_cache = self.kv_cache_quant_algo and f"{self.kv_cache_quant_algo} KV cache"
-        return " + ".join(filter(None, (self.quant_algo, kv_cache)))
+        return str(self.quantization)
+
+    def stored(self, spec: TensorSpec) -> tuple[StoredTensor, ...]:
+        """Return the tensors that store a weight: the weight first, then its scales."""
+        return quantization.stored(spec, self.dtype, self.quantization)
 
     @property
     def schedule(self) -> Schedule:
@@ -116,7 +127,10 @@ class CheckpointManifest:
             windows = [c.layer_window(layer) or c.max_position_embeddings for layer in range(c.num_layers)]
             fields["runtime_defaults"] = {"max_attention_window": windows}
         steps = schedules.to_json(self.schedule)
-        return fields | {_KEY: {"format_version": FORMAT_VERSION, "model": c.to_json(), "schedule": steps}}
+        own = {"format_version": FORMAT_VERSION, "model": c.to_json(), "schedule": steps}
+        if self.embedding_quant_algo:  # TensorRT-LLM's `quantization` has no key for it
+            own[_EMBEDDING] = self.embedding_quant_algo
+        return fields | {_KEY: own}
 
     @classmethod
     def from_json(cls, data: dict[str, Any], strict: bool = True) -> CheckpointManifest:
@@ -141,7 +155,7 @@ class CheckpointManifest:
             raise UsageError(
                 f"checkpoint format version {version!r}; this trtllm-pt reads {FORMAT_VERSION}: convert again"
             )
-        if set(own) != {"format_version", "model", "schedule"}:
+        if set(own) - {_EMBEDDING} != {"format_version", "model", "schedule"}:
             raise UsageError(f"{_KEY!r} has keys {sorted(own)}; it must have format_version, model, schedule")
         mapping, dtype = data.get("mapping"), data.get("dtype")
         if not isinstance(mapping, dict):
@@ -162,6 +176,7 @@ class CheckpointManifest:
             dtype=str(dtype),
             quant_algo=quant_algo,
             kv_cache_quant_algo=kv_cache_quant_algo,
+            embedding_quant_algo=own.get(_EMBEDDING),
             gpus_per_node=mapping.get("gpus_per_node", GPUS_PER_NODE),
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
@@ -22,24 +22,14 @@ from trtllm_pt.errors import UsageError
 from trtllm_pt.files.safetensors import SafetensorsFile, SafetensorsWriter, TensorInfo
 from trtllm_pt.model.config import ModelConfig
 from trtllm_pt.model.layout import RankLayout, rank_layout
-from trtllm_pt.model.quantization import WEIGHT_ONLY, StoredTensor, kv_scales, stored
-from trtllm_pt.model.tensors import TensorSpec, tensors
-
-_HEAD = "lm_head.weight"
-
-
-def rank_tensors(config: ModelConfig) -> Iterator[TensorSpec]:
-    """Yield the weights of a rank's file. Unlike `tensors`, they include a tied output head, because a rank's slice of
-    the vocabulary cannot share the whole embedding."""
-    yield from tensors(config)
-    if config.tie_embeddings:
-        yield TensorSpec(_HEAD, (config.vocab_size, config.hidden_size), False, "vocab", fan_in=config.hidden_size)
+from trtllm_pt.model.quantization import WEIGHT_ONLY, StoredTensor, kv_scales
+from trtllm_pt.model.tensors import TensorSpec, rank_tensors
 
 
 def rank_infos(manifest: CheckpointManifest, rank: int) -> dict[str, TensorInfo]:
     """Return the names, dtypes and shapes of the tensors in a rank's file."""
     config, layout = manifest.model, rank_layout(manifest.model, manifest.ranks, rank)
-    held = [tensor for spec in rank_tensors(config) for tensor in stored(spec, manifest.dtype, manifest.quant_algo)]
+    held = [tensor for spec in rank_tensors(config) for tensor in manifest.stored(spec)]
     held += kv_scales(config, manifest.kv_cache_quant_algo)
     return {
         tensor.spec.name: TensorInfo(getattr(torch, tensor.dtype), tensor.rank_shape(config, layout)) for tensor in held
@@ -55,7 +45,7 @@ def rank_part(spec: TensorSpec, config: ModelConfig, layout: RankLayout, whole: 
         return whole
     if spec.split == "vocab":
         part = whole[layout.vocab.start : layout.vocab.stop]
-        return F.pad(part, (0, 0, 0, len(layout.vocab) - len(part)))
+        return F.pad(part, (0, 0) * (part.dim() - 1) + (0, len(layout.vocab) - len(part)))
     parts = [whole.narrow(axis, span.start, len(span)) for span in spans]
     return parts[0] if len(parts) == 1 else torch.cat(parts, axis)
 
@@ -105,8 +95,7 @@ def write_ranks(
             holders = [at for at in layouts.values() if not spec.per_track or at.tracks.start <= track < at.tracks.stop]
             if not holders:
                 continue
-            tensors_of_it = stored(spec, manifest.dtype, manifest.quant_algo)
-            for tensor, whole in zip(tensors_of_it, weights.stored(spec, track), strict=True):
+            for tensor, whole in zip(manifest.stored(spec), weights.stored(spec, track), strict=True):
                 if whole.dtype in TORCH_DTYPES.values() and not _is_finite(whole):
                     bad[spec.name] = None  # a quantised weight is found by its scale, which is then not finite
                 for at in holders:
@@ -144,6 +133,7 @@ class WholeWeights:
     def __init__(self, manifest: CheckpointManifest, ranks: Sequence[RankWeights], tokenizer: Path) -> None:
         self.manifest, self.config, self.dtype = manifest, manifest.model, manifest.dtype
         self.tokenizer: Path | None = tokenizer
+        self.quantization = manifest.quantization
         self._layouts = [rank_layout(self.config, manifest.ranks, rank) for rank in range(manifest.ranks)]
         self._ranks = ranks
 
@@ -151,12 +141,11 @@ class WholeWeights:
         weight, *scales = self.stored(spec, track)
         if not scales:
             return weight.to(dtype)
-        kind = WEIGHT_ONLY.get(self.manifest.quant_algo or "")
+        kind = WEIGHT_ONLY.get(self.quantization.of(spec) or "")
         return dequantize(weight, scales[0], dtype, scales[1] if kind is not None and kind.zeros else None)
 
     def stored(self, spec: TensorSpec, track: int) -> list[Tensor]:
-        held = stored(spec, self.dtype, self.manifest.quant_algo)
-        return [self._whole(tensor, track) for tensor in held]
+        return [self._whole(tensor, track) for tensor in self.manifest.stored(spec)]
 
     def kv_scale(self, layer: int) -> Tensor:
         *_, tensor = islice(kv_scales(self.config, self.manifest.kv_cache_quant_algo), layer + 1)

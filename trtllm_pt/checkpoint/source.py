@@ -16,9 +16,8 @@ from trtllm_pt.checkpoint.dtypes import TORCH_DTYPES
 from trtllm_pt.errors import UsageError
 from trtllm_pt.files.safetensors import ModelFiles
 from trtllm_pt.model.config import ModelConfig
-from trtllm_pt.model.tensors import TensorSpec, tensors
+from trtllm_pt.model.tensors import EMBEDDING, HEAD, TensorSpec, tensors
 
-_EMBEDDING, _HEAD = "transformer.vocab_embedding.weight", "lm_head.weight"
 _LISTED = 5
 _ROWS = 4096  # compared at once
 
@@ -56,10 +55,10 @@ class ModelDir:
         self.tokenizer: Path | None = folder
         config = ModelConfig.from_file(folder / "config.json")
         self._files = ModelFiles(folder)
-        self.config = untied_if_other_head(config, self._files, _EMBEDDING, _HEAD)
+        self.config = untied_if_other_head(config, self._files, EMBEDDING, HEAD)
         wanted = {spec.name: spec.global_shape(self.config) for spec in tensors(self.config)}
-        check_tensors(self._files, wanted, dropped=[_HEAD] if self.config.tie_embeddings else [])
-        self.dtype = dtype_of(self._files, _EMBEDDING)
+        check_tensors(self._files, wanted, dropped=[HEAD] if self.config.tie_embeddings else [])
+        self.dtype = dtype_of(self._files, EMBEDDING)
 
     def read(self, spec: TensorSpec, track: int, dtype: torch.dtype) -> Tensor:
         whole = self._files.get(spec.name)

@@ -7,7 +7,14 @@ from pathlib import Path
 import click
 
 from trtllm_pt.checkpoint.manifest import GPUS_PER_NODE
-from trtllm_pt.cli.options import dtype_option, kv_cache_option, output_option, quantize_option, ranks_option
+from trtllm_pt.cli.options import (
+    dtype_option,
+    embedding_option,
+    kv_cache_option,
+    output_option,
+    quantize_option,
+    ranks_option,
+)
 
 
 @click.command("convert")
@@ -16,6 +23,7 @@ from trtllm_pt.cli.options import dtype_option, kv_cache_option, output_option, 
 @ranks_option
 @dtype_option("auto", "bfloat16", "float32", default="auto")
 @quantize_option
+@embedding_option
 @kv_cache_option
 @click.option(
     "--calibrate",
@@ -38,6 +46,7 @@ def command(
     ranks: int,
     dtype: str,
     quantize: str | None,
+    embedding: str | None,
     kv_cache: str | None,
     calibrate: Path | None,
     gpus_per_node: int,
@@ -62,9 +71,11 @@ def command(
         ranks=ranks,
         dtype=dtype,
         quantize=quantize,
+        embedding=embedding,
         kv_cache=kv_cache,
         calibrate=calibrate,
         gpus_per_node=gpus_per_node,
     )
-    kinds = "".join(f", {what} in {algo}" for what, algo in (("weights", quantize), ("KV cache", kv_cache)) if algo)
+    chosen = {"weights": quantize, "embedding": embedding, "KV cache": kv_cache}
+    kinds = "".join(f", {what} in {algo}" for what, algo in chosen.items() if algo)
     click.echo(f"{path}: checkpoint for {ranks} rank{'s' if ranks > 1 else ''}{kinds}", err=True)

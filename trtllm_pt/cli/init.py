@@ -6,7 +6,14 @@ from pathlib import Path
 
 import click
 
-from trtllm_pt.cli.options import dtype_option, kv_cache_option, output_option, quantize_option, ranks_option
+from trtllm_pt.cli.options import (
+    dtype_option,
+    embedding_option,
+    kv_cache_option,
+    output_option,
+    quantize_option,
+    ranks_option,
+)
 from trtllm_pt.model.config import ModelConfig
 from trtllm_pt.model.layout import rank_layout
 from trtllm_pt.model.presets import preset
@@ -20,6 +27,7 @@ from trtllm_pt.model.presets import preset
 @dtype_option("bfloat16", "float32", default="bfloat16")
 @click.option("--seed", type=int, default=0, show_default=True, help="Random seed. A model does not depend on --ranks.")
 @quantize_option
+@embedding_option
 @kv_cache_option
 def command(
     model: str,
@@ -29,6 +37,7 @@ def command(
     dtype: str,
     seed: int,
     quantize: str | None,
+    embedding: str | None,
     kv_cache: str | None,
 ) -> None:
     """Write a checkpoint of random weights for a preset or a config file.
@@ -46,8 +55,19 @@ def command(
     rank_layout(config, ranks, rank or 0)  # report a model that cannot be divided before torch is imported
     from trtllm_pt.checkpoint.init import init
 
-    path = init(config, output, ranks=ranks, rank=rank, dtype=dtype, seed=seed, quantize=quantize, kv_cache=kv_cache)
-    weights = f"random weights in {quantize or dtype}" + (f", KV cache in {kv_cache}" if kv_cache else "")
+    path = init(
+        config,
+        output,
+        ranks=ranks,
+        rank=rank,
+        dtype=dtype,
+        seed=seed,
+        quantize=quantize,
+        embedding=embedding,
+        kv_cache=kv_cache,
+    )
+    chosen = {"embedding": embedding, "KV cache": kv_cache}
+    weights = f"random weights in {quantize or dtype}" + "".join(f", {k} in {v}" for k, v in chosen.items() if v)
     click.echo(f"{path}: checkpoint for {ranks} rank{'s' if ranks > 1 else ''}, {weights}", err=True)
 
 

@@ -52,7 +52,8 @@ def _page(folder: Path, found: dict[str, Any]) -> Iterable[str]:
 
 
 def _types(found: dict[str, Any]) -> str:
-    quantized = (("matrices", found["quant_algo"]), ("KV cache", found["kv_cache_quant_algo"]))
+    fields = {"matrices": "quant_algo", "embedding": "embedding_quant_algo", "KV cache": "kv_cache_quant_algo"}
+    quantized = ((what, found[field]) for what, field in fields.items())
     return ", ".join([found["dtype"], *(f"{what} {algo}" for what, algo in quantized if algo)])
 
 

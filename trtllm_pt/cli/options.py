@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from trtllm_pt.model.quantization import KV_CACHE_QUANT_ALGOS, QUANT_ALGOS
+from trtllm_pt.model.quantization import EMBEDDING_QUANT_ALGOS, KV_CACHE_QUANT_ALGOS, QUANT_ALGOS
 from trtllm_pt.requests.fields import WHOLE, Field
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -23,6 +23,12 @@ quantize_option = click.option(
     help="Quantise the layers' matrices: to 8 or 4 bits with one scale per output (W8A16, W4A16), to 4 bits with a "
     "scale for each group of 128, 64 or 32 inputs (-G), also with zero points (-ZP), or to FP8. --engine embedded "
     "builds all but FP8, --engine tensorrt_llm all but groups.",
+)
+embedding_option = click.option(
+    "--embedding",
+    type=click.Choice(EMBEDDING_QUANT_ALGOS),
+    help="Quantise the embedding and the output head, to 8 bits with a scale for each token of the vocabulary. Only "
+    "--engine embedded can build the result.",
 )
 kv_cache_option = click.option(
     "--kv-cache",

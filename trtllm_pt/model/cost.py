@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from trtllm_pt.model.config import ModelConfig
 from trtllm_pt.model.layout import padded_vocab_size, rank_layout
-from trtllm_pt.model.quantization import kv_scales, stored
+from trtllm_pt.model.quantization import NOT_QUANTIZED, Quantization, kv_scales, stored
 from trtllm_pt.model.schedule import Start, schedule_of
-from trtllm_pt.model.tensors import TensorSpec, tensors
+from trtllm_pt.model.tensors import TensorSpec, rank_tensors, tensors
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "float8_e4m3fn": 1}
 
@@ -63,8 +63,7 @@ def bytes_per_rank(
     config: ModelConfig,
     ranks: int,
     dtype: str,
-    quant_algo: str | None = None,
-    kv_cache_quant_algo: str | None = None,
+    quantization: Quantization = NOT_QUANTIZED,
     own_head: bool = False,
 ) -> int:
     """Return the bytes of weights and quantisation scales on rank 0. Routers count as float32.
@@ -72,12 +71,10 @@ def bytes_per_rank(
     own_head: count a tied output head's slice of the vocabulary in addition to the embedding.
     """
     layout = rank_layout(config, ranks)
-    held = [tensor for spec in tensors(config) for tensor in stored(spec, dtype, quant_algo)]
-    held += kv_scales(config, kv_cache_quant_algo)
-    total = sum(math.prod(tensor.rank_shape(config, layout)) * DTYPE_BYTES[tensor.dtype] for tensor in held)
-    if own_head and config.tie_embeddings:
-        total += len(layout.vocab) * config.hidden_size * DTYPE_BYTES[dtype]
-    return total
+    weights = rank_tensors(config) if own_head else tensors(config)
+    held = [tensor for spec in weights for tensor in stored(spec, dtype, quantization)]
+    held += kv_scales(config, quantization.kv_cache)
+    return sum(math.prod(tensor.rank_shape(config, layout)) * DTYPE_BYTES[tensor.dtype] for tensor in held)
 
 
 def kv_bytes_per_token(config: ModelConfig, ranks: int, dtype: str, kv_cache_quant_algo: str | None = None) -> int:

@@ -5,6 +5,7 @@ W4A16         As W8A16, with two 4-bit inputs per byte; the even input is in the
 W4A16-G128    As W4A16, with a scale for each group of 128 consecutive inputs of an output: X.weights_scaling_factor
               [O, I / 128]. Also W4A16-G64 and W4A16-G32. With -ZP behind it, groups also have zero points: X.zero
               [O, I / 128], whole numbers from -8 to 7, and a weight is scale * (integer - zero).
+W8A16 of the embedding and the output head    As that of a matrix, with a scale per token of the vocabulary.
 FP8           X.weight float8_e4m3fn; X.weights_scaling_factor and X.activation_scaling_factor, float32, one each per
               matrix.
 FP8 KV cache  attention.kv_cache_scaling_factor, float32, one per layer for all tracks.
@@ -39,7 +40,29 @@ WEIGHT_ONLY = {
 }
 QUANT_ALGOS = (*WEIGHT_ONLY, "FP8")
 KV_CACHE_QUANT_ALGOS = ("FP8",)
+EMBEDDING_QUANT_ALGOS = ("W8A16",)
 _MULTIPLE = 64  # TensorRT-LLM's weight-only layers pad other sizes
+
+
+@dataclass(frozen=True, slots=True)
+class Quantization:
+    """What of a model is quantised, and how; None stands for not at all."""
+
+    matrices: str | None = None  # of the layers: one of QUANT_ALGOS
+    embedding: str | None = None  # and the output head: one of EMBEDDING_QUANT_ALGOS
+    kv_cache: str | None = None  # one of KV_CACHE_QUANT_ALGOS
+
+    def of(self, spec: TensorSpec) -> str | None:
+        """Return the quantisation of a weight."""
+        return self.embedding if is_embedding(spec) else self.matrices if is_quantized(spec) else None
+
+    def __str__(self) -> str:
+        """Return the form of messages, such as `W8A16` or `FP8 + FP8 KV cache`, or "" for no quantisation."""
+        parts = ((self.matrices, ""), (self.embedding, " embedding"), (self.kv_cache, " KV cache"))
+        return " + ".join(f"{algo}{what}" for algo, what in parts if algo)
+
+
+NOT_QUANTIZED = Quantization()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,20 +85,26 @@ def is_quantized(spec: TensorSpec) -> bool:
     return spec.per_track and spec.kind in ("matrix", "output")
 
 
-def stored(spec: TensorSpec, dtype: str, quant_algo: str | None = None) -> tuple[StoredTensor, ...]:
+def is_embedding(spec: TensorSpec) -> bool:
+    """Return whether `embedding_quant_algo` applies to a weight: to the embedding and the output head."""
+    return spec.kind == "embedding" or spec.split == "vocab"
+
+
+def stored(spec: TensorSpec, dtype: str, quantization: Quantization = NOT_QUANTIZED) -> tuple[StoredTensor, ...]:
     """Return the tensors that store a weight in a checkpoint of `dtype`: the weight first, then its scales.
 
     Routers stay float32, because a rounded logit may choose another expert.
     """
-    if quant_algo is None or not is_quantized(spec):
+    algo = quantization.of(spec)
+    if algo is None:
         return (StoredTensor(spec, "float32" if spec.kind == "router" else dtype),)
     stem = spec.name.removesuffix("weight")
-    if quant_algo == "FP8":
+    if algo == "FP8":
         scale = TensorSpec(f"{stem}weights_scaling_factor", (*spec.shape[:-2], 1), spec.per_track, kind="scale")
         activation = replace(scale, name=f"{stem}activation_scaling_factor", shape=(1,))
         weight = StoredTensor(spec, "float8_e4m3fn")
         return (weight, StoredTensor(scale, "float32"), StoredTensor(activation, "float32"))
-    chosen = WEIGHT_ONLY[quant_algo]
+    chosen = WEIGHT_ONLY[algo]
     weight = StoredTensor(spec, "int8", per_byte=8 // chosen.bits)
     if chosen.group is not None:
         shape = (*spec.shape[:-1], spec.shape[-1] // chosen.group)
@@ -100,14 +129,26 @@ def kv_scales(config: ModelConfig, kv_cache_quant_algo: str | None) -> Iterator[
         yield StoredTensor(TensorSpec(name, (1,), per_track=False, kind="scale"), "float32")
 
 
-def check(config: ModelConfig, ranks: int, quant_algo: str | None, kv_cache_quant_algo: str | None) -> None:
+def check(config: ModelConfig, ranks: int, quantization: Quantization) -> None:
     """Raise UsageError for an unknown algorithm, or for matrices of sizes that it does not support."""
+    quant_algo, embedding, kv_cache = quantization.matrices, quantization.embedding, quantization.kv_cache
     if quant_algo not in (None, *QUANT_ALGOS):
         raise UsageError(f"quant_algo ({quant_algo!r}) must be one of {', '.join(QUANT_ALGOS)}")
-    if kv_cache_quant_algo not in (None, *KV_CACHE_QUANT_ALGOS):
-        raise UsageError(f"kv_cache_quant_algo ({kv_cache_quant_algo!r}) must be {' or '.join(KV_CACHE_QUANT_ALGOS)}")
-    if quant_algo not in WEIGHT_ONLY:
-        return
+    if kv_cache not in (None, *KV_CACHE_QUANT_ALGOS):
+        raise UsageError(f"kv_cache_quant_algo ({kv_cache!r}) must be {' or '.join(KV_CACHE_QUANT_ALGOS)}")
+    if embedding not in (None, *EMBEDDING_QUANT_ALGOS):
+        raise UsageError(f"embedding_quant_algo ({embedding!r}) must be {' or '.join(EMBEDDING_QUANT_ALGOS)}")
+    if embedding and config.hidden_size % _MULTIPLE:
+        raise UsageError(
+            f"embedding_quant_algo ({embedding!r}): hidden_size ({config.hidden_size}) must be a multiple of "
+            f"{_MULTIPLE}"
+        )
+    if quant_algo in WEIGHT_ONLY:
+        _check_matrices(config, ranks, quant_algo)
+
+
+def _check_matrices(config: ModelConfig, ranks: int, quant_algo: str) -> None:
+    """Raise UsageError for a matrix whose part on a rank cannot have a weight-only quantisation."""
     layout, group = rank_layout(config, ranks), WEIGHT_ONLY[quant_algo].group
     for spec in filter(is_quantized, tensors(config)):
         out, columns = spec.rank_shape(config, layout)[-2:]

@@ -13,6 +13,8 @@ from typing import Literal
 from trtllm_pt.model.config import ModelConfig
 from trtllm_pt.model.layout import RankLayout, Span
 
+EMBEDDING, HEAD = "transformer.vocab_embedding.weight", "lm_head.weight"
+
 # A gated FFN computes down(silu(gate(x)) * up(x)). Files have TensorRT-LLM's names, which call the gate matrix `fc` and
 # the up matrix `gate`. Everywhere else, "gate" is the matrix whose output passes through the activation.
 GATE, UP, DOWN = "mlp.fc.weight", "mlp.gate.weight", "mlp.proj.weight"
@@ -84,12 +86,20 @@ def _scaled(span: Span, size: int, first: int = 0) -> Span:
 def tensors(config: ModelConfig) -> Iterator[TensorSpec]:
     """Yield all weights in the order of the forward pass. A tied output head is not listed apart from the embedding."""
     width = config.hidden_size
-    yield TensorSpec("transformer.vocab_embedding.weight", (config.vocab_size, width), False, kind="embedding")
+    yield TensorSpec(EMBEDDING, (config.vocab_size, width), False, kind="embedding")
     for layer in range(config.num_layers):
         yield from _layer(config, layer)
     yield TensorSpec("transformer.ln_f.weight", (width,), False, kind="norm")
     if not config.tie_embeddings:
-        yield TensorSpec("lm_head.weight", (config.vocab_size, width), False, "vocab", fan_in=width)
+        yield TensorSpec(HEAD, (config.vocab_size, width), False, "vocab", fan_in=width)
+
+
+def rank_tensors(config: ModelConfig) -> Iterator[TensorSpec]:
+    """Yield the weights of a rank's file. Unlike `tensors`, they include a tied output head, because a rank's slice of
+    the vocabulary cannot share the whole embedding."""
+    yield from tensors(config)
+    if config.tie_embeddings:
+        yield TensorSpec(HEAD, (config.vocab_size, config.hidden_size), False, "vocab", fan_in=config.hidden_size)
 
 
 def _layer(config: ModelConfig, layer: int) -> Iterator[TensorSpec]:

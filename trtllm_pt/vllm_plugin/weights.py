@@ -8,16 +8,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from trtllm_pt.checkpoint.ranks import rank_part, rank_tensors
+from trtllm_pt.checkpoint.ranks import rank_part
 from trtllm_pt.checkpoint.source import listed
 from trtllm_pt.errors import UsageError
 from trtllm_pt.model.quantization import is_quantized
-from trtllm_pt.model.tensors import TensorSpec
+from trtllm_pt.model.tensors import HEAD, TensorSpec, rank_tensors
 
 if TYPE_CHECKING:
     from trtllm_pt.vllm_plugin.model import ParallelTrackForCausalLM
-
-_HEAD = "lm_head.weight"
 
 
 def load(model: ParallelTrackForCausalLM, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
@@ -35,9 +33,9 @@ def load(model: ParallelTrackForCausalLM, weights: Iterable[tuple[str, Tensor]])
                 raise UsageError(f"the model has a tensor that its config does not call for: {name}")
             _load_tracks(model, spec, leaf, whole) if spec.per_track else _load_shared(model, name, whole)
             left.discard(spec.name)
-        if model.config.tie_embeddings and _HEAD in left:
-            _load_shared(model, _HEAD, model.transformer.vocab_embedding.weight)
-            left.discard(_HEAD)
+        if model.config.tie_embeddings and HEAD in left:
+            _load_shared(model, HEAD, model.transformer.vocab_embedding.weight)
+            left.discard(HEAD)
     if left:
         raise UsageError(f"the model lacks the tensors {listed(sorted(left))}")
     return {name for name, _ in model.named_parameters()}
@@ -55,7 +53,7 @@ def _load_tracks(model: ParallelTrackForCausalLM, spec: TensorSpec, leaf: str, w
 
 
 def _load_shared(model: ParallelTrackForCausalLM, name: str, whole: Tensor) -> None:
-    if name == _HEAD:
+    if name == HEAD:
         model.lm_head.weight.weight_loader(model.lm_head.weight, whole)
     else:
         model.get_parameter(name).view(whole.shape).copy_(whole)

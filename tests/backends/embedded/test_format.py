@@ -73,9 +73,10 @@ def key(**changes: object) -> str:
         {"ranks": 1},
         {"storage": Storage(torch.bfloat16)},
         {"storage": Storage(torch.float32, "W8A16")},
+        {"storage": Storage(torch.float32, embedding_quant_algo="W8A16")},
         {"program": "false"},
     ],
-    ids=["model", "ranks", "dtype", "quantisation", "compiler"],
+    ids=["model", "ranks", "dtype", "quantisation", "embedding", "compiler"],
 )
 def test_each_input_is_in_the_key(changes: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graph, "compiler_version", lambda program: f"version of {program}")

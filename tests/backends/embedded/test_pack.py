@@ -13,12 +13,13 @@ from tests.checkpoint.models import saved
 from tests.checkpoint.test_quantize import MODELS
 from trtllm_pt.backends.embedded.pack import SHARED_FILE, storage_of, weight_infos, write_weights
 from trtllm_pt.checkpoint.convert import convert
+from trtllm_pt.checkpoint.load import load_reference
 from trtllm_pt.checkpoint.manifest import CheckpointManifest, rank_file
 from trtllm_pt.checkpoint.quantize import dequantize, unpack_int4
 from trtllm_pt.checkpoint.ranks import open_rank
 from trtllm_pt.files.safetensors import SafetensorsFile
 from trtllm_pt.model.layout import rank_layout
-from trtllm_pt.model.tensors import DOWN, GATE, UP, UP_GATE
+from trtllm_pt.model.tensors import DOWN, EMBEDDING, GATE, HEAD, UP, UP_GATE
 
 
 def matrices(checkpoint: Path, manifest: CheckpointManifest, rank: int) -> Iterator[tuple[str, Tensor]]:
@@ -46,6 +47,31 @@ def matrices(checkpoint: Path, manifest: CheckpointManifest, rank: int) -> Itera
             yield f"{prefix}mlp.gate_up.weight", torch.stack((gate, up), 2)
         else:
             yield f"{prefix}mlp.gate_up.weight", torch.stack((numbers(prefix + GATE), numbers(prefix + UP)), 1)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("name", ["pt", "tp"])  # an own output head, and a tied one
+def test_an_int8_embedding_and_head_stand_for_their_numbers(name: str, ranks: int, tmp_path: Path) -> None:
+    _, folder = saved(MODELS[name], tmp_path / "model")
+    checkpoint = convert(folder, tmp_path / "checkpoint", ranks, embedding="W8A16")
+    manifest = CheckpointManifest.from_dir(checkpoint)
+    write_weights(checkpoint, manifest, tmp_path, progress=False)
+    config, form = manifest.model, storage_of(manifest).embedding_form
+    assert form is not None
+    want = load_reference(checkpoint)
+    whole = want.transformer.vocab_embedding.weight.detach()
+    head = whole if want.lm_head is None else want.lm_head.weight.detach()
+    table = SafetensorsFile(tmp_path / SHARED_FILE).get(EMBEDDING)
+    ids = torch.arange(config.vocab_size)
+    got = torch.ops.trtllm_pt.gather_rows(ids, table, config.hidden_size, form.to_list(), torch.float32)
+    assert table.dtype == torch.uint8 and torch.equal(got, whole)
+    for rank in range(ranks):
+        engine, rows = SafetensorsFile(rank_file(tmp_path, rank)), rank_layout(config, ranks, rank).vocab
+        weight = table if config.tie_embeddings else engine.get(HEAD)
+        units, first = torch.eye(config.hidden_size), engine.get("lm_head.first")
+        columns = torch.ops.trtllm_pt.head(units, weight, first, len(rows), form.to_list())
+        inside = min(rows.stop, config.vocab_size) - rows.start
+        assert torch.equal(columns.mT[:inside], head[rows.start : rows.start + inside])
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

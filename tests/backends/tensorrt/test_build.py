@@ -124,6 +124,11 @@ MODELS = {
     ),
     "FP8 and several tracks": ({}, {"quant_algo": "FP8"}, r"^quant_algo \('FP8'\) needs one track per rank"),
     "an FP8 cache": ({}, {"kv_cache_quant_algo": "FP8"}, r"^kv_cache_quant_algo \('FP8'\) is not supported"),
+    "an int8 embedding": (
+        {"hidden_size": 64},
+        {"embedding_quant_algo": "W8A16"},
+        r"^embedding_quant_algo \('W8A16'\) is not supported by native TensorRT plans; convert without --embedding, or",
+    ),
     "int8 and several tracks": (
         {"hidden_size": 64, "intermediate_size": 64},
         {"quant_algo": "W8A16"},

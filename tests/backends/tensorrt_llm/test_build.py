@@ -216,6 +216,13 @@ def test_weights_with_a_scale_per_group_are_refused(algo: str) -> None:
         check(BuildOptions(), manifest)
 
 
+def test_an_int8_embedding_is_refused() -> None:
+    model = SMALL.replace(hidden_size=64, head_size=64)
+    manifest = CheckpointManifest(model=model, ranks=2, dtype="bfloat16", embedding_quant_algo="W8A16")
+    with pytest.raises(UsageError, match=r"^embedding_quant_algo \('W8A16'\) must be null for the TensorRT-LLM engine"):
+        check(BuildOptions(), manifest)
+
+
 def test_only_what_is_given_is_handed_on(checkpoint: Path) -> None:
     manifest = CheckpointManifest.from_dir(checkpoint)
     options = tensorrt_llm(gemm_plugin="auto", max_beam_width=1, opt_num_tokens=8, gather_all_token_logits=True)

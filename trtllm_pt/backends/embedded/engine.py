@@ -25,6 +25,7 @@ from trtllm_pt.files.atomic import new_folder, write_json
 from trtllm_pt.files.safetensors import SafetensorsFile
 from trtllm_pt.model.layout import padded_vocab_size
 from trtllm_pt.model.quantization import WEIGHT_ONLY
+from trtllm_pt.model.tensors import EMBEDDING, HEAD
 
 MODEL_FILE = "model.pt2"
 DTYPES = ("bfloat16", "float32")
@@ -108,8 +109,9 @@ class EmbeddedEngine:
         wanted = set(self._loader.get_constant_fqns())
         constants = {name: tensor for name, tensor in self._weights.items() if name in wanted}
         self._loader.load_constants(constants, False, True, True)  # user_managed: weights stay mapped, not copied
-        embedding = self._weights["transformer.vocab_embedding.weight"]
-        self._head = self._weights.get("lm_head.weight", embedding)
+        self._head = self._weights[EMBEDDING if manifest.model.tie_embeddings else HEAD]
+        form = storage_of(manifest.checkpoint).embedding_form
+        self._head_form = None if form is None else form.to_list()
         self._head_first = self._weights["lm_head.first"]
         self._multiply = torch.ops.trtllm_pt.head.default  # looked up once, which saves each step some microseconds
         self.vocab_rows = padded_vocab_size(manifest.model, manifest.ranks) // manifest.ranks
@@ -135,7 +137,7 @@ class EmbeddedEngine:
 
     def logits(self, stream: Tensor) -> Tensor:
         """Return this rank's logits, float32 [R, padded V / ranks], for rows of the head's input [R, W]."""
-        logits: Tensor = self._multiply(stream, self._head, self._head_first, self.vocab_rows)
+        logits: Tensor = self._multiply(stream, self._head, self._head_first, self.vocab_rows, self._head_form)
         return logits
 
 

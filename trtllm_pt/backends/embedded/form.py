@@ -39,6 +39,12 @@ class Storage:
 
     dtype: torch.dtype
     quant_algo: str | None = None  # of the layers' matrices
+    embedding_quant_algo: str | None = None  # of the embedding and the output head
+
+    @property
+    def embedding_form(self) -> Form | None:
+        """The form of the embedding and of the output head, or None if they are not quantised."""
+        return None if self.embedding_quant_algo is None else Form(WEIGHT_ONLY[self.embedding_quant_algo].bits, 1)
 
     def form(self, columns: int) -> Form | None:
         """Return the form of a layer's matrix with `columns` inputs on this rank, or None if it is not quantised."""

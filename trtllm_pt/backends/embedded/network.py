@@ -69,7 +69,7 @@ class Transformer(Module):
         self.dtype = dtype = storage.dtype
         self.config, self.ranks = config, layout.ranks
         self.schedule = schedule_of(config)
-        self.vocab_embedding = Packed((), config.vocab_size, config.hidden_size, dtype)
+        self.vocab_embedding = Packed((), config.vocab_size, config.hidden_size, dtype, storage.embedding_form)
         layers = (Layer(config, layout, layer, storage) for layer in range(config.num_layers))
         self.layers = nn.ModuleList(layers)  # type: ignore[assignment]  # nn.ModuleList has no element type
         self.ln_f = Norm(1, config.hidden_size, config, dtype)
@@ -229,7 +229,8 @@ class Head(Module):
         super().__init__()
         self.register_buffer("first", torch.empty(1, dtype=torch.int64))
         if not config.tie_embeddings:
-            self.register_buffer("weight", Packed((), len(layout.vocab), config.hidden_size, storage.dtype).weight)
+            packed = Packed((), len(layout.vocab), config.hidden_size, storage.dtype, storage.embedding_form)
+            self.register_buffer("weight", packed.weight)
 
 
 class Linear(Module):

@@ -22,7 +22,7 @@ from trtllm_pt.files.safetensors import SafetensorsFile, SafetensorsWriter, Tens
 from trtllm_pt.model.config import ModelConfig
 from trtllm_pt.model.layout import rank_layout
 from trtllm_pt.model.quantization import WEIGHT_ONLY
-from trtllm_pt.model.tensors import DOWN, GATE, SHARED_BIAS, UP, UP_GATE, tensors
+from trtllm_pt.model.tensors import DOWN, EMBEDDING, GATE, HEAD, SHARED_BIAS, UP, UP_GATE, tensors
 from trtllm_pt.network.rope import inverse_frequencies
 
 SHARED_FILE = "shared.safetensors"
@@ -30,7 +30,7 @@ SHARED_FILE = "shared.safetensors"
 
 def storage_of(manifest: CheckpointManifest) -> Storage:
     """Return how the engine of a checkpoint stores weights."""
-    return Storage(manifest.torch_dtype, manifest.quant_algo)
+    return Storage(manifest.torch_dtype, manifest.quant_algo, manifest.embedding_quant_algo)
 
 
 def weight_infos(manifest: CheckpointManifest) -> dict[str, TensorInfo]:
@@ -88,8 +88,8 @@ def packed(name: str, source: SafetensorsFile, manifest: CheckpointManifest, ran
         yield source.get(name)[None]
     elif name.endswith(SHARED_BIAS):
         yield source.get(name)
-    elif name in ("transformer.vocab_embedding.weight", "lm_head.weight"):
-        yield torch.ops.trtllm_pt.pack(source.get(name))
+    elif name in (EMBEDDING, HEAD):
+        yield _packed_table(name, source, manifest)
     elif layer != name and f"{layer}mlp.router.weight" in source:
         yield from matrices.packed([f"{layer}{UP_GATE}"], lambda parts: torch.stack(parts[0].chunk(2, 1)[::-1], 1))
     elif layer != name:
@@ -98,6 +98,14 @@ def packed(name: str, source: SafetensorsFile, manifest: CheckpointManifest, ran
         yield from matrices.packed([name.replace("mlp.down.weight", DOWN)], lambda parts: parts[0])
     else:  # norms, biases and routers are not packed
         yield matrices.of(name)
+
+
+def _packed_table(name: str, source: SafetensorsFile, manifest: CheckpointManifest) -> Tensor:
+    """Return the embedding or the output head in packed order."""
+    if manifest.embedding_quant_algo is None:
+        return torch.ops.trtllm_pt.pack(source.get(name))  # type: ignore[no-any-return]
+    scales = source.get(f"{name.removesuffix('weight')}per_channel_scale")
+    return codes.pack(source.get(name), scales[:, None], None, bits=8)
 
 
 class _Matrices:

@@ -33,6 +33,11 @@ def _check_quantization(manifest: CheckpointManifest, gpus: Sequence[str]) -> No
             f"kv_cache_quant_algo ({manifest.kv_cache_quant_algo!r}) is not supported by native TensorRT plans; "
             "convert without --kv-cache"
         )
+    if manifest.embedding_quant_algo:
+        raise UsageError(
+            f"embedding_quant_algo ({manifest.embedding_quant_algo!r}) is not supported by native TensorRT plans; "
+            "convert without --embedding, or build with --engine embedded"
+        )
     if algo in WEIGHT_ONLY and algo not in PER_CHANNEL:
         raise UsageError(
             f"quant_algo ({algo!r}) is not supported by native TensorRT plans, which have one scale per output; "

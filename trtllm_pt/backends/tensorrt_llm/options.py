@@ -112,6 +112,12 @@ def check(options: BuildOptions, manifest: CheckpointManifest) -> None:
             f"quant_algo ({manifest.quant_algo!r}) must be {' or '.join(PER_CHANNEL)} for the TensorRT-LLM engine, "
             "whose network has one scale per output; convert with one of these, or build with --engine embedded"
         )
+    if manifest.embedding_quant_algo:
+        raise UsageError(
+            f"embedding_quant_algo ({manifest.embedding_quant_algo!r}) must be null for the TensorRT-LLM engine, whose "
+            "embedding and output head have the model's dtype; convert without --embedding, or build with --engine "
+            "embedded"
+        )
     _check_kernels(manifest)
     _check_strategy(strategy_of(options), manifest.ranks, gpus_per_node(options, manifest))
     _check_files_and_numbers(options)
