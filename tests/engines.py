@@ -45,8 +45,8 @@ RECIPES = {
         for algo in ("W8A16", "W4A16")
     },
     **{
-        f"pretrained-{ranks}-W4A16-embedding": Recipe(
-            PRETRAINED, ranks, "bfloat16", quantize="W4A16", embedding="W8A16"
+        f"pretrained-{ranks}-W4A16-G64-embedding": Recipe(
+            PRETRAINED, ranks, "bfloat16", quantize="W4A16-G64", embedding="W8A16"
         )
         for ranks in RANKS
     },

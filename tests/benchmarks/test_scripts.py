@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from trtllm_pt.model.quantization import WEIGHT_ONLY
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
@@ -46,6 +48,14 @@ def test_a_missing_engine_is_one_line(script: str) -> None:
 def test_wrong_options_of_speculation(option: tuple[str, ...], message: str) -> None:
     done = run("speculation.py", "nowhere", *option)
     assert (done.returncode, done.stderr) == (2, f"Error: {message}\n")
+
+
+def test_products_of_every_form() -> None:
+    done = run("products.py", "--outputs", "64", "--inputs", "128", "--rows", "2", "--threads", "1", "--rounds", "1")
+    assert done.returncode == 0, done.stderr
+    _, _, *rows = [line.split() for line in done.stdout.splitlines()]
+    assert [row[1] for row in rows] == ["bfloat16", *WEIGHT_ONLY]
+    assert all(float(row[2]) < 0.01 for row in rows)  # bfloat16 rounds a result by 2^-9
 
 
 def test_scheduling() -> None:

@@ -300,7 +300,7 @@ def test_refusals(tmp_path: Path) -> None:
         ),
         (
             lambda: convert(quantised, output, quantize="W4A16"),
-            r"quantize \('W4A16'\) cannot be applied: the checkpoint is already W8A16",
+            r"quantize \('W4A16'\) cannot be applied: the model is already W8A16",
         ),
         (lambda: convert(quantised, output, kv_cache="FP8"), r"kv_cache \('FP8'\) .* is already W8A16"),
         (lambda: convert(quantised, output, dtype="bfloat16"), r"dtype \('bfloat16'\) must be 'auto' or 'float32'"),

@@ -140,7 +140,6 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
         {"architectures": ["LlamaForCausalLM"], "model_type": "mistral"},
         r"architectures \('LlamaForCausalLM'\) and model_type \('mistral'\) contradict each other",
     ),
-    ({"quantization_config": {"quant_method": "gptq"}}, r"the model is quantised \(gptq\)"),
     ({"hidden_act": "gelu"}, r"hidden_act \('gelu'\) must be 'silu'"),
     ({"mlp_bias": True}, r"mlp_bias \(true\)"),
     ({"per_layer_config": {"0": {"num_key_value_heads": 1}}}, "per_layer_config is not supported"),

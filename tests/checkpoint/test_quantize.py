@@ -91,7 +91,8 @@ def test_a_grouped_weight_is_within_half_a_step(algo: str, shift: float) -> None
     assert kind.group is not None
     values, scale, *zero = quantize_groups(weight, kind, torch.float32)
     assert values.shape == weight.shape and scale.shape == (3, 8, 256 // kind.group) and len(zero) == kind.zeros
-    assert all(int(t.min()) >= -8 and int(t.max()) <= 7 for t in (values, *zero))
+    most = 2 ** (kind.bits - 1)
+    assert all(int(t.min()) >= -most and int(t.max()) < most for t in (values, *zero))
     steps = (dequantize(values, scale, torch.float32, *zero) - weight).view(*scale.shape, -1).abs() / scale[..., None]
     # Without zero points the largest positive value of a group is rounded down by up to a whole step, and with them a
     # value at the end of the range by the half step by which the zero point was rounded.

@@ -47,7 +47,7 @@ MISTAKES = {
         "build unknown -o out --engine embedded",
         r"unknown/config\.json: quant_algo \('W3A16'\) must be one of W8A16, W4A16",
     ),
-    "quantise twice": ("convert quantised -o out --quantize W4A16", r"the checkpoint is already W8A16"),
+    "quantise twice": ("convert quantised -o out --quantize W4A16", r"the model is already W8A16"),
     "export of quantised weights": (
         "export quantised -o out",
         r"quantised is W8A16 \+ FP8 KV cache, from which",

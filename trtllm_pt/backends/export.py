@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from trtllm_pt.backends.registry import read_engine
+from trtllm_pt.checkpoint.encoded import QuantizedSource
 from trtllm_pt.checkpoint.formats import open_source
-from trtllm_pt.checkpoint.manifest import CheckpointManifest
 from trtllm_pt.checkpoint.model_dir import write_model
-from trtllm_pt.checkpoint.ranks import CheckpointDir
 from trtllm_pt.checkpoint.source import Source
 from trtllm_pt.checkpoint.tokenizer_files import check_tokenizer, copy_tokenizer
 from trtllm_pt.errors import UsageError
 from trtllm_pt.files.atomic import new_folder, refuse_existing
 from trtllm_pt.model.config import read_json
+from trtllm_pt.model.quantization import NOT_QUANTIZED, Quantization
 
 
 def export(source: str | Path, output: str | Path, progress: bool | None = None) -> Path:
@@ -48,17 +48,17 @@ def write(weights: Source, output: Path, progress: bool | None = None) -> Path:
 def _open(folder: Path) -> Source:
     if (folder / "config.json").is_file() and "pretrained_config" in read_json(folder / "config.json"):
         engine = read_engine(folder)
-        _refuse_quantized(folder, engine.checkpoint)
+        _refuse_quantized(folder, engine.checkpoint.quantization)
         return engine.backend.weights(folder, engine)
     source = open_source(folder)
-    if isinstance(source, CheckpointDir):
-        _refuse_quantized(folder, source.manifest)
+    if isinstance(source, QuantizedSource):
+        _refuse_quantized(folder, source.quantization)
     return source
 
 
-def _refuse_quantized(folder: Path, manifest: CheckpointManifest) -> None:
-    if manifest.quantized:
+def _refuse_quantized(folder: Path, quantization: Quantization) -> None:
+    if quantization != NOT_QUANTIZED:
         raise UsageError(
-            f"{folder} is {manifest.quantized}, from which the weights before quantisation cannot be computed; "
+            f"{folder} is {quantization}, from which the weights before quantisation cannot be computed; "
             "export the model from which it was made"
         )

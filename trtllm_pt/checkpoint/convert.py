@@ -9,7 +9,7 @@ from trtllm_pt.checkpoint.calibrate import calibrate as measured_ranges
 from trtllm_pt.checkpoint.encoded import Encoded, QuantizedSource
 from trtllm_pt.checkpoint.formats import open_source
 from trtllm_pt.checkpoint.manifest import GPUS_PER_NODE, CheckpointManifest
-from trtllm_pt.checkpoint.ranks import write_ranks
+from trtllm_pt.checkpoint.ranks import CheckpointDir, write_ranks
 from trtllm_pt.checkpoint.source import Source
 from trtllm_pt.checkpoint.tokenizer_files import check_tokenizer, copy_tokenizer
 from trtllm_pt.errors import UsageError
@@ -19,6 +19,7 @@ from trtllm_pt.model.quantization import (
     KV_CACHE_QUANT_ALGOS,
     NOT_QUANTIZED,
     QUANT_ALGOS,
+    WEIGHT_ONLY,
     Quantization,
 )
 
@@ -37,10 +38,12 @@ def convert(
 ) -> Path:
     """Write `model_dir` as a checkpoint for `ranks` ranks.
 
-    model_dir: a MODEL_DIR, a CKPT of any number of ranks, a model of the Llama family, or a tamm model.
+    model_dir: a MODEL_DIR, a CKPT of any number of ranks, a model of the Llama family, also one that GPTQ, AWQ or
+    compressed-tensors has quantised (quantized_llama.py), or a tamm model.
     dtype: bfloat16, float16, float32, or "auto" for the source's dtype.
     quantize: one of QUANT_ALGOS (model/quantization.py), for the layers' matrices. kv_cache: FP8. embedding: W8A16, for
-    the embedding and the output head. A quantised CKPT keeps its quantisation and its values, bit for bit.
+    the embedding and the output head. A quantised model keeps its quantisation and its integers; `quantize` can only
+    divide its groups into smaller ones, with the same scales.
     calibrate: a file of text, or of token ids as .json or .jsonl, whose first 128 sequences of 512 tokens give the
     ranges that FP8 has to represent (calibrate.py). FP8 matrices require it. Without it an FP8 KV cache has scale 1, as
     in TensorRT-LLM.
@@ -103,13 +106,29 @@ def _quantization(source: Source, dtype: str, wanted: Quantization) -> Quantizat
     """
     if not isinstance(source, QuantizedSource) or (own := source.quantization) == NOT_QUANTIZED:
         return wanted
-    taken = {"quantize": wanted.matrices, "kv_cache": wanted.kv_cache, "embedding": own.embedding and wanted.embedding}
+    regroups = _divides(own.matrices, wanted.matrices)
+    taken = {
+        "quantize": None if regroups else wanted.matrices,
+        "kv_cache": wanted.kv_cache,
+        "embedding": own.embedding and wanted.embedding,
+    }
     for name, value in taken.items():
         if value is not None:
             raise UsageError(
-                f"{name} ({value!r}) cannot be applied: the checkpoint is already {own}; "
+                f"{name} ({value!r}) cannot be applied: the model is already {own}; "
                 "convert the model from which it was made"
             )
-    if dtype not in ("auto", source.dtype):
+    if dtype not in ("auto", source.dtype) and isinstance(source, CheckpointDir):
         raise UsageError(f"dtype ({dtype!r}) must be 'auto' or {source.dtype!r}, as the checkpoint is already {own}")
-    return replace(own, embedding=own.embedding or wanted.embedding)
+    matrices = wanted.matrices if regroups else own.matrices
+    return replace(own, matrices=matrices, embedding=own.embedding or wanted.embedding)
+
+
+def _divides(own: str | None, wanted: str | None) -> bool:
+    """Return whether a quantisation is another one with its groups divided."""
+    if own not in WEIGHT_ONLY or wanted not in WEIGHT_ONLY:
+        return False
+    whole, part = WEIGHT_ONLY[own], WEIGHT_ONLY[wanted]
+    if whole.group is None or part.group is None:
+        return False
+    return part == replace(whole, group=part.group) and whole.group % part.group == 0

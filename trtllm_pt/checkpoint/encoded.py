@@ -10,7 +10,7 @@ from torch import Tensor
 
 from trtllm_pt.checkpoint.dtypes import TORCH_DTYPES
 from trtllm_pt.checkpoint.manifest import CheckpointManifest
-from trtllm_pt.checkpoint.quantize import fp8_scale, quantize_fp8, quantize_groups, quantize_rows
+from trtllm_pt.checkpoint.quantize import fp8_scale, quantize_fp8, quantize_groups, quantize_rows, regrouped
 from trtllm_pt.checkpoint.source import Source
 from trtllm_pt.model.config import ModelConfig
 from trtllm_pt.model.quantization import WEIGHT_ONLY, Quantization, is_quantized
@@ -34,6 +34,7 @@ class Ranges:
         return cls(inputs, kv=[_NOMINAL] * config.num_layers)
 
 
+@runtime_checkable
 class StoredWeights(Protocol):
     """The weights that `write_ranks` writes."""
 
@@ -50,18 +51,22 @@ class StoredWeights(Protocol):
 
 
 @runtime_checkable
-class QuantizedSource(Source, StoredWeights, Protocol):
-    """A source some of whose weights are quantised. `read` gives what they stand for, and `stored` what is stored."""
+class QuantizedSource(Source, Protocol):
+    """A source some of whose weights are quantised. `read` gives what they stand for."""
 
     @property
     def quantization(self) -> Quantization:
         """What of the source is quantised, and how."""
         ...
 
+    def stored(self, spec: TensorSpec, track: int) -> list[Tensor]:
+        """Return one track of a quantised weight, as `StoredWeights` does."""
+        ...
+
 
 class Encoded:
     """The weights of a source in the dtype and quantisation of a manifest. What the source has quantised stays as it
-    is, but for scales, which are rounded to the manifest's dtype.
+    is, but for scales: they are rounded to the manifest's dtype, and repeated for smaller groups.
 
     FP8 matrices need `ranges`; without them an FP8 KV cache has scale 1.
     Peak memory with quantisation: 9 bytes for each value of one track of the largest weight.
@@ -73,8 +78,10 @@ class Encoded:
     def stored(self, spec: TensorSpec, track: int) -> list[Tensor]:
         source, origin, held = self._source, _origin(spec, self._manifest.model), self._manifest.stored(spec)
         if isinstance(source, QuantizedSource) and source.quantization.of(spec) is not None:
-            dtypes = [getattr(torch, tensor.dtype) for tensor in held]
-            return [values.to(dtype) for values, dtype in zip(source.stored(spec, track), dtypes, strict=True)]
+            return [
+                regrouped(values, tensor.spec.shape[-1]).to(getattr(torch, tensor.dtype))
+                for values, tensor in zip(source.stored(spec, track), held, strict=True)
+            ]
         algo = self._manifest.quantization.of(spec)
         if algo is None:
             return [source.read(origin, track, TORCH_DTYPES[held[0].dtype])]
@@ -88,8 +95,9 @@ class Encoded:
         return [*quantize_fp8(weight), torch.tensor([fp8_scale(self._ranges.inputs[spec.name][track])])]
 
     def kv_scale(self, layer: int) -> Tensor:
-        if isinstance(self._source, QuantizedSource) and self._source.quantization.kv_cache is not None:
-            return self._source.kv_scale(layer)
+        source = self._source
+        if isinstance(source, QuantizedSource) and isinstance(source, StoredWeights) and source.quantization.kv_cache:
+            return source.kv_scale(layer)
         return torch.tensor([1.0 if self._ranges is None else fp8_scale(self._ranges.kv[layer])])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from trtllm_pt.checkpoint import llama, tamm
+from trtllm_pt.checkpoint.quantized_llama import QuantizedLlamaDir
 from trtllm_pt.checkpoint.ranks import CheckpointDir
 from trtllm_pt.checkpoint.source import ModelDir, Source
 from trtllm_pt.errors import UsageError
@@ -25,9 +26,15 @@ def open_source(folder: Path) -> Source:
         return CheckpointDir(folder)
     try:
         if config.get("model_type") == HF_KEYS["model_type"]:
+            if config.get("quantization_config"):
+                raise UsageError(
+                    "quantization_config: vLLM serves this model, but only the Llama family is read quantised"
+                )
             return ModelDir(folder)
         if tamm.TYPE_KEY in config or "num_layers_per_track" in config:
             return tamm.TammDir(folder)
+        if config.get("quantization_config"):
+            return QuantizedLlamaDir(folder)
         return llama.LlamaDir(folder)
     except UsageError as error:
         raise error if str(folder) in str(error) else UsageError(f"{folder}: {error}") from None

@@ -14,12 +14,12 @@ from trtllm_pt.files.safetensors import ModelFiles
 from trtllm_pt.model.config import ModelConfig, read_json
 from trtllm_pt.model.tensors import DOWN, GATE, UP, TensorSpec, tensors
 
-_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 # Names in transformers -> our names. Several tensors with one of our names are stacked in this order.
 _MODEL = {
-    _EMBEDDING: "transformer.vocab_embedding.weight",
+    EMBEDDING: "transformer.vocab_embedding.weight",
     "model.norm.weight": "transformer.ln_f.weight",
-    _HEAD: "lm_head.weight",
+    HEAD: "lm_head.weight",
 }
 _LAYER = {
     "input_layernorm.weight": "input_layernorm.weight",
@@ -52,19 +52,28 @@ class LlamaDir:
         self.tokenizer: Path | None = folder
         config = llama_to_model_config(read_json(folder / "config.json"))
         self._files = ModelFiles(folder)
-        self.config = untied_if_other_head(config, self._files, _EMBEDDING, _HEAD)
+        self.config = untied_if_other_head(config, self._files, EMBEDDING, HEAD)
         self._parts = _names(self.config)
-        dropped = [name for name in self._files.names() if _ROTARY_BUFFER.search(name)]
-        if self.config.tie_embeddings:
-            dropped.append(_HEAD)
-        wanted = {name: shape for parts in self._parts.values() for name, shape in parts.items()}
-        check_tensors(self._files, wanted, dropped)
-        self.dtype = dtype_of(self._files, _EMBEDDING)
+        self._check_tensors()
+        self.dtype = dtype_of(self._files, EMBEDDING)
 
     def read(self, spec: TensorSpec, track: int, dtype: torch.dtype) -> Tensor:
         parts = [self._files.get(name).to(dtype) for name in self._parts[spec.name]]
         whole = parts[0] if len(parts) == 1 else torch.cat(parts)
         return whole.view(spec.shape)
+
+    def _check_tensors(self) -> None:
+        """Raise UsageError if the files' tensors are not those that the config calls for."""
+        check_tensors(self._files, self._shapes(), self._dropped())
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of all tensors that are read, by their names in the files."""
+        return {name: shape for parts in self._parts.values() for name, shape in parts.items()}
+
+    def _dropped(self) -> list[str]:
+        """Return the names of tensors that follow from the config or from other tensors."""
+        tables = [name for name in self._files.names() if _ROTARY_BUFFER.search(name)]
+        return [*tables, *([HEAD] if self.config.tie_embeddings else [])]
 
 
 def _names(config: ModelConfig) -> dict[str, dict[str, tuple[int, ...]]]:

@@ -113,9 +113,6 @@ def _model_type(hf: dict[str, Any]) -> str:
 
 def _refuse(hf: dict[str, Any]) -> None:
     """Raise UsageError for what no field of ModelConfig describes."""
-    if hf.get("quantization_config"):
-        method = hf["quantization_config"].get("quant_method")
-        raise UsageError(f"the model is quantised ({method}); only bfloat16, float16 and float32 weights are read")
     if hf.get("hidden_act", "silu") != "silu":
         raise UsageError(f"hidden_act ({hf['hidden_act']!r}) must be 'silu'")
     if hf.get("mlp_bias"):

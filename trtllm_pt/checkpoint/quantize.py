@@ -78,6 +78,11 @@ def quantize_groups(weight: Tensor, kind: WeightOnly, dtype: torch.dtype) -> lis
     return [values.to(torch.int8).flatten(-2), scale, zero.to(torch.int8)]
 
 
+def regrouped(scales: Tensor, groups: int) -> Tensor:
+    """Return scales or zero points [..., G] of groups as [..., groups] of smaller ones, which divide them."""
+    return scales.repeat_interleave(groups // scales.shape[-1], -1) if groups != scales.shape[-1] else scales
+
+
 def dequantize(weight: Tensor, scale: Tensor, dtype: torch.dtype, zero: Tensor | None = None) -> Tensor:
     """Return quantised values [..., O, I] times their scale in `dtype`. Scales are [..., O] per output, [..., 1] per
     matrix, or [..., O, I / group] per group, whose zero points are subtracted before."""

@@ -84,11 +84,18 @@ def _are_equal(files: ModelFiles, *names: str) -> bool:
     return all(torch.equal(a.float(), b.float()) for a, b in parts)
 
 
-def check_tensors(files: ModelFiles, wanted: Mapping[str, tuple[int, ...]], dropped: Iterable[str] = ()) -> None:
+def check_tensors(
+    files: ModelFiles,
+    wanted: Mapping[str, tuple[int, ...]],
+    dropped: Iterable[str] = (),
+    words: Mapping[str, tuple[int, ...]] | None = None,
+) -> None:
     """Raise UsageError, naming the tensors, if some are missing, unknown, or of another shape or an unsupported dtype.
 
-    wanted: the shapes of all tensors by their names in the files. dropped: names of tensors to ignore.
+    wanted: the shapes of all tensors by their names in the files. dropped: names of tensors to ignore. words: as
+    `wanted`, of tensors of int32.
     """
+    floats, wanted = wanted, {**wanted, **(words or {})}
     missing = [name for name in wanted if name not in files]
     if missing:
         raise UsageError(f"{files.folder} lacks the tensors {listed(missing)}")
@@ -102,9 +109,12 @@ def check_tensors(files: ModelFiles, wanted: Mapping[str, tuple[int, ...]], drop
     ]
     if misshapen:
         raise UsageError(f"{files.folder} has tensors of other shapes than its config: {listed(misshapen, '; ')}")
-    kinds = [f"{name} {files.dtype_name(name)}" for name in wanted if files.dtype(name) not in TORCH_DTYPES.values()]
+    kinds = [f"{name} {files.dtype_name(name)}" for name in floats if files.dtype(name) not in TORCH_DTYPES.values()]
     if kinds:
         raise UsageError(f"{files.folder} has tensors that are not bfloat16, float16 or float32: {listed(kinds)}")
+    kinds = [f"{name} {files.dtype_name(name)}" for name in words or () if files.dtype(name) != torch.int32]
+    if kinds:
+        raise UsageError(f"{files.folder} has tensors that are not int32: {listed(kinds)}")
 
 
 def dtype_of(files: ModelFiles, name: str) -> str:

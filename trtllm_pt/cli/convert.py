@@ -54,7 +54,8 @@ def command(
     """Convert a trained model to a checkpoint with one file per rank.
 
     MODEL_DIR is a folder in Hugging Face's layout (config.json, *.safetensors, tokenizer files) with a Parallel Track
-    model, a dense model of the Llama family, or a model of Apple's tamm package.
+    model, a dense model of the Llama family, also one that GPTQ, AWQ or compressed-tensors has quantised, or a model of
+    Apple's tamm package.
 
     \b
     Examples:

@@ -20,9 +20,9 @@ ranks_option = click.option(
 quantize_option = click.option(
     "--quantize",
     type=click.Choice(QUANT_ALGOS),
-    help="Quantise the layers' matrices: to 8 or 4 bits with one scale per output (W8A16, W4A16), to 4 bits with a "
-    "scale for each group of 128, 64 or 32 inputs (-G), also with zero points (-ZP), or to FP8. --engine embedded "
-    "builds all but FP8, --engine tensorrt_llm all but groups.",
+    help="Quantise the layers' matrices: to 8 or 4 bits with one scale per output (W8A16, W4A16) or with a scale for "
+    "each group of 128, 64 or 32 inputs (-G), also with zero points (-ZP), or to FP8. --engine embedded builds all but "
+    "FP8, --engine tensorrt_llm all but groups.",
 )
 embedding_option = click.option(
     "--embedding",

@@ -3,8 +3,8 @@
 W8A16         X.weight int8; X.per_channel_scale, one per output. Activations are not quantised.
 W4A16         As W8A16, with two 4-bit inputs per byte; the even input is in the low half.
 W4A16-G128    As W4A16, with a scale for each group of 128 consecutive inputs of an output: X.weights_scaling_factor
-              [O, I / 128]. Also W4A16-G64 and W4A16-G32. With -ZP behind it, groups also have zero points: X.zero
-              [O, I / 128], whole numbers from -8 to 7, and a weight is scale * (integer - zero).
+              [O, I / 128]. Also W8A16-G128, and groups of 64 and 32. With -ZP behind it, groups also have zero points:
+              X.zero [O, I / 128], integers of as many bits, and a weight is scale * (integer - zero).
 W8A16 of the embedding and the output head    As that of a matrix, with a scale per token of the vocabulary.
 FP8           X.weight float8_e4m3fn; X.weights_scaling_factor and X.activation_scaling_factor, float32, one each per
               matrix.
@@ -31,12 +31,12 @@ class WeightOnly:
     zeros: bool = False  # whether groups have zero points
 
 
-_GROUPS = (128, 64, 32)
+GROUPS = (128, 64, 32)
 PER_CHANNEL = {"W8A16": WeightOnly(8), "W4A16": WeightOnly(4)}
 WEIGHT_ONLY = {
     **PER_CHANNEL,
-    **{f"W4A16-G{group}": WeightOnly(4, group) for group in _GROUPS},
-    **{f"W4A16-G{group}-ZP": WeightOnly(4, group, zeros=True) for group in _GROUPS},
+    **{f"W{bits}A16-G{group}": WeightOnly(bits, group) for bits in (8, 4) for group in GROUPS},
+    **{f"W{bits}A16-G{group}-ZP": WeightOnly(bits, group, zeros=True) for bits in (8, 4) for group in GROUPS},
 }
 QUANT_ALGOS = (*WEIGHT_ONLY, "FP8")
 KV_CACHE_QUANT_ALGOS = ("FP8",)
@@ -158,8 +158,14 @@ def _check_matrices(config: ModelConfig, ranks: int, quant_algo: str) -> None:
                 f"rank{'s' if ranks > 1 else ''}; both must be multiples of {_MULTIPLE}"
             )
         if group is not None and columns % group:
-            fitting = [f"{quant_algo.split('-')[0]}-G{size}" for size in _GROUPS if columns % size == 0]
+            kind = WEIGHT_ONLY[quant_algo]
+            fitting = [name for name, other in WEIGHT_ONLY.items() if _has_groups_for(columns, kind, other)]
             raise UsageError(
                 f"quant_algo ({quant_algo!r}): groups of {group} do not divide the {columns} inputs of {spec.name} on "
                 f"each of {ranks} rank{'s' if ranks > 1 else ''}; {fitting[0]} has groups that do"
             )
+
+
+def _has_groups_for(columns: int, kind: WeightOnly, other: WeightOnly) -> bool:
+    """Return whether `other` is `kind` with groups that divide a number of inputs."""
+    return other.group is not None and columns % other.group == 0 and other == replace(kind, group=other.group)
