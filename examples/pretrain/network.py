@@ -79,8 +79,10 @@ class _Ops(TrackOps[Tensor]):
         return x / self.model.tracks
 
 
-# Sub-layers are compiled one by one, which takes less than half the time of compiling the network: the layers share
-# their code. The walker and the all-reduces run in between.
+# Sub-layers are compiled one by one, which takes less time than compiling the network: the layers share their code. The
+# walker and the all-reduces run in between. A sub-layer has several forms: its input is shared or per track, it is
+# trained or only measured, and layers differ in window and FFN.
+torch.compiler.config.recompile_limit = 64
 
 
 @torch.compile(dynamic=False)

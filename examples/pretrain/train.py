@@ -66,6 +66,11 @@ class Training:
     def __init__(self, config: ModelConfig, recipe: Recipe, data: Data, ranks: Ranks) -> None:
         if config.vocab_size < len(data.bytes):
             raise UsageError(f"vocab_size ({config.vocab_size}) must be at least that of the data ({len(data.bytes)})")
+        for name, tokens in (("train", data.train), ("heldout", data.held_out)):
+            if len(tokens) <= recipe.batch_tokens:
+                raise UsageError(
+                    f"{name}.bin has {len(tokens)} tokens; it must have more than batch_tokens ({recipe.batch_tokens})"
+                )
         self.config, self.recipe, self.data, self.ranks = config, recipe, data, ranks
         self.model = TrainingModel(config, ranks, recipe.seed).to(ranks.device)
         layout, specs = rank_layout(config, ranks.size, ranks.rank), {spec.name: spec for spec in tensors(config)}
@@ -98,13 +103,13 @@ class Training:
     def held_out(self, length: int, sample: int | None = None) -> dict[str, float]:
         """Return nats per token and bits per byte of the held-out text, in windows of `length` tokens.
 
-        sample: the number of windows that are measured, evenly spaced; None for all of them.
+        sample: the number of windows that are measured, evenly spaced; None for all of them that fill whole batches.
         """
-        windows = (len(self.data.held_out) - 1) // length
+        size = self.recipe.batch_tokens // length
+        windows = (len(self.data.held_out) - 1) // length // size * size
         chosen = range(windows) if sample is None else np.linspace(0, windows - 1, min(sample, windows)).astype(int)
         rows = np.stack([self.data.held_out[w * length : (w + 1) * length + 1] for w in chosen])
         total = torch.zeros(3, dtype=torch.float64, device=self.ranks.device)  # nats, tokens, bytes
-        size = self.recipe.batch_tokens // length
         for first in range(0, len(rows), size):
             nats, targets = self._nats(rows[first : first + size])
             width = self.data.bytes.to(targets.device)[targets]
@@ -180,6 +185,7 @@ def train(
     eval_every: int = 250, stop: int | None = None,
 ) -> dict[str, Any] | None:  # fmt: skip
     """Train to the end of a recipe, or to the step `stop`. Returns the last line of the log if the run is complete."""
+    torch.compiler.reset()  # a study trains many models, and what was compiled for one does not serve the next
     training = Training(config, recipe, data, ranks)
     run.mkdir(parents=True, exist_ok=True)
     if (state := restore(run, ranks)) is not None:
