@@ -24,6 +24,8 @@ shift 3
 exec "$@"
 """
 _RANK = b"trtllm_pt.runtime.worker"
+# UCX, on which MPICH sends messages, would find out that the nodes are one machine and use its shared memory.
+_OVER_THE_LINK = {"UCX_TLS": "tcp,self"}
 _SSHD = """
 Port 22
 HostKey {folder}/host_key
@@ -112,7 +114,7 @@ class Cluster:
         path = os.pathsep.join((str(self.folder / "bin"), os.environ["PATH"]))
         return subprocess.Popen(
             self.enter(0, *command),
-            env={**os.environ, "PATH": path, **(environment or {})},
+            env={**os.environ, **_OVER_THE_LINK, "PATH": path, **(environment or {})},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

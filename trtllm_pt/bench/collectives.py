@@ -17,7 +17,7 @@ from trtllm_pt.errors import RunError, UsageError
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-NAMES = ("mpi", "mpi4py", "nccl", "gloo")
+NAMES = ("mpi", "mpi4py", "gathered", "nccl", "gloo")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -71,6 +71,33 @@ class PlainMpi(Collective):
         return Prepared(lambda: self._comm.Allreduce(ones, out), lambda: None, lambda: float(out[0]))
 
 
+class Gathered(Collective):
+    """An all-gather between all ranks, each of which adds the parts along the tree of the engine's all-reduce.
+
+    That is the engine's own method between machines with one rank each. Where machines have several ranks, it shows
+    what is saved by adding on each machine first.
+    """
+
+    name, dtype = "gathered", "float32"
+
+    def __init__(self, comm: MPI.Intracomm) -> None:
+        self._comm = comm
+
+    def prepare(self, size: int) -> Prepared:
+        ones = np.ones(max(1, size // 4), np.float32)
+        parts = np.empty((self._comm.size, ones.size), np.float32)
+
+        def call() -> None:
+            self._comm.Allgather(ones, parts)
+            width = 1
+            while width < len(parts):
+                for first in range(0, len(parts) - width, 2 * width):
+                    parts[first] += parts[first + width]
+                width *= 2
+
+        return Prepared(call, lambda: None, lambda: float(parts[0, 0]))
+
+
 class Torch(Collective):
     """The all-reduce of torch.distributed, through NCCL with a GPU per rank, or through Gloo on CPUs."""
 
@@ -100,8 +127,8 @@ def open_collectives(
 ) -> list[Collective]:
     """Open the collectives with these names.
 
-    Without names, open all that the machine has except Gloo, which no engine uses. `shared` belongs to a backend whose
-    native code is loaded. Raises UsageError if the machine lacks a collective.
+    Without names, open all that the machine has except those that no engine uses, `gathered` and Gloo. `shared` belongs
+    to a backend whose native code is loaded. Raises UsageError if the machine lacks a collective.
     """
     wanted = names or tuple(name for name in ("mpi", "mpi4py", "nccl") if missing(comm, name) is None)
     for name in wanted:
@@ -110,6 +137,7 @@ def open_collectives(
     makers: dict[str, Callable[[], Collective]] = {
         "mpi": lambda: EngineAllReduce(comm, shared),
         "mpi4py": lambda: PlainMpi(comm),
+        "gathered": lambda: Gathered(comm),
         "nccl": lambda: Torch(comm, "nccl", dtype),
         "gloo": lambda: Torch(comm, "gloo", dtype),
     }

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from trtllm_pt.backends.backend import SharedRanks
 
-_COLLECTIVES = ("mpi", "mpi4py", "nccl", "gloo")
+_COLLECTIVES = ("mpi", "mpi4py", "gathered", "nccl", "gloo")
 
 
 def _sizes(size_range: str, model: str | None, tokens: str) -> list[int]:
@@ -71,7 +71,7 @@ def _names(context: click.Context, option: click.Parameter, text: str | None) ->
     "names",
     metavar="NAME[;NAME…]",
     callback=_names,
-    help=f"Collectives to measure, of {', '.join(_COLLECTIVES)}.  [default: all but gloo; nccl only with GPUs]",
+    help=f"Collectives to measure, of {', '.join(_COLLECTIVES)}.  [default: mpi and mpi4py; nccl with GPUs]",
 )
 @click.option(
     "--dtype",
