@@ -1,8 +1,9 @@
-# The embedded engine behind NVIDIA Triton, on x86-64 processors, without a GPU.
+# The embedded engine behind NVIDIA Triton, on x86-64 processors, without a GPU. Commands start at the repository's root.
+# The image has not been built since this file changed last; hadolint accepts the file.
 #
 # Build the image of the server, and that of the tools, which has a C++ compiler:
-#   docker build -t trtllm_pt .
-#   docker build -t trtllm_pt:tools --target tools .
+#   docker build -t trtllm_pt -f deploy/docker/embedded.Dockerfile .
+#   docker build -t trtllm_pt:tools -f deploy/docker/embedded.Dockerfile --target tools .
 #
 # An engine runs beside the versions that built it, so build it with the tools:
 #   docker run --rm -u "$(id -u):$(id -g)" -e HOME=/tmp -v "$PWD:/work" -w /work trtllm_pt:tools \
@@ -35,15 +36,19 @@ WORKDIR /
 
 FROM python:3.12-slim-bookworm
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-RUN useradd --create-home --uid 1000 trtllm_pt
+# With ssh, the ranks of a server can be on several nodes (docs/nodes.md).
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends openssh-client openssh-server \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --create-home --uid 1001 trtllm_pt
 RUN --mount=type=bind,from=tools,source=/dist,target=/dist \
     PIP_EXTRA_INDEX_URL=$TORCH_INDEX pip install --no-cache-dir "$(ls /dist/*.whl)[embedded,serve]"
-USER trtllm_pt
+USER 1001
 WORKDIR /home/trtllm_pt
 EXPOSE 8000 8001 8002 9000
 # The models load before the server is ready; an engine of some gigabytes takes minutes.
-HEALTHCHECK --interval=15s --timeout=5s --start-period=300s --retries=3 \
-    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/v2/health/ready', timeout=4)"]
+HEALTHCHECK --interval=15s --timeout=12s --start-period=300s --retries=3 \
+    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:9000/health', timeout=11)"]
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["trtllm-pt"]
 CMD ["serve", "/engine"]
