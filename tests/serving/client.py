@@ -141,6 +141,8 @@ def ended_early(served: Served, tokens: int) -> Iterator[None]:
 def figures(served: Served) -> dict[str, float]:
     """The engine's on the metrics page: `family/kind` -> value; of histograms sum and count."""
     with urllib.request.urlopen(f"http://127.0.0.1:{served.metrics}/metrics", timeout=10) as answer:
-        lines = re.findall(r"^((?:nv_(?:trt_)?llm|trtllm_pt)_\w+)\{(.*)\} (.*)$", answer.read().decode(), re.MULTILINE)
+        lines = re.findall(
+            r"^((?:nv_(?:trt_)?llm_|trtllm_pt_|vllm:)\w+)\{(.*)\} (.*)$", answer.read().decode(), re.MULTILINE
+        )
     kinds = [(family, re.findall(r'(?:_type|_metric)="(\w+)"', labels), value) for family, labels, value in lines]
     return {"/".join([family, *kind]): float(value) for family, kind, value in kinds}

@@ -447,16 +447,22 @@ METRICS = {
     "trtllm_pt_speculation_metrics": "drafted accepted",
     "nv_trt_llm_general_metrics": "timestamp iteration_counter",
 }
+SAME = {  # what vLLM calls it
+    "vllm:num_requests_waiting": "nv_trt_llm_request_metrics/waiting",
+    "vllm:num_requests_running": "nv_trt_llm_request_metrics/scheduled",
+    "vllm:kv_cache_usage_perc": "nv_trt_llm_kv_cache_block_metrics/fraction",
+}
+TTFT = "vllm:time_to_first_token_seconds"
 
 
-def test_the_metrics_page_has_tensorrt_llms_names_and_kinds(served: Served) -> None:
-    until(lambda: not figures(served)[ACTIVE])
+def test_the_metrics_page_has_the_names_and_kinds_of_tensorrt_llm_and_vllm(served: Served) -> None:
+    ask(served, "tensorrt_llm", tokens([5], 1, end_id=END))
+    until(lambda: figures(served)["nv_trt_llm_general_metrics/iteration_counter"] and not figures(served)[ACTIVE])
     with urllib.request.urlopen(f"http://127.0.0.1:{served.metrics}/metrics", timeout=10) as answer:
-        kinds = dict(
-            re.findall(r"^# TYPE ((?:nv_(?:trt_)?llm|trtllm_pt)_\w+) (\w+)$", answer.read().decode(), re.MULTILINE)
-        )
-    histograms = dict.fromkeys(("nv_llm_input_token_len", "nv_llm_output_token_len"), "histogram")
-    assert kinds == {**dict.fromkeys(METRICS, "gauge"), **histograms}
+        page = answer.read().decode()
+    kinds = dict(re.findall(r"^# TYPE ((?:nv_(?:trt_)?llm_|trtllm_pt_|vllm:)\w+) (\w+)$", page, re.MULTILINE))
+    histograms = dict.fromkeys(("nv_llm_input_token_len", "nv_llm_output_token_len", TTFT), "histogram")
+    assert kinds == {**dict.fromkeys([*METRICS, *SAME], "gauge"), **histograms}
     found = figures(served)
     assert {name for name in found if "/" in name} == {f"{one}/{k}" for one, ks in METRICS.items() for k in ks.split()}
     for name, value in {
@@ -472,7 +478,6 @@ def test_the_metrics_page_has_tensorrt_llms_names_and_kinds(served: Served) -> N
     }.items():
         assert found[name] == value, name
     assert found["nv_trt_llm_kv_cache_block_metrics/max"] == found["nv_trt_llm_kv_cache_block_metrics/free"]
-    assert found["nv_trt_llm_general_metrics/iteration_counter"] > 0
     assert found["nv_trt_llm_runtime_memory_metrics/cpu"] > 1e6
 
 
@@ -491,10 +496,14 @@ def test_the_metrics_page_counts(served: Served, ids: list[list[int]]) -> None:
     assert grown("nv_llm_input_token_len_count") == grown("nv_llm_output_token_len_count") == 2
     assert grown("nv_llm_input_token_len_sum") == 2 * len(ids[-1])
     assert grown("nv_llm_output_token_len_sum") == 80
+    assert grown(f"{TTFT}_count") == 2 and 0 < grown(f"{TTFT}_sum") < 20
     stream = Stream(served, "tensorrt_llm", tokens(ids[0], 900, end_id=END, streaming=True))
     next(iter(stream))
     until(lambda: figures(served)["nv_trt_llm_inflight_batcher_metrics/generation_requests"] == 1)
-    assert figures(served)["nv_trt_llm_kv_cache_block_metrics/used"] > 0
+    running = figures(served)
+    assert running["nv_trt_llm_kv_cache_block_metrics/used"] > 0
+    assert [running[name] for name in SAME] == [running[name] for name in SAME.values()]
+    assert running["vllm:num_requests_running"] == 1 and running["vllm:kv_cache_usage_perc"] > 0
     stream.close()
     until(lambda: not figures(served)[ACTIVE])
 

@@ -75,6 +75,13 @@ def _checked_origins(context: click.Context, option: click.Parameter, origins: t
     "[default: the environment's TRTLLM_PT_API_KEY, or no key]",
 )
 @click.option("--log", type=click.Path(path_type=Path), help="File for Triton's log.  [default: a temporary file]")
+@click.option(
+    "--drain-seconds",
+    type=click.IntRange(min=1),
+    default=15,
+    show_default=True,
+    help="Time that running requests have to finish when the server is asked to exit.",
+)
 @hosts_options
 def command(
     folder: Path,
@@ -88,11 +95,12 @@ def command(
     speculative: str | None,
     api_key_file: Path | None,
     log: Path | None,
+    drain_seconds: int,
 ) -> None:
     """Serve engines through NVIDIA Triton, and start all their ranks.
 
     The argument is an engine directory, for which a temporary model repository is written, or a model repository.
-    Ctrl-C or SIGTERM stops the server and all ranks.
+    Ctrl-C or SIGTERM stops the server and all ranks. New requests are then refused, and those that run may finish.
 
     \b
     Examples:
@@ -123,7 +131,8 @@ def command(
             check_port(host, openai_port, "--openai-port")
             openai = _openai_server(engines, name, address, allowed_origins, api_key)
             endpoints.append(openai.listening(host, openai_port))
-        with contextlib.suppress(_Ended), Server(repository, inside, log or Path(scratch) / "server.log") as server:
+        log = log or Path(scratch) / "server.log"
+        with contextlib.suppress(_Ended), Server(repository, inside, log, drain_seconds=drain_seconds) as server:
             _wait_until_ready(server, folder)
             with contextlib.ExitStack() as listening:
                 for endpoint in endpoints:

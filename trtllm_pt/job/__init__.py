@@ -142,7 +142,7 @@ models may hang             | (triton/process_guard)          |                 
 `trtllm-pt serve` is killed | the kernel: PR_SET_PDEATHSIG    | at once                   | tritonserver gets SIGTERM
                             | (triton/server)                 |                           |
 ----------------------------+---------------------------------+---------------------------+-----------------------------
-tritonserver does not exit  | Server.close (triton/server)    | 20: _EXIT_SECONDS +       | SIGKILL to the whole process
+tritonserver does not exit  | Server.close (triton/server)    | 20: DRAIN_SECONDS +       | SIGKILL to the whole process
                             |                                 | _GRACE_SECONDS; for a     | group
                             |                                 | single server that is     |
                             |                                 | unloading its models 10   |

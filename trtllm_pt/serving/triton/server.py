@@ -39,7 +39,7 @@ from trtllm_pt.serving.triton.models.base import MAX_BLS_REQUESTS
 
 logger = logging.getLogger(__name__)
 _START_SECONDS = 900.0  # large engines take minutes to load
-_EXIT_SECONDS = 15  # how long running requests can continue after the server was asked to exit
+DRAIN_SECONDS = 15  # how long running requests can continue after the server was asked to exit
 _POLL_SECONDS = 0.2
 _GRACE_SECONDS = 5.0  # the time that tritonserver itself needs to exit
 _UNLOAD_SECONDS = 10.0  # how long models can take to unload when no request is left
@@ -102,15 +102,16 @@ def free_ports(count: int) -> list[int]:
 class Server:
     """A running tritonserver. It is a context manager; leaving the block, or `close`, stops the server and all ranks.
 
-    repository: the model repository. address: the ports. log: the file for Triton's log. Raises UsageError if the
-    folder is not a model repository, if a port is taken, or if tritonserver or MPI is missing.
+    repository: the model repository. address: the ports. log: the file for Triton's log. drain_seconds: how long
+    running requests can continue after the server was asked to exit. Raises UsageError if the folder is not a model
+    repository, if a port is taken, or if tritonserver or MPI is missing.
     """
 
-    def __init__(self, repository: Path, address: Address, log: Path) -> None:
+    def __init__(self, repository: Path, address: Address, log: Path, *, drain_seconds: int = DRAIN_SECONDS) -> None:
         check_port(address.http_host or address.host, address.http, "--http-port")
         check_port(address.host, address.grpc, "--grpc-port")
         check_port(address.host, address.metrics, "--metrics-port")
-        self.address, self.log = address, log
+        self.address, self.log, self._drain_seconds = address, log, drain_seconds
         self._in_python = _runs_in_python(repository)
         self._ranks, self._mpi_hint = _servers(repository)
         self._scratch = Scratch("serve-")
@@ -119,7 +120,7 @@ class Server:
         try:
             triton = find_triton(self._scratch.path)
             command, environment = server_command(
-                triton, repository.resolve(), address, self._ranks, prefix, self._mpi_hint
+                triton, repository.resolve(), address, self._ranks, prefix, self._mpi_hint, drain_seconds
             )
             with log.open("wb") as output:
                 self._process = subprocess.Popen(
@@ -183,7 +184,7 @@ class Server:
         return f"tritonserver exited with status {self._process.poll()}; see its log, {self.log}"
 
     def close(self) -> int:
-        """Stop the server, after giving running requests _EXIT_SECONDS to finish. Returns its exit status.
+        """Stop the server, after giving running requests `drain_seconds` to finish. Returns its exit status.
 
         The status is -9 if the server had to be killed. Triton 2.51 never unloads a model that had a gRPC request which
         the client cancelled just when it finished.
@@ -201,7 +202,7 @@ class Server:
         return status
 
     def _wait_for_requests_and_models(self) -> None:
-        deadline = time.monotonic() + _EXIT_SECONDS + _GRACE_SECONDS
+        deadline = time.monotonic() + self._drain_seconds + _GRACE_SECONDS
         while time.monotonic() < deadline and self.wait(_POLL_SECONDS) is None:
             if self._ranks == 1 and _UNLOADING in self.log.read_bytes():
                 self.wait(_UNLOAD_SECONDS)
@@ -261,13 +262,19 @@ def engine_folder(repository: Path) -> Path:
 
 
 def server_command(
-    triton: Triton, repository: Path, address: Address, ranks: int, prefix: str, mpi_hint: str = ""
+    triton: Triton,
+    repository: Path,
+    address: Address,
+    ranks: int,
+    prefix: str,
+    mpi_hint: str = "",
+    drain_seconds: int = DRAIN_SECONDS,
 ) -> Launch:
     """Return the command line and the environment that start the server, or one server per rank under mpirun.
 
     Several servers run in TensorRT-LLM's leader mode: only rank 0 has ports and loads all models; the other ranks load
     the engine alone. prefix: the prefix of the servers' names in /dev/shm. mpi_hint: what to install if mpirun is
-    missing.
+    missing. drain_seconds: as for Server.
     """
     common = [
         str(triton.binary),
@@ -275,7 +282,7 @@ def server_command(
         f"--model-repository={repository}",
         "--disable-auto-complete-config",
         f"--backend-config=python,thread-pool-size={_MODEL_THREADS}",
-        f"--exit-timeout-secs={_EXIT_SECONDS}",
+        f"--exit-timeout-secs={drain_seconds}",
     ]
     leader = [
         f"--http-address={address.http_host or address.host}",

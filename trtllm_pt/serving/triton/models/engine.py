@@ -140,15 +140,16 @@ class TritonPythonModel:
     # Methods of the engine thread
 
     def _run(self) -> None:
-        due = 0.0  # the time of the next metrics report
+        due = time.monotonic()  # the time of the next metrics report; 0: when a request comes
         while not self._closing.is_set():
             try:
                 while not self._inbox.empty():
                     self._inbox.get()()
                 if self._down is None:
-                    for tokens in self._runtime.poll(_BUSY_SECONDS if self._requests else 0):
+                    busy = bool(self._requests)  # also where the next tokens are the last ones
+                    for tokens in self._runtime.poll(_BUSY_SECONDS if busy else 0):
                         self._take(tokens)
-                    if (self._requests and time.monotonic() > due) or (due and not self._requests):
+                    if (busy and time.monotonic() > due) or (due and not self._requests):
                         outputs = [served.outputs[one] for one, served in self._requests.items()]
                         prompts = [len(output.prompt.token_ids) for output in outputs if not output.token_ids]
                         self._metrics.report(self._runtime.stats(), len(outputs) - len(prompts), prompts)
@@ -184,7 +185,7 @@ class TritonPythonModel:
         if tokens.finish_reason == "stop_words" and not self._further_ends.isdisjoint(tokens.token_ids[-1:]):
             output.drop_last()  # it is an end token: unlike a stop word, it is not part of the output
         if tokens.token_ids:
-            served.log.tokens_came(time.monotonic())
+            self._tokens_came(served.log)
         if tokens.finish_reason is None:
             if output.prompt.streaming:
                 served.sender.send(response(output.response()))
@@ -206,6 +207,12 @@ class TritonPythonModel:
             else:
                 served.sender.end(response(output.response()))
                 served.log.write(log)
+
+    def _tokens_came(self, request: RequestLog) -> None:
+        now = time.monotonic()
+        if request.first is None:
+            self._metrics.seconds_to_first_token.observe(now - request.submitted)
+        request.tokens_came(now)
 
     def _end_with_error(self, served: _ServedRequest, message: str, code: ErrorCode) -> None:
         """End a whole request with an error, and cancel its unfinished outputs."""

@@ -1,5 +1,8 @@
 """The engine's metrics on Triton's metrics port, under the names that TensorRT-LLM's backend uses.
 
+The figures that autoscalers and routers read are there under vLLM's names, too: examples for KEDA, and routers that are
+not told which server they read, look for those.
+
 This code runs in the process of the model `tensorrt_llm`.
 """
 
@@ -12,7 +15,8 @@ from typing import Any
 from trtllm_pt.requests.messages import Stats
 from trtllm_pt.serving.triton.models.base import triton
 
-_BUCKETS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000]  # tokens
+_TOKENS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000]  # upper limits of buckets
+_SECONDS = [0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100]
 _GAUGES = {  # name of the family: its label, its description, and the label's value for each of its metrics
     "nv_trt_llm_request_metrics": (
         "request_type",
@@ -41,6 +45,11 @@ _GAUGES = {  # name of the family: its label, its description, and the label's v
     ),
     "nv_trt_llm_general_metrics": ("general_type", "The engine's clock", ("timestamp", "iteration_counter")),
 }
+_FROM_VLLM = {  # the name of a gauge in vLLM: the family and the kind of the metric above with the same value
+    "vllm:num_requests_waiting": ("nv_trt_llm_request_metrics", "waiting"),
+    "vllm:num_requests_running": ("nv_trt_llm_request_metrics", "scheduled"),
+    "vllm:kv_cache_usage_perc": ("nv_trt_llm_kv_cache_block_metrics", "fraction"),
+}
 
 
 class Metrics:
@@ -57,8 +66,16 @@ class Metrics:
             self._families.append(made)
             for kind in kinds:
                 self._gauges[family, kind] = made.Metric(labels={label: kind, **labels})
-        self.input_tokens = self._histogram("nv_llm_input_token_len", "Tokens of a prompt", labels)
-        self.output_tokens = self._histogram("nv_llm_output_token_len", "Tokens of an output", labels)
+        self._aliases: list[tuple[Any, str, str]] = []
+        for name, (family, kind) in _FROM_VLLM.items():
+            made = pb.MetricFamily(name=name, description=f"{kind} of {family}", kind=pb.MetricFamily.GAUGE)
+            self._families.append(made)
+            self._aliases.append((made.Metric(labels=labels), family, kind))
+        self.input_tokens = self._histogram("nv_llm_input_token_len", "Tokens of a prompt", labels, _TOKENS)
+        self.output_tokens = self._histogram("nv_llm_output_token_len", "Tokens of an output", labels, _TOKENS)
+        self.seconds_to_first_token = self._histogram(
+            "vllm:time_to_first_token_seconds", "Seconds from a request's arrival to its first token", labels, _SECONDS
+        )
 
     def report(self, stats: Stats, begun: int, prompts: Sequence[int]) -> None:
         """Set the gauges.
@@ -102,9 +119,11 @@ class Metrics:
         for family, kinds in values.items():
             for kind, value in kinds.items():
                 self._gauges[family, kind].set(value)
+        for metric, family, kind in self._aliases:
+            metric.set(values[family][kind])
 
-    def _histogram(self, name: str, description: str, labels: dict[str, str]) -> Any:
+    def _histogram(self, name: str, description: str, labels: dict[str, str], buckets: Sequence[float]) -> Any:
         pb = triton()
         family = pb.MetricFamily(name=name, description=description, kind=pb.MetricFamily.HISTOGRAM)
         self._families.append(family)
-        return family.Metric(labels=labels, buckets=_BUCKETS)
+        return family.Metric(labels=labels, buckets=list(buckets))
