@@ -87,13 +87,6 @@ def product(name: str, x: Tensor, outputs: int) -> Product:
     return Product(name, x, rotating, packed.nbytes, outputs, argument, exact)
 
 
-def fastest_product(outputs: int, inputs: int) -> limits.Matrix:
-    """Return the fastest way to multiply by a matrix of this size, in bfloat16 or float32."""
-    size = limits.Product(_LIMIT_ROWS, outputs, inputs)
-    dtypes = (torch.bfloat16, torch.float32)
-    return limits.fastest([way for dtype in dtypes for way in limits.matrices(size, dtype)])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--outputs", type=int, default=5632, help="outputs of the matrix")
@@ -106,7 +99,7 @@ def main() -> None:
     load_ops()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    best, lines = fastest_product(args.outputs, args.inputs), []
+    best, lines = limits.fastest_at(_LIMIT_ROWS, args.outputs, args.inputs), []
     for rows in args.rows:
         x = torch.randn(rows, args.inputs).bfloat16()
         products = [product(name, x, args.outputs) for name in args.forms]

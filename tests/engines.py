@@ -34,6 +34,7 @@ class Recipe:
     options: tuple[str, ...] = _SHORT
     quantize: str | None = None
     embedding: str | None = None
+    kv_cache: str | None = None
 
 
 RECIPES = {
@@ -45,8 +46,8 @@ RECIPES = {
         for algo in ("W8A16", "W4A16")
     },
     **{
-        f"pretrained-{ranks}-W4A16-G64-embedding": Recipe(
-            PRETRAINED, ranks, "bfloat16", quantize="W4A16-G64", embedding="W8A16"
+        f"pretrained-{ranks}-quantised": Recipe(
+            PRETRAINED, ranks, "bfloat16", quantize="W4A16-G64", embedding="W8A16", kv_cache="INT8"
         )
         for ranks in RANKS
     },
@@ -92,6 +93,7 @@ def _build(root: Path, name: str, recipe: Recipe) -> None:
             dtype=recipe.dtype,
             quantize=recipe.quantize,
             embedding=recipe.embedding,
+            kv_cache=recipe.kv_cache,
         )
     else:
         model = root / f"model-{name}"

@@ -123,6 +123,11 @@ def fastest(found: list[Matrix], samples: int = 3) -> Matrix:
     return max(found, key=lambda matrix: max(matrix() for _ in range(samples)))
 
 
+def fastest_at(m: int, n: int, k: int) -> Matrix:
+    """Return the fastest way to multiply [m, k] by [k, n], in bfloat16 or float32. The ops must be loaded."""
+    return fastest([way for dtype in (torch.bfloat16, torch.float32) for way in matrices(Product(m, n, k), dtype)])
+
+
 def medians(ways: list[Callable[[], float]], rounds: int) -> list[tuple[float, float, float]]:
     """Return the median, minimum and maximum of each way. They take turns, so that noise affects all alike."""
     samples = np.array([[way() for way in ways] for _ in range(rounds)])

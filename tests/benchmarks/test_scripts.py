@@ -58,6 +58,17 @@ def test_products_of_every_form() -> None:
     assert all(float(row[2]) < 0.01 for row in rows)  # bfloat16 rounds a result by 2^-9
 
 
+def test_attention_over_both_kinds_of_cache() -> None:
+    sizes = ("--heads", "4", "--kv-heads", "2", "--head-size", "32", "--threads", "1", "--rounds", "1")
+    done = run("attention.py", "--contexts", "40", "--batches", "3", *sizes)
+    assert done.returncode == 0, done.stderr
+    _, _, *rows = [line.split() for line in done.stdout.splitlines()]
+    assert [(row[0], row[-7]) for row in rows] == [
+        (step, cache) for step in ("decode", "prefill") for cache in ("bfloat16", "INT8")
+    ]
+    assert all(float(row[-6]) < 0.03 for row in rows)
+
+
 def test_scheduling() -> None:
     done = run("scheduling.py", "--batches", "2", "16", "--steps", "5", "--vocab", "50", "--json")
     assert done.returncode == 0, done.stderr

@@ -285,7 +285,7 @@ def test_refusals(tmp_path: Path) -> None:
 
     cases: list[tuple[Callable[[], object], str]] = [
         (lambda: convert(folder, output, quantize="W4A8"), r"quantize \('W4A8'\) must be W8A16 or W4A16 or .* or FP8"),
-        (lambda: convert(folder, output, kv_cache="INT8"), r"kv_cache \('INT8'\) must be FP8"),
+        (lambda: convert(folder, output, kv_cache="INT4"), r"kv_cache \('INT4'\) must be FP8 or INT8"),
         (lambda: convert(folder, output, quantize="FP8"), r"quantize \('FP8'\) needs calibrate"),
         (lambda: convert(folder, output, quantize="W8A16", calibrate=tokens), "tokens.jsonl'. applies only to FP8"),
         (lambda: convert(folder, output, calibrate=tokens), "applies only to FP8"),

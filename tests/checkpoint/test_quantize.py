@@ -179,6 +179,19 @@ def test_a_quantised_checkpoint_can_get_a_quantised_embedding(tmp_path: Path) ->
         convert(at_once, tmp_path / "twice", 2, embedding="W8A16")
 
 
+def test_an_int8_cache_has_no_scales_in_files(tmp_path: Path) -> None:
+    _, folder = saved(MODELS["tp"], tmp_path / "model")
+    plain = convert(folder, tmp_path / "plain", 2, quantize="W4A16")
+    for source in (folder, plain):
+        checkpoint = convert(source, tmp_path / f"{source.name}-8", 2, kv_cache="INT8")
+        assert CheckpointDir(checkpoint).manifest.kv_cache_quant_algo == "INT8"
+    for rank in range(2):
+        same = [(each / f"rank{rank}.safetensors").read_bytes() for each in (plain, tmp_path / "plain-8")]
+        assert same[0] == same[1]
+    heads, size = 16, MODELS["tp"].head_size  # on each of 2 ranks
+    assert cost.kv_bytes_per_token(MODELS["tp"], 2, "bfloat16", "INT8") == 2 * 2 * heads * (size + 4)
+
+
 def test_a_row_of_zeros() -> None:
     integers, scale = quantize_rows(torch.tensor([[0.0, 0.0], [1.0, -2.0]]), 8, torch.float16)
     assert integers.tolist() == [[0, 0], [64, -128]] and scale.tolist() == [1, 1 / 64]

@@ -21,7 +21,7 @@ LENGTH = 24
 def test_an_int4_model_on_two_ranks_gives_the_tokens_of_its_runtime(
     engine: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    folder = engine("pretrained-2-W4A16-G64-embedding")
+    folder = engine("pretrained-2-quantised")
     with LLM(folder) as llm:
         ids = [list(llm.encode(prompt)) for prompt in PROMPTS]
         want = [result.token_ids for result in llm.generate(PROMPTS, SamplingParams(max_tokens=LENGTH))]

@@ -41,9 +41,9 @@ def convert(
     model_dir: a MODEL_DIR, a CKPT of any number of ranks, a model of the Llama family, also one that GPTQ, AWQ or
     compressed-tensors has quantised (quantized_llama.py), or a tamm model.
     dtype: bfloat16, float16, float32, or "auto" for the source's dtype.
-    quantize: one of QUANT_ALGOS (model/quantization.py), for the layers' matrices. kv_cache: FP8. embedding: W8A16, for
-    the embedding and the output head. A quantised model keeps its quantisation and its integers; `quantize` can only
-    divide its groups into smaller ones, with the same scales.
+    quantize: one of QUANT_ALGOS (model/quantization.py), for the layers' matrices. kv_cache: FP8 or INT8. embedding:
+    W8A16, for the embedding and the output head. A quantised model keeps its quantisation and its integers; `quantize`
+    can only divide its groups into smaller ones, with the same scales.
     calibrate: a file of text, or of token ids as .json or .jsonl, whose first 128 sequences of 512 tokens give the
     ranges that FP8 has to represent (calibrate.py). FP8 matrices require it. Without it an FP8 KV cache has scale 1, as
     in TensorRT-LLM.
@@ -106,10 +106,11 @@ def _quantization(source: Source, dtype: str, wanted: Quantization) -> Quantizat
     """
     if not isinstance(source, QuantizedSource) or (own := source.quantization) == NOT_QUANTIZED:
         return wanted
+    kv_cache = None if own.kv_cache is None and wanted.kv_cache == "INT8" else wanted.kv_cache
     regroups = _divides(own.matrices, wanted.matrices)
     taken = {
         "quantize": None if regroups else wanted.matrices,
-        "kv_cache": wanted.kv_cache,
+        "kv_cache": kv_cache,
         "embedding": own.embedding and wanted.embedding,
     }
     for name, value in taken.items():
@@ -121,7 +122,7 @@ def _quantization(source: Source, dtype: str, wanted: Quantization) -> Quantizat
     if dtype not in ("auto", source.dtype) and isinstance(source, CheckpointDir):
         raise UsageError(f"dtype ({dtype!r}) must be 'auto' or {source.dtype!r}, as the checkpoint is already {own}")
     matrices = wanted.matrices if regroups else own.matrices
-    return replace(own, matrices=matrices, embedding=own.embedding or wanted.embedding)
+    return Quantization(matrices, own.embedding or wanted.embedding, own.kv_cache or wanted.kv_cache)
 
 
 def _divides(own: str | None, wanted: str | None) -> bool:

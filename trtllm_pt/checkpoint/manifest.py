@@ -44,7 +44,7 @@ class CheckpointManifest:
     ranks: int
     dtype: str  # of all weights except routers, which are float32, and quantised matrices
     quant_algo: str | None = None  # of the layers' matrices: one of QUANT_ALGOS
-    kv_cache_quant_algo: str | None = None  # of the KV cache: FP8
+    kv_cache_quant_algo: str | None = None  # of the KV cache: one of KV_CACHE_QUANT_ALGOS
     embedding_quant_algo: str | None = None  # of the embedding and the output head: W8A16
     gpus_per_node: int = GPUS_PER_NODE  # in a job on several machines; only TensorRT-LLM needs to know
 

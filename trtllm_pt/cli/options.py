@@ -33,7 +33,8 @@ embedding_option = click.option(
 kv_cache_option = click.option(
     "--kv-cache",
     type=click.Choice(KV_CACHE_QUANT_ALGOS),
-    help="Keep the KV cache in FP8. Only --engine tensorrt_llm can build the result.",
+    help="Keep the KV cache in FP8 (only for --engine tensorrt_llm), or in INT8 with a scale per token and head (only "
+    "for --engine embedded).",
 )
 speculative_option = click.option(
     "--speculative",

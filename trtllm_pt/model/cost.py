@@ -81,8 +81,9 @@ def kv_bytes_per_token(config: ModelConfig, ranks: int, dtype: str, kv_cache_qua
     """Return the bytes of KV cache that one token takes on one rank, over all layers."""
     layout = rank_layout(config, ranks)
     heads = len(layout.tracks) * len(layout.kv_heads)
-    size = 1 if kv_cache_quant_algo == "FP8" else DTYPE_BYTES[dtype]
-    return 2 * config.num_layers * heads * config.head_size * size
+    sizes = {"FP8": config.head_size, "INT8": config.head_size + DTYPE_BYTES["float32"]}  # with a scale
+    size = sizes.get(kv_cache_quant_algo or "", config.head_size * DTYPE_BYTES[dtype])
+    return 2 * config.num_layers * heads * size
 
 
 def flops_per_token(config: ModelConfig, context: int) -> int:

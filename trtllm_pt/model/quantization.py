@@ -9,6 +9,7 @@ W8A16 of the embedding and the output head    As that of a matrix, with a scale 
 FP8           X.weight float8_e4m3fn; X.weights_scaling_factor and X.activation_scaling_factor, float32, one each per
               matrix.
 FP8 KV cache  attention.kv_cache_scaling_factor, float32, one per layer for all tracks.
+INT8 KV cache Nothing: a scale per token and KV head is computed when the token is.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ WEIGHT_ONLY = {
     **{f"W{bits}A16-G{group}-ZP": WeightOnly(bits, group, zeros=True) for bits in (8, 4) for group in GROUPS},
 }
 QUANT_ALGOS = (*WEIGHT_ONLY, "FP8")
-KV_CACHE_QUANT_ALGOS = ("FP8",)
+KV_CACHE_QUANT_ALGOS = ("FP8", "INT8")
 EMBEDDING_QUANT_ALGOS = ("W8A16",)
 _MULTIPLE = 64  # TensorRT-LLM's weight-only layers pad other sizes
 
@@ -123,8 +124,8 @@ def stored(spec: TensorSpec, dtype: str, quantization: Quantization = NOT_QUANTI
 
 
 def kv_scales(config: ModelConfig, kv_cache_quant_algo: str | None) -> Iterator[StoredTensor]:
-    """Yield the KV cache's scale of every layer, which is the same in every rank's file."""
-    for layer in range(config.num_layers if kv_cache_quant_algo else 0):
+    """Yield the FP8 KV cache's scale of every layer, which is the same in every rank's file."""
+    for layer in range(config.num_layers if kv_cache_quant_algo == "FP8" else 0):
         name = f"transformer.layers.{layer}.attention.kv_cache_scaling_factor"
         yield StoredTensor(TensorSpec(name, (1,), per_track=False, kind="scale"), "float32")
 

@@ -49,10 +49,8 @@ def reference_logits(folder: Path, dtype: torch.dtype = torch.float64) -> np.nda
         pytest.param("", FEW_RANKS, id="bfloat16"),
         pytest.param("", RANKS, id="bfloat16 on many ranks", marks=pytest.mark.slow),
         pytest.param("-float32", RANKS, id="float32 on many ranks", marks=pytest.mark.slow),
-        pytest.param("-W4A16-G64-embedding", FEW_RANKS, id="int4 in groups, embedding in int8"),
-        pytest.param(
-            "-W4A16-G64-embedding", RANKS, id="int4 in groups, embedding in int8, on many ranks", marks=pytest.mark.slow
-        ),
+        pytest.param("-quantised", FEW_RANKS, id="all in int4 or int8"),
+        pytest.param("-quantised", RANKS, id="all in int4 or int8 on many ranks", marks=pytest.mark.slow),
         pytest.param("-W4A16", RANKS, id="int4 on many ranks", marks=pytest.mark.slow),
         pytest.param("-W8A16", RANKS, id="int8 on many ranks", marks=pytest.mark.slow),
     ],

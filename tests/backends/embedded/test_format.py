@@ -14,7 +14,7 @@ from tests.configs import SMALL
 from trtllm_pt.backends.embedded import graph, network_code
 from trtllm_pt.backends.embedded.backend import EmbeddedBackend
 from trtllm_pt.backends.embedded.form import Storage
-from trtllm_pt.backends.embedded.graph import caches_shape
+from trtllm_pt.backends.embedded.graph import cache_info
 from trtllm_pt.backends.embedded.kernels.build import build_library
 from trtllm_pt.backends.embedded.kernels.library import load
 from trtllm_pt.backends.embedded.pack import SHARED_FILE, shared_names, weight_infos
@@ -36,7 +36,8 @@ def interface() -> str:
     matrix = torch.arange(48 * 64, dtype=torch.float32).reshape(1, 48, 64).bfloat16()
     packed = torch.ops.trtllm_pt.pack(matrix).contiguous().view(torch.uint8).numpy().tobytes()
     shared = sorted(shared_names(SMALL, infos))
-    parts = [schemas, weights, shared, SHARED_FILE, caches_shape(SMALL, 2, 3), HEADER, packed.hex()]
+    cache = cache_info(SMALL, 2, 3, Storage(torch.bfloat16))
+    parts = [schemas, weights, shared, SHARED_FILE, cache.shape, HEADER, packed.hex()]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
@@ -74,9 +75,10 @@ def key(**changes: object) -> str:
         {"storage": Storage(torch.bfloat16)},
         {"storage": Storage(torch.float32, "W8A16")},
         {"storage": Storage(torch.float32, embedding_quant_algo="W8A16")},
+        {"storage": Storage(torch.float32, kv_cache_quant_algo="INT8")},
         {"program": "false"},
     ],
-    ids=["model", "ranks", "dtype", "quantisation", "embedding", "compiler"],
+    ids=["model", "ranks", "dtype", "quantisation", "embedding", "KV cache", "compiler"],
 )
 def test_each_input_is_in_the_key(changes: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graph, "compiler_version", lambda program: f"version of {program}")

@@ -129,6 +129,7 @@ MODELS = {
         {"embedding_quant_algo": "W8A16"},
         r"^embedding_quant_algo \('W8A16'\) is not supported by native TensorRT plans; convert without --embedding, or",
     ),
+    "an int8 cache": ({}, {"kv_cache_quant_algo": "INT8"}, r"^kv_cache_quant_algo \('INT8'\) is not supported"),
     "int8 and several tracks": (
         {"hidden_size": 64, "intermediate_size": 64},
         {"quant_algo": "W8A16"},

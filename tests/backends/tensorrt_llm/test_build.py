@@ -223,6 +223,12 @@ def test_an_int8_embedding_is_refused() -> None:
         check(BuildOptions(), manifest)
 
 
+def test_an_int8_cache_with_our_scales_is_refused() -> None:
+    manifest = CheckpointManifest(model=SMALL, ranks=2, dtype="bfloat16", kv_cache_quant_algo="INT8")
+    with pytest.raises(UsageError, match=r"^kv_cache_quant_algo \('INT8'\) must be null or FP8 for the TensorRT-LLM"):
+        check(BuildOptions(), manifest)
+
+
 def test_only_what_is_given_is_handed_on(checkpoint: Path) -> None:
     manifest = CheckpointManifest.from_dir(checkpoint)
     options = tensorrt_llm(gemm_plugin="auto", max_beam_width=1, opt_num_tokens=8, gather_all_token_logits=True)

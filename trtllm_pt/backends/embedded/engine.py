@@ -14,7 +14,7 @@ from torch import Tensor
 
 from trtllm_pt.backends.backend import Backend, BuildReport, check_files
 from trtllm_pt.backends.embedded.constants import MAX_HEAD_SIZE, MAX_SUMMANDS, TILE
-from trtllm_pt.backends.embedded.graph import caches_shape, compiled_graph
+from trtllm_pt.backends.embedded.graph import cache_info, compiled_graph
 from trtllm_pt.backends.embedded.kernels.build import LIBRARY, build_library
 from trtllm_pt.backends.embedded.kernels.library import load
 from trtllm_pt.backends.embedded.pack import SHARED_FILE, shared_names, storage_of, weight_infos, write_weights
@@ -66,11 +66,11 @@ def _checked(checkpoint: Path) -> CheckpointManifest:
         raise UsageError(
             f"dtype ({manifest.dtype!r}) must be {' or '.join(DTYPES)} for the embedded engine; convert with --dtype"
         )
-    if manifest.quant_algo not in (None, *WEIGHT_ONLY) or manifest.kv_cache_quant_algo:
+    if manifest.quant_algo not in (None, *WEIGHT_ONLY) or manifest.kv_cache_quant_algo not in (None, "INT8"):
         known = ", ".join(WEIGHT_ONLY)
         raise UsageError(
-            f"quantization ({manifest.quantized}) must be none or one of {known} for the embedded engine; "
-            "convert with one of these, or build with --engine tensorrt_llm"
+            f"quantization ({manifest.quantized}) must be none or one of {known} for the embedded engine, and its KV "
+            "cache INT8; convert with one of these, or build with --engine tensorrt_llm"
         )
     _check_kernels(manifest)
     check_files(checkpoint, manifest)
@@ -110,17 +110,16 @@ class EmbeddedEngine:
         constants = {name: tensor for name, tensor in self._weights.items() if name in wanted}
         self._loader.load_constants(constants, False, True, True)  # user_managed: weights stay mapped, not copied
         self._head = self._weights[EMBEDDING if manifest.model.tie_embeddings else HEAD]
-        form = storage_of(manifest.checkpoint).embedding_form
+        storage = storage_of(manifest.checkpoint)
+        form = storage.embedding_form
         self._head_form = None if form is None else form.to_list()
         self._head_first = self._weights["lm_head.first"]
         self._multiply = torch.ops.trtllm_pt.head.default  # looked up once, which saves each step some microseconds
         self.vocab_rows = padded_vocab_size(manifest.model, manifest.ranks) // manifest.ranks
-        shape = caches_shape(manifest.model, manifest.ranks, pages)
+        cache = cache_info(manifest.model, manifest.ranks, pages, storage)
         # The memory is not cleared, so a page that is never used takes none. The ops clear a page when they write its
         # first token.
-        self._caches = [
-            torch.empty(shape, dtype=manifest.checkpoint.torch_dtype) for _ in range(manifest.model.num_layers)
-        ]
+        self._caches = [torch.empty(cache.shape, dtype=cache.dtype) for _ in range(manifest.model.num_layers)]
 
     def run(self, tokens: Tensor, starts: Tensor, offsets: Tensor, pages: Tensor, rows: Tensor) -> Tensor:
         """Run one forward pass and return the head's input [R, W] for some tokens.

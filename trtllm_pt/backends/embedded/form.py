@@ -35,11 +35,12 @@ class Form:
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """How all weights of a model are stored."""
+    """How all weights of a model are stored, and its KV cache."""
 
     dtype: torch.dtype
     quant_algo: str | None = None  # of the layers' matrices
     embedding_quant_algo: str | None = None  # of the embedding and the output head
+    kv_cache_quant_algo: str | None = None
 
     @property
     def embedding_form(self) -> Form | None:

@@ -26,6 +26,7 @@ from trtllm_pt.errors import RunError
 from trtllm_pt.files.atomic import new_file
 from trtllm_pt.files.cache import cache_dir
 from trtllm_pt.files.compiler import compiler, compiler_version
+from trtllm_pt.files.safetensors import TensorInfo
 from trtllm_pt.model.config import ModelConfig
 from trtllm_pt.model.layout import rank_layout
 from trtllm_pt.requests.limits import MAX_BATCH, MAX_TOKENS
@@ -60,13 +61,16 @@ def compiled_graph(config: ModelConfig, ranks: int, storage: Storage) -> Graph:
     return Graph(path, cache_hit=False)
 
 
-def caches_shape(config: ModelConfig, ranks: int, pages: int) -> tuple[int, ...]:
-    """Return the shape of one layer's KV cache on one rank: [2, P, K * G, PAGE * D].
+def cache_info(config: ModelConfig, ranks: int, pages: int, storage: Storage) -> TensorInfo:
+    """Return the dtype and shape of one layer's KV cache on one rank: [2, P, K * G, PAGE * D], or in int8, as bytes,
+    [2, P, K * G, PAGE * (D + 4)], because a token has a float32 scale.
 
     P pages, K tracks on the rank, G KV heads per track, D head_size; the first axis is keys and values.
     """
-    layout = rank_layout(config, ranks)
-    return (2, pages, len(layout.tracks) * len(layout.kv_heads), PAGE * config.head_size)
+    layout, int8 = rank_layout(config, ranks), storage.kv_cache_quant_algo == "INT8"
+    token = config.head_size + (torch.float32.itemsize if int8 else 0)
+    shape = (2, pages, len(layout.tracks) * len(layout.kv_heads), PAGE * token)
+    return TensorInfo(torch.uint8 if int8 else storage.dtype, shape)
 
 
 def _key(config: ModelConfig, ranks: int, storage: Storage, program: str) -> str:
@@ -100,7 +104,7 @@ def _compile(config: ModelConfig, ranks: int, storage: Storage, package: Path) -
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch uses deprecated parts of itself
         model = EmbeddedModel(config, ranks, storage).eval()
-        example = _example(config, ranks, storage.dtype)
+        example = _example(config, ranks, storage)
         exported = torch.export.export(model, example, dynamic_shapes=shapes, strict=False)
         try:
             aoti_compile_and_package(exported, package_path=str(package), inductor_configs=_INDUCTOR)
@@ -109,16 +113,16 @@ def _compile(config: ModelConfig, ranks: int, storage: Storage, package: Path) -
     return package
 
 
-def _example(config: ModelConfig, ranks: int, dtype: torch.dtype) -> tuple[Tensor | list[Tensor], ...]:
+def _example(config: ModelConfig, ranks: int, storage: Storage) -> tuple[Tensor | list[Tensor], ...]:
     """Return an example batch. No axis has size 0 or 1, because tracing treats these sizes as constants."""
-    int64 = torch.int64
+    int64, cache = torch.int64, cache_info(config, ranks, 6, storage)
     return (
         torch.zeros(8, dtype=int64),
         torch.zeros(2, dtype=int64),
         torch.tensor([0, 3, 8]),
         torch.zeros(2, 4, dtype=int64),
         torch.tensor([2, 5, 7]),
-        [torch.zeros(caches_shape(config, ranks, 6), dtype=dtype) for _ in range(config.num_layers)],
+        [torch.zeros(cache.shape, dtype=cache.dtype) for _ in range(config.num_layers)],
     )
 
 

@@ -35,7 +35,7 @@ class Batch:
     offsets: Tensor  # int64 [B + 1]: where each sequence's tokens begin and end
     pages: Tensor  # int64 [B, M]: each sequence's KV pages
     rotary: Tensor | None  # float32 [T, D]: cos, then sin, times the attention factor; None without RoPE
-    caches: list[Tensor]  # of each layer, [2, P, K * G, PAGE * D]
+    caches: list[Tensor]  # of each layer (graph.cache_info)
 
 
 class EmbeddedModel(Module):

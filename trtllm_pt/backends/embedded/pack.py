@@ -29,8 +29,9 @@ SHARED_FILE = "shared.safetensors"
 
 
 def storage_of(manifest: CheckpointManifest) -> Storage:
-    """Return how the engine of a checkpoint stores weights."""
-    return Storage(manifest.torch_dtype, manifest.quant_algo, manifest.embedding_quant_algo)
+    """Return how the engine of a checkpoint stores weights and its KV cache."""
+    algos = (manifest.quant_algo, manifest.embedding_quant_algo, manifest.kv_cache_quant_algo)
+    return Storage(manifest.torch_dtype, *algos)
 
 
 def weight_infos(manifest: CheckpointManifest) -> dict[str, TensorInfo]:

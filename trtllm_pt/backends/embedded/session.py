@@ -19,7 +19,7 @@ from trtllm_pt._version import __version__
 from trtllm_pt.backends.embedded.all_reduce_counts import Reduces, settle
 from trtllm_pt.backends.embedded.constants import PAGE
 from trtllm_pt.backends.embedded.engine import EmbeddedEngine
-from trtllm_pt.backends.embedded.graph import caches_shape
+from trtllm_pt.backends.embedded.graph import cache_info
 from trtllm_pt.backends.embedded.heap import keep_freed_memory
 from trtllm_pt.backends.embedded.kernels.build import LIBRARY
 from trtllm_pt.backends.embedded.kernels.library import load
@@ -27,6 +27,7 @@ from trtllm_pt.backends.embedded.kv_pages import pages_for
 from trtllm_pt.backends.embedded.logits_messages import LogitsMessages
 from trtllm_pt.backends.embedded.logits_view import Views
 from trtllm_pt.backends.embedded.machine_watch import watch_machines
+from trtllm_pt.backends.embedded.pack import storage_of
 from trtllm_pt.backends.embedded.scores import merge, score_slice
 from trtllm_pt.backends.embedded.step_plan import StepMessage, StepPlan
 from trtllm_pt.backends.manifest import EngineManifest
@@ -260,8 +261,7 @@ def _pages(manifest: EngineManifest, kv_tokens: int | None, neighbours: int) -> 
     if kv_tokens is not None:
         pages = kv_tokens // PAGE
     else:
-        shape = caches_shape(config, manifest.ranks, 1)
-        page_bytes = config.num_layers * torch.Size(shape).numel() * manifest.checkpoint.torch_dtype.itemsize
+        page_bytes = config.num_layers * cache_info(config, manifest.ranks, 1, storage_of(manifest.checkpoint)).nbytes
         affordable = int(_available_bytes() * _MEMORY_SHARE) // neighbours // page_bytes
         pages = min(manifest.options.max_batch_size * sequence, affordable)
     if pages < sequence:

@@ -18,7 +18,7 @@ import numpy as np
 from trtllm_pt.errors import INSTALL_TENSORRT_LLM, UsageError
 from trtllm_pt.model.config import ModelConfig
 from trtllm_pt.model.layout import RankLayout, padded_vocab_size, rank_layout
-from trtllm_pt.model.quantization import KV_CACHE_QUANT_ALGOS, QUANT_ALGOS
+from trtllm_pt.model.quantization import QUANT_ALGOS
 from trtllm_pt.model.rope import attention_factor
 from trtllm_pt.model.schedule import ReduceOp, Run, schedule_of, unordered
 from trtllm_pt.network import walk
@@ -126,9 +126,8 @@ def _problems(config: ParallelTrackConfig) -> list[str]:
         found.append("use_parallel_embedding (true) must be false: every rank looks tokens up in its own table")
     if quantization.quant_algo not in (None, *QUANT_ALGOS):
         found.append(f"quant_algo ({quantization.quant_algo}) must be null or one of {', '.join(QUANT_ALGOS)}")
-    if quantization.kv_cache_quant_algo not in (None, *KV_CACHE_QUANT_ALGOS):
-        known = ", ".join(KV_CACHE_QUANT_ALGOS)
-        found.append(f"kv_cache_quant_algo ({quantization.kv_cache_quant_algo}) must be null or {known}")
+    if quantization.kv_cache_quant_algo not in (None, "FP8"):
+        found.append(f"kv_cache_quant_algo ({quantization.kv_cache_quant_algo}) must be null or FP8")
     if config.all_reduce_strategy not in AllReduceStrategy.__members__:
         names = ", ".join(AllReduceStrategy.__members__)
         found.append(f"all_reduce_strategy ({config.all_reduce_strategy!r}) must be one of {names}")

@@ -118,6 +118,11 @@ def check(options: BuildOptions, manifest: CheckpointManifest) -> None:
             "embedding and output head have the model's dtype; convert without --embedding, or build with --engine "
             "embedded"
         )
+    if manifest.kv_cache_quant_algo not in (None, "FP8"):
+        raise UsageError(
+            f"kv_cache_quant_algo ({manifest.kv_cache_quant_algo!r}) must be null or FP8 for the TensorRT-LLM engine, "
+            "whose INT8 cache has one scale per layer; convert with --kv-cache FP8, or build with --engine embedded"
+        )
     _check_kernels(manifest)
     _check_strategy(strategy_of(options), manifest.ranks, gpus_per_node(options, manifest))
     _check_files_and_numbers(options)

@@ -74,6 +74,7 @@ class Shape:
     norm: bool = False
     norm_last: bool = False  # after RoPE
     dtype: torch.dtype = torch.float32
+    int8: bool = False  # the cache
 
     @property
     def width(self) -> int:
@@ -82,6 +83,8 @@ class Shape:
     def cache(self, pages: int) -> Tensor:
         """Filled with NaN, as whatever the last owner left."""
         lanes = self.tracks * self.kv_heads
+        if self.int8:  # bytes of 255 are codes of -1, and scales that are NaN
+            return torch.full((2, pages, lanes, PAGE * (self.size + 4)), 255, dtype=torch.uint8)
         return torch.full((2, pages, lanes, PAGE * self.size), float("nan"), dtype=self.dtype)
 
     def norms(self) -> tuple[Tensor | None, Tensor | None]:
@@ -105,6 +108,12 @@ def attend(shape: Shape, qkv: Tensor, cache: Tensor, batch: Batch) -> Tensor:
     )  # fmt: skip
 
 
+def int8(x: Tensor) -> Tensor:
+    """What an int8 cache keeps of x [.., D], with a scale for each row."""
+    scale = x.abs().amax(-1, keepdim=True) / 127
+    return (x / scale).round() * scale
+
+
 def attention(shape: Shape, qkv: Tensor) -> Tensor:
     """A whole sequence [K, T, (H + 2G) D] without a cache -> [K, T, H D]."""
     K, T, _ = qkv.shape
@@ -119,6 +128,8 @@ def attention(shape: Shape, qkv: Tensor) -> Tensor:
         q, k = rotate(q, table), rotate(k, table)
     if q_norm is not None and k_norm is not None and shape.norm_last:
         q, k = (rms_norm(x, w[:, None, None], 1e-5) for x, w in ((q, q_norm), (k, k_norm)))
+    if shape.int8:
+        k, v = (int8(x) for x in (k, v))
     k, v = (x.repeat_interleave(H // G, 2) for x in (k, v))
     scores = torch.einsum("kthd,kshd->khts", q, k) * D**-0.5
     age = torch.arange(T)[:, None] - torch.arange(T)

@@ -63,6 +63,8 @@ def test_products_have_one_order_for_every_number_of_rows(ops, dtype, inputs):
         Shape(tracks=2, window=37),
         Shape(heads=6, kv_heads=1, size=80),
         Shape(kv_heads=4, size=16, rope=False),
+        Shape(norm=True, int8=True),
+        Shape(heads=6, kv_heads=1, size=80, window=37, int8=True),
     ],
     ids=str,
 )
@@ -92,9 +94,10 @@ def test_attention_is_a_function_of_the_sequence(ops, dtype, shape):
     assert torch.equal(chunked([16, 32, 33, 64, 128, 130]), whole)
 
 
-def test_shared_pages(ops, dtype):
+@pytest.mark.parametrize("int8", [False, True])
+def test_shared_pages(ops, dtype, int8):
     """Two sequences over one prefix equal two sequences with their own copies."""
-    shape = Shape(dtype=dtype)
+    shape = Shape(dtype=dtype, int8=int8)
     prefix, tails = randn(1, 32, 512, dtype=dtype), [randn(1, 9, 512, dtype=dtype, seed=s) for s in (1, 2)]
     cache = shape.cache(6)
     plain.attend(shape, prefix, cache, Batch.make([0], [32], [[4, 2]]))
@@ -105,12 +108,13 @@ def test_shared_pages(ops, dtype):
         assert torch.equal(got, alone[:, 32:])
 
 
-def test_window_reads_no_older_page(ops, dtype):
+@pytest.mark.parametrize("int8", [False, True])
+def test_window_reads_no_older_page(ops, dtype, int8):
     """A page that fell out of the window may have been given away."""
-    shape = Shape(window=20, dtype=dtype)
+    shape = Shape(window=20, dtype=dtype, int8=int8)
     qkv, cache = randn(1, 100, 512, dtype=dtype), shape.cache(7)
     whole = plain.attend(shape, qkv, shape.cache(7), Batch.make([0], [100], [list(range(7))]))
     plain.attend(shape, qkv[:, :99], cache, Batch.make([0], [99], [list(range(7))]))
-    cache[:, :5] = float("inf")
+    cache[:, :5] = 255 if int8 else float("inf")
     last = plain.attend(shape, qkv[:, 99:], cache, Batch.make([99], [1], [[-1] * 5 + [5, 6]]))
     assert torch.equal(last, whole[:, 99:])

@@ -115,6 +115,26 @@ def test_attention(ops, dtype, shape):
         close(part, plain.attention(shape, want), dtype)
 
 
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_attention_over_an_int8_cache(ops, dtype, shape):
+    shape = Shape(**{**shape.__dict__, "dtype": dtype, "int8": True})
+    qkv = randn(shape.tracks, 150, shape.width, dtype=dtype)
+    got = plain.attend(shape, qkv, shape.cache(10), Batch.make([0], [150], [list(range(10))]))
+    want = plain.attention(shape, qkv)
+    # An element in the middle between two codes may get the other one, which changes it by 1/127 of the row's largest.
+    error = (got.double() - want).abs().max() / want.abs().max()
+    assert error < (2e-3 if dtype == torch.float32 else 1.6e-2), error
+    exact = plain.attention(Shape(**{**shape.__dict__, "int8": False}), qkv)
+    assert (want - exact).abs().max() / exact.abs().max() > 2e-3 or shape.window == 1
+
+
+def test_an_int8_cache_keeps_zeros(ops, dtype):
+    """A head of zeros has no largest element to divide by."""
+    shape = Shape(heads=1, kv_heads=1, size=16, rope=False, dtype=dtype, int8=True)
+    qkv = torch.zeros(1, 3, 48, dtype=dtype)
+    assert plain.attend(shape, qkv, shape.cache(1), Batch.make([0], [3], [[0]])).eq(0).all()
+
+
 @pytest.mark.parametrize(
     "E, top_k, cap, F, W, T", [(4, 2, 0.0, 33, 50, 9), (8, 1, 30.0, 64, 64, 1), (3, 3, 5.0, 20, 31, 300)]
 )
@@ -156,6 +176,10 @@ def test_mistakes_are_errors_with_names_and_numbers(ops):
         (lambda: plain.attend(shape, qkv, shape.cache(2), Batch.make([30], [3], [[0, 1]])), "beyond its 2 pages"),
         (lambda: plain.attend(shape, qkv, shape.cache(2), Batch.make([0], [3], [[2]])), "outside the cache's 2"),
         (lambda: plain.attend(shape, qkv, shape.cache(2), Batch.make([0], [2], [[0]])), "from 0 to the 3 tokens"),
+        (
+            lambda: plain.attend(shape, qkv, shape.cache(2).byte(), Batch.make([0], [3], [[0]])),
+            r"attention: cache must have shape \[2, 2, 2, 1088\], has \[2, 2, 2, 1024\]",
+        ),
     ]
     for call, message in cases:
         with pytest.raises(RuntimeError, match=message):

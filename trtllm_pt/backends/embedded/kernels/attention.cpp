@@ -123,7 +123,9 @@ Tensor attention(const Tensor& qkv, const OptionalTensor& rotary, const Optional
   TORCH_CHECK(H > 0 && G > 0 && (H + 2 * G) * D == width && H % G == 0, "attention: qkv of width ", width, " is not ",
               H, " heads and twice a divisor of that in KV heads, each of size ", D);
   check_sequences("attention", starts, offsets, T);
-  check(cache, "attention: cache", qkv.scalar_type(), {2, cache.size(1), K * G, kPage * D});
+  const bool int8_cache = cache.scalar_type() == at::kByte;
+  const int64_t page = int8_cache ? kPage * (D + static_cast<int64_t>(sizeof(float))) : kPage * D;
+  check(cache, "attention: cache", int8_cache ? at::kByte : qkv.scalar_type(), {2, cache.size(1), K * G, page});
   check(pages, "attention: pages", at::kLong, {B, pages.size(1)});
   if (rotary) check(*rotary, "attention: rotary", at::kFloat, {T, D});
   if (q_norm) check(*q_norm, "attention: q_norm", qkv.scalar_type(), {K, D});
@@ -134,6 +136,7 @@ Tensor attention(const Tensor& qkv, const OptionalTensor& rotary, const Optional
   Tensor queries = at::empty({K, T, H, D}, qkv.options().dtype(operand));
   Attention a{};
   a.bf16 = bf16, a.qkv = bytes(rows), a.cache = mutable_bytes(cache);
+  a.int8_cache = int8_cache, a.page_bytes = page * cache.element_size();
   a.rotary = rotary ? rotary->const_data_ptr<float>() : nullptr;
   a.q_norm = q_norm ? bytes(*q_norm) : nullptr, a.k_norm = k_norm ? bytes(*k_norm) : nullptr;
   a.norm_after_rope = norm_after_rope;

@@ -43,26 +43,50 @@ INLINE void norm_and_rotate(const T* x, const T* weight, const float* rotary, bo
 }
 
 // Returns a page of a sequence in the cache. values: 0 for keys, 1 for values. lane: track * G + KV head.
-template <class T>
-INLINE T* page_of(const Attention& a, int64_t values, int64_t sequence, int64_t page, int64_t lane) {
+INLINE char* page_of(const Attention& a, int64_t values, int64_t sequence, int64_t page, int64_t lane) {
   int64_t number = a.pages[sequence * a.max_pages + page];
   int64_t row = (values * a.cache_pages + number) * a.tracks * a.kv_heads + lane;
-  return reinterpret_cast<T*>(a.cache) + row * kPage * a.head_size;
+  return a.cache + row * a.page_bytes;
 }
 
+// The scales of a page's tokens in an int8 cache.
+INLINE float* scales_of(const Attention& a, char* page) { return (float*)(page + kPage * a.head_size); }
+
 // Writes one token's key and value, [D] each, to slot `slot` of its pages, where the key is an output of the tile of
-// keys, and the value an input of the tiles of values.
+// keys, and the value an input of the tiles of values. T: the type of the cache's elements.
 template <class W, class T>
 INLINE void write_slot(const T* key, const T* value, int64_t slot, int64_t D, T* keys, T* values) {
   constexpr int64_t e = W::kInputs;
-  if (slot == 0) {  // old content must not enter a product, where 0 * inf would give NaN
-    memset(keys, 0, kPage * D * sizeof(T));
-    memset(values, 0, kPage * D * sizeof(T));
-  }
-  for (int64_t d = 0; d < D; d += e) memcpy(keys + d * kPage + slot * e, key + d, kStepBytes);
+  for (int64_t d = 0; d < D; d += e) memcpy(keys + d * kPage + slot * e, key + d, e * sizeof(T));
   T* column = values + slot / e * kTile * e + slot % e;
   for (int64_t tile = 0; tile < D / kTile; tile++)
     for (int64_t i = 0; i < kTile; i++) column[tile * kPage * kTile + i * e] = value[tile * kTile + i];
+}
+
+// Returns the scale of x [D], and writes its codes: scale * code is x, rounded to nearest.
+template <class T>
+INLINE float quantize_head(const T* x, int64_t D, int8_t* codes) {
+  Floats most = {};
+  for (int64_t i = 0; i < D; i += kLanes) {
+    const Floats v = load(x + i), size = select(v < 0.f, -v, v);
+    most = select(size > most, size, most);
+  }
+  const float highest = max_of_lanes(most), inverse = highest > 0 ? 127.f / highest : 0.f;
+  const Floats magic = broadcast(12582912.f);  // adding 1.5 * 2^23 rounds to an integer
+  for (int64_t i = 0; i < D; i += kLanes) {
+    const Ints rounded = (Ints)(load(x + i) * inverse + magic) - (Ints)magic;
+    for (int lane = 0; lane < kLanes; lane++) codes[i + lane] = static_cast<int8_t>(rounded[lane]);
+  }
+  return highest / 127.f;
+}
+
+template <class W>
+INLINE void write_codes(const Attention& a, const float* key, const typename W::Value* value, int64_t slot, char* keys,
+                        char* values) {
+  int8_t key_codes[kMaxHeadSize], value_codes[kMaxHeadSize];
+  scales_of(a, keys)[slot] = quantize_head(key, a.head_size, key_codes);
+  scales_of(a, values)[slot] = quantize_head(value, a.head_size, value_codes);
+  write_slot<W>(key_codes, value_codes, slot, a.head_size, (int8_t*)keys, (int8_t*)values);
 }
 
 template <class W>
@@ -81,10 +105,22 @@ void write_cache_of(const Attention& a, int64_t track, int64_t sequence, int64_t
       for (int64_t h = 0; h < group; h++)
         norm_and_rotate(row + (g * group + h) * D, q_norm, rotary, a.norm_after_rope, D, a.eps,
                         queries + ((lane * a.tokens + token) * group + h) * D);
-      T key[kMaxHeadSize];
-      norm_and_rotate(row + (a.heads + g) * D, k_norm, rotary, a.norm_after_rope, D, a.eps, key);
-      write_slot<W>(key, row + (a.heads + a.kv_heads + g) * D, position % kPage, D,
-                    page_of<T>(a, 0, sequence, page, lane), page_of<T>(a, 1, sequence, page, lane));
+      char *keys = page_of(a, 0, sequence, page, lane), *values = page_of(a, 1, sequence, page, lane);
+      const T *in = row + (a.heads + g) * D, *value = row + (a.heads + a.kv_heads + g) * D;
+      const int64_t slot = position % kPage;
+      if (slot == 0) {  // old content must not enter a product, where 0 * inf would give NaN
+        memset(keys, 0, a.page_bytes);
+        memset(values, 0, a.page_bytes);
+      }
+      if (a.int8_cache) {
+        float key[kMaxHeadSize];
+        norm_and_rotate(in, k_norm, rotary, a.norm_after_rope, D, a.eps, key);
+        write_codes<W>(a, key, value, slot, keys, values);
+      } else {
+        T key[kMaxHeadSize];
+        norm_and_rotate(in, k_norm, rotary, a.norm_after_rope, D, a.eps, key);
+        write_slot<W>(key, value, slot, D, (T*)keys, (T*)values);
+      }
     }
   }
 }
@@ -99,6 +135,11 @@ void write_cache(const Attention& a, int64_t track, int64_t sequence, int64_t be
 constexpr int64_t kKeys = kBlockPages * kPage;
 constexpr int kSoftmaxRows = 2;  // rows whose softmax is computed together
 
+// The scales of a block's keys and values in an int8 cache; 0 for keys of no page.
+struct KeyScales {
+  float keys[kKeys], values[kKeys];
+};
+
 // The state of a row's softmax over the keys so far: the highest score, and the sum of 2^(score - peak) per lane.
 struct RunningSoftmax {
   Floats total;
@@ -109,10 +150,11 @@ struct RunningSoftmax {
 // outside the keys first[row] to last[row] of the block:
 //   peak' = max(peak, max t);  p = 2^(t - peak');  total' = total * 2^(peak - peak') + p
 // The weighted sums of values so far, `sums` [kRows, D], are scaled like `total`. Each lane adds its p in ascending
-// order of the keys. p is written to `probabilities` [kRows, kKeys].
-template <int kRows, bool kMasked, class Y>
-INLINE void online_softmax(const float* scores, float scale, const int* first, const int* last, RunningSoftmax* state,
-                           Y* probabilities, float* sums, int64_t D) {
+// order of the keys. p is written to `probabilities` [kRows, kKeys]. kScaled: t is also multiplied by the keys' scales,
+// and what is written by those of the values; `scales` has both.
+template <int kRows, bool kMasked, bool kScaled, class Y>
+INLINE void online_softmax(const float* scores, float scale, const KeyScales& scales, const int* first, const int* last,
+                           RunningSoftmax* state, Y* probabilities, float* sums, int64_t D) {
   constexpr int kVectors = kKeys / kLanes;
   const Floats never = broadcast(-__builtin_inff());
   Floats t[kRows][kVectors], top[kRows];
@@ -123,6 +165,7 @@ INLINE void online_softmax(const float* scores, float scale, const int* first, c
 #pragma GCC unroll 16
     for (int v = 0; v < kVectors; v++) {
       t[row][v] = load(scores + row * kKeys + v * kLanes) * scale;
+      if (kScaled) t[row][v] *= load(scales.keys + v * kLanes);
       if (kMasked) {
         Ints key = lane + v * kLanes;
         t[row][v] = select((key >= first[row]) & (key <= last[row]), t[row][v], never);
@@ -147,6 +190,7 @@ INLINE void online_softmax(const float* scores, float scale, const int* first, c
     for (int v = 0; v < kVectors; v++) {
       Floats p = exp2(t[row][v] - state[row].peak);
       sum += p;
+      if (kScaled) p *= load(scales.values + v * kLanes);
       store(probabilities + row * kKeys + v * kLanes, p);
     }
     state[row].total += sum;
@@ -187,43 +231,69 @@ INLINE KeyBlock key_block(const QueryRows& q, int64_t number, int64_t oldest, in
   return block;
 }
 
+// Returns the block's page `p` of keys or values as weights of a product. Codes are expanded to `expanded`.
+template <class W>
+INLINE const char* page_of_block(const QueryRows& q, const KeyBlock& block, int64_t values, int64_t p,
+                                 typename W::Value* expanded) {
+  typedef int8_t Bytes __attribute__((vector_size(kLanes)));
+  const char* page = page_of(q.a, values, q.sequence, block.first_page + p, q.lane);
+  if (!q.a.int8_cache) return page;
+  const int64_t n = kPage * q.a.head_size;
+  typename W::Value* wide = expanded + p * n;
+  for (int64_t i = 0; i < n; i += kLanes)
+    store(wide + i, __builtin_convertvector(__builtin_convertvector(load_bits<Bytes>(page + i), Ints), Floats));
+  return (const char*)wide;
+}
+
+INLINE void read_scales(const QueryRows& q, const KeyBlock& block, KeyScales* scales) {
+  *scales = {};
+  for (int64_t p = 0; p < block.pages; p++) {
+    const int64_t at = block.skipped + p * kPage, page = block.first_page + p;
+    memcpy(scales->keys + at, scales_of(q.a, page_of(q.a, 0, q.sequence, page, q.lane)), kPage * sizeof(float));
+    memcpy(scales->values + at, scales_of(q.a, page_of(q.a, 1, q.sequence, page, q.lane)), kPage * sizeof(float));
+  }
+}
+
 // scores[row, key] = query . key
 template <class W>
-INLINE void score(const QueryRows& q, const KeyBlock& block, const typename W::Operand* queries, float* scores) {
+INLINE void score(const QueryRows& q, const KeyBlock& block, const typename W::Operand* queries,
+                  typename W::Value* expanded, float* scores) {
   const int64_t D = q.a.head_size;
   const char* keys[kBlockPages];
-  for (int64_t p = 0; p < block.pages; p++)
-    keys[p] = (const char*)page_of<typename W::Value>(q.a, 0, q.sequence, block.first_page + p, q.lane);
+  for (int64_t p = 0; p < block.pages; p++) keys[p] = page_of_block<W>(q, block, 0, p, expanded);
   const Tiles tiles{keys, block.pages, 1, D / W::kInputs};
   product<W>(block.high - block.low, queries + block.low * D, D, tiles, Prefetch{}, false,
              scores + block.low * kKeys + block.skipped, kKeys);
 }
 
 template <int kRows, class X>
-INLINE void softmax_rows(const QueryRows& q, const KeyBlock& block, int64_t row, float scale, const float* scores,
-                         RunningSoftmax* state, X* probabilities, float* sums) {
+INLINE void softmax_rows(const QueryRows& q, const KeyBlock& block, int64_t row, float scale, const KeyScales& scales,
+                         const float* scores, RunningSoftmax* state, X* probabilities, float* sums) {
   const int64_t D = q.a.head_size;
   int first[kRows], last[kRows];
-  for (int i = 0; i < kRows && !block.whole; i++) {
+  for (int i = 0; i < kRows && (!block.whole || q.a.int8_cache); i++) {
     first[i] = static_cast<int>(max(q.position(row + i) - q.window + 1 - block.base, 0));
     last[i] = static_cast<int>(min(q.position(row + i) - block.base, kKeys - 1));
   }
-  auto softmax = block.whole ? online_softmax<kRows, false, X> : online_softmax<kRows, true, X>;
-  softmax(scores + row * kKeys, scale, first, last, state + row, probabilities + row * kKeys, sums + row * D, D);
+  auto softmax = q.a.int8_cache ? online_softmax<kRows, true, true, X>
+                 : block.whole  ? online_softmax<kRows, false, false, X>
+                                : online_softmax<kRows, true, false, X>;
+  softmax(scores + row * kKeys, scale, scales, first, last, state + row, probabilities + row * kKeys, sums + row * D,
+          D);
 }
 
 // Adds the sum over the block's keys of probability * value to sums[row], in ascending order of the keys.
 template <class W>
 INLINE void add_values(const QueryRows& q, const KeyBlock& block, const typename W::Operand* probabilities,
-                       float* sums) {
+                       typename W::Value* expanded, float* sums) {
   const int64_t D = q.a.head_size;
-  const char* values[kBlockPages * kPanel];
+  const char *pages[kBlockPages], *values[kBlockPages * kPanel];
+  for (int64_t p = 0; p < block.pages; p++) pages[p] = page_of_block<W>(q, block, 1, p, expanded);
   for (int64_t tile = 0, width; tile < D / kTile; tile += width) {
     width = min(kPanel, D / kTile - tile);
-    for (int64_t p = 0; p < block.pages; p++) {
-      const auto* page = page_of<typename W::Value>(q.a, 1, q.sequence, block.first_page + p, q.lane);
-      for (int64_t n = 0; n < width; n++) values[p * width + n] = (const char*)(page + (tile + n) * kPage * kTile);
-    }
+    for (int64_t p = 0; p < block.pages; p++)
+      for (int64_t n = 0; n < width; n++)
+        values[p * width + n] = pages[p] + (tile + n) * kPage * kTile * sizeof(typename W::Value);
     const Tiles tiles{values, width, block.pages, kPage / W::kInputs};
     product<W>(block.high - block.low, probabilities + block.low * kKeys + block.skipped, kKeys, tiles, Prefetch{},
                true, sums + block.low * D + tile * kTile, D);
@@ -255,6 +325,8 @@ void attend_of(const Attention& a, int64_t track, int64_t kv_head, int64_t seque
 
   float scores[kQueryRows * kKeys], sums[kQueryRows * kMaxHeadSize];
   X probabilities[kQueryRows * kKeys];
+  alignas(64) typename W::Value expanded[kKeys * kMaxHeadSize];  // of an int8 cache
+  KeyScales scales;
   RunningSoftmax state[kQueryRows];
   memset(sums, 0, q.count * D * sizeof(float));
   for (int64_t row = 0; row < q.count; row++) state[row] = {Floats{}, -__builtin_inff()};
@@ -262,12 +334,13 @@ void attend_of(const Attention& a, int64_t track, int64_t kv_head, int64_t seque
   const int64_t oldest = q.oldest_key(0), newest = q.position(q.count - 1);
   for (int64_t number = oldest / kKeys; number <= newest / kKeys; number++) {
     const KeyBlock block = key_block(q, number, oldest, newest);
-    score<W>(q, block, queries, scores);
+    if (a.int8_cache) read_scales(q, block, &scales);
+    score<W>(q, block, queries, expanded, scores);
     int64_t row = block.low;
     for (; row + kSoftmaxRows <= block.high; row += kSoftmaxRows)
-      softmax_rows<kSoftmaxRows>(q, block, row, scale, scores, state, probabilities, sums);
-    for (; row < block.high; row++) softmax_rows<1>(q, block, row, scale, scores, state, probabilities, sums);
-    add_values<W>(q, block, probabilities, sums);
+      softmax_rows<kSoftmaxRows>(q, block, row, scale, scales, scores, state, probabilities, sums);
+    for (; row < block.high; row++) softmax_rows<1>(q, block, row, scale, scales, scores, state, probabilities, sums);
+    add_values<W>(q, block, probabilities, expanded, sums);
   }
   write_output<typename W::Value>(q, state, sums);
 }

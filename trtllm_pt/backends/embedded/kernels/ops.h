@@ -52,6 +52,8 @@ Tensor rotary(const Tensor& tokens, const Tensor& starts, const Tensor& offsets,
 // The softmax is online over blocks of 128 keys, ascending (attention.h), so y does not depend on chunks or pages.
 // qkv [K, T, (H + 2G) D], rotary float32 [T, D], q_norm and k_norm [K, D], cache [2, P, K G, 16 D], starts int64 [B],
 // offsets int64 [B + 1], pages int64 [B, M] -> y [K, T, H D]
+// A cache of bytes, [2, P, K G, 16 (D + 4)], is in int8 with a scale per token and KV head (paths.h). Scores are then
+// multiplied by the scales of the keys, and the softmax's weights by those of the values.
 Tensor attention(const Tensor& qkv, const OptionalTensor& rotary, const OptionalTensor& q_norm,
                  const OptionalTensor& k_norm, Tensor cache, const Tensor& starts, const Tensor& offsets,
                  const Tensor& pages, int64_t heads, int64_t head_size, int64_t window, double eps,

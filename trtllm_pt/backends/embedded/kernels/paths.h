@@ -13,6 +13,9 @@
 // follow, in lines of 4 inputs in int8, [4, 16] bytes, or of 8 inputs in int4, [16] words of 4 bytes: input i of an
 // output is in bits 16 (i % 2) + 4 (i / 2) of its word.
 //
+// In an int8 cache, a page has codes in place of values, in the same order, and then a scale for each of its 16 tokens:
+// an element is scale * code, where the scale is the largest magnitude of the token's D elements divided by 127.
+//
 // A gated FFN computes down(silu(gate x) * (up x)): the gate is the matrix whose outputs pass through the activation.
 //
 // One-definition rule: path.cpp is compiled several times with different -m flags, and its objects are linked together.
@@ -82,7 +85,9 @@ struct Attention {
   const void* q_norm;   // [K, D] or null
   const void* k_norm;   // [K, D] or null
   bool norm_after_rope;
-  char* cache;             // [2, P, K G, kPage D], keys and then values
+  bool int8_cache;         // whether a page has codes and the float32 scales of its 16 tokens behind them
+  int64_t page_bytes;      // of one KV head
+  char* cache;             // [2, P, K G] pages, keys and then values
   const int64_t* starts;   // [B]: position of each sequence's first token in this step
   const int64_t* offsets;  // [B + 1]: where each sequence's tokens begin and end
   const int64_t* pages;    // [B, max_pages]
