@@ -73,9 +73,11 @@ class Layout(ABC):
         return ()
 
     def groups(self, inputs: int) -> int:
+        """Return the number of groups of an output."""
         return inputs // (self.group or inputs)
 
-    def per_word(self, count: int) -> int:
+    def words_of(self, count: int) -> int:
+        """Return the number of words that so many integers take."""
         return count * self.bits // 32
 
 
@@ -90,8 +92,8 @@ class Gptq(Layout):
         return ("g_idx",)
 
     def words(self, outputs: int, inputs: int) -> dict[str, tuple[int, ...]]:
-        zeros = (self.groups(inputs), self.per_word(outputs))
-        return {"qweight": (self.per_word(inputs), outputs), "qzeros": zeros}
+        zeros = (self.groups(inputs), self.words_of(outputs))
+        return {"qweight": (self.words_of(inputs), outputs), "qzeros": zeros}
 
     def scales(self, outputs: int, inputs: int) -> tuple[str, tuple[int, ...]]:
         return "scales", (self.groups(inputs), outputs)
@@ -112,7 +114,7 @@ class Awq(Layout):
     """The layout of AutoAWQ's version `gemm`."""
 
     def words(self, outputs: int, inputs: int) -> dict[str, tuple[int, ...]]:
-        words = self.per_word(outputs)
+        words = self.words_of(outputs)
         return {"qweight": (inputs, words), "qzeros": (self.groups(inputs), words)}
 
     def scales(self, outputs: int, inputs: int) -> tuple[str, tuple[int, ...]]:
@@ -141,8 +143,8 @@ class CompressedTensors(Layout):
         return ("weight_shape", "weight_g_idx")
 
     def words(self, outputs: int, inputs: int) -> dict[str, tuple[int, ...]]:
-        zeros = {} if self.symmetric else {"weight_zero_point": (self.per_word(outputs), self.groups(inputs))}
-        return {"weight_packed": (outputs, self.per_word(inputs)), **zeros}
+        zeros = {} if self.symmetric else {"weight_zero_point": (self.words_of(outputs), self.groups(inputs))}
+        return {"weight_packed": (outputs, self.words_of(inputs)), **zeros}
 
     def scales(self, outputs: int, inputs: int) -> tuple[str, tuple[int, ...]]:
         return "weight_scale", (outputs, self.groups(inputs))

@@ -77,8 +77,8 @@ class QuantizedLlamaDir(LlamaDir):
 
     def _plain_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the names and shapes of the tensors that are not quantised."""
-        shapes = self._shapes()
-        return {name: shapes[name] for name in shapes if name not in self._matrices()}
+        quantised = self._matrices()
+        return {name: shape for name, shape in self._shapes().items() if name not in quantised}
 
     def _zero_biases(self, wanted: set[str]) -> list[str]:
         """Return biases of zeros, which old versions of AutoGPTQ write for models that have none."""
@@ -114,6 +114,7 @@ class QuantizedLlamaDir(LlamaDir):
         return WeightOnly(self._layout.bits, fitting[0], zeros)
 
     def _integers(self, name: str) -> Integers:
+        """Return a matrix by the name that it would have without quantisation."""
         return self._layout.integers(partial(self._end, name.removesuffix("weight")))
 
     def _end(self, stem: str, end: str) -> Tensor:
