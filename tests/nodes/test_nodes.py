@@ -81,16 +81,18 @@ def test_any_placement_and_any_delay_give_the_bits_of_one_machine(nodes: int, ea
 
 
 def test_a_node_with_fewer_ranks_gives_them_more_threads(folder: Path) -> None:
-    engines = [engine(folder, "pt-d4", 4)]
-    one = subprocess.run(generate(8, *engines), capture_output=True, text=True, check=True)
-    hosts = {"TRTLLM_PT_HOSTS": "node0:3,node1:1", "TRTLLM_PT_INTERFACE": DEVICE, "TRTLLM_PT_LOG_LEVEL": "info"}
+    built = engine(folder, "pt-d4", 4)
+    one = subprocess.run(generate(8, built), capture_output=True, text=True, check=True)
+    hosts = {"TRTLLM_PT_HOSTS": "node0:3,node1:1", "TRTLLM_PT_INTERFACE": DEVICE}
+    command = [sys.executable, "-m", "trtllm_pt", "--log-level", "info", "run", str(built), *PROMPT]
     with Cluster(2, Link(50)) as cluster:
-        done = cluster.run(*generate(8, *engines), environment=hosts, seconds=300)
-    assert done.returncode == 0, done.stderr
+        done = cluster.run(*generate(8, built), environment=hosts, seconds=300)
+        assert done.returncode == 0, done.stderr
+        said = cluster.run(*command, "--hosts", hosts["TRTLLM_PT_HOSTS"], "--interface", DEVICE).stderr
     assert outputs(done.stdout) == outputs(one.stdout)
-    threads = {int(rank): int(its) for rank, its in re.findall(r"engine loaded .*rank=(\d) threads=(\d+)", done.stderr)}
+    threads = {int(rank): int(its) for rank, its in re.findall(r"engine loaded .*rank=(\d) threads=(\d+)", said)}
     cores = os.cpu_count() or 1
-    assert threads == {0: max(1, cores // 3), 1: max(1, cores // 3), 2: max(1, cores // 3), 3: cores}
+    assert threads == {0: max(1, cores // 3), 1: max(1, cores // 3), 2: max(1, cores // 3), 3: cores}, said
 
 
 @pytest.fixture(scope="module")
