@@ -15,6 +15,7 @@ from vllm.model_executor.layers.attention import Attention as PagedAttention
 from vllm.model_executor.layers.fused_moe.layer import FusedMoEFactory
 from vllm.model_executor.layers.linear import MergedColumnParallelLinear, ReplicatedLinear
 from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
+from vllm.platforms import current_platform
 
 from trtllm_pt.model import tensors
 from trtllm_pt.model.config import ModelConfig
@@ -175,9 +176,18 @@ def linear(
     tracks: int, inputs: int, outputs: list[int], quant: QuantizationConfig | None, prefix: str, bias: bool = False
 ) -> BatchedLinear | TrackAfterTrack:
     """Return a layer from [K, T, I] or [1, T, I] to [K, T, O]. `outputs` are the rows of the matrices stacked in it."""
-    if tracks > 1 and quant is None:
+    if tracks > 1 and quant is None and not one_by_one():
         return BatchedLinear(tracks, inputs, outputs, bias)
     return TrackAfterTrack(tracks, inputs, outputs, quant, prefix, bias)
+
+
+def one_by_one() -> bool:
+    """Whether vLLM's own product for each track is faster than one product for all tracks.
+
+    On a processor without AMX, vLLM packs the matrices of its own layers, but not those of a batched product.
+    """
+    packed = current_platform.is_cpu() and torch.get_default_dtype() == torch.bfloat16
+    return packed and not torch.cpu._is_amx_tile_supported()
 
 
 class BatchedLinear(Module):
@@ -228,7 +238,7 @@ def packs(weight: Tensor) -> bool:
 
 
 class TrackAfterTrack(Module):
-    """A local linear layer of vLLM for each track, to which vLLM's quantisation applies."""
+    """A local linear layer of vLLM for each track, which vLLM quantises or packs as those of other models."""
 
     def __init__(
         self,
