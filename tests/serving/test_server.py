@@ -482,16 +482,16 @@ def test_the_metrics_page_has_the_names_and_kinds_of_tensorrt_llm_and_vllm(serve
 
 
 def test_the_metrics_page_counts(served: Served, ids: list[list[int]]) -> None:
-    before = figures(served)
+    before, steps = figures(served), "nv_trt_llm_general_metrics/iteration_counter"
     for _ in range(2):
         ask(served, "tensorrt_llm", tokens(ids[-1], 40, end_id=END))
+    until(lambda: figures(served)[steps] >= before[steps] + 80)  # the gauges follow the answer
     until(lambda: not figures(served)[ACTIVE])
     after = figures(served)
 
     def grown(name: str) -> float:
         return after[name] - before[name]
 
-    assert grown("nv_trt_llm_general_metrics/iteration_counter") >= 80
     assert grown("nv_trt_llm_kv_cache_block_metrics/reused") >= (len(ids[-1]) - 1) // 16
     assert grown("nv_llm_input_token_len_count") == grown("nv_llm_output_token_len_count") == 2
     assert grown("nv_llm_input_token_len_sum") == 2 * len(ids[-1])
