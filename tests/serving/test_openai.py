@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from tests.serving.client import ended_early
@@ -22,7 +23,9 @@ from trtllm_pt.serving.triton.server import free_ports
 
 openai = pytest.importorskip("openai", reason="no OpenAI client here: pip install -e '.[embedded,dev,serve]'")
 pytestmark = needs_triton
-TEMPLATE = "{% for m in messages %}# {{ m.role }}: {{ m.content }}\n{% endfor %}def "
+TOOLS_OF_HERMES = "{% if tools %}{{ tools | tojson }} <tool_call>{% endif %}"
+TEMPLATE = TOOLS_OF_HERMES + "{% for m in messages %}# {{ m.role }}: {{ m.content }}\n{% endfor %}def "
+COUNT = {"type": "object", "properties": {"n": {"enum": [1, 2, 3]}}, "required": ["n"], "additionalProperties": False}
 
 
 @pytest.fixture(scope="module")
@@ -323,3 +326,21 @@ def test_a_full_queue_is_503(client: Any, served: Served) -> None:
             client.completions.create(model="demo", prompt="def f(", max_tokens=4)
         assert caught.value.status_code == 503
     assert client.completions.create(model="demo", prompt="def f(", max_tokens=4).choices[0].text
+
+
+def test_guides_and_tools_on_the_real_server(client: Any) -> None:
+    """The model itself knows neither JSON nor tools: the masks of the ranks' engine make it write both."""
+    chat = {"model": "demo", "messages": [{"role": "user", "content": "how many?"}], "temperature": 1, "seed": 5}
+    schema = {"type": "json_schema", "json_schema": {"name": "count", "schema": COUNT}}
+    [choice] = client.chat.completions.create(**chat, max_tokens=60, response_format=schema).choices
+    jsonschema.validate(json.loads(choice.message.content), COUNT)
+    tools = [{"type": "function", "function": {"name": "count", "parameters": COUNT}}]
+    one_call = {"tools": tools, "tool_choice": "required", "parallel_tool_calls": False}
+    [choice] = client.chat.completions.create(**chat, max_tokens=200, **one_call).choices
+    assert choice.finish_reason == "tool_calls"
+    [call] = choice.message.tool_calls
+    assert call.function.name == "count"
+    jsonschema.validate(json.loads(call.function.arguments), COUNT)
+    extra = {"structured_outputs": {"regex": "a{3}|b{4}"}}
+    [choice] = client.completions.create(model="demo", prompt="x", max_tokens=9, extra_body=extra).choices
+    assert choice.text in ("aaa", "bbbb")
