@@ -40,6 +40,8 @@ def test_a_text_without_a_code_has_the_default(text: str) -> None:
 def test_tritons_own_errors_have_codes() -> None:
     said = "Failed to process the request(s) for model 'x_0_0', message: Stub process 'x_0_0' is not healthy."
     assert ServedError.parse(said).code == "unavailable"
+    unloaded = "Request for unknown model: 'tensorrt_llm' has no available versions"
+    assert ServedError.parse(unloaded).code == "unavailable"
     assert ServedError.parse("Exceeds maximum queue size").code == "queue_full"
 
 

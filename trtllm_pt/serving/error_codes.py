@@ -27,6 +27,7 @@ _TRITON_ERRORS: Mapping[str, ErrorCode] = {
     "maximum queue size": "queue_full",
     "not ready": "unavailable",
     "not at ready state": "unavailable",
+    "has no available versions": "unavailable",  # the server is ending and has unloaded the model
     "not healthy": "unavailable",
     # Triton's HTTP server could not convert a request's JSON into tensors. It answers with status 500.
     "failed to parse": "invalid",

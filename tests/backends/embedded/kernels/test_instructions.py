@@ -51,8 +51,8 @@ def instructions(program: Path) -> list[Instruction]:
 
 ABOVE = {  # encodings and texts that a processor of the path need not know
     "portable": ({"VEX", "EVEX"}, r"^(lzcnt|movbe)"),
-    "avx2": ({"EVEX"}, r"bf16|%tmm|%k[0-7]"),
-    "avx512": (set(), r"bf16|%tmm"),
+    "avx2": ({"EVEX"}, r"^v\w*bf16|%tmm|%k[0-7]"),
+    "avx512": (set(), r"^v\w*bf16|%tmm"),
     "avx512_bf16": (set(), r"%tmm"),
     "avx512_amx": (set(), r"^tdp(?!bf16ps)"),
 }
