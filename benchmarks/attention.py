@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import time
 from dataclasses import dataclass
 
 import torch
 from common import limits
-from common.limits import ReadStream, load_ops, medians
+from common.limits import ReadStream, load_ops, medians, seconds_of
 from torch import Tensor
 
 from trtllm_pt.backends.embedded.constants import PAGE
@@ -28,7 +27,6 @@ from trtllm_pt.cli import run_script
 from trtllm_pt.cli.text import table
 from trtllm_pt.model.config import ModelConfig
 
-_SECONDS = 0.05  # of one sample
 _STORAGES = {"bfloat16": Storage(torch.bfloat16), "INT8": Storage(torch.bfloat16, kv_cache_quant_algo="INT8")}
 _HEADS = ["step", "cache", "difference", "us", "GB/s", "of read", "GFLOP/s", "of product"]
 
@@ -52,11 +50,7 @@ class Step:
         return y
 
     def __call__(self) -> float:
-        began, calls = time.perf_counter(), 0
-        while time.perf_counter() - began < _SECONDS:
-            self.result()
-            calls += 1
-        return (time.perf_counter() - began) / calls
+        return seconds_of(self.result)
 
 
 @dataclass(frozen=True)

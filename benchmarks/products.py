@@ -15,13 +15,12 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from common import limits
-from common.limits import ReadStream, load_ops, medians
+from common.limits import ReadStream, load_ops, medians, seconds_of
 from torch import Tensor
 
 from trtllm_pt.backends.embedded import codes
@@ -32,7 +31,6 @@ from trtllm_pt.model.quantization import WEIGHT_ONLY
 
 _BYTES = 256 << 20  # of all copies of the weights of one form
 _COPIES = 128  # at most
-_SECONDS = 0.05  # of one sample
 _PLAIN = "bfloat16"
 _FORMS = (_PLAIN, *WEIGHT_ONLY)
 _LIMIT_ROWS = 512  # of the products that say how fast this machine multiplies
@@ -59,11 +57,7 @@ class Product:
         return float((self.result().double() - want).abs().max() / want.abs().max())
 
     def __call__(self) -> float:
-        began, calls = time.perf_counter(), 0
-        while time.perf_counter() - began < _SECONDS:
-            self.result()
-            calls += 1
-        return (time.perf_counter() - began) / calls
+        return seconds_of(self.result)
 
 
 def product(name: str, x: Tensor, outputs: int) -> Product:

@@ -20,6 +20,7 @@ from trtllm_pt.files.compiler import compile_cpp
 
 _SOURCE = Path(__file__).parent / "read_stream.cpp"
 _READ_BYTES = 640 << 20  # more than the caches hold
+_SAMPLE_SECONDS = 0.05  # of repeated calls
 _STEP, _LINE = 512, 64  # bytes: what one pass of the loop reads, and the alignment of its start
 
 
@@ -126,6 +127,15 @@ def fastest(found: list[Matrix], samples: int = 3) -> Matrix:
 def fastest_at(m: int, n: int, k: int) -> Matrix:
     """Return the fastest way to multiply [m, k] by [k, n], in bfloat16 or float32. The ops must be loaded."""
     return fastest([way for dtype in (torch.bfloat16, torch.float32) for way in matrices(Product(m, n, k), dtype)])
+
+
+def seconds_of(call: Callable[[], object]) -> float:
+    """Return the seconds that a call takes, as the mean of the calls within 0.05 seconds."""
+    began, calls = time.perf_counter(), 0
+    while time.perf_counter() - began < _SAMPLE_SECONDS:
+        call()
+        calls += 1
+    return (time.perf_counter() - began) / calls
 
 
 def medians(ways: list[Callable[[], float]], rounds: int) -> list[tuple[float, float, float]]:
