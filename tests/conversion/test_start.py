@@ -42,7 +42,7 @@ def test_an_arranged_model_computes_the_same_function(model: Path) -> None:
 def test_units_go_where_they_are_cheap_and_every_track_gets_as_many() -> None:
     cost = torch.tensor([[0.0, 9.0], [1.0, 2.0], [0.0, 5.0], [3.0, 3.0]])
     assert balanced(cost) == [0, 1, 0, 1]
-    assert share_neurons(DENSE, cost) == [0, 2, 1, 3]
+    assert share_neurons(cost) == [0, 2, 1, 3]
     assert balanced(torch.zeros(6, 3)) == [0, 0, 1, 1, 2, 2]
 
 

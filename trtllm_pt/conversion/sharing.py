@@ -10,7 +10,7 @@ from torch import Tensor
 from trtllm_pt.model.config import ModelConfig
 
 
-def share_neurons(dense: ModelConfig, cost: Tensor) -> list[int]:
+def share_neurons(cost: Tensor) -> list[int]:
     """Return the neuron at each place, by the costs [neurons, tracks]. The first places are the first track's."""
     return _in_order(range(len(cost)), balanced(cost))
 

@@ -80,9 +80,8 @@ def start(
             whole = seen @ part.weight.mT
             order = list(range(part.units))
             if arranged and (missing := lacking.now()) is not None:
-                wrong = [part.wrong(part.contexts(x - each) - seen) for each in missing]
-                share = share_heads if part.name.startswith("attention") else share_neurons
-                order = share(dense.config, torch.stack(wrong, 1))
+                wrong = torch.stack([part.wrong(part.contexts(x - each) - seen) for each in missing], 1)
+                order = share_neurons(wrong) if part.name == DOWN else share_heads(dense.config, wrong)
             ends = part.name == DOWN and config.ends_block(number)
             c, weight = part.ordered(seen, order), part.ordered(part.weight, order)
             own = split(weight, config.tracks).transpose(0, 1)
