@@ -123,6 +123,52 @@ def test_gradients_are_those_of_the_reference(name: str) -> None:
         torch.testing.assert_close(value.grad, pairs[parameter].grad, atol=1e-6, rtol=1e-4, msg=parameter)
 
 
+def test_a_sequence_that_loses_tracks_has_the_mean_of_the_others() -> None:
+    """With block depth L there is one mean, at the end, of what each track alone would give."""
+    from network import TrainingModel
+    from ranks import Ranks
+
+    config = ModelConfig.from_json(SMALL | MODELS["pt"] | {"block_depth": SMALL["num_layers"]})
+    model = TrainingModel(config, Ranks(), seed=1)
+    tokens = torch.randint(VOCABULARY, (2, 33), generator=torch.Generator().manual_seed(0))
+    norm, alone = model.share.transformer.ln_f, []
+    model.share.transformer.ln_f = torch.nn.Identity()  # type: ignore[assignment]
+    alone = [model(tokens, torch.eye(4)[:, [track, track], None]) for track in range(4)]
+    model.share.transformer.ln_f = norm
+    found = model(tokens, torch.tensor([[1.0, 0], [0, 1], [1, 1], [0, 1]])[..., None])
+    torch.testing.assert_close(found[0], norm((alone[0][0] + alone[2][0]) / 2))
+    torch.testing.assert_close(found[1], norm((alone[1][1] + alone[2][1] + alone[3][1]) / 3))
+    torch.testing.assert_close(model(tokens, torch.ones(4, 2, 1)), model(tokens))
+
+
+def test_each_step_loses_other_tracks() -> None:
+    from recipe import kept_tracks, recipe_of
+
+    recipe = recipe_of(RECIPE | {"batch_tokens": 32000, "track_dropout": 0.5})
+    kept = kept_tracks(recipe, 4, 3)
+    assert kept is not None and kept.shape == (4, 1000, 1)
+    counts = np.bincount(kept.sum(0)[:, 0], minlength=5)
+    assert counts[0] == 0 and all(120 < counts[k] < 210 for k in (1, 2, 3)) and 440 < counts[4] < 560, counts
+    assert all(600 < each < 850 for each in kept.sum(1)[:, 0])  # no track is lost more often than others
+    assert np.array_equal(kept, kept_tracks(recipe, 4, 3))
+    assert not np.array_equal(kept, kept_tracks(recipe, 4, 2))
+    assert kept_tracks(recipe_of(RECIPE), 4, 3) is None
+
+
+def test_drafts_of_all_tracks_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    import tracks
+
+    text = (PRETRAIN / "tracks.py").read_text()[:1200]
+    monkeypatch.setattr(tracks, "collect", lambda path: {"a.py": text})
+    monkeypatch.setattr(tracks, "is_held_out", lambda name: True)
+    texts = tracks.Texts(PRETRAIN.parents[1] / "pretrained" / "stdlib-pt", every=1, length=64)
+    assert texts.bytes == len(text)
+    assert texts.bits_per_byte(0, seed=0) < 2.5 < texts.bits_per_byte(7, seed=0)
+    whole, alone = texts.accepted(ranks=1, k=3, seed=0), texts.accepted(ranks=8, k=3, seed=0)
+    assert len(whole) > 3 and whole.tolist() == [3] * len(whole)
+    assert alone.sum() < whole.sum() / 2
+
+
 LOSSES = """
 import json, sys
 from pathlib import Path
@@ -145,7 +191,8 @@ ranks.close()
 def test_two_processes_have_the_losses_of_one(tmp_path: Path, data: Path) -> None:
     script = tmp_path / "losses.py"
     script.write_text(LOSSES)
-    files = [settings(tmp_path, name, learning_rate=0.001) for name in MODELS]
+    dropout = settings(tmp_path, "pt", learning_rate=0.001, track_dropout=0.5).rename(tmp_path / "dropout.json")
+    files = [dropout, *(settings(tmp_path, name, learning_rate=0.001) for name in MODELS)]
     found = []
     for processes in (1, 2):
         out = tmp_path / f"{processes}.json"
@@ -153,7 +200,8 @@ def test_two_processes_have_the_losses_of_one(tmp_path: Path, data: Path) -> Non
         assert done.returncode == 0, done.stderr
         found.append(json.loads(out.read_text()))
     one, two = found
-    for name in MODELS:
+    assert one["dropout"] != one["pt"]
+    for name in one:
         assert len(one[name]) == RECIPE["steps"] + 1
         # The sums over tracks and heads have another order. AdamW amplifies that: where a gradient is little more than
         # rounding, its sign decides which way a weight goes.
@@ -207,6 +255,8 @@ def test_a_killed_run_goes_on_with_the_same_bits(tmp_path: Path, data: Path) -> 
     [
         ({}, {"step": 3}, 1, "unknown key 'step' in the recipe; did you mean 'steps'?"),
         ({}, {"precision": "float16"}, 1, "precision ('float16') must be 'bfloat16' or 'float32'"),
+        ({}, {"track_dropout": 1.5}, 1, "track_dropout (1.5) must be a number from 0 to 1"),
+        ({"combine": "sum", "dispatch_norm": True}, {"track_dropout": 0.5}, 1, "tracks that schedule 'pt' averages"),
         ({}, {"batch_tokens": 100}, 1, "batch_tokens (100) must be a multiple of the sequence length (32)"),
         ({"vocab_size": 200}, {}, 1, "vocab_size (200) must be at least that of the data (300)"),
         ({"tracks": 3}, {}, 2, "ranks (2) must divide tracks (3)"),

@@ -37,11 +37,15 @@ class TrainingModel(Module):
             for spec, whole in initial_weights(config, seed):
                 values[spec.name].copy_(part_of(whole, spec, config, layout))
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return the final hidden states [B, S, W] of `tokens` [B, S], with causal attention."""
+    def forward(self, tokens: Tensor, kept: Tensor | None = None) -> Tensor:
+        """Return the final hidden states [B, S, W] of `tokens` [B, S], with causal attention.
+
+        kept: [n, B, S] or [n, B, 1], 1 for each of the model's n tracks that counts in the means at block boundaries,
+        and 0 for the others; None if all count.
+        """
         transformer = self.share.transformer
         x = F.embedding(tokens, transformer.vocab_embedding.weight)
-        return transformer.ln_f(walk(self.schedule, _Ops(self, tokens), x[None])[0])
+        return transformer.ln_f(walk(self.schedule, _Ops(self, tokens, kept), x[None])[0])
 
     def nats(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Return the cross-entropy [N], in nats, of `targets` [N] after the hidden states [N, W]."""
@@ -52,9 +56,13 @@ class TrainingModel(Module):
 class _Ops(TrackOps[Tensor]):
     """The operations of the walker. A value per track is [K, B, S, W], and a shared one [1, B, S, W]."""
 
-    def __init__(self, model: TrainingModel, tokens: Tensor) -> None:
+    def __init__(self, model: TrainingModel, tokens: Tensor, kept: Tensor | None) -> None:
         super().__init__(model.config, model.share.transformer.layers)
         self.ranks = model.ranks
+        self.weights: Tensor | None = None  # of this rank's tracks in a mean, [K, B, S or 1, 1]
+        if kept is not None:
+            own = rank_layout(model.config, model.ranks.size, model.ranks.rank).tracks
+            self.weights = (kept / kept.sum(0))[own.start : own.stop, ..., None]
         # Whatever does not change is made once here, and not again in every layer.
         place = torch.arange(tokens.shape[1], device=tokens.device)
         cos, sin = rotary(model.config, place, torch.float32)
@@ -72,6 +80,8 @@ class _Ops(TrackOps[Tensor]):
         return attention(self.layers[run.layer], x, *self.turns, self.masks[self.model.layer_window(run.layer)])
 
     def all_reduce(self, x: Tensor, op: ReduceOp) -> Tensor:
+        if op == "mean" and self.weights is not None:
+            return self.ranks.all_reduce((x * self.weights).sum(0, keepdim=True))
         total = self.ranks.all_reduce(x.sum(0, keepdim=True))
         return self.scale_mean(total) if op == "mean" else total
 

@@ -14,6 +14,7 @@ from trtllm_pt.errors import UsageError
 from trtllm_pt.model.config import ModelConfig, read_json, unknown_key
 
 Tokens = np.ndarray[Any, np.dtype[np.uint16]]
+Kept = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Recipe:
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float = 1.0
     seed: int = 0
+    track_dropout: float = 0.0  # the share of the sequences that lose tracks (see `kept_tracks`)
     precision: str = "bfloat16"  # of the products; weights, residual streams and sums are float32
 
     def length(self, step: int) -> int:
@@ -71,6 +73,8 @@ def recipe_of(data: dict[str, Any]) -> Recipe:
             raise UsageError(
                 f"batch_tokens ({recipe.batch_tokens}) must be a multiple of the sequence length ({length})"
             )
+    if not 0 <= recipe.track_dropout <= 1:
+        raise UsageError(f"track_dropout ({recipe.track_dropout!r}) must be a number from 0 to 1")
     if recipe.precision not in ("bfloat16", "float32"):
         raise UsageError(f"precision ({recipe.precision!r}) must be 'bfloat16' or 'float32'")
     return recipe
@@ -90,6 +94,22 @@ def batch(tokens: Tokens, recipe: Recipe, step: int) -> Tokens:
         offset, order = _order(recipe.seed, length, turn, windows)
         starts.append(offset + order[place] * length)
     return np.stack([tokens[s : s + length + 1] for s in starts])
+
+
+def kept_tracks(recipe: Recipe, tracks: int, step: int) -> Kept | None:
+    """Return which tracks count at the block boundaries of a step, [tracks, B, 1], or None if all of them do.
+
+    A sequence that loses tracks keeps a number of them between 1 and tracks - 1, each as likely as the others, and the
+    same tracks at every boundary: those that a rank alone has, or those that are left when ranks have died.
+    """
+    if not recipe.track_dropout:
+        return None
+    random = np.random.default_rng((recipe.seed, step))
+    sequences = recipe.batch_tokens // recipe.length(step)
+    count = np.where(random.random(sequences) < recipe.track_dropout, random.integers(1, tracks, sequences), tracks)
+    place = random.random((tracks, sequences)).argsort(0).argsort(0)
+    kept: Kept = (place < count)[..., None]
+    return kept
 
 
 @lru_cache(maxsize=2)

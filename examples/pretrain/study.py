@@ -14,7 +14,7 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +42,9 @@ class Run:
     def name(self) -> str:
         return f"{self.row}-seed{self.recipe.seed}"
 
-    def settings(self) -> dict[str, Any]:
-        """Return the settings as the first line of a log has them."""
-        settings = {"model": self.config.to_json(), "recipe": asdict(self.recipe)}
-        loaded: dict[str, Any] = json.loads(json.dumps(settings))
-        return loaded
+    def is_of(self, line: dict[str, Any]) -> bool:
+        """Return whether the first line of a log has this run's settings. What it does not have, has its default."""
+        return ModelConfig.from_json(line["model"]) == self.config and recipe_of(line["recipe"]) == self.recipe
 
 
 def runs(study: Path) -> list[Run]:
@@ -82,7 +80,7 @@ def result(study: Path, run: Run, results: Path = RESULTS) -> list[dict[str, Any
     if not path.exists():
         return None
     lines: list[dict[str, Any]] = [json.loads(line) for line in path.read_text().splitlines()]
-    if {key: lines[0][key] for key in ("model", "recipe")} != run.settings():
+    if not run.is_of(lines[0]):
         raise UsageError(f"{path} was trained with other settings than {study} has; remove it to train the run again")
     return lines
 

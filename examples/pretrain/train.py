@@ -28,7 +28,7 @@ import torch
 from network import TrainingModel
 from parts import is_divided
 from ranks import Ranks
-from recipe import Recipe, Tokens, batch, load
+from recipe import Kept, Recipe, Tokens, batch, kept_tracks, load
 from state import restore, save
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -66,6 +66,8 @@ class Training:
     def __init__(self, config: ModelConfig, recipe: Recipe, data: Data, ranks: Ranks) -> None:
         if config.vocab_size < len(data.bytes):
             raise UsageError(f"vocab_size ({config.vocab_size}) must be at least that of the data ({len(data.bytes)})")
+        if recipe.track_dropout and (config.schedule != "pt" or config.combine != "mean" or config.tracks < 2):
+            raise UsageError(f"track_dropout ({recipe.track_dropout}) needs several tracks that schedule 'pt' averages")
         for name, tokens in (("train", data.train), ("heldout", data.held_out)):
             if len(tokens) <= recipe.batch_tokens:
                 raise UsageError(
@@ -88,7 +90,8 @@ class Training:
         """Run one training step. Returns its loss, the mean cross-entropy of the batch in nats."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.rate(self.next)
-        nats, _ = self._nats(batch(self.data.train, self.recipe, self.next))
+        kept = kept_tracks(self.recipe, self.config.tracks, self.next)
+        nats, _ = self._nats(batch(self.data.train, self.recipe, self.next), kept)
         share = nats.sum() / self.recipe.batch_tokens
         share.backward()  # type: ignore[no-untyped-call]
         loss = share.detach().clone()
@@ -131,11 +134,12 @@ class Training:
         self.optimizer.load_state_dict(state["optimizer"])
         self.mean_loss, self.next = state["mean_loss"], state["step"]
 
-    def _nats(self, rows: Tokens) -> tuple[Tensor, Tensor]:
+    def _nats(self, rows: Tokens, kept: Kept | None = None) -> tuple[Tensor, Tensor]:
         """Return the cross-entropy of this rank's part of the tokens that `rows` [B, S + 1] predict, and the tokens."""
         tokens = torch.from_numpy(rows.astype(np.int64)).to(self.ranks.device)
+        weights = None if kept is None else torch.from_numpy(kept).to(self.ranks.device, torch.float32)
         with self._products():
-            hidden = self.model(tokens[:, :-1]).flatten(0, 1).tensor_split(self.ranks.size)[self.ranks.rank]
+            hidden = self.model(tokens[:, :-1], weights).flatten(0, 1).tensor_split(self.ranks.size)[self.ranks.rank]
             targets = tokens[:, 1:].flatten().tensor_split(self.ranks.size)[self.ranks.rank]
             return self.model.nats(hidden, targets), targets
 
