@@ -77,3 +77,17 @@ def test_scheduling() -> None:
     assert [(row["batch"], row["engine"]) for row in rows] == expected
     for row in rows:
         assert all(row[part] > 0 for part in ("schedule", "write", "sample", "take", "sum"))
+
+
+def test_backlog() -> None:
+    done = run("backlog.py", "--queued", "40", "--trace", "1000", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert list(found["microseconds"]) == ["submit", "step", "cancel", "trace"]
+    assert all(len(tenths) == 10 and min(tenths) > 0 for tenths in found["microseconds"].values())
+    assert found["calls"]["submit"] == found["calls"]["cancel"] == 40
+
+
+def test_a_backlog_that_is_too_short_is_one_line() -> None:
+    done = run("backlog.py", "--queued", "3")
+    assert (done.returncode, done.stderr) == (2, "Error: --queued must be at least 20 and --trace at least 1000\n")

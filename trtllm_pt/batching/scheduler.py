@@ -26,6 +26,7 @@ import numpy.typing as npt
 
 from trtllm_pt.batching.sampling import Sampled
 from trtllm_pt.batching.speculation import Draft, Speculation
+from trtllm_pt.batching.waiting import Waiting
 from trtllm_pt.requests.limits import Limits
 from trtllm_pt.requests.messages import FinishReason, Request, Tokens, TokenScore
 from trtllm_pt.requests.sequence import Constraint, Sequence
@@ -48,7 +49,7 @@ class Scheduler(ABC, Generic[Plan]):
         self.max_batch_size = max_batch_size
         self.end_id = end_id
         self.running: list[Sequence] = []  # in order of priority; each holds pages of the KV cache
-        self.waiting: list[Sequence] = []  # in order of priority
+        self.waiting = Waiting()
         self.wanted: list[Sequence] = []  # the sequences that get a token in this step, in the order of their logits
         self.agreed: list[Sequence] = []  # those of them whose token was that of their draft, and that get another one
         self.speculation = Speculation(draft_tokens) if draft_tokens else None
@@ -117,7 +118,7 @@ class Scheduler(ABC, Generic[Plan]):
         self._arrivals += 1
         self._by_id[request.id] = sequence
         self._lasting = None
-        insort(self.waiting, sequence, key=_place)
+        self.waiting.add(sequence)
         self.prompt_tokens += len(request.token_ids)
 
     def cancel(self, request_id: int, reason: FinishReason = "cancelled", error: str | None = None) -> Tokens | None:
@@ -132,7 +133,7 @@ class Scheduler(ABC, Generic[Plan]):
 
     def _admit_first(self) -> Sequence:
         """Move the first waiting sequence, which has got its pages, to the running ones."""
-        sequence = self.waiting.pop(0)
+        sequence = self.waiting.take_first()
         insort(self.running, sequence, key=_place)
         self.reused_tokens += sequence.computed
         if sequence.cached is None:
@@ -143,7 +144,7 @@ class Scheduler(ABC, Generic[Plan]):
         """Move a running sequence back to its place in the queue. Its tokens are kept and will be computed again."""
         self.running.remove(sequence)
         self._release(sequence)
-        insort(self.waiting, sequence, key=_place)
+        self.waiting.add(sequence)
         self.preemptions += 1
 
     @property

@@ -165,7 +165,7 @@ class PagedScheduler(Scheduler[StepPlan]):
 
     def _admit(self, budget: int) -> None:
         while self.waiting and len(self.running) < self.max_batch_size and budget:
-            if not self._give_prompt_pages(self.waiting[0]):
+            if not self._give_prompt_pages(self.waiting.first):
                 break  # later requests do not overtake
             sequence = self._admit_first()
             count = min(sequence.known - sequence.computed, budget)

@@ -88,7 +88,7 @@ class SlotScheduler(Scheduler[SlotPlan]):
 
     def _admit(self) -> None:
         while self.waiting and self.slots.free:
-            sequence = self.waiting[0]
+            sequence = self.waiting.first
             # At least one token must be computed, and all of a prompt whose tokens' scores are wanted.
             reusable = 0 if sequence.unscored else sequence.known - 1
             slot, sequence.computed = self.slots.take(sequence.tokens, reusable, sequence.salt)
