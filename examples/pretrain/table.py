@@ -4,9 +4,14 @@
 
 All-reduces and bytes are per forward pass and token, on 8 ranks, with messages in bfloat16. Bits per byte are of all
 held-out text after the last step: the mean over the seeds, and the spread from the lowest to the highest if there are
-several. The difference is to the first row, over the seeds that both have. Rows without a result are left out. The last
-column is the time per token that `trtllm-pt plan pt-30b --machine 8xH100` predicts for the same schedule, over that of
-tp.
+several. The difference is to the first row, over the seeds that both have. Rows without a result are left out.
+
+The last three columns are the time per token over that of tp: measured for a model of 190 million parameters with the
+same schedule, in shared memory and over links of 500 us, and predicted by `trtllm-pt plan pt-30b --machine 8xH100`.
+These commands measure it:
+
+    trtllm-pt bench compare --ranks 2 --model pt-190m --report_json examples/pretrain/results/speed/shared-memory.json
+    trtllm-pt bench netlab --model pt-190m --delays 500 --report_json examples/pretrain/results/speed/links-500us.json
 """
 
 from __future__ import annotations
@@ -16,9 +21,11 @@ import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from study import RESULTS, result, runs
 
+from trtllm_pt.bench.contenders import slug
 from trtllm_pt.errors import UsageError
 from trtllm_pt.model.config import TRACKED, ModelConfig
 from trtllm_pt.model.cost import active_parameters, collectives, parameters
@@ -27,7 +34,7 @@ from trtllm_pt.planner import Workload, load_engine, load_machine, plan
 
 _HEAD = (
     "model", "all-reduces", "bytes a token", "parameters (active)", "seeds", "bits per byte", "spread", "difference",
-    "predicted time",
+    "in shared memory", "over 500 us", "predicted",
 )  # fmt: skip
 
 
@@ -42,7 +49,9 @@ class Row:
     all_reduces: int
     bytes_per_token: int
     bits: dict[int, float]
-    predicted: float | None  # time per token over that of tp
+    shared_memory: float | None  # this and the next two: time per token over that of tp
+    links: float | None
+    predicted: float | None
 
     @property
     def mean(self) -> float:
@@ -59,21 +68,34 @@ class Row:
 def rows(study: Path, results: Path) -> list[Row]:
     """Return the rows of a study that have at least one result, in its order."""
     found: dict[str, Row] = {}
-    predicted = predictions()
+    predicted, (shared, linked) = predictions(), measured(results / "speed")
     for run in runs(study):
         lines = result(study, run, results)
         if lines is None:
             continue
         if run.row not in found:
+            name = slug(run.config) if run.plan else None
             reduces = [c for c in collectives(run.config, _ranks(run.config), "bfloat16") if c.kind == "all_reduce"]
             found[run.row] = Row(
                 run.row, parameters(run.config), active_parameters(run.config),
                 run.recipe.steps * run.recipe.batch_tokens, len(reduces), sum(c.bytes_per_token for c in reduces), {},
-                predicted[run.plan] if run.plan else None,
+                shared.get(name), linked.get(name), predicted[run.plan] if run.plan else None,
             )  # fmt: skip
         found[run.row].bits[run.recipe.seed] = lines[-1]["held_out"]["bits_per_byte"]
     order = list(dict.fromkeys(run.row for run in runs(study)))
     return sorted(found.values(), key=lambda row: order.index(row.name))
+
+
+def measured(folder: Path) -> tuple[dict[str | None, float], dict[str | None, float]]:
+    """Return the measured time per token of each schedule over that of tp: in shared memory, and over slow links."""
+    reports = [folder / "shared-memory.json", folder / "links-500us.json"]
+    shared, linked = (json.loads(path.read_text()) if path.exists() else {} for path in reports)
+    slow = linked["links"][0]["rows"] if linked else []
+    return _ratios(shared.get("rows", [])), _ratios(slow)
+
+
+def _ratios(rows: list[dict[str, Any]]) -> dict[str | None, float]:
+    return {row["name"]: row["tpot_ratio"] for row in rows}
 
 
 def predictions() -> dict[str, float]:
@@ -103,7 +125,7 @@ def markdown(table: list[Row]) -> str:
             f"{row.mean:.3f}",
             f"{low:.3f} to {high:.3f}" if len(row.bits) > 1 else "",
             "" if over is None or row is table[0] else f"{over:+.1f} %",
-            "" if row.predicted is None else f"{row.predicted:.2f}",
+            *("" if time is None else f"{time:.2f}" for time in (row.shared_memory, row.links, row.predicted)),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

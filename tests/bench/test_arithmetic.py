@@ -219,7 +219,7 @@ def test_contenders_are_of_one_size() -> None:
     config = preset("pt-tiny")
     found = schedules_of(config, 2, None)
     assert next(iter(found)) == "tp" and found["pt-d4"] == config
-    assert set(found) == {"tp", "pt-d1", "pt-d2", "pt-d4", "parallel", "ladder", "spd-4"} | {
+    assert set(found) == {"tp", "pt-d1", "pt-d2", "pt-d4", "parallel", "ladder", "spd-4", "dtp-1", "dtp-2"} | {
         f"desync-{every}" for every in (1, 2, 4)
     }
     for name, variant in found.items():

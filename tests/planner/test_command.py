@@ -32,7 +32,7 @@ def test_json() -> None:
     assert found["machine"] == "8xA100"
     assert found["predictions"][0]["name"] == "tp"
     names = [each["name"] for each in found["predictions"]]
-    assert names == ["tp", "parallel", "ladder", "spd 32", "desync 1", "desync 2", "desync 4"] + [
+    assert names == ["tp", "parallel", "ladder", "spd 32", "desync 1", "desync 2", "desync 4", "dtp 1", "dtp 2"] + [
         f"pt D={depth}" for depth in (1, 2, 4, 8)
     ]
     assert found["recommended"] in names

@@ -77,9 +77,9 @@ def command(
     """Predict time to first token, time per token, throughput and memory for every schedule of a model.
 
     The model is compared with its variants that have equally many parameters: dense tensor parallelism, parallel,
-    ladder, spd, desync, and Parallel Track with D = 1, 2, 4, 8. The machine is 8xA100, 8xH100, 8xH200, 8xB200, several
-    nodes of one of them with the network ib400, eth100 or eth25 between them, such as 2x8xH100-ib400, or a JSON file
-    with your own measurements. docs/planner.md explains the formulas, their sources and their accuracy.
+    ladder, spd, desync, dtp, and Parallel Track with D = 1, 2, 4, 8. The machine is 8xA100, 8xH100, 8xH200, 8xB200,
+    several nodes of one of them with the network ib400, eth100 or eth25 between them, such as 2x8xH100-ib400, or a
+    JSON file with your own measurements. docs/planner.md explains the formulas, their sources and their accuracy.
 
     \b
     Examples:

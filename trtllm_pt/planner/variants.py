@@ -14,7 +14,7 @@ _DEPTHS = (1, 2, 4, 8)
 
 
 def variants(config: ModelConfig, tracks: int) -> Iterator[ModelConfig]:
-    """Yield `config` itself, then the other variants: tp, parallel, ladder, spd, desync, and pt for every D.
+    """Yield `config` itself, then the other variants: tp, parallel, ladder, spd, desync, dtp, and pt for every D.
 
     Schedules that need a division which this model does not allow are left out.
     """
@@ -31,13 +31,13 @@ def _makers(config: ModelConfig, tracks: int) -> tuple[ModelConfig | None, Model
     if config.schedule == "pt":
         return _dense_twin(config), config
     plain = config if config.schedule not in TRACKED else _joined(config)
-    return plain, _pt_twin(plain.replace(schedule="tp", sync_every=None, dropped_layers=()), tracks)
+    return plain, _pt_twin(plain.replace(schedule="tp", sync_every=None, delay=None, dropped_layers=()), tracks)
 
 
 def _plain(dense: ModelConfig | None, tracks: int) -> Iterator[ModelConfig]:
     if dense is None:
         return
-    dense = dense.replace(schedule="tp", sync_every=None, dropped_layers=())
+    dense = dense.replace(schedule="tp", sync_every=None, delay=None, dropped_layers=())
     yield dense
     if not dense.output_bias:
         yield dense.replace(schedule="parallel")
@@ -50,6 +50,9 @@ def _plain(dense: ModelConfig | None, tracks: int) -> Iterator[ModelConfig]:
     for every in (1, 2, 4):
         if every <= layers and not dense.output_bias:
             yield over_tracks(dense, tracks, schedule="desync", sync_every=every)
+    if not dense.output_bias:
+        for delay in (1, 2):
+            yield over_tracks(dense, tracks, schedule="dtp", delay=delay)
 
 
 def _narrow(pt: ModelConfig | None) -> Iterator[ModelConfig]:
@@ -65,6 +68,7 @@ def _joined(split: ModelConfig) -> ModelConfig:
         tracks=1,
         schedule="tp",
         sync_every=None,
+        delay=None,
         dropped_layers=(),
         num_heads=split.num_heads * split.tracks,
         num_kv_heads=split.num_kv_heads * split.tracks,
