@@ -33,3 +33,8 @@ def test_spd_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert last[1] == least[1] == rises["random"][0][1]  # all layers, however they are chosen
     first_of = {run[0] for run in (last, least, *rises["random"])}
     assert len(first_of) == 2 and least[0] == (last[0] if report["order"] == [1, 0] else max(first_of - {last[0]}))
+    assert report["counts"] == [1, 2] and set(report["proposed"]) <= {0, 1}
+    (tmp_path / "results.json").write_text(done.stdout)
+    shown = run("spd_table.py", "--show", tmp_path / "results.json")
+    assert shown.returncode == 0, shown.stderr
+    assert f"{least[0]:+.2%}" in shown.stdout

@@ -157,6 +157,7 @@ MISTAKES = {
     "no layers": ("--drop few", "Invalid value for '--drop': 'few' is not a list of layers, such as 0,3-5"),
     "learning rate": ("--drop 1 --learning-rate 0", "Invalid value for '--learning-rate': 0.0 is not in the range x>0"),
     "heads": ("--drop 1 -g 3", "ranks (3) must divide num_heads (8)"),
+    "short text": ("--drop 1 --window 128", "it must have at least 1025, for 8 windows of 128 (--window)"),
 }
 
 
