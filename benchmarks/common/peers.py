@@ -93,10 +93,14 @@ def sample(ours: Side, peer: Side, case: Case, vocab_size: int, number: int, gau
     }
 
 
-def step_bytes(config: ModelConfig) -> int:
-    """Return the bytes of weights that a decode step reads: all but the embedding, unless it is also the head."""
-    looked_up = 0 if config.tie_embeddings else config.vocab_size * config.hidden_size
-    return (active_parameters(config) - looked_up) * DTYPE_BYTES[DTYPE]
+def step_bytes(config: ModelConfig, bits: int = 16) -> float:
+    """Return the bytes of weights that a decode step reads: all but the embedding, unless it is also the head.
+
+    bits: of the layers' weights; their scales, 1 to 3 % more, do not count. Quantised models have a head in 8 bits.
+    """
+    head = config.vocab_size * config.hidden_size
+    layers = active_parameters(config) - head * (1 if config.tie_embeddings else 2)
+    return layers * bits / 8 + head * (DTYPE_BYTES[DTYPE] if bits == 16 else 1)
 
 
 def prefill_flops(config: ModelConfig, tokens: int) -> int:
@@ -105,13 +109,15 @@ def prefill_flops(config: ModelConfig, tokens: int) -> int:
     return (flops_per_token(config, context=0) - head) * tokens + head
 
 
-def summary(config: ModelConfig, case: Case, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def summary(config: ModelConfig, case: Case, samples: Sequence[Mapping[str, Any]], bits: int = 16) -> dict[str, Any]:
     """Return a row of the table. With ratios above 1, trtllm_pt is faster.
 
     Only pairs with steady limits count, unless there is none. `of_limit` is the share of the read stream for decode, or
     of the best matrix product for prefill.
     """
-    gauge, work = ("multiply", prefill_flops(config, case.prompt)) if case.tokens == 1 else ("read", step_bytes(config))
+    gauge, work = "read", step_bytes(config, bits)
+    if case.tokens == 1:
+        gauge, work = "multiply", prefill_flops(config, case.prompt)
     steady = [each for each in samples if max(each[gauge]) < _STEADY * min(each[gauge])]
     counted = steady or samples
     ratios = [each["peer_s"] / each["ours_s"] for each in counted]

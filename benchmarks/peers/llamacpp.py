@@ -14,8 +14,14 @@ from side import Prompts, main
 _STEP_TOKENS, _UBATCH = 2048, 512
 
 
-def convert(source: Path, target: Path) -> None:
-    """A Llama in bfloat16 from Hugging Face's format to GGUF, with a vocabulary of made-up words."""
+def convert(source: Path, target: Path, form: str = "") -> None:
+    """A Llama in bfloat16 from Hugging Face's format to GGUF, with a vocabulary of made-up words.
+
+    form: Q8_0, Q4_0 or Q4_K_M, to which llama.cpp quantises a GGUF file in bfloat16.
+    """
+    if form:
+        _quantize(source, target, form)
+        return
     import gguf
 
     c = json.loads((source / "config.json").read_text())
@@ -50,6 +56,13 @@ def convert(source: Path, target: Path) -> None:
     out.write_kv_data_to_file()
     out.write_tensors_to_file()
     out.close()
+
+
+def _quantize(source: Path, target: Path, form: str) -> None:
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{form}")
+    if llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(params)):
+        raise RuntimeError(f"llama_model_quantize to {form} failed")
 
 
 def _bfloat16_tensors(path: Path) -> list[tuple[str, np.ndarray]]:

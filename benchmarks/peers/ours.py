@@ -20,11 +20,12 @@ _POLL_SECONDS = 10.0
 _POSITIONS = 1024
 
 
-def convert(source: Path, target: Path, ranks: str) -> None:
+def convert(source: Path, target: Path, ranks: str, quantize: str = "") -> None:
     """Builds anew each time, for the sources may have changed; compiled things come from the cache."""
     checkpoint = target.with_suffix(".checkpoint")
     if not checkpoint.exists():
-        to_checkpoint(source, checkpoint, ranks=int(ranks))
+        forms = {"quantize": quantize, "embedding": "W8A16"} if quantize else {}
+        to_checkpoint(source, checkpoint, ranks=int(ranks), **forms)
     shutil.rmtree(target, ignore_errors=True)
     positions = CheckpointManifest.from_dir(checkpoint).model.max_position_embeddings
     build(checkpoint, target, "embedded", BuildOptions(max_seq_len=min(_POSITIONS, positions)))

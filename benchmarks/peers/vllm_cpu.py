@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 os.environ |= {  # read when vLLM is imported
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
@@ -11,10 +14,59 @@ os.environ |= {  # read when vLLM is imported
     "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_NO_USAGE_STATS": "1",
 }
+import torch
 import vllm
+from safetensors.torch import load_file, save_file
 from side import Prompts, main
+from torch import Tensor
 
 _MOST_SEQUENCES, _STEP_TOKENS, _POSITIONS = 16, 2048, 1024
+_GROUP = 128  # inputs with one scale, in int4
+
+
+def convert(source: Path, target: Path, bits: str) -> None:
+    """A Llama in bfloat16 to the forms that vLLM runs on processors, as compressed-tensors has them.
+
+    bits: 8, which rounds each token's activations to int8, too (vLLM has no other product in int8 there), or 4, in
+    groups of 128.
+    """
+    target.mkdir()
+    config = json.loads((source / "config.json").read_text())
+    weights = {"num_bits": int(bits), "type": "int", "symmetric": True, "strategy": "channel"}
+    activations = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
+    if bits == "4":
+        weights |= {"strategy": "group", "group_size": _GROUP}
+        activations = None
+    group = {"targets": ["Linear"], "weights": weights, "input_activations": activations}
+    config["quantization_config"] = {
+        "quant_method": "compressed-tensors",
+        "format": "int-quantized" if bits == "8" else "pack-quantized",
+        "config_groups": {"group_0": group},
+        "ignore": ["lm_head"],
+    }
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in load_file(source / "model.safetensors").items():
+        if "_proj." in name:
+            tensors |= _quantized(name.removesuffix(".weight"), tensor, int(bits))
+        else:
+            tensors[name] = tensor
+    save_file(tensors, target / "model.safetensors", {"format": "pt"})
+    (target / "config.json").write_text(json.dumps(config))
+    shutil.copy(source / "generation_config.json", target)
+
+
+def _quantized(name: str, weight: Tensor, bits: int) -> dict[str, Tensor]:
+    """Return the tensors of a matrix that is rounded to the nearest step."""
+    most = (1 << (bits - 1)) - 1
+    grouped = weight.float().unflatten(1, (-1, _GROUP if bits == 4 else weight.shape[1]))
+    scales = (grouped.abs().amax(-1, keepdim=True) / most).bfloat16()
+    values = (grouped / scales.float()).round().clamp(-most - 1, most).flatten(1).to(torch.int32)
+    scale = {f"{name}.weight_scale": scales[..., 0].contiguous()}
+    if bits == 8:
+        return scale | {f"{name}.weight": values.to(torch.int8)}
+    shifts = torch.arange(0, 32, bits, dtype=torch.int32)
+    words = ((values + most + 1).unflatten(1, (-1, len(shifts))) << shifts).sum(-1, dtype=torch.int32)
+    return scale | {f"{name}.weight_packed": words, f"{name}.weight_shape": torch.tensor(weight.shape)}
 
 
 class Vllm:
@@ -54,4 +106,4 @@ class Vllm:
 
 
 if __name__ == "__main__":
-    main(None, Vllm)
+    main(convert, Vllm)

@@ -113,6 +113,8 @@ def sides_in(folder: Path) -> list[str]:
         ),
         (("--peers", "vlm"), "--peers ('vlm') must be one of transformers"),
         (("--peers", "tamm"), "--peers ('tamm')"),
+        (("--peers", "openvino-int4"), "--peers ('openvino-int4') has weights in 4 bits: add --bits 4"),
+        (("--bits", "8", "--peers", "transformers"), "--peers ('transformers') has weights in 16 bits: add --bits 16"),
         (("--cases", "decode-2"), "--cases ('decode-2') must be one of prefill, decode-1"),
         (("--cases", "prefill"), "--cases ('prefill') needs 513 positions"),
         (("--models", "dense-tinyy"), "unknown preset 'dense-tinyy'"),
@@ -159,6 +161,14 @@ def test_work_of_a_model() -> None:
     assert prefill_flops(config, 512) == 2 * (512 * 12 * block + head)
     tied = config.replace(tie_embeddings=True)
     assert step_bytes(tied) == step_bytes(config) and prefill_flops(tied, 512) == prefill_flops(config, 512)
+
+
+def test_work_of_quantised_weights() -> None:
+    """The head has 8 bits; norms are counted as the layers are."""
+    head, config = 16384 * 1024, preset("dense-150m")
+    layers = step_bytes(config) / 2 - head
+    assert step_bytes(config, 8) == layers + head
+    assert step_bytes(config, 4) == layers / 2 + head
 
 
 def test_summary() -> None:

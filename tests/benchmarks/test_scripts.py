@@ -91,3 +91,29 @@ def test_backlog() -> None:
 def test_a_backlog_that_is_too_short_is_one_line() -> None:
     done = run("backlog.py", "--queued", "3")
     assert (done.returncode, done.stderr) == (2, "Error: --queued must be at least 20 and --trace at least 1000\n")
+
+
+@pytest.mark.slow
+def test_experts_on_an_instruction_path() -> None:
+    sizes = ("--width", "64", "--hidden", "32", "--experts", "4", "--threads", "1", "--rounds", "1")
+    done = run("experts.py", "--tokens", "3", "--paths", "portable", *sizes)
+    assert done.returncode == 0, done.stderr
+    _, _, *rows = [line.split() for line in done.stdout.splitlines()]
+    assert [row[:2] for row in rows] == [["3", "naive"], ["3", "portable"]]
+    assert all(0 < float(row[2]) < 0.03 for row in rows)
+
+
+@pytest.mark.slow
+def test_experts_on_no_path() -> None:
+    done = run("experts.py", "--tokens", "1", "--paths", "mmx", "--width", "64", "--hidden", "32", "--rounds", "1")
+    assert done.returncode == 1 and "TRTLLM_PT_ISA=mmx is not an instruction path of this machine" in done.stderr
+
+
+@pytest.mark.slow
+def test_growth() -> None:
+    done = run("growth.py", "--axes", "batch", "experts", "--most", "4", "--steps", "2", "--rounds", "1", "--json")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["rows"]
+    assert [(row["axis"], row["value"]) for row in rows] == [("batch", 1), ("batch", 2), ("batch", 4), ("experts", 4)]
+    assert all(row["ms"] > 0 and row["memory (MB)"] > 0 for row in rows)
+    assert [row["power"] is None for row in rows] == [True, False, False, True]

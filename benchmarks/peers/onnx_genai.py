@@ -1,0 +1,56 @@
+"""ONNX Runtime GenAI: its generator of a batch, on weights in 4 or 8 bits that its own model builder quantises.
+
+Products round activations to 8 bits (the builder's default for processors, accuracy level 4). Everything else is in
+float32, the KV cache too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import onnxruntime_genai as genai
+from side import Prompts, main
+
+
+def convert(source: Path, target: Path, bits: str) -> None:
+    """A Llama in Hugging Face's format to ONNX, with symmetric groups of 128 inputs and an output head in 8 bits."""
+    from onnxruntime_genai.models import builder
+    from onnxruntime_genai.models.builders.base import Model
+
+    Model.save_processing = lambda *_: None  # the model has no tokenizer
+    precision, options = f"int{bits}", ["block_size=128", "prune_lm_head=true"]
+    if bits == "4":
+        options.append("matmul_mixed_precision=last_matmul:int8")
+    with TemporaryDirectory() as cache:
+        extra = builder.parse_extra_options(None, str(source), str(target), precision, "cpu", cache, options)
+        builder.create_model(None, str(source), str(target), precision, "cpu", cache, **extra)
+
+
+class OnnxGenai:
+    version = genai.__version__
+
+    def __init__(self, folder: str, threads: int) -> None:
+        config = genai.Config(folder)
+        session = {"intra_op_num_threads": threads, "inter_op_num_threads": 1}
+        config.overlay(json.dumps({"model": {"decoder": {"session_options": session}}}))
+        self._model = genai.Model(config)
+
+    def generate(self, prompts: Prompts, tokens: int, stamp: Callable[[], None]) -> list[list[int]]:
+        params, length = genai.GeneratorParams(self._model), len(prompts[0])
+        params.set_search_options(
+            batch_size=len(prompts), max_length=length + tokens, min_length=length + tokens, do_sample=False
+        )
+        generator = genai.Generator(self._model, params)
+        generator.append_tokens(np.array(prompts, np.int32))
+        for _ in range(tokens):
+            generator.generate_next_token()
+            stamp()
+        return [generator.get_sequence(row)[length:].tolist() for row in range(len(prompts))]
+
+
+if __name__ == "__main__":
+    main(convert, OnnxGenai)
