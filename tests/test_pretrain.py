@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from trtllm_pt.checkpoint.formats import open_source
 from trtllm_pt.model.config import ModelConfig
 from trtllm_pt.network.reference import ReferenceModel
 
@@ -155,6 +156,24 @@ def test_each_step_loses_other_tracks() -> None:
     assert kept_tracks(recipe_of(RECIPE), 4, 3) is None
 
 
+def test_an_exported_run_is_a_model(tmp_path: Path, data: Path) -> None:
+    (data / "files.json").write_text(json.dumps({"heldout": {"files": ["a.py"]}}))
+    study, results, work = tmp_path / "small.json", tmp_path / "results", tmp_path / "work"
+    study.write_text(
+        json.dumps({"model": SMALL, "recipe": RECIPE, "seeds": [3], "rows": {"pt": {"model": MODELS["pt"]}}})
+    )
+    run(PRETRAIN / "study.py", study, "--data", data, "--results", results, "--work", work, "--keep")
+    done = run(PRETRAIN / "export.py", work / "small" / "pt-seed3", "--data", data, "-o", tmp_path / "model")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "after 6 steps" in done.stdout
+    source = open_source(tmp_path / "model")
+    assert source.config == ModelConfig.from_json(SMALL | MODELS["pt"])
+    done = run(PRETRAIN / "export.py", tmp_path / "nothing", "--data", data, "-o", tmp_path / "none")
+    assert (
+        done.stderr == f"export.py: {tmp_path / 'nothing'} is not the folder of a training run: it has no log.jsonl\n"
+    )
+
+
 def test_drafts_of_all_tracks_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     import tracks
 
@@ -283,6 +302,7 @@ def test_a_study_trains_what_has_no_result_yet(tmp_path: Path, data: Path) -> No
     for rounds in ("dense-seed0, run 1 of 3\ndense-seed1, run 2 of 3\npt-seed1, run 3 of 3\n", ""):
         done = run(PRETRAIN / "study.py", *options, "--data", data, "--work", tmp_path / "work")
         assert (done.returncode, done.stdout) == (0, rounds), done.stderr
+    assert not list((tmp_path / "work" / "small").iterdir())
     dense, pt = json.loads(run(PRETRAIN / "table.py", *options, "--json").stdout)
     bits = [json.loads((results / "small" / f"dense-seed{s}.jsonl").read_text().splitlines()[-1]) for s in (0, 1)]
     assert dense["bits"] == {str(s): bits[s]["held_out"]["bits_per_byte"] for s in (0, 1)}

@@ -92,6 +92,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--work", type=Path, default=Path("build/pretrain/study"), help="states of unfinished runs")
     parser.add_argument("--only", help="train this row alone")
+    parser.add_argument("--keep", action="store_true", help="keep the folders of finished runs, for export.py")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     try:
@@ -118,7 +119,8 @@ def train_all(study: Path, missing: list[Run], args: argparse.Namespace) -> None
         target.parent.mkdir(parents=True, exist_ok=True)
         with new_file(target) as path:
             shutil.copy(folder / "log.jsonl", path)
-        shutil.rmtree(folder)
+        if not args.keep:
+            shutil.rmtree(folder)
 
 
 if __name__ == "__main__":
