@@ -3,7 +3,7 @@
     python benchmarks/step_ops.py ENGINES [--batches 1 16] [--context 128] [--prompt 512] [--threads 2] [--json]
 
 The table shows each op's share of the time, as torch's profiler measures it. Products are listed by the shape of their
-weights (tracks x outputs x inputs). `rest` is the time between the ops: calls, memory for results, and residual adds.
+weights (tracks x outputs x inputs), and quantised ones by tracks x outputs. `rest` is the time between the ops: calls, memory for results, and residual adds.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from trtllm_pt.cli.text import table
 from trtllm_pt.errors import UsageError
 
 _STEPS = {True: 100, False: 5}  # how often a decode step runs, and how often a prefill
-_PRODUCTS = ("linear", "linear_swiglu", "head")
+_PRODUCTS = {"linear": 1, "linear_swiglu": 2, "head": 0}  # axes of the weights before their tiles
 
 
 def main() -> None:
@@ -88,12 +88,17 @@ def measured(engine: EmbeddedEngine, batch: tuple[Tensor, ...], steps: int) -> d
 
 
 def label(event: Any) -> str:
-    """Return an op's name, with the shape of a product's weights, packed as [.., tiles of 16, inputs / e, 16 * e]."""
+    """Return an op's name, with the shape of a product's weights, packed as [.., tiles of 16, inputs / e, 16 * e], or
+    quantised as [.., tiles of 16, bytes]."""
     name: str = event.key.removeprefix("trtllm_pt::")
     if name not in _PRODUCTS:
         return name
-    *lead, tiles, steps, line = event.input_shapes[1]
-    return " ".join([name, "x".join(map(str, [*lead, tiles * 16, steps * line // 16]))])
+    shape = event.input_shapes[1]
+    lead = _PRODUCTS[name]
+    sizes = [*shape[:lead], shape[lead] * 16]
+    if len(shape) == lead + 3:
+        sizes.append(shape[-2] * shape[-1] // 16)
+    return f"{name} {'x'.join(map(str, sizes))}"
 
 
 if __name__ == "__main__":

@@ -78,6 +78,19 @@ def test_products_have_one_order_for_every_number_of_rows(ops, dtype, form):
         assert torch.equal(ops.head(x[-rows:], packed, first, 80, code), whole[-rows:]), rows
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("rows", [1, 2, 9])
+def test_every_code_is_exact(ops, dtype, bits, rows):
+    most, inputs = 1 << (bits - 1), 64
+    codes = (torch.arange(2 * most)[:, None] + torch.arange(inputs)) % (2 * most) - most
+    packed = pack(codes.to(torch.int8), torch.ones(2 * most, 1, dtype=dtype), None, bits)
+    for i in (0, 1, 2, 3, 13, 63):
+        x = torch.zeros(rows, inputs, dtype=dtype)
+        x[:, i] = 1
+        got = ops.head(x, packed, torch.tensor([0]), 2 * most, [bits, 1, 0])
+        assert torch.equal(got, codes[:, i].float().expand(rows, -1))
+
+
 def test_gather_rows_of_an_int8_table(ops, dtype):
     packed, code, w = quantised(40, 96, form=(8, 0, False), dtype=dtype)
     ids = torch.tensor([0, 39, 16, 15, 7, 7])

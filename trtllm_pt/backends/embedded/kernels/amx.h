@@ -133,10 +133,11 @@ INLINE void tile_rows(int64_t rows, const BFloat16* x, int64_t x_stride, Tiles t
 }
 
 // Multiplies whole registers of all segments first, then the remaining steps of each segment. Their registers have
-// another shape, and LDTILECFG clears the sums, so these are kept in y in between, without loss of precision.
+// another shape, and LDTILECFG clears the sums, so these are kept in y in between, without loss of precision. Callers
+// scale the sums themselves.
 template <>
 void product<BFloat16Weights>(int64_t rows, const BFloat16* x, int64_t x_stride, Tiles t, Prefetch, bool add, float* y,
-                              int64_t y_stride) {
+                              int64_t y_stride, const Scaling&) {
   const int64_t whole = t.lines / kTileSteps, rest = t.lines % kTileSteps;
   if (whole > 0) tile_rows(rows, x, x_stride, t, {0, kTileSteps, whole}, add, y, y_stride);
   if (rest > 0) tile_rows(rows, x, x_stride, t, {whole * kTileSteps, rest, 1}, add || whole > 0, y, y_stride);

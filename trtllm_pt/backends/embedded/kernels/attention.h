@@ -56,7 +56,7 @@ INLINE float* scales_of(const Attention& a, char* page) { return (float*)(page +
 // keys, and the value an input of the tiles of values. T: the type of the cache's elements.
 template <class W, class T>
 INLINE void write_slot(const T* key, const T* value, int64_t slot, int64_t D, T* keys, T* values) {
-  constexpr int64_t e = W::kInputs;
+  constexpr int64_t e = W::kLineInputs;
   for (int64_t d = 0; d < D; d += e) memcpy(keys + d * kPage + slot * e, key + d, e * sizeof(T));
   T* column = values + slot / e * kTile * e + slot % e;
   for (int64_t tile = 0; tile < D / kTile; tile++)
@@ -261,7 +261,7 @@ INLINE void score(const QueryRows& q, const KeyBlock& block, const typename W::O
   const int64_t D = q.a.head_size;
   const char* keys[kBlockPages];
   for (int64_t p = 0; p < block.pages; p++) keys[p] = page_of_block<W>(q, block, 0, p, expanded);
-  const Tiles tiles{keys, block.pages, 1, D / W::kInputs};
+  const Tiles tiles{keys, block.pages, 1, D / W::kLineInputs};
   product<W>(block.high - block.low, queries + block.low * D, D, tiles, Prefetch{}, false,
              scores + block.low * kKeys + block.skipped, kKeys);
 }
@@ -294,7 +294,7 @@ INLINE void add_values(const QueryRows& q, const KeyBlock& block, const typename
     for (int64_t p = 0; p < block.pages; p++)
       for (int64_t n = 0; n < width; n++)
         values[p * width + n] = pages[p] + (tile + n) * kPage * kTile * sizeof(typename W::Value);
-    const Tiles tiles{values, width, block.pages, kPage / W::kInputs};
+    const Tiles tiles{values, width, block.pages, kPage / W::kLineInputs};
     product<W>(block.high - block.low, probabilities + block.low * kKeys + block.skipped, kKeys, tiles, Prefetch{},
                true, sums + block.low * D + tile * kTile, D);
   }

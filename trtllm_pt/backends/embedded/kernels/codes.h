@@ -29,9 +29,58 @@ INLINE Floats load_int8(const char* p) {
 #endif
 }
 
+#if defined(__AVX512VBMI__)
+// The bytes of the numbers from 0 to 127 in bfloat16, and where a step of 2 inputs has the bytes of 64 codes: output j
+// has the low and the high byte of code j and then of code 16 + j, in the second step 32 codes later.
+struct Int8Table {
+  unsigned char low[128], high[128], order[2][64];
+};
+
+constexpr Int8Table make_int8_table() {
+  Int8Table t{};
+  for (unsigned n = 1, exponent = 0; n < 128; n++) {
+    exponent += n >> (exponent + 1);  // of the largest power of two up to n
+    const unsigned bits = (127 + exponent) << 7 | (n << (7 - exponent) & 127);
+    t.low[n] = bits & 255, t.high[n] = bits >> 8;
+  }
+  for (unsigned i = 0; i < 128; i++) t.order[i / 64][i % 64] = i / 64 * 32 + i % 4 / 2 * 16 + i % 64 / 4 + i % 2 * 64;
+  return t;
+}
+
+alignas(64) constexpr Int8Table kInt8Table = make_int8_table();
+
+// Int8Codes in bfloat16 by looking up the bytes of their magnitudes, which takes half of the instructions but many
+// registers, so that only a single row is faster.
+struct Int8Lookup {
+  typedef BFloat16 Operand;
+  static constexpr int64_t kInputs = 2;
+  static constexpr int kSteps = 2;
+  static constexpr bool kCodes = true;
+
+  static INLINE __m512i table(const unsigned char* p) { return _mm512_load_si512(p); }
+  static INLINE Words step(const char* line, int step, int) {
+    const __m512i codes = _mm512_loadu_si512(line), magnitude = _mm512_abs_epi8(codes);
+    const __m512i low = _mm512_permutex2var_epi8(table(kInt8Table.low), magnitude, table(kInt8Table.low + 64));
+    __m512i high = _mm512_permutex2var_epi8(table(kInt8Table.high), magnitude, table(kInt8Table.high + 64));
+    // The lookup sees 7 bits, so it takes 128 for 0: this sets its high byte to 0x43, and lowers no other one.
+    high = _mm512_max_epu8(high, _mm512_subs_epu8(magnitude, _mm512_set1_epi8(128 - 0x43)));
+    const __m512i sign = _mm512_and_si512(codes, _mm512_set1_epi8(-128));
+    return (Words)_mm512_permutex2var_epi8(low, table(kInt8Table.order[step]), _mm512_or_si512(high, sign));
+  }
+  static INLINE Floats mul_add_step(const Operand* x, Words w, Floats sum) {
+    return BFloat16Weights::mul_add_step(x, w, sum);
+  }
+};
+#endif
+
 template <class W>
 struct Int8Codes {
   typedef W Wide;
+#if defined(__AVX512VBMI__)
+  typedef std::conditional_t<W::kInputs == 2, Int8Lookup, Int8Codes> OneRow;
+#else
+  typedef Int8Codes OneRow;
+#endif
   typedef typename W::Operand Operand;
   static constexpr int64_t kInputs = W::kInputs, kLineInputs = 4;
   static constexpr int kSteps = kLineInputs / kInputs;
@@ -58,6 +107,7 @@ INLINE Floats int4_at(Words words, int shift) {
 template <class W>
 struct Int4Codes {
   typedef W Wide;
+  typedef Int4Codes OneRow;
   typedef typename W::Operand Operand;
   static constexpr int64_t kInputs = W::kInputs, kLineInputs = 8;
   static constexpr int kSteps = kLineInputs / kInputs;
@@ -92,6 +142,33 @@ __attribute__((noinline)) void expand(const char* const* codes, int64_t lines, c
           const Words words = C::step(codes[n] + k * kLineBytes, step, v);
           memcpy(wide + v * sizeof words, &words, sizeof words);
         }
+}
+
+// Multiplies any number of rows with kPanel tiles of codes. The first kMaxRows rows convert the codes in the registers
+// and write the weights to `wide`, which the others multiply with.
+template <class C>
+void product_of_codes(int64_t rows, const typename C::Operand* x, int64_t x_stride, Tiles t, Prefetch prefetch,
+                      bool add, float* y, int64_t y_stride, const Scaling& scaling, char* wide) {
+  typedef typename C::Wide W;
+  const int64_t copy = t.lines * C::kSteps * kLineBytes;
+  const char* copies[kPanel] = {wide, wide + copy, wide + 2 * copy, wide + 3 * copy};
+  const Tiles wide_tiles{copies, kPanel, 1, t.lines * C::kSteps};
+  if constexpr (W::kTiled) {
+    expand<C>(t.start, t.lines, wide);
+    product<W>(rows, x, x_stride, wide_tiles, prefetch, add, y, y_stride);
+    for (int64_t row = 0; scaling.scales && row < rows; row++)
+      for (int64_t j = 0; j < kPanel * kTile; j += kLanes) {
+        const Floats sum = load(y + row * y_stride + j);
+        scaling.at(row, 0).template scale<1>(j / kTile, j % kTile / kLanes, &sum);
+      }
+  } else {
+    constexpr int kWidth = tiles_per_block(kMaxRows);
+    for (int64_t n = 0; n < kPanel; n += kWidth)
+      product_block<C, kMaxRows, kWidth, true>(x, x_stride, {t.start + n, kWidth, 1, t.lines}, prefetch, add,
+                                               y + n * kTile, y_stride, scaling.at(0, n), wide + n * copy, copy);
+    product<W>(rows - kMaxRows, x + kMaxRows * x_stride, x_stride, wide_tiles, {}, add, y + kMaxRows * y_stride,
+               y_stride, scaling.at(kMaxRows, 0));
+  }
 }
 
 }  // namespace

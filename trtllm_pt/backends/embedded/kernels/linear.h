@@ -41,8 +41,8 @@ INLINE int64_t skip(const Linear& a) { return a.to_next_panel ? a.to_next_panel 
 
 // If all rows fit into one block, the weights are read once and prefetched kAhead bytes ahead. Otherwise each block
 // reads the weights again, so they are read in chunks of kChunk steps, which stay in the caches while the next chunk is
-// prefetched.
-constexpr int64_t kAhead = 1024, kChunk = 256;
+// prefetched. Codes are read more slowly, but a line of them has more weights.
+constexpr int64_t kAhead = 1024, kAheadOfCodes = 2048, kChunk = 256;
 
 template <class W>
 void panel_sums(const Linear& a, float* sums) {
@@ -52,59 +52,45 @@ void panel_sums(const Linear& a, float* sums) {
     const int64_t done = step * kLineBytes;
     const char* tiles[kPanel];
     find_tiles(a, done, tiles);
-    Prefetch prefetch{nullptr, once ? kAhead : chunk * kLineBytes, 1, a.form.tile - done, skip(a)};
-    const auto* x = static_cast<const typename W::Operand*>(a.x) + step * W::kInputs;
+    Prefetch prefetch{once ? kAhead : chunk * kLineBytes, 1, a.form.tile - done, skip(a)};
+    const auto* x = static_cast<const typename W::Operand*>(a.x) + step * W::kLineInputs;
     product<W>(a.rows, x, a.x_stride, {tiles, a.tiles, 1, min(chunk, a.steps - step)}, prefetch, step > 0, sums,
                kPanelWidth);
   }
 }
 
-// sums (+)= scale * (codes - zero * x) for one group of inputs, where `codes` are the sums of x * code.
-template <class T>
-INLINE void add_group(const Linear& a, int64_t group, const float* codes, float* sums) {
-  const char* headers[kPanel];
-  find_tiles(a, group * kTile * sizeof(T), headers);
-  for (int64_t j = 0; j < kPanelWidth; j += kLanes) {
-    const T* scales = (const T*)headers[j / kTile] + j % kTile;
-    const Floats scale = load(scales), zero = a.form.zeros ? load(scales + a.form.groups * kTile) : Floats{};
-    for (int64_t row = 0, at = j; row < a.rows; row++, at += kPanelWidth) {
-      Floats sum = load(codes + at);
-      if (a.form.zeros) sum = mul_add(zero, broadcast(-a.x_sums[row * a.form.groups + group]), sum);
-      store(sums + at, group ? mul_add(scale, sum, load(sums + at)) : scale * sum);
-    }
-  }
-}
-
-// The sums of a panel with codes C, group by group. Few rows multiply with the codes themselves; for more, spans of
-// inputs are expanded first.
+// The sums of a panel with codes C. Few rows multiply with all groups in one call; more rows with one group at a time,
+// and with a long one in spans whose weights stay in the caches.
 template <class C, class T>
 void coded_sums(const Linear& a, float* sums) {
   typedef typename C::Wide W;
   constexpr int64_t kSpan = 512;
-  float codes[kLinearRows * kPanelWidth];
-  char wide[kPanel * kSpan / W::kInputs * kLineBytes];
-  const bool once = a.rows <= kMaxRows && !W::kTiled;
-  const int64_t inputs = a.steps * kStepBytes / sizeof(T), group = inputs / a.form.groups;
-  const int64_t span = once ? group : min(group, kSpan);
+  float codes[kLinearRows * kPanelWidth];  // sums of the spans of a group
+  char wide[kPanel * kSpan / W::kLineInputs * kLineBytes];
+  const auto* x = static_cast<const typename W::Operand*>(a.x);
+  const int64_t inputs = a.steps * kStepBytes / sizeof(T), group = inputs / a.form.groups, scales = kTile * sizeof(T);
+  const char *tiles[kPanel], *headers[kPanel];
+  find_tiles(a, 0, headers);
+  Scaling scaling{
+      headers, sizeof(T) == 2, a.form.zeros ? a.form.groups * scales : 0, a.to_next_panel, a.x_sums, a.form.groups,
+      sums,    kPanelWidth};
+  Prefetch prefetch{kAheadOfCodes, 1, a.form.tile - a.form.header, skip(a) + a.form.header};
+  if (a.rows <= kMaxRows && !W::kTiled) {
+    find_tiles(a, a.form.header, tiles);
+    if constexpr (!W::kTiled)
+      product<C>(a.rows, x, a.x_stride, {tiles, kPanel, a.form.groups, group / C::kLineInputs}, prefetch, false, codes,
+                 kPanelWidth, scaling);
+    return;
+  }
   for (int64_t first = 0, size; first < inputs; first += size) {
-    size = min(span, group - first % group);
-    const int64_t done = a.form.header + first / C::kLineInputs * kLineBytes, lines = size / C::kLineInputs;
-    const char* tiles[kPanel];
-    find_tiles(a, done, tiles);
-    const auto* x = static_cast<const typename W::Operand*>(a.x) + first;
-    Prefetch prefetch{nullptr, kAhead, 1, a.form.tile - done, skip(a)};
-    const bool add = first % group > 0;
-    if (once) {
-      if constexpr (!W::kTiled)
-        product<C>(a.rows, x, a.x_stride, {tiles, kPanel, 1, lines}, prefetch, add, codes, kPanelWidth);
-    } else {
-      expand<C>(tiles, lines, wide);
-      const int64_t tile = size / W::kInputs * kLineBytes;
-      const char* copies[kPanel] = {wide, wide + tile, wide + 2 * tile, wide + 3 * tile};
-      prefetch.tiles = tiles, prefetch.every = C::kSteps, prefetch.next = lines * kLineBytes;
-      product<W>(a.rows, x, a.x_stride, {copies, kPanel, 1, size / W::kInputs}, prefetch, add, codes, kPanelWidth);
-    }
-    if ((first + size) % group == 0) add_group<T>(a, first / group, codes, sums);
+    size = min(min(group, kSpan), group - first % group);
+    const int64_t done = first / C::kLineInputs * kLineBytes;
+    const bool last = (first + size) % group == 0;
+    find_tiles(a, a.form.header + done, tiles);
+    prefetch.end = a.form.tile - a.form.header - done;
+    product_of_codes<C>(a.rows, x + first, a.x_stride, {tiles, kPanel, 1, size / C::kLineInputs}, prefetch,
+                        first % group > 0, codes, kPanelWidth, last ? scaling : Scaling{}, wide);
+    if (last) scaling.group++;
   }
 }
 

@@ -4,6 +4,7 @@
 
 #include <cstring>
 #include <initializer_list>
+#include <type_traits>
 
 #include "paths.h"
 
@@ -42,7 +43,21 @@ INLINE V load_bits(const P* p) {
   return v;
 }
 
-INLINE Floats broadcast(float x) { return Floats{} + x; }
+template <class V>
+INLINE void store_bits(char* p, V v) {
+  memcpy(p, &v, sizeof v);
+}
+
+// Not as `Floats{} + x`: that is an addition, because it makes -0 to 0, and keeps x from being broadcast from memory.
+INLINE Floats broadcast(float x) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_set1_ps(x);
+#elif defined(__AVX2__)
+  return (Floats)_mm256_set1_ps(x);
+#else
+  return (Floats)_mm_set1_ps(x);
+#endif
+}
 INLINE Floats select(Ints mask, Floats a, Floats b) { return (Floats)((mask & (Ints)a) | (~mask & (Ints)b)); }
 
 INLINE Floats mul_add(Floats a, Floats b, Floats c) {
