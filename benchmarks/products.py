@@ -1,13 +1,13 @@
 """Measure the product of the embedded engine with every form of weights, beside the machine's limits.
 
-    python benchmarks/products.py [--outputs 5632] [--inputs 1024] [--rows 1 4 16 512] [--threads 2]
+    python benchmarks/products.py [--outputs 5632] [--inputs 1024] [--rows 1 4 16 512] [--gemm int8] [--threads 2]
 
 The table shows, for every form and number of rows: the largest difference to a float64 product, divided by the largest
 result; the median time, and that of the first form divided by it; the weights' bytes per second and their share of the
 read stream; GFLOP/s and their share of the fastest product of 512 rows of any library, in bfloat16 or float32. The
 larger one of the two shares says how close a product is to the machine's limit. Samples of all forms are taken in
-turn. With few rows the weights come from memory, because each call takes the next of several copies. TRTLLM_PT_ISA
-selects the instruction path.
+turn. With --gemm int8, the products with quantised weights quantise x, too. With few rows the weights come from memory,
+because each call takes the next of several copies. TRTLLM_PT_ISA selects the instruction path.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import argparse
 import itertools
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from common import limits
@@ -60,7 +60,7 @@ class Product:
         return seconds_of(self.result)
 
 
-def product(name: str, x: Tensor, outputs: int) -> Product:
+def product(name: str, x: Tensor, outputs: int, integer: bool) -> Product:
     inputs = x.shape[1]
     form = Storage(torch.bfloat16, None if name == _PLAIN else name).form(inputs)
     if form is None:
@@ -77,7 +77,7 @@ def product(name: str, x: Tensor, outputs: int) -> Product:
         packed = codes.pack(values, scales, zeros, form.bits)[None]
     copies = min(max(1, _BYTES // packed.nbytes), _COPIES) if len(x) <= 64 else 1
     rotating = itertools.cycle([packed, *(packed.clone() for _ in range(copies - 1))])
-    argument = None if form is None else form.to_list()
+    argument = None if form is None else replace(form, integer=integer).to_list()
     return Product(name, x, rotating, packed.nbytes, outputs, argument, exact)
 
 
@@ -87,6 +87,7 @@ def main() -> None:
     parser.add_argument("--inputs", type=int, default=1024, help="inputs of the matrix, a multiple of 128")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 4, 16, 512], help="rows of x")
     parser.add_argument("--forms", nargs="+", default=list(_FORMS), choices=_FORMS, help="forms of weights")
+    parser.add_argument("--gemm", choices=["int8"], help="quantise x, too, and multiply integers")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads")
     parser.add_argument("--rounds", type=int, default=9, help="samples of each product")
     args = parser.parse_args()
@@ -96,7 +97,7 @@ def main() -> None:
     best, lines = limits.fastest_at(_LIMIT_ROWS, args.outputs, args.inputs), []
     for rows in args.rows:
         x = torch.randn(rows, args.inputs).bfloat16()
-        products = [product(name, x, args.outputs) for name in args.forms]
+        products = [product(name, x, args.outputs, args.gemm == "int8") for name in args.forms]
         *found, read, peak = medians([*products, ReadStream(args.threads), best], args.rounds)
         for each, (seconds, _, _) in zip(products, found, strict=True):
             rate, flops = each.nbytes / seconds, 2 * rows * args.outputs * args.inputs / seconds

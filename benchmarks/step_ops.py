@@ -3,7 +3,8 @@
     python benchmarks/step_ops.py ENGINES [--batches 1 16] [--context 128] [--prompt 512] [--threads 2] [--json]
 
 The table shows each op's share of the time, as torch's profiler measures it. Products are listed by the shape of their
-weights (tracks x outputs x inputs), and quantised ones by tracks x outputs. `rest` is the time between the ops: calls, memory for results, and residual adds.
+weights (tracks x outputs x inputs), and quantised ones by tracks x outputs. `rest` is the time between the ops: calls,
+memory for results, and residual adds.
 """
 
 from __future__ import annotations

@@ -51,6 +51,12 @@ RECIPES = {
         )
         for ranks in RANKS
     },
+    **{
+        f"pretrained-{ranks}-integers": Recipe(
+            PRETRAINED, ranks, "bfloat16", (*_SHORT, "--gemm", "int8"), quantize="W8A16"
+        )
+        for ranks in RANKS
+    },
     "everything-1": Recipe(EVERYTHING, 1, "float32"),
     "everything-2": Recipe(EVERYTHING, 2, "float32"),
     "llama-1": Recipe(LLAMA, 1, "float32"),

@@ -53,6 +53,7 @@ def reference_logits(folder: Path, dtype: torch.dtype = torch.float64) -> np.nda
         pytest.param("-quantised", RANKS, id="all in int4 or int8 on many ranks", marks=pytest.mark.slow),
         pytest.param("-W4A16", RANKS, id="int4 on many ranks", marks=pytest.mark.slow),
         pytest.param("-W8A16", RANKS, id="int8 on many ranks", marks=pytest.mark.slow),
+        pytest.param("-integers", RANKS, id="products of integers on many ranks", marks=pytest.mark.slow),
     ],
 )
 def test_logits_are_the_same_on_any_number_of_ranks(

@@ -76,9 +76,10 @@ def key(**changes: object) -> str:
         {"storage": Storage(torch.float32, "W8A16")},
         {"storage": Storage(torch.float32, embedding_quant_algo="W8A16")},
         {"storage": Storage(torch.float32, kv_cache_quant_algo="INT8")},
+        {"storage": Storage(torch.float32, "W8A16", integer_products=True)},
         {"program": "false"},
     ],
-    ids=["model", "ranks", "dtype", "quantisation", "embedding", "KV cache", "compiler"],
+    ids=["model", "ranks", "dtype", "quantisation", "embedding", "KV cache", "integers", "compiler"],
 )
 def test_each_input_is_in_the_key(changes: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graph, "compiler_version", lambda program: f"version of {program}")

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trtllm_pt.backends.backend import Backend, BuildReport, RankRuntime
+from trtllm_pt.backends.backend import Backend, BuildOption, BuildReport, RankRuntime
 from trtllm_pt.backends.checks import Check
 from trtllm_pt.backends.embedded.checks import CHECKS
 from trtllm_pt.backends.embedded.shared_ranks import EmbeddedSharedRanks
@@ -31,6 +31,11 @@ class EmbeddedBackend(Backend):
     mpi_hint = MPI_OF_EMBEDDED
     keeps_tied_head = False
     drafts = True
+    options = (
+        BuildOption(
+            "gemm", ("int8",), help="Quantise activations too, per token, and multiply integers in the layers."
+        ),
+    )
     scheduling_policy = "first come, first served"
     shared_ranks = EmbeddedSharedRanks()
 
@@ -38,9 +43,8 @@ class EmbeddedBackend(Backend):
         return CHECKS
 
     def build(self, checkpoint: Path, output: Path, options: BuildOptions, progress: bool | None = None) -> BuildReport:
-        if options.extra:
-            foreign = ", ".join(f"--{name}" for name in options.extra)
-            raise UsageError(f"{self.title} does not take {foreign}")
+        if foreign := [f"--{name}" for name in options.extra if name != "gemm"]:
+            raise UsageError(f"{self.title} does not take {', '.join(foreign)}")
         try:
             from trtllm_pt.backends.embedded import engine
         except ModuleNotFoundError as error:

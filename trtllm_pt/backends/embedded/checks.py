@@ -21,7 +21,7 @@ _LIBRARY = "from mpi4py import MPI; print(MPI.Get_library_version().splitlines()
 _AVX2 = {"avx2", "fma", "f16c"}
 _AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512vl", "avx512dq"}
 _INSTRUCTION_SETS: tuple[tuple[str, set[str]], ...] = (
-    ("AVX-512 with bfloat16", _AVX512 | {"avx512_bf16", "avx512vbmi"}),
+    ("AVX-512 with bfloat16", _AVX512 | {"avx512_bf16", "avx512vbmi", "avx512_vnni"}),
     ("AVX-512", _AVX512),
     ("AVX2", _AVX2),
 )

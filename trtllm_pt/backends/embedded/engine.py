@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from trtllm_pt.backends.backend import Backend, BuildReport, check_files
 from trtllm_pt.backends.embedded.constants import MAX_HEAD_SIZE, MAX_SUMMANDS, TILE
+from trtllm_pt.backends.embedded.form import Storage
 from trtllm_pt.backends.embedded.graph import cache_info, compiled_graph
 from trtllm_pt.backends.embedded.kernels.build import LIBRARY, build_library
 from trtllm_pt.backends.embedded.kernels.library import load
@@ -41,16 +43,20 @@ def build(
     """
     began = time.monotonic()
     manifest = _checked(checkpoint)
+    storage = _storage(manifest, options.extra.get("gemm"))
     engine = backend.manifest(manifest, options.resolved(manifest.model))
     with new_folder(output) as folder:
         library = build_library(folder)
         load(library)
-        graph = compiled_graph(manifest.model, manifest.ranks, storage_of(manifest))
+        graph = compiled_graph(manifest.model, manifest.ranks, storage)
         shutil.copyfile(graph.path, folder / MODEL_FILE)
         write_weights(checkpoint, manifest, folder, progress)
         if (checkpoint / "tokenizer").is_dir():
             shutil.copytree(checkpoint / "tokenizer", folder / "tokenizer")
-        write_json(folder / "config.json", engine.to_json())
+        config = engine.to_json()
+        if storage.integer_products:
+            config["build_config"]["gemm"] = "int8"
+        write_json(folder / "config.json", config)
     return BuildReport(
         path=output,
         ranks=manifest.ranks,
@@ -75,6 +81,19 @@ def _checked(checkpoint: Path) -> CheckpointManifest:
     _check_kernels(manifest)
     check_files(checkpoint, manifest)
     return manifest
+
+
+def _storage(manifest: CheckpointManifest, gemm: str | None) -> Storage:
+    """Return how the engine stores weights and multiplies. Raises UsageError for a `gemm` that it cannot have."""
+    if gemm is None:
+        return storage_of(manifest)
+    if gemm != "int8":
+        raise UsageError(f"gemm ({gemm!r}) must be 'int8', or left out")
+    if manifest.quant_algo is None:
+        raise UsageError("gemm ('int8') needs quantised weights; convert with --quantize W8A16 or another form")
+    if manifest.model.num_experts:
+        raise UsageError("gemm ('int8') is not available for models with experts")
+    return replace(storage_of(manifest), integer_products=True)
 
 
 def _check_kernels(manifest: CheckpointManifest) -> None:

@@ -22,10 +22,11 @@ class Form:
     bits: int  # 8 or 4
     groups: int  # of inputs that share an output's scale
     zeros: bool = False  # whether groups have zero points
+    integer: bool = False  # whether products quantise activations too, to multiply integers
 
     def to_list(self) -> list[int]:
         """Return the ops' argument `form`."""
-        return [self.bits, self.groups, int(self.zeros)]
+        return [self.bits, self.groups, int(self.zeros), *([1] if self.integer else [])]
 
     def header_bytes(self, dtype: torch.dtype) -> int:
         """Return the bytes of a tile before its codes, for scales in `dtype`."""
@@ -41,6 +42,7 @@ class Storage:
     quant_algo: str | None = None  # of the layers' matrices
     embedding_quant_algo: str | None = None  # of the embedding and the output head
     kv_cache_quant_algo: str | None = None
+    integer_products: bool = False  # of the layers' matrices
 
     @property
     def embedding_form(self) -> Form | None:
@@ -52,7 +54,7 @@ class Storage:
         if self.quant_algo is None:
             return None
         kind = WEIGHT_ONLY[self.quant_algo]
-        return Form(kind.bits, columns // (kind.group or columns), kind.zeros)
+        return Form(kind.bits, columns // (kind.group or columns), kind.zeros, self.integer_products)
 
 
 def packed_shape(shape: tuple[int, ...], dtype: torch.dtype, form: Form | None = None) -> tuple[int, ...]:

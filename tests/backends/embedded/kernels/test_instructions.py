@@ -51,8 +51,8 @@ def instructions(program: Path) -> list[Instruction]:
 
 ABOVE = {  # encodings and texts that a processor of the path need not know
     "portable": ({"VEX", "EVEX"}, r"^(lzcnt|movbe)"),
-    "avx2": ({"EVEX"}, r"^v\w*bf16|%tmm|%k[0-7]"),
-    "avx512": (set(), r"^v\w*bf16|%tmm"),
+    "avx2": ({"EVEX"}, r"^v\w*bf16|%tmm|%k[0-7]|^vpdp"),
+    "avx512": (set(), r"^v\w*bf16|%tmm|^vpdp|^vperm(b|i2b|t2b)\b"),
     "avx512_bf16": (set(), r"%tmm"),
     "avx512_amx": (set(), r"^tdp(?!bf16ps)"),
 }
@@ -73,6 +73,8 @@ def test_nothing_above_the_set(compiled, path):
         ("avx2", "vfmadd"),
         ("avx512", "%zmm"),
         ("avx512_bf16", "vdpbf16ps"),
+        ("avx512_bf16", "vpdpbusd"),
+        ("avx512_bf16", "vpermt2b"),
         ("avx512_amx", "tdpbf16ps"),
     ],
 )

@@ -25,7 +25,10 @@ def ask(library: Path, path: str, preload: str = "") -> "subprocess.CompletedPro
 
 def run_tests(path: str, preload: str = "") -> None:
     """The ops' tests in a process of that path; pytest's fault handler would take the emulator's signal."""
-    files = [str(HERE / name) for name in ("test_ops.py", "test_codes.py", "test_bitwise.py", "test_amx.py")]
+    files = [
+        str(HERE / name)
+        for name in ("test_ops.py", "test_codes.py", "test_integers.py", "test_bitwise.py", "test_amx.py")
+    ]
     done = start(path, "-m", "pytest", "-q", "-x", "-p", "no:faulthandler", *files, preload=preload)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-200:]
 

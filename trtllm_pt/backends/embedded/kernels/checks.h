@@ -33,17 +33,22 @@ inline int64_t steps_of(bool bf16, int64_t inputs) {
 }
 inline int64_t tiles_of(int64_t outputs) { return (outputs + kTile - 1) / kTile; }
 
-// Returns the form of weights: it is not given for weights that are not quantised, or {bits, groups, zeros}.
+// Returns the form of weights: it is not given for weights that are not quantised, or {bits, groups, zeros}, or these
+// and a 1 for a product of integers.
 inline Form form_of(at::OptionalIntArrayRef given, const char* name, bool bf16, int64_t inputs) {
   const int64_t element = bf16 ? 2 : 4;
   const at::IntArrayRef form = given.value_or(at::IntArrayRef());
-  if (!given) return {0, 1, false, 0, steps_of(bf16, inputs) * kLineBytes};
-  TORCH_CHECK(form.size() == 3 && (form[0] == 4 || form[0] == 8) && form[1] > 0 && inputs % (form[1] * kGroupStep) == 0,
+  if (!given) return {0, 1, false, 0, steps_of(bf16, inputs) * kLineBytes, false};
+  TORCH_CHECK((form.size() == 3 || form.size() == 4) && (form[0] == 4 || form[0] == 8) && form[1] > 0 &&
+                  inputs % (form[1] * kGroupStep) == 0,
               name, ": the form must be {4 or 8, groups, zeros} with groups of a multiple of ", kGroupStep,
               " inputs, is ", form, " for ", inputs, " inputs");
   const int64_t scales = form[1] * kTile * element * (form[2] ? 2 : 1);
   const int64_t header = (scales + kLineBytes - 1) / kLineBytes * kLineBytes;
-  return {form[0], form[1], form[2] != 0, header, header + kTile * inputs * form[0] / 8};
+  const bool integer = form.size() == 4 && form[3];
+  TORCH_CHECK(!integer || inputs <= kMaxIntegers, name, ": a product of integers has at most ", kMaxIntegers,
+              " inputs, not ", inputs);
+  return {form[0], form[1], form[2] != 0, header, header + kTile * inputs * form[0] / 8, integer};
 }
 
 // Checks packed weights [*lead, outputs, inputs] and returns their form. Without a form they are in x's dtype, as the
@@ -59,6 +64,10 @@ inline Form check_packed(const Tensor& w, const char* name, const Tensor& x, std
     lead.push_back(found.tile);
   check(w, name, found.bits ? at::kByte : x.scalar_type(), lead);
   return found;
+}
+
+inline void check_not_integer(const Form& form, const char* name) {
+  TORCH_CHECK(!form.integer, name, " has no product of integers");
 }
 
 // Checks the outputs of a matrix that is computed together with another one. Quantised weights need whole panels.

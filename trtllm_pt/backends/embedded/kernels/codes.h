@@ -19,13 +19,21 @@ typedef FloatWeights WideBFloat16;
 // Returns pairs (low, high) as bfloat16. Both are whole numbers of at most 8 bits, so their last 16 bits are zero.
 INLINE Words pair(Floats low, Floats high) { return (Words)high | (Words)low >> 16; }
 
-INLINE Floats load_int8(const char* p) {
+INLINE Ints load_int8(const char* p) {
 #if defined(__AVX512F__)
-  return (Floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
+  return (Ints)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p));
 #elif defined(__AVX2__)
-  return (Floats)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)));
+  return (Ints)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p));
 #else
-  return (Floats)_mm_cvtepi32_ps(_mm_cvtepi8_epi32(_mm_cvtsi32_si128(load_bits<int>(p))));
+  return (Ints)_mm_cvtepi8_epi32(_mm_cvtsi32_si128(load_bits<int>(p)));
+#endif
+}
+
+INLINE Floats load_int8_as_floats(const char* p) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_cvtepi32_ps((__m512i)load_int8(p));
+#else
+  return __builtin_convertvector(load_int8(p), Floats);
 #endif
 }
 
@@ -55,7 +63,7 @@ struct Int8Lookup {
   typedef BFloat16 Operand;
   static constexpr int64_t kInputs = 2;
   static constexpr int kSteps = 2;
-  static constexpr bool kCodes = true;
+  static constexpr bool kCodes = true, kIntegers = false;
 
   static INLINE __m512i table(const unsigned char* p) { return _mm512_load_si512(p); }
   static INLINE Words step(const char* line, int step, int) {
@@ -84,12 +92,12 @@ struct Int8Codes {
   typedef typename W::Operand Operand;
   static constexpr int64_t kInputs = W::kInputs, kLineInputs = 4;
   static constexpr int kSteps = kLineInputs / kInputs;
-  static constexpr bool kCodes = true;
+  static constexpr bool kCodes = true, kIntegers = false;
 
   static INLINE Words step(const char* line, int step, int v) {
     const char* codes = line + step * kInputs * kTile + v * kLanes;
-    if constexpr (kInputs == 1) return (Words)load_int8(codes);
-    return pair(load_int8(codes), load_int8(codes + kTile));
+    if constexpr (kInputs == 1) return (Words)load_int8_as_floats(codes);
+    return pair(load_int8_as_floats(codes), load_int8_as_floats(codes + kTile));
   }
   static INLINE Floats mul_add_step(const Operand* x, Words w, Floats sum) { return W::mul_add_step(x, w, sum); }
 };
@@ -111,7 +119,7 @@ struct Int4Codes {
   typedef typename W::Operand Operand;
   static constexpr int64_t kInputs = W::kInputs, kLineInputs = 8;
   static constexpr int kSteps = kLineInputs / kInputs;
-  static constexpr bool kCodes = true;
+  static constexpr bool kCodes = true, kIntegers = false;
 
   static INLINE Words step(const char* line, int step, int v) {
     const Words words = load_bits<Words>(line + v * sizeof(Words));
@@ -129,6 +137,90 @@ struct Int4Codes {
   }
   static INLINE Floats mul_add_step(const Operand* x, Words w, Floats sum) { return W::mul_add_step(x, w, sum); }
 };
+
+// Codes as integers (IntegerWeights). kOffset: what is added to them, so that they are not negative.
+struct IntegersOfInt8 {
+  typedef IntegerWeights Wide;
+  typedef IntegersOfInt8 OneRow;
+  typedef IntegerWeights::Operand Operand;
+  static constexpr int64_t kInputs = IntegerWeights::kInputs, kLineInputs = 4;
+  static constexpr int kSteps = kLineInputs / kInputs, kOffset = kInputs == 4 ? 128 : 0;
+  static constexpr bool kCodes = true, kIntegers = true;
+
+  static INLINE Words step(const char* line, [[maybe_unused]] int step, [[maybe_unused]] int v) {
+#if defined(__AVX512VNNI__)
+    // From [4 inputs, 16 outputs] to [16 outputs, 4 inputs].
+    const __m512i rows = _mm512_setr_epi32(0x30201000, 0x31211101, 0x32221202, 0x33231303, 0x34241404, 0x35251505,
+                                           0x36261606, 0x37271707, 0x38281808, 0x39291909, 0x3a2a1a0a, 0x3b2b1b0b,
+                                           0x3c2c1c0c, 0x3d2d1d0d, 0x3e2e1e0e, 0x3f2f1f0f);
+    return (Words)_mm512_permutexvar_epi8(rows, _mm512_loadu_si512(line)) ^ 0x80808080u;
+#else
+    const char* codes = line + step * kInputs * kTile + v * kLanes;
+    return ((Words)load_int8(codes) & 0xffffu) | (Words)load_int8(codes + kTile) << 16;
+#endif
+  }
+  static INLINE Floats mul_add_step(const Operand* x, Words w, Floats sum) { return Wide::mul_add_step(x, w, sum); }
+};
+
+// With VNNI, the inputs of a line are in the order 0 4 1 5, 2 6 3 7, and so are the codes of x.
+struct IntegersOfInt4 {
+  typedef IntegerWeights Wide;
+  typedef IntegersOfInt4 OneRow;
+  typedef IntegerWeights::Operand Operand;
+  static constexpr int64_t kInputs = IntegerWeights::kInputs, kLineInputs = 8;
+  static constexpr int kSteps = kLineInputs / kInputs, kOffset = kInputs == 4 ? 8 : 0;
+  static constexpr bool kCodes = true, kIntegers = true;
+
+  static INLINE Words step(const char* line, int step, int v) {
+    const Words words = load_bits<Words>(line + v * sizeof(Words));
+#if defined(__AVX512VNNI__)
+    return ((words >> (4 * step)) & 0x0f0f0f0fu) ^ 0x08080808u;
+#else
+    typedef int16_t Shorts __attribute__((vector_size(4 * kLanes)));
+    return (Words)((Shorts)words << (12 - 4 * step) >> 12);
+#endif
+  }
+  static INLINE Floats mul_add_step(const Operand* x, Words w, Floats sum) { return Wide::mul_add_step(x, w, sum); }
+};
+
+// Writes the codes of x [n] and their sum over each group, and returns the scale. A row with a number that is not
+// finite has no scale, so its results are NaN.
+template <class T>
+float quantize_row(const T* x, const Form& form, int64_t n, IntegerWeights::Operand* codes, float* sums) {
+  typedef IntegerWeights::Operand Codes __attribute__((vector_size(sizeof(IntegerWeights::Operand) * kLanes)));
+  Floats most = {}, nan = {};
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const Floats v = load(x + i), size = select(v < 0.f, -v, v);
+    most = select(size > most, size, most);
+    nan += v * 0.f;
+  }
+  const float highest = max_of_lanes(most), inverse = highest > 0 ? 127.f / highest : 0.f;
+  const Floats magic = broadcast(12582912.f);  // adding 1.5 * 2^23 rounds to an integer
+  const int64_t group = n / form.groups;
+  for (int64_t first = 0; first < n; first += group) {
+    Ints sum = {};
+    for (int64_t i = first; i < first + group; i += kLanes) {
+      const Ints rounded = (Ints)(load(x + i) * inverse + magic) - (Ints)magic;
+      sum += rounded;
+      store_bits((char*)(codes + i), __builtin_convertvector(rounded, Codes));
+    }
+    sums[first / group] = sum_of_lanes(__builtin_convertvector(sum, Floats));
+  }
+#if defined(__AVX512VNNI__)
+  const __m512i order = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15));
+  for (int64_t i = 0; form.bits == 4 && i < n; i += 32) {
+    const __m256i eights = _mm256_loadu_si256((const __m256i*)(codes + i));
+    _mm256_storeu_si256((__m256i*)(codes + i), _mm256_shuffle_epi8(eights, _mm512_castsi512_si256(order)));
+  }
+#endif
+  return highest / 127.f + sum_of_lanes(nan);
+}
+
+float quantize(bool bf16, const void* x, const Form& form, int64_t n, void* codes, float* sums) {
+  auto* to = static_cast<IntegerWeights::Operand*>(codes);
+  return bf16 ? quantize_row(static_cast<const BFloat16*>(x), form, n, to, sums)
+              : quantize_row(static_cast<const float*>(x), form, n, to, sums);
+}
 
 // Expands `lines` lines of each of kPanel tiles of codes to tiles of C::Wide, one after the other in `wide`.
 template <class C>
@@ -159,7 +251,7 @@ void product_of_codes(int64_t rows, const typename C::Operand* x, int64_t x_stri
     for (int64_t row = 0; scaling.scales && row < rows; row++)
       for (int64_t j = 0; j < kPanel * kTile; j += kLanes) {
         const Floats sum = load(y + row * y_stride + j);
-        scaling.at(row, 0).template scale<1>(j / kTile, j % kTile / kLanes, &sum);
+        scaling.at(row, 0).template scale<W, 1>(j / kTile, j % kTile / kLanes, &sum);
       }
   } else {
     constexpr int kWidth = tiles_per_block(kMaxRows);

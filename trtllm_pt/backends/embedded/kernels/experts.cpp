@@ -84,8 +84,8 @@ void multiply_groups(const Tensor& x, const Tensor& w, const Tensor& y, const Gr
     const int64_t begin = groups.begin[e], rows = groups.begin[e + 1] - begin;
     if (rows > 0)
       products.push_back({bytes(x) + begin * x.size(-1) * x.element_size(),
-                          shape.form.zeros ? sums.const_data_ptr<float>() + begin * shape.form.groups : nullptr, rows,
-                          bytes(w) + static_cast<int64_t>(e) * w.stride(1) * w.element_size(), nullptr,
+                          shape.form.zeros ? sums.const_data_ptr<float>() + begin * shape.form.groups : nullptr,
+                          nullptr, rows, bytes(w) + static_cast<int64_t>(e) * w.stride(1) * w.element_size(), nullptr,
                           mutable_bytes(y) + begin * y.size(1) * y.element_size()});
   }
   multiply(products, shape, x.element_size(), y.element_size());
@@ -120,6 +120,7 @@ Tensor experts(const Tensor& x, const Tensor& router, const Tensor& gate_up, con
   const Form up = check_packed(gate_up, "experts: gate_up", x, {K, E, 2}, F, W, gate_up_form);
   const Form out = check_packed(down, "experts: down", x, {K, E}, W, F, down_form);
   check_pairs(up, "experts: intermediate", F);
+  for (const Form& form : {up, out}) check_not_integer(form, "experts");
 
   const Tensor xs = x.contiguous();
   const std::vector<Choice> choices = route(xs, router, top_k, static_cast<float>(cap));

@@ -52,7 +52,8 @@ std::vector<const Path*> available_paths() {  // in ascending order of preferenc
             __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
             __builtin_cpu_supports("avx512vl");
   if (v4) found.push_back(&avx512::table);
-  if (v4 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi"))
+  if (v4 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi") &&
+      __builtin_cpu_supports("avx512vnni"))
     found.push_back(&avx512_bf16::table);
   return found;
 }

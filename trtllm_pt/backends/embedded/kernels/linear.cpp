@@ -33,11 +33,18 @@ Tensor multiply_tracks(const Tensor& x, const Tensor& w, const Form& form, const
                        int64_t gate_to_up) {
   const bool bf16 = x.scalar_type() == at::kBFloat16;
   const int64_t K = x.size(0), T = x.size(1), size = x.element_size();
-  Tensor y = at::empty({K, T, n}, x.options()), operand = as_operand(x), sums = group_sums(operand, bf16, form);
+  Tensor y = at::empty({K, T, n}, x.options()), operand, sums, scales;
+  if (form.integer) {
+    QuantizedRows rows = quantize_rows(x, form);
+    operand = rows.codes, sums = rows.sums, scales = rows.scales;
+  } else {
+    operand = as_operand(x), sums = group_sums(operand, bf16, form);
+  }
   std::vector<Product> products;
   for (int64_t k = 0; k < K; k++)
     products.push_back({bytes(operand) + k * T * operand.size(-1) * operand.element_size(),
-                        form.zeros ? sums.const_data_ptr<float>() + k * T * form.groups : nullptr, T,
+                        sums.defined() ? sums.const_data_ptr<float>() + k * T * form.groups : nullptr,
+                        scales.defined() ? scales.const_data_ptr<float>() + k * T : nullptr, T,
                         bytes(w) + k * w.stride(0) * w.element_size(), bias ? bytes(*bias) + k * n * size : nullptr,
                         mutable_bytes(y) + k * T * n * size});
   Linear shape = common_shape(bf16, form, operand, n, bf16 ? Kind::kBFloat16 : Kind::kFloat, 0, n);
@@ -70,6 +77,7 @@ Tensor head(const Tensor& x, const Tensor& table, const Tensor& first_row, int64
   check_dims(table, "head: table", form ? 2 : 3);
   const int64_t T = x.size(0), rows = table.size(0) * kTile;
   const Form found = check_packed(table, "head: table", x, {}, rows, x.size(1), form);
+  check_not_integer(found, "head");
   check(first_row, "head: first", at::kLong, {1});
   const int64_t first = *first_row.const_data_ptr<int64_t>(), count = std::clamp<int64_t>(rows - first, 0, n);
   TORCH_CHECK(first >= 0, "head: first must not be negative, is ", first);
@@ -82,6 +90,7 @@ Tensor head(const Tensor& x, const Tensor& table, const Tensor& first_row, int64
   const int64_t begin = first % kTile, float_bytes = 4;
   Product product{bytes(operand),
                   found.zeros ? sums.const_data_ptr<float>() : nullptr,
+                  nullptr,
                   T,
                   bytes(table) + first / kTile * found.tile,
                   nullptr,

@@ -16,11 +16,16 @@ void write_outputs(const Linear& a, const float* sums) {
   const float* ups = a.gate_to_up ? sums + a.tiles / 2 * kTile : nullptr;
   for (int64_t row = 0; row < a.rows; row++) {
     Y* y = static_cast<Y*>(a.y) + row * a.y_stride;
+    const Floats scale = broadcast(a.x_scales ? a.x_scales[row] : 1.f);
     for (int64_t j = a.begin, n; j < a.end; j += n) {
       n = min(kLanes, a.end - j);
       Floats v = load(sums + row * kPanelWidth + j, n);
+      if (a.x_scales) v *= scale;
       if (bias) v += load(bias + j, n);
-      if (ups) v = silu(v) * load(ups + row * kPanelWidth + j, n);
+      if (ups) {
+        const Floats up = load(ups + row * kPanelWidth + j, n);
+        v = silu(v) * (a.x_scales ? up * scale : up);
+      }
       store(y + j, v, n);
     }
   }
@@ -74,6 +79,7 @@ void coded_sums(const Linear& a, float* sums) {
   Scaling scaling{
       headers, sizeof(T) == 2, a.form.zeros ? a.form.groups * scales : 0, a.to_next_panel, a.x_sums, a.form.groups,
       sums,    kPanelWidth};
+  if constexpr (C::kIntegers) scaling.offset = C::kOffset;
   Prefetch prefetch{kAheadOfCodes, 1, a.form.tile - a.form.header, skip(a) + a.form.header};
   if (a.rows <= kMaxRows && !W::kTiled) {
     find_tiles(a, a.form.header, tiles);
@@ -100,6 +106,8 @@ void linear_of(const Linear& a) {
   float sums[kLinearRows * kPanelWidth];
   if (a.form.bits == 0)
     panel_sums<W>(a, sums);
+  else if (a.form.integer)
+    a.form.bits == 8 ? coded_sums<IntegersOfInt8, T>(a, sums) : coded_sums<IntegersOfInt4, T>(a, sums);
   else if (a.form.bits == 8)
     coded_sums<Int8Codes<Wide>, T>(a, sums);
   else

@@ -40,6 +40,7 @@ struct Panels {
     a.rows = std::min(kLinearRows, p.rows - row);
     a.x = p.x + row * a.x_stride * x_bytes;
     a.x_sums = p.x_sums ? p.x_sums + row * a.form.groups : nullptr;
+    a.x_scales = p.x_scales ? p.x_scales + row : nullptr;
     a.w = weights(number);
     a.tiles = std::min(tiles, tiles_of(common.end) - panel * tiles) * matrices;
     a.bias = p.bias ? p.bias + output * (a.bf16 ? 2 : 4) : nullptr;
@@ -58,6 +59,22 @@ Tensor as_operand(const Tensor& x) {
   Tensor y = bf16 && path().operand == Kind::kRounded ? x.to(at::kFloat) : x;
   if (bf16 && x.size(-1) % 2) y = at::constant_pad_nd(y, {0, 1});
   return y.contiguous();
+}
+
+QuantizedRows quantize_rows(const Tensor& x, const Form& form) {
+  const Tensor rows = x.contiguous();
+  const int64_t inputs = x.size(-1), count = x.numel() / inputs, row_bytes = inputs * x.element_size();
+  const auto floats = x.options().dtype(at::kFloat);
+  QuantizedRows y{at::empty({count, inputs}, x.options().dtype(path().code_bytes == 1 ? at::kChar : at::kShort)),
+                  at::empty({count, form.groups}, floats), at::empty({count}, floats)};
+  auto* sums = y.sums.mutable_data_ptr<float>();
+  auto* scales = y.scales.mutable_data_ptr<float>();
+  char* codes = mutable_bytes(y.codes);
+  for_each_row(count, inputs, [&](int64_t row) {
+    scales[row] = path().quantize(x.scalar_type() == at::kBFloat16, bytes(rows) + row * row_bytes, form, inputs,
+                                  codes + row * inputs * path().code_bytes, sums + row * form.groups);
+  });
+  return y;
 }
 
 Tensor group_sums(const Tensor& operand, bool bf16, const Form& form) {

@@ -10,7 +10,8 @@ namespace trtllm_pt {
 // y [rows, outputs] = x [rows, inputs] times packed weights.
 struct Product {
   const char* x;
-  const float* x_sums;  // of row 0, or null
+  const float* x_sums;    // of row 0, or null
+  const float* x_scales;  // of row 0, or null
   int64_t rows;
   const char* w;
   const char* bias;  // or null
@@ -20,6 +21,14 @@ struct Product {
 // Returns x [.., I] as the path needs the left side of a product: with rows of whole steps, and in float32 if the path
 // has no instruction for bfloat16.
 Tensor as_operand(const Tensor& x);
+
+// The left side of a product of integers (paths.h).
+struct QuantizedRows {
+  Tensor codes, sums, scales;  // [rows, I], float32 [rows, groups], float32 [rows]
+};
+
+// Quantises x [.., I] for weights of a form.
+QuantizedRows quantize_rows(const Tensor& x, const Form& form);
 
 // Returns the sums of x over each group of inputs, float32 [rows of `operand`, groups], or an undefined tensor if the
 // weights have no zero points.

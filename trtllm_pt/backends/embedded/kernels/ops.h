@@ -6,6 +6,7 @@
 // of a product. Tensors are bfloat16 or float32, the same for all tensors of a call unless a comment says otherwise;
 // sums are float32. "packed" weights are those that `pack` returns, or quantised weights (paths.h) as bytes [.., tiles,
 // bytes of a tile]. For the latter, `form` is {bits, groups, whether there are zero points}; otherwise it is not given.
+// A fourth number, 1, makes the product one of integers (paths.h).
 #pragma once
 #include <ATen/core/Tensor.h>
 

@@ -24,10 +24,12 @@ const Path table = {
 #else
     Kind::kRounded,
 #endif
+    sizeof(IntegerWeights::Operand),
     linear,
     norm,
     dot,
     group_sums,
+    quantize,
     combine,
     tree_sum,
     exp_sum,

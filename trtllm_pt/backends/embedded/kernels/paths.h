@@ -13,6 +13,10 @@
 // follow, in lines of 4 inputs in int8, [4, 16] bytes, or of 8 inputs in int4, [16] words of 4 bytes: input i of an
 // output is in bits 16 (i % 2) + 4 (i / 2) of its word.
 //
+// A product of integers quantises each row of x as well: x = scale * code, where the scale is the row's largest
+// magnitude divided by 127. The products of codes are summed in int32, which is exact. A group's sum is scaled as that
+// of any quantised weights, and the row's scale is applied last.
+//
 // In an int8 cache, a page has codes in place of values, in the same order, and then a scale for each of its 16 tokens:
 // an element is scale * code, where the scale is the largest magnitude of the token's D elements divided by 127.
 //
@@ -40,6 +44,7 @@ constexpr int64_t kLineBytes = kTile * kStepBytes;  // a step of a tile, and a c
 constexpr int64_t kPanel = 4;                       // tiles that one call of `linear` computes
 constexpr int64_t kGroupStep = 32;                  // groups of quantised weights are multiples of these inputs
 constexpr int64_t kBlockPages = 8;                  // pages in a block of keys; blocks begin at multiples of 128 tokens
+constexpr int64_t kMaxIntegers = 65536;             // inputs of a product of integers, so that sums fit into int32
 constexpr int64_t kLinearRows = 256;                // maximum number of rows in one call of `linear`
 constexpr int64_t kQueryRows = 48;                  // maximum number of rows (token, head) in one call of `attend`
 constexpr int64_t kScoreBlock = 256;                // logits in a block of a log-softmax; blocks begin at multiples
@@ -54,6 +59,7 @@ struct Form {
   bool zeros;      // whether groups have zero points
   int64_t header;  // bytes of a tile before its codes
   int64_t tile;    // bytes of a tile
+  bool integer;    // whether products are of integers: x is quantised as well
 };
 
 // One panel of a linear layer for some rows of x: y[row, j] = sum over i of x[row, i] w[j, i], + bias[j], for outputs j
@@ -63,7 +69,8 @@ struct Linear {
   bool bf16;      // whether the weights, or their scales, are bfloat16
   const void* x;  // [rows, x_stride]
   int64_t x_stride, rows;
-  const float* x_sums;  // [rows, groups]: the sum of x over each group; only for weights with zero points
+  const float* x_sums;    // [rows, groups]: the sum of x over each group; only for zero points or integers
+  const float* x_scales;  // [rows]: the scales of x in a product of integers, or null
   Form form;
   const char* w;         // the panel's first tile
   int64_t tiles, steps;  // a step has the inputs that 4 bytes hold in the model's dtype
@@ -100,6 +107,7 @@ struct Attention {
 struct Path {
   const char* name;
   Kind operand;  // kind of x in a product with bfloat16 weights: kBFloat16, or kRounded without an instruction for it
+  int64_t code_bytes;  // of a code of x in a product of integers
   void (*linear)(const Linear&);
   // y[i] = x[i] * weight[i] / sqrt(mean(x^2) + eps)
   void (*norm)(bool bf16, const void* x, const void* weight, float eps, int64_t n, void* y);
@@ -107,6 +115,9 @@ struct Path {
   float (*dot)(bool bf16, const void* x, const float* w, int64_t n);
   // y[i] = the sum of x over [i n, (i + 1) n), for i < groups. x is in the path's operand kind.
   void (*group_sums)(bool bf16, const void* x, int64_t groups, int64_t n, float* y);
+  // Quantises x [n], a row of a product of integers with weights of this form:
+  // writes its codes, and their sum over each group. Returns the scale.
+  float (*quantize)(bool bf16, const void* x, const Form&, int64_t n, void* codes, float* sums);
   // y[i] = the sum of weights[j] * rows[j][i], j ascending.
   void (*combine)(const float* const* rows, const float* weights, int64_t count, int64_t n, bool bf16, void* y);
   // y[i] = scale * the sum of x[part][i] along the binary tree over the parts, for i from begin to end.

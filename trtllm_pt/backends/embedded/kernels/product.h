@@ -22,8 +22,9 @@ struct FloatWeights {
   static constexpr int64_t kInputs = 1;  // inputs per step
   static constexpr int kSteps = 1;       // steps per line
   static constexpr int64_t kLineInputs = kInputs * kSteps;
-  static constexpr bool kCodes = false;  // whether the weights are quantised
-  static constexpr bool kTiled = false;  // whether the sums have the order of AMX's instruction
+  static constexpr bool kCodes = false;     // whether they are quantised, and panels are whole
+  static constexpr bool kIntegers = false;  // whether the sums are of integers
+  static constexpr bool kTiled = false;     // whether the sums have the order of AMX's instruction
   // Returns vector v of a step, in the form that mul_add_step takes.
   static INLINE Words step(const char* line, int, int v) { return load_bits<Words>(line + v * sizeof(Words)); }
   static INLINE Floats mul_add_step(const float* x, Words w, Floats sum) {
@@ -35,7 +36,7 @@ struct BFloat16Weights {
   typedef BFloat16Weights OneRow;
   typedef BFloat16 Value;
   static constexpr int64_t kLineInputs = 2;
-  static constexpr bool kCodes = false;
+  static constexpr bool kCodes = false, kIntegers = false;
 #if defined(__AMX_BF16__)
   static constexpr bool kTiled = true;
 #else
@@ -61,6 +62,35 @@ struct BFloat16Weights {
     return mul_add(broadcast(x->value), (Floats)w, sum);
   }
 #endif
+};
+
+// Weights of a product of integers: with VNNI, 4 inputs of an output as unsigned bytes, to which an offset was added;
+// otherwise 2 inputs as int16. Sums are kept in int32, in the bits of Floats.
+struct IntegerWeights {
+  typedef IntegerWeights OneRow;
+#if defined(__AVX512VNNI__)
+  typedef int8_t Operand;
+  static constexpr int64_t kInputs = 4;
+#else
+  typedef int16_t Operand;
+  static constexpr int64_t kInputs = 2;
+#endif
+  static constexpr int kSteps = 1;
+  static constexpr int64_t kLineInputs = kInputs;
+  static constexpr bool kCodes = true, kIntegers = true, kTiled = false;
+  static INLINE Words step(const char* line, int, int v) { return load_bits<Words>(line + v * sizeof(Words)); }
+  static INLINE Floats mul_add_step(const Operand* x, Words w, Floats sum) {
+    const int inputs = load_bits<int>(x);
+#if defined(__AVX512VNNI__)
+    return (Floats)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, _mm512_set1_epi32(inputs));
+#elif defined(__AVX512F__)
+    return (Floats)((Ints)sum + (Ints)_mm512_madd_epi16(_mm512_set1_epi32(inputs), (__m512i)w));
+#elif defined(__AVX2__)
+    return (Floats)((Ints)sum + (Ints)_mm256_madd_epi16(_mm256_set1_epi32(inputs), (__m256i)w));
+#else
+    return (Floats)((Ints)sum + (Ints)_mm_madd_epi16(_mm_set1_epi32(inputs), (__m128i)w));
+#endif
+  }
 };
 
 // The weights of a product: pointers [segments][count] to tiles. Segment s continues the sums of the segments before it
@@ -111,10 +141,11 @@ struct Scaling {
   bool bf16 = false;                    // whether they are bfloat16
   int64_t to_zeros = 0;                 // bytes from a tile's scales to its zero points; 0: there are none
   int64_t to_next_panel = 0;            // bytes from a tile to the tile that is read after it, as in Linear
-  const float* x_sums = nullptr;        // [rows, groups], if there are zero points
+  const float* x_sums = nullptr;        // [rows, groups], if there are zero points or an offset
   int64_t groups = 0;                   // of inputs
   float* y = nullptr;
   int64_t y_stride = 0;
+  int offset = 0;     // of the weights of a product of integers
   int64_t group = 0;  // the present one; the first one replaces y, the others add to it
 
   // Returns the scaling of other rows and tiles.
@@ -132,7 +163,7 @@ struct Scaling {
   }
 
   // Scales `sums` [rows] of vector `v` of tile `tile`, and prefetches the scales that are read next.
-  template <int kRows>
+  template <class W, int kRows>
   INLINE void scale(int64_t tile, int v, const Floats* sums) const {
     const int64_t size = bf16 ? 2 : 4;
     const char* p = scales[tile] + group * kTile * size;
@@ -143,7 +174,11 @@ struct Scaling {
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; m++) {
       float* to = y + m * y_stride + tile * kTile + v * kLanes;
-      const Floats sum = to_zeros ? mul_add(zero, broadcast(-x_sums[m * groups + group]), sums[m]) : sums[m];
+      const float* x_sum = x_sums + m * groups + group;
+      Floats sum = sums[m];
+      if constexpr (W::kIntegers)
+        sum = __builtin_convertvector(offset ? (Ints)sum - offset * static_cast<int>(*x_sum) : (Ints)sum, Floats);
+      if (to_zeros) sum = mul_add(zero, broadcast(-*x_sum), sum);
       store(to, group ? mul_add(scale, sum, load(to)) : scale * sum);
     }
   }
@@ -204,7 +239,7 @@ __attribute__((noinline)) void product_block(const typename W::Operand* x, int64
         Floats column[kRows];
 #pragma GCC unroll 16
         for (int m = 0; m < kRows; m++) column[m] = sum[m][v], sum[m][v] = Floats{};
-        scaling.scale<kRows>(v / kPerTile, v % kPerTile, column);
+        scaling.scale<W, kRows>(v / kPerTile, v % kPerTile, column);
       }
       scaling.group++;
     }
@@ -224,11 +259,13 @@ constexpr int tiles_per_block(int64_t rows) {
   return rows == 1 ? 2 : 1;
 }
 
-// Calls product_block with `rows` as a template argument. Products with codes always have kPanel tiles.
+// Calls product_block with `rows` as a template argument. Panels of codes are whole, so a block always has the tiles of
+// its size, or those of a block with one row more beside it.
 template <class W, int kTiles, int kRows = kMaxRows>
 INLINE void product_rows(int64_t rows, const typename W::Operand* x, int64_t x_stride, Tiles t, Prefetch prefetch,
                          bool add, float* y, int64_t y_stride, const Scaling& scaling) {
-  if constexpr (W::kCodes ? kTiles == tiles_per_block(kRows) : kTiles <= tiles_per_block(kRows)) {
+  if constexpr (W::kCodes ? kTiles == tiles_per_block(kRows) || kTiles == tiles_per_block(kRows + 1)
+                          : kTiles <= tiles_per_block(kRows)) {
     typedef std::conditional_t<kRows == 1, typename W::OneRow, W> Read;
     if (rows == kRows) return product_block<Read, kRows, kTiles>(x, x_stride, t, prefetch, add, y, y_stride, scaling);
   }
