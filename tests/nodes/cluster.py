@@ -24,8 +24,9 @@ shift 3
 exec "$@"
 """
 _RANK = b"trtllm_pt.runtime.worker"
-# UCX, on which MPICH sends messages, would find out that the nodes are one machine and use its shared memory.
-_OVER_THE_LINK = {"UCX_TLS": "tcp,self"}
+# UCX, on which MPICH sends messages, takes processes of one IPC namespace for processes of one machine, and uses shared
+# memory between them (findings/ucx_network_namespaces.sh).
+_OWN = ["--uts", "--ipc", "--mount"]
 _SSHD = """
 Port 22
 HostKey {folder}/host_key
@@ -92,7 +93,7 @@ class Cluster:
 
     def _boot(self, node: int) -> subprocess.Popen[bytes]:
         given = [self.names[node], str(self.folder / "hosts"), str(self.disk)]
-        inside = ["unshare", "--uts", "--mount", "sh", "-c", _BOOT, "sh", *given]
+        inside = ["unshare", *_OWN, "sh", "-c", _BOOT, "sh", *given]
         daemon = self._links.in_rank(node, *inside, SSHD, "-D", "-e", "-f", str(self.folder / "sshd_config"))
         with (self.folder / f"sshd{node}.log").open("wb") as log:
             return subprocess.Popen(daemon, stderr=log)
@@ -105,7 +106,7 @@ class Cluster:
 
     def enter(self, node: int, *command: str) -> list[str]:
         """The command that runs `command` on a node."""
-        return ["nsenter", f"--target={self._daemons[node].pid}", "--net", "--uts", "--mount", *command]
+        return ["nsenter", f"--target={self._daemons[node].pid}", "--net", *_OWN, *command]
 
     def start(
         self, *command: str, environment: Mapping[str, str] | None = None, **options: Any
@@ -114,7 +115,7 @@ class Cluster:
         path = os.pathsep.join((str(self.folder / "bin"), os.environ["PATH"]))
         return subprocess.Popen(
             self.enter(0, *command),
-            env={**os.environ, **_OVER_THE_LINK, "PATH": path, **(environment or {})},
+            env={**os.environ, "PATH": path, **(environment or {})},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
