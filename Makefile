@@ -83,8 +83,9 @@ nodes-test: $(installed)-dev  ## Start ranks over ssh on nodes that are network 
 	@test -x /usr/sbin/sshd || { echo 'nodes-test needs sshd: apt-get install openssh-server' >&2; exit 2; }
 	$(bin)/python -m pytest -m nodes tests/nodes $(NODES)
 
+# NODES_SPEED has the part that is measured, all-reduce or schedules, and the script's options.
 nodes-speed: $(installed)-dev  ## Measure on such nodes what adding on each of them first saves, and PT between two sites
-	$(bin)/python -m tests.nodes.speed
+	$(bin)/python -m tests.nodes.speed $(NODES_SPEED)
 
 # Manifests that an overlay builds are checked where kubectl or kustomize is installed.
 deploy-check: build/deploy/.installed  ## Hold the files of deploy/ to the schemas and linters of Kubernetes, Docker and the shell

@@ -25,26 +25,42 @@ DEEP = 48  # layers, as in the presets of 30 billion parameters
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "parts", nargs="*", metavar="PART", help=f"what to measure, of {', '.join(PARTS)}; both if none"
+    )
     parser.add_argument("--rounds", type=int, default=9, help="samples of each all-reduce and of each engine")
-    rounds = parser.parse_args().rounds
+    given = parser.parse_args()
+    if unknown := set(given.parts) - set(PARTS):
+        parser.error(f"PART ({', '.join(sorted(unknown))}) must be one of {', '.join(PARTS)}")
     if (why := lacking()) is not None:
         sys.exit(f"make nodes-speed {why}")
     with tempfile.TemporaryDirectory() as scratch:
-        print(
-            f"All-reduces of {NODES} nodes with {EACH} ranks each, {BETWEEN_MACHINES} us between nodes, medians in us"
-        )
-        header = ["message", "two levels", "flat", "MPI_Allreduce", "two levels / flat"]
-        print(table(all_reduces(Path(scratch), rounds), header, left=0), flush=True)
-        print(
-            f"\nTime per token of {DEEP} layers, {NODES} nodes with {EACH} ranks each, {BETWEEN_SITES} us between nodes"
-        )
-        print(table(schedules(Path(scratch), rounds), ["schedule", "ms", "divided by that of tp"]))
+        for part in given.parts or PARTS:
+            PARTS[part](Path(scratch), given.rounds)
+
+
+def print_all_reduces(scratch: Path, rounds: int) -> None:
+    print(f"All-reduces of {NODES} nodes with {EACH} ranks each, {BETWEEN_MACHINES} us between nodes, medians in us")
+    header = ["message", "two levels", "all-gather", "MPI_Allreduce", "two levels / all-gather", "/ MPI_Allreduce"]
+    print(table(all_reduces(scratch, rounds), header, left=0), flush=True)
+
+
+def print_schedules(scratch: Path, rounds: int) -> None:
+    print(f"Time per token of {DEEP} layers, {NODES} nodes with {EACH} ranks each, {BETWEEN_SITES} us between nodes")
+    print(table(schedules(scratch, rounds), ["schedule", "ms", "divided by that of tp"]), flush=True)
+
+
+PARTS = {"all-reduce": print_all_reduces, "schedules": print_schedules}
 
 
 def all_reduces(scratch: Path, rounds: int) -> list[list[str]]:
-    """Return a row for each message size. Raises RuntimeError if the measurement fails."""
+    """Return a row for each message size, with the engine's method and two flat ones, between all ranks.
+
+    Raises RuntimeError if the measurement fails.
+    """
     report = scratch / "all-reduce.json"
-    options = ["--range", SIZES, "--collectives", "mpi;gathered;mpi4py", "--rounds", str(rounds), "--threads", "1"]
+    options = ["--ranks", str(NODES * EACH), "--range", SIZES, "--collectives", "mpi;gathered;mpi4py"]
+    options += ["--rounds", str(rounds), "--threads", "1"]
     on_nodes(BETWEEN_MACHINES, "all-reduce", *options, "--report_json", str(report))
     found: dict[int, dict[str, float]] = {}
     for row in json.loads(report.read_text())["rows"]:
@@ -53,7 +69,7 @@ def all_reduces(scratch: Path, rounds: int) -> list[list[str]]:
         [
             memory(size),
             *(f"{times[name]:.0f}" for name in ("mpi", "gathered", "mpi4py")),
-            f"{times['mpi'] / times['gathered']:.2f}",
+            *(f"{times['mpi'] / times[flat]:.2f}" for flat in ("gathered", "mpi4py")),
         ]
         for size, times in sorted(found.items())
     ]
