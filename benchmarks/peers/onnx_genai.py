@@ -10,24 +10,39 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnxruntime_genai as genai
 from side import Prompts, main
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
 
 def convert(source: Path, target: Path, bits: str) -> None:
     """A Llama in Hugging Face's format to ONNX, with symmetric groups of 128 inputs and an output head in 8 bits."""
     from onnxruntime_genai.models import builder
-    from onnxruntime_genai.models.builders.base import Model
 
-    Model.save_processing = lambda *_: None  # the model has no tokenizer
     precision, options = f"int{bits}", ["block_size=128", "prune_lm_head=true"]
     if bits == "4":
         options.append("matmul_mixed_precision=last_matmul:int8")
-    with TemporaryDirectory() as cache:
-        extra = builder.parse_extra_options(None, str(source), str(target), precision, "cpu", cache, options)
-        builder.create_model(None, str(source), str(target), precision, "cpu", cache, **extra)
+    with TemporaryDirectory() as folder, TemporaryDirectory() as cache:
+        (Path(folder) / "model.safetensors").symlink_to((source / "model.safetensors").resolve())
+        config = json.loads((source / "config.json").read_text()) | {"bos_token_id": 0, "eos_token_id": 0}
+        (Path(folder) / "config.json").write_text(json.dumps(config))
+        _made_up_words(config["vocab_size"]).save_pretrained(folder)
+        extra = builder.parse_extra_options(None, folder, str(target), precision, "cpu", cache, options)
+        builder.create_model(None, folder, str(target), precision, "cpu", cache, **extra)
+
+
+def _made_up_words(count: int) -> PreTrainedTokenizerFast:
+    """Return a tokenizer, which the builder needs and nobody else."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    words = models.WordLevel({f"w{token}": token for token in range(count)}, unk_token="w0")
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words), bos_token="w0", eos_token="w0")
 
 
 class OnnxGenai:
