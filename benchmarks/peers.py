@@ -154,9 +154,14 @@ class Bench:
         """Build an engine from the current sources."""
         quantize = QUANTIZE[self.bits]
         path = FOLDER / f"{name}.{ranks}{quantize and f'.{quantize}'}.engine"
-        source = self.model(name, "tamm" if preset(name).tracks > 1 else "hf")
+        source = self.model(name, "hf" if self._has_hf(name) else "tamm")
         self._convert("ours.py", "trtllm_pt", source, path, (str(ranks), quantize))
         return path
+
+    @staticmethod
+    def _has_hf(name: str) -> bool:
+        """Whether a model is dense: a preset, or one that was put into the folder in Hugging Face's format."""
+        return (FOLDER / f"{name}.hf").exists() or preset(name).tracks == 1
 
     def ours(self, name: str) -> Side:
         return self._serve("trtllm_pt", "ours.py", sys.executable, self.engine(name, 1), ("1",))

@@ -63,11 +63,13 @@ class Side:
 
     def generate(self, prompts: Sequence[Sequence[int]], tokens: int) -> Generated:
         """Generate `tokens` tokens after every prompt, greedily. All prompts have the same length."""
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # _answer reports why the process exited
-            print(json.dumps({"prompts": prompts, "tokens": tokens}), file=self._process.stdin, flush=True)
-        answer = self._answer()
+        answer = self._ask({"prompts": prompts, "tokens": tokens})
         return Generated(answer["seconds"], answer["tokens"])
+
+    def nats(self, windows: Sequence[Sequence[int]]) -> list[float]:
+        """Return the sum of -log(p) of each window's tokens from the second on."""
+        found: list[float] = self._ask({"windows": windows})["nats"]
+        return found
 
     def close(self) -> None:
         """Close the process's input, at which it exits, or kill it if it does not."""
@@ -81,6 +83,12 @@ class Side:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # _answer reports why the process exited
+            print(json.dumps(request), file=self._process.stdin, flush=True)
+        return self._answer()
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None

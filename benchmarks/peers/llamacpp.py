@@ -9,7 +9,7 @@ from pathlib import Path
 
 import llama_cpp
 import numpy as np
-from side import Prompts, main
+from side import Prompts, main, nats_of
 
 _STEP_TOKENS, _UBATCH = 2048, 512
 
@@ -134,6 +134,16 @@ class LlamaCpp:
             stamp()
         return found
 
+    def nats(self, windows: Prompts) -> list[float]:
+        found = []
+        for window in windows:
+            context = self._context(1, len(window))
+            llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), True)
+            self._step(context, [window], 0, every=True)
+            rows = np.stack([self._logits(context, row) for row in range(len(window) - 1)])
+            found.append(nats_of(rows, window[1:]))
+        return found
+
     def _context(self, batch: int, length: int) -> llama_cpp.llama_context_p:
         if (batch, length) not in self._contexts:
             params = llama_cpp.llama_context_default_params()
@@ -143,13 +153,13 @@ class LlamaCpp:
             self._contexts[batch, length] = llama_cpp.llama_init_from_model(self._model, params)
         return self._contexts[batch, length]
 
-    def _step(self, context: llama_cpp.llama_context_p, new: Prompts, past: int) -> list[int]:
+    def _step(self, context: llama_cpp.llama_context_p, new: Prompts, past: int, every: bool = False) -> list[int]:
         batch, last, place = self._batch, [], 0
         for sequence, tokens in enumerate(new):
             for offset, token in enumerate(tokens):
                 batch.token[place], batch.pos[place] = token, past + offset
                 batch.n_seq_id[place], batch.seq_id[place][0] = 1, sequence
-                batch.logits[place] = offset == len(tokens) - 1
+                batch.logits[place] = every or offset == len(tokens) - 1
                 place += 1
             last.append(place - 1)
         batch.n_tokens = place

@@ -14,17 +14,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnxruntime_genai as genai
-from side import Prompts, main
+from side import Prompts, group_size, main, nats_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
 def convert(source: Path, target: Path, bits: str) -> None:
-    """A Llama in Hugging Face's format to ONNX, with symmetric groups of 128 inputs and an output head in 8 bits."""
+    """A Llama in Hugging Face's format to ONNX, with an output head in 8 bits.
+
+    bits: 8 or 4, in symmetric groups of 128 (64 where 128 does not divide).
+    """
     from onnxruntime_genai.models import builder
 
-    precision, options = f"int{bits}", ["block_size=128", "prune_lm_head=true"]
+    precision, options = f"int{bits}", [f"block_size={group_size(source)}", "prune_lm_head=true"]
     if bits == "4":
         options.append("matmul_mixed_precision=last_matmul:int8")
     with TemporaryDirectory() as folder, TemporaryDirectory() as cache:
@@ -65,6 +68,19 @@ class OnnxGenai:
             generator.generate_next_token()
             stamp()
         return [generator.get_sequence(row)[length:].tolist() for row in range(len(prompts))]
+
+    def nats(self, windows: Prompts) -> list[float]:
+        """Token by token, because the model has no logits of a prompt's other tokens."""
+        found = []
+        for window in windows:
+            params = genai.GeneratorParams(self._model)
+            params.set_search_options(batch_size=1, max_length=len(window), do_sample=False)
+            generator, rows = genai.Generator(self._model, params), []
+            for token in window[:-1]:
+                generator.append_tokens(np.array([[token]], np.int32))
+                rows.append(generator.get_logits().reshape(-1))
+            found.append(nats_of(np.stack(rows), window[1:]))
+        return found
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from side import Prompts, main
+from side import Prompts, group_size, main
 
 import trtllm_pt
 from trtllm_pt import BuildOptions, build
@@ -24,7 +24,9 @@ def convert(source: Path, target: Path, ranks: str, quantize: str = "") -> None:
     """Builds anew each time, for the sources may have changed; compiled things come from the cache."""
     checkpoint = target.with_suffix(".checkpoint")
     if not checkpoint.exists():
-        forms = {"quantize": quantize, "embedding": "W8A16"} if quantize else {}
+        forms = {}
+        if quantize:
+            forms = {"quantize": quantize.replace("G128", f"G{group_size(source)}"), "embedding": "W8A16"}
         to_checkpoint(source, checkpoint, ranks=int(ranks), **forms)
     shutil.rmtree(target, ignore_errors=True)
     positions = CheckpointManifest.from_dir(checkpoint).model.max_position_embeddings
@@ -52,6 +54,16 @@ class Ours:
             while complete < min(map(len, found)):
                 complete += 1
                 stamp()
+        return found
+
+    def nats(self, windows: Prompts) -> list[float]:
+        sampling = SamplingParams(max_tokens=0, prompt_log_probs=True)
+        for number, window in enumerate(windows):
+            self._runtime.submit(Request(id=number, token_ids=tuple(window), sampling=sampling))
+        found = [0.0] * len(windows)
+        while self._runtime.busy:
+            for message in self._runtime.poll(_POLL_SECONDS):
+                found[message.id] -= sum(score.log_prob for score in message.prompt_scores)
         return found
 
 

@@ -17,37 +17,37 @@ os.environ |= {  # read when vLLM is imported
 import torch
 import vllm
 from safetensors.torch import load_file, save_file
-from side import Prompts, main
+from side import Prompts, group_size, main
 from torch import Tensor
 
 _MOST_SEQUENCES, _STEP_TOKENS, _POSITIONS = 16, 2048, 1024
-_GROUP = 128  # inputs with one scale, in int4
 
 
 def convert(source: Path, target: Path, bits: str) -> None:
     """A Llama in bfloat16 to the forms that vLLM runs on processors, as compressed-tensors has them.
 
     bits: 8, which rounds each token's activations to int8, too (vLLM has no other product in int8 there), or 4, in
-    groups of 128.
+    groups of 128 (64 where 128 does not divide).
     """
     target.mkdir()
     config = json.loads((source / "config.json").read_text())
     weights = {"num_bits": int(bits), "type": "int", "symmetric": True, "strategy": "channel"}
     activations = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
     if bits == "4":
-        weights |= {"strategy": "group", "group_size": _GROUP}
+        weights |= {"strategy": "group", "group_size": group_size(source)}
         activations = None
-    group = {"targets": ["Linear"], "weights": weights, "input_activations": activations}
+    scheme = {"targets": ["Linear"], "weights": weights, "input_activations": activations}
     config["quantization_config"] = {
         "quant_method": "compressed-tensors",
         "format": "int-quantized" if bits == "8" else "pack-quantized",
-        "config_groups": {"group_0": group},
+        "config_groups": {"group_0": scheme},
         "ignore": ["lm_head"],
     }
     tensors: dict[str, Tensor] = {}
+    group = group_size(source) if bits == "4" else 0
     for name, tensor in load_file(source / "model.safetensors").items():
         if "_proj." in name:
-            tensors |= _quantized(name.removesuffix(".weight"), tensor, int(bits))
+            tensors |= _quantized(name.removesuffix(".weight"), tensor, int(bits), group)
         else:
             tensors[name] = tensor
     save_file(tensors, target / "model.safetensors", {"format": "pt"})
@@ -55,10 +55,10 @@ def convert(source: Path, target: Path, bits: str) -> None:
     shutil.copy(source / "generation_config.json", target)
 
 
-def _quantized(name: str, weight: Tensor, bits: int) -> dict[str, Tensor]:
-    """Return the tensors of a matrix that is rounded to the nearest step."""
+def _quantized(name: str, weight: Tensor, bits: int, group: int) -> dict[str, Tensor]:
+    """Return the tensors of a matrix that is rounded to the nearest step, in groups of inputs or (0) whole."""
     most = (1 << (bits - 1)) - 1
-    grouped = weight.float().unflatten(1, (-1, _GROUP if bits == 4 else weight.shape[1]))
+    grouped = weight.float().unflatten(1, (-1, group or weight.shape[1]))
     scales = (grouped.abs().amax(-1, keepdim=True) / most).bfloat16()
     values = (grouped / scales.float()).round().clamp(-most - 1, most).flatten(1).to(torch.int32)
     scale = {f"{name}.weight_scale": scales[..., 0].contiguous()}
@@ -103,6 +103,17 @@ class Vllm:
                 complete += 1
                 stamp()
         return list(found.values())
+
+    def nats(self, windows: Prompts) -> list[float]:
+        sampling = vllm.SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0, detokenize=False)
+        found = []
+        for number, window in enumerate(windows):
+            self._engine.add_request(f"window {number}", {"prompt_token_ids": list(window)}, sampling)
+            while self._engine.has_unfinished_requests():
+                outputs = self._engine.step()
+            scores = outputs[-1].prompt_logprobs
+            found.append(-sum(scores[place][token].logprob for place, token in enumerate(window) if place))
+        return found
 
 
 if __name__ == "__main__":
