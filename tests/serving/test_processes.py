@@ -27,6 +27,7 @@ import pytest
 from tests.interruption import descendants
 from tests.serving.client import END, Stream, ask, ids_of, post, tokens, until
 from tests.serving.conftest import Served, needs_triton
+from tests.serving.conftest import running as running_server
 from tests.serving.test_repository import engines as engine_folder
 from trtllm_pt.requests.messages import SamplingParams
 from trtllm_pt.runtime.llm import LLM
@@ -271,6 +272,19 @@ def test_serve_that_ends_while_requests_run_gives_them_time(engines: Path) -> No
         assert len(ids_of([first, *answers])) == 200
         process.communicate(timeout=60)
         assert process.returncode == 0
+
+
+@pytest.mark.slow
+def test_a_request_may_run_for_longer_than_models_may_take_to_unload(
+    engines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trtllm_pt.serving.triton.server._UNLOAD_SECONDS", 0.3)
+    with running_server(engines, tmp_path) as (served, server), ThreadPoolExecutor() as pool:
+        answers = iter(Stream(served, "tensorrt_llm", tokens([5, 6, 7], 900, end_id=END, streaming=True)))
+        first = next(answers)
+        closing = pool.submit(server.close)
+        assert len(ids_of([first, *answers])) == 900
+        closing.result()
 
 
 @pytest.mark.slow

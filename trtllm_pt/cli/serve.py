@@ -7,7 +7,8 @@ import shlex
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -22,11 +23,13 @@ from trtllm_pt.cli.options import speculative_option
 from trtllm_pt.errors import INSTALL_SERVE, RunError, UsageError
 
 if TYPE_CHECKING:
+    from trtllm_pt.serving.http_thread import Port
     from trtllm_pt.serving.openai.app import OpenAIServer
     from trtllm_pt.serving.triton.server import Address, Server
 
 _PORT = click.IntRange(1, 65535)
 _CHECK_SECONDS = 2.0  # between two health checks of the models
+_POLL_SECONDS = 0.1
 _REQUEST = '{"text_input": "def main(", "max_tokens": 32, "stream": true}'
 
 
@@ -135,13 +138,29 @@ def command(
         with contextlib.suppress(_Ended), Server(repository, inside, log, drain_seconds=drain_seconds) as server:
             _wait_until_ready(server, folder)
             with contextlib.ExitStack() as listening:
-                for endpoint in endpoints:
-                    listening.enter_context(endpoint)
+                ports = [listening.enter_context(endpoint) for endpoint in endpoints]
                 _announce(address, replace(address, host=host), openai_port)
+                left = float(drain_seconds)
                 try:
                     _watch(server)
+                except _Ended:
+                    left = _drain(ports, left)
+                    raise
                 finally:
-                    server.close()  # before the endpoints, which pass on the responses of running requests
+                    server.close(left)  # before the endpoints, which pass on the responses of running requests
+
+
+def _drain(ports: Sequence[Port], seconds: float) -> float:
+    """Refuse new requests, and wait for the running ones. Returns what is left of `seconds`, the time that they have.
+
+    Triton must not end before: it does not wait until its responses have been read.
+    """
+    deadline = time.monotonic() + seconds
+    for port in ports:
+        port.refuse()
+    while (left := deadline - time.monotonic()) > 0 and any(port.busy for port in ports):
+        time.sleep(_POLL_SECONDS)
+    return max(0.0, left)
 
 
 @contextlib.contextmanager
@@ -202,7 +221,7 @@ def _progress(folder: Path, seconds: float) -> None:
     click.echo(f"\rloading {folder} … {seconds:.0f} s", nl=False, err=True)
 
 
-def _http_proxy(engines: Path, inside: Address, address: Address) -> AbstractContextManager[None]:
+def _http_proxy(engines: Path, inside: Address, address: Address) -> AbstractContextManager[Port]:
     """Return our HTTP port before it listens. inside: Triton's own address."""
     from trtllm_pt.backends.registry import read_engine
 

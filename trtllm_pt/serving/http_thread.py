@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,12 +15,42 @@ from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 
 from trtllm_pt.errors import UsageError
 from trtllm_pt.logs import fields
+from trtllm_pt.serving.error_codes import HTTP_STATUS
 
 BODY_BYTES = 8 << 20  # the limit for a request's body; the longest prompt is shorter
 REQUEST_ID = "X-Request-Id"  # the response header from which the access log takes the request's id
 
 
 ErrorResponse = Callable[[int, str], web.Response]  # makes a response of a status and a message
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Port:
+    """The requests of a port that is served. Other threads may use it."""
+
+    def __init__(self, app: web.Application, error_response: ErrorResponse) -> None:
+        self._error_response = error_response
+        self._running, self._ending = 0, False
+        app.middlewares.append(self._counted)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is running: its client has not been sent the whole response."""
+        return self._running > 0
+
+    def refuse(self) -> None:
+        """Answer 503 to all further requests, so that a proxy sends them elsewhere."""
+        self._ending = True
+
+    @web.middleware
+    async def _counted(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if self._ending:
+            return self._error_response(HTTP_STATUS["unavailable"], "the server is ending")
+        self._running += 1
+        try:
+            return await handler(request)
+        finally:
+            self._running -= 1
 
 
 @contextmanager
@@ -32,13 +62,14 @@ def listening(
     error_response: ErrorResponse,
     *,
     access_log: logging.Logger | None = None,
-) -> Iterator[None]:
-    """Serve `app` until the block ends.
+) -> Iterator[Port]:
+    """Serve `app` until the block ends. Yields its port.
 
     option: the command line's name for the port, for messages. error_response: gives the port's errors their form.
     access_log: gets one record at level INFO per request. Raises UsageError, naming the option, if the port cannot be
     used.
     """
+    served = Port(app, error_response)
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
@@ -65,7 +96,7 @@ def listening(
     server = None
     try:
         server = asyncio.run_coroutine_threadsafe(start(), loop).result()
-        yield
+        yield served
     finally:
         asyncio.run_coroutine_threadsafe(stop(), loop).result()
         loop.call_soon_threadsafe(loop.stop)

@@ -20,7 +20,7 @@ from aiohttp import web
 from trtllm_pt.backends import inspect, read_engine
 from trtllm_pt.errors import RunError, UsageError
 from trtllm_pt.serving.error_codes import HTTP_STATUS, ErrorCode, ServedError
-from trtllm_pt.serving.http_thread import BODY_BYTES, REQUEST_ID, listening, unreadable
+from trtllm_pt.serving.http_thread import BODY_BYTES, REQUEST_ID, Port, listening, unreadable
 from trtllm_pt.serving.json_body import json_object
 from trtllm_pt.serving.openai.api_key import require_key
 from trtllm_pt.serving.openai.chat_template import ChatTemplate
@@ -74,7 +74,7 @@ class OpenAIServer:
         self._name, self._url, self._began = name, grpc_url, int(time.time())
         self._allowed_origins, self._api_key = allowed_origins, api_key
 
-    def listening(self, host: str, port: int) -> AbstractContextManager[None]:
+    def listening(self, host: str, port: int) -> AbstractContextManager[Port]:
         """Serve from a thread of its own until the block ends. Raises UsageError if the port cannot be used."""
         app = web.Application(client_max_size=BODY_BYTES, middlewares=[_errors])
         if self._api_key is not None:
@@ -225,7 +225,8 @@ async def _errors(request: web.Request, handler: Any) -> web.StreamResponse:
 
 
 def _plain_error(status: int, message: str) -> web.Response:
-    return web.json_response(_body(status, message, None), status=status)
+    code = "unavailable" if status == HTTP_STATUS["unavailable"] else None
+    return web.json_response(_body(status, message, code), status=status)
 
 
 def _error_response(error: RunError | UsageError, headers: Mapping[str, str] | None = None) -> web.Response:

@@ -19,7 +19,7 @@ from aiohttp import web
 
 from trtllm_pt.errors import UsageError
 from trtllm_pt.serving.error_codes import HTTP_STATUS, split_code
-from trtllm_pt.serving.http_thread import BODY_BYTES, listening, unreadable
+from trtllm_pt.serving.http_thread import BODY_BYTES, Port, listening, unreadable
 from trtllm_pt.serving.json_body import json_object
 from trtllm_pt.serving.triton.health import error_text
 from trtllm_pt.serving.triton.tensors import MODELS, inputs
@@ -39,7 +39,7 @@ class HttpProxy:
     def __init__(self, url: str, omitted: Collection[str] = ()) -> None:
         self._url, self._omitted = url, omitted
 
-    def listening(self, host: str, port: int) -> AbstractContextManager[None]:
+    def listening(self, host: str, port: int) -> AbstractContextManager[Port]:
         """Serve from a thread of its own until the block ends. Raises UsageError if the port cannot be used."""
         app = web.Application(client_max_size=BODY_BYTES, middlewares=[_errors])
         app.router.add_route("*", "/{path:.*}", self._pass_on)

@@ -44,6 +44,9 @@ _POLL_SECONDS = 0.2
 _GRACE_SECONDS = 5.0  # the time that tritonserver itself needs to exit
 _UNLOAD_SECONDS = 10.0  # how long models can take to unload when no request is left
 _UNLOADING = b"All models are stopped, unloading models"  # tritonserver logs this when it unloads its models
+# How many requests the engine has: the same metric of our Python model and of TensorRT-LLM's backend.
+_ACTIVE = re.compile(r'^nv_trt_llm_request_metrics\{.*request_type="active".*\} (\S+)$', re.MULTILINE)
+_ANSWER_SECONDS = 20.0
 _PR_SET_PDEATHSIG = 1
 _SERVER_PORTS = range(10000, 32768)
 # tritonserver 2.51 parses a request's JSON on a thread's stack: with a stack of 8 MB, a body of 16 MB crashes it.
@@ -183,8 +186,10 @@ class Server:
             return f"tritonserver: {other[1]}"
         return f"tritonserver exited with status {self._process.poll()}; see its log, {self.log}"
 
-    def close(self) -> int:
-        """Stop the server, after giving running requests `drain_seconds` to finish. Returns its exit status.
+    def close(self, seconds: float | None = None) -> int:
+        """Stop the server, after giving running requests time to finish. Returns its exit status.
+
+        seconds: how long they can continue; None: as long as the server was made for, which it never exceeds.
 
         The status is -9 if the server had to be killed. Triton 2.51 never unloads a model that had a gRPC request which
         the client cancelled just when it finished.
@@ -192,7 +197,7 @@ class Server:
         was_running = self._process.poll() is None
         if was_running:
             self._process.send_signal(signal.SIGTERM)
-            self._wait_for_requests_and_models()
+            self._wait_for_requests_and_models(self._drain_seconds if seconds is None else seconds)
         if self._process.poll() is None:
             end(self._process, _UNLOAD_SECONDS, polite=())
         self._scratch.remove()
@@ -201,12 +206,29 @@ class Server:
             logger.info("tritonserver exited", extra=fields(status=status))
         return status
 
-    def _wait_for_requests_and_models(self) -> None:
-        deadline = time.monotonic() + self._drain_seconds + _GRACE_SECONDS
-        while time.monotonic() < deadline and self.wait(_POLL_SECONDS) is None:
-            if self._ranks == 1 and _UNLOADING in self.log.read_bytes():
-                self.wait(_UNLOAD_SECONDS)
+    def _wait_for_requests_and_models(self, seconds: float) -> None:
+        """Wait until the server has exited or has been without a request for _UNLOAD_SECONDS.
+
+        seconds: how long requests can continue. Triton does not count a streamed request as one in flight, and
+        so unloads its models at once, which wait for it.
+        """
+        deadline = time.monotonic() + seconds + _GRACE_SECONDS
+        idle_since: float | None = None
+        while (now := time.monotonic()) < deadline and self.wait(_POLL_SECONDS) is None:
+            if self._ranks > 1 or _UNLOADING not in self.log.read_bytes():
+                continue
+            if idle_since is None or self._has_requests():
+                idle_since = now
+            elif now - idle_since > _UNLOAD_SECONDS:
                 return
+
+    def _has_requests(self) -> bool:
+        """Return whether the engine has requests, by its metrics, which Triton serves while it ends."""
+        url = f"http://{self.address.reachable}:{self.address.metrics}/metrics"
+        with contextlib.suppress(urllib.error.URLError, OSError), open_directly(url, _ANSWER_SECONDS) as answer:
+            found = _ACTIVE.search(answer.read().decode())
+            return found is not None and float(found[1]) > 0
+        return False
 
     def __enter__(self) -> Server:
         return self
