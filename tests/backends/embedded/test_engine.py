@@ -65,8 +65,9 @@ def test_logits_are_the_same_on_any_number_of_ranks(
         assert other.tobytes() == first.tobytes(), f"{ranks} ranks differ by {np.abs(other - first).max()}"
     want = reference_logits(folders[0].parent / f"checkpoint-{folders[0].name}")
     error = np.abs(first - want).max()
-    # bfloat16 rounds to 8 bits: 0.27 was seen at most, on logits of up to 14.
-    assert error < (1e-4 if suffix == "-float32" else 0.5), error
+    # bfloat16 rounds to 8 bits: 0.27 was seen at most, on logits of up to 14. Products of integers also round
+    # activations to 8 bits of a token's largest, and the reference does not: 0.62 was seen.
+    assert error < {"-float32": 1e-4, "-integers": 1.0}.get(suffix, 0.5), error
 
 
 @pytest.mark.parametrize(
