@@ -53,7 +53,7 @@ RECIPES = {
     },
     **{
         f"pretrained-{ranks}-integers": Recipe(
-            PRETRAINED, ranks, "bfloat16", (*_SHORT, "--gemm", "int8"), quantize="W8A16"
+            PRETRAINED, ranks, "float32", (*_SHORT, "--gemm", "int8"), quantize="W8A16"
         )
         for ranks in RANKS
     },

@@ -11,6 +11,7 @@ import torch
 
 from tests.backends.embedded import contract
 from tests.backends.embedded.conftest import FEW_RANKS, Engines, mpirun
+from tests.backends.embedded.kernels.plain import as_stored
 from tests.configs import EVERYTHING, LLAMA, OTHER_SCHEDULES
 from tests.engines import RANKS
 from trtllm_pt.backends.embedded.engine import MODEL_FILE
@@ -22,6 +23,7 @@ from trtllm_pt.checkpoint.load import load_reference
 from trtllm_pt.model.config import ModelConfig
 from trtllm_pt.model.cost import STEP_PLAN_BYTES
 from trtllm_pt.model.schedule import Run, Start, schedule_of, sync_points
+from trtllm_pt.network.reference import Linear
 
 CONTRACT = Path(contract.__file__)
 
@@ -36,8 +38,11 @@ def logits_of(engine: Path, out: Path) -> np.ndarray:
     return np.load(out)
 
 
-def reference_logits(folder: Path, dtype: torch.dtype = torch.float64) -> np.ndarray:
+def reference_logits(folder: Path, dtype: torch.dtype = torch.float64, integer_products: bool = False) -> np.ndarray:
     model = load_reference(folder, dtype)
+    for module in model.modules():
+        if integer_products and isinstance(module, Linear):
+            module.register_forward_pre_hook(lambda _, x: as_stored(x[0]))
     with torch.no_grad():
         each = [model(torch.from_numpy(prompt)[None])[0] for prompt in contract.prompts(model.config.vocab_size)]
     return torch.cat(each).double().numpy()
@@ -63,11 +68,14 @@ def test_logits_are_the_same_on_any_number_of_ranks(
     first, *others = (logits_of(folder, tmp_path / f"{folder.name}.npy") for folder in folders)
     for ranks, other in zip(all_ranks[1:], others, strict=True):
         assert other.tobytes() == first.tobytes(), f"{ranks} ranks differ by {np.abs(other - first).max()}"
-    want = reference_logits(folders[0].parent / f"checkpoint-{folders[0].name}")
-    error = np.abs(first - want).max()
-    # bfloat16 rounds to 8 bits: 0.27 was seen at most, on logits of up to 14. Products of integers also round
-    # activations to 8 bits of a token's largest, and the reference does not: 0.62 was seen.
-    assert error < {"-float32": 1e-4, "-integers": 1.0}.get(suffix, 0.5), error
+    checkpoint = folders[0].parent / f"checkpoint-{folders[0].name}"
+    want = reference_logits(checkpoint, integer_products=suffix == "-integers")
+    errors = np.abs(first - want).max(-1)  # of each token
+    # bfloat16 rounds to 8 bits: 0.27 was seen at most, on logits of up to 14.
+    assert errors.max() < (1e-4 if suffix == "-float32" else 0.5), errors.max()
+    # In float32, a token differs by more only if the last bit of an activation has decided its integer somewhere in the
+    # token's context. A quarter of the tokens were free of that.
+    assert suffix != "-integers" or np.quantile(errors, 0.1) < 1e-4
 
 
 @pytest.mark.parametrize(

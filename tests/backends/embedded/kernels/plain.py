@@ -13,6 +13,14 @@ from torch import Tensor
 PAGE = 16
 
 
+def as_stored(x: Tensor) -> Tensor:
+    """x [.., I] in int8 with a scale for each row, as float64."""
+    x = x.float()
+    most = x.abs().amax(-1, keepdim=True)
+    codes = (x * (127 / most.clamp(min=1e-30))).round().where(most > 0, 0)
+    return codes.double() * (most / 127).double()
+
+
 def randn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed + sum(shape))
     return torch.randn(*shape, generator=generator).to(dtype)

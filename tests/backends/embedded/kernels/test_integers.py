@@ -4,16 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.backends.embedded.kernels.plain import close, linear_swiglu, randn
+from tests.backends.embedded.kernels.plain import as_stored, close, linear_swiglu, randn
 from tests.backends.embedded.kernels.test_codes import FORMS, IDS, quantised
-
-
-def as_stored(x: Tensor) -> Tensor:
-    """x [.., I] in int8 with a scale for each row, as float64."""
-    x = x.float()
-    most = x.abs().amax(-1, keepdim=True)
-    codes = (x * (127 / most.clamp(min=1e-30))).round().where(most > 0, 0)
-    return codes.double() * (most / 127).double()
 
 
 def integers(*shape: int, form: tuple[int, int, bool], dtype: torch.dtype) -> tuple[Tensor, list[int], Tensor]:
