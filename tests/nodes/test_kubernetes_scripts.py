@@ -85,7 +85,7 @@ def started(cluster: Cluster, here: Path) -> Iterator[subprocess.Popen[str]]:
 def test_the_leader_serves_with_the_worker_and_drains(engine: Path, tmp_path: Path) -> None:
     with Cluster(2, Link(50)) as cluster, started(cluster, pod(tmp_path, engine)) as leader:
         assert cluster.ranks(0) and len(cluster.ranks(1)) == 1
-        with cluster.start(sys.executable, "-c", ASK, "100") as client:
+        with cluster.start(sys.executable, "-c", ASK, "400") as client:
             assert client.stdout is not None and client.stdout.readline().startswith("data: ")
             leader.send_signal(signal.SIGTERM)
             rest, said = client.communicate(timeout=120)
