@@ -1,10 +1,12 @@
-"""Plot what Parallel Track costs by block depth D: the results of a study beside those of the paper.
+"""Plot what Parallel Track costs by block depth D: the results of studies beside those of the paper.
 
-    python examples/pretrain/trend.py examples/pretrain/study/1m.json --plot docs/plots/trend.svg
+    python examples/pretrain/trend.py examples/pretrain/study/1m.json examples/pretrain/study/4m.json \
+        --plot docs/plots/trend.svg
 
-The left panel has the bits per byte of a study's PT models, as a difference to its dense model; lines connect models
-with the same number of tracks, and bars are the range over the seeds. The right panel has the paper's accuracy
-(arXiv:2602.07306, tables 2 to 4), the mean over its 11 tasks, as a difference to its dense models.
+The left panel has the bits per byte of the studies' PT models, as a difference to the dense model of the same study;
+lines connect models of one study with the same number of tracks, and bars are the range over the seeds. The right panel
+has the paper's accuracy (arXiv:2602.07306, tables 2 to 4), the mean over its 11 tasks, as a difference to its dense
+models.
 """
 
 from __future__ import annotations
@@ -50,19 +52,19 @@ def _differences(row: Row, dense: Row) -> list[float]:
     return [100 * (row.bits[seed] / dense.bits[seed] - 1) for seed in row.bits.keys() & dense.bits.keys()]
 
 
-def draw(found: dict[int, dict[int, list[float]]], study: str, path: Path) -> None:
+def draw(studies: dict[str, dict[int, dict[int, list[float]]]], path: Path) -> None:
     figure, (ours, paper) = pyplot().subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    for tracks, line in sorted(found.items()):
+    for size, tracks, line in [(size, *each) for size, found in studies.items() for each in sorted(found.items())]:
         depths = sorted(line)
         means = [sum(line[depth]) / len(line[depth]) for depth in depths]
         reach = [
             [mean - min(line[depth]) for mean, depth in zip(means, depths, strict=True)],
             [max(line[depth]) - mean for mean, depth in zip(means, depths, strict=True)],
         ]
-        ours.errorbar(depths, means, yerr=reach, marker="o", capsize=3, label=f"{tracks} tracks")
+        ours.errorbar(depths, means, yerr=reach, marker="o", capsize=3, label=f"{size}, {tracks} tracks")
     ours.axhline(0, color="grey", linewidth=0.8)
     ours.set_ylabel("bits per byte, % above dense")
-    ours.set_title(f"{study} parameters, this study", fontsize=10)
+    ours.set_title("trained here, by parameters", fontsize=10)
     for size, (dense, *scores) in PAPER.items():
         paper.plot(PAPER_DEPTHS, [score - dense for score in scores], marker="o", label=size)
     paper.axhline(0, color="grey", linewidth=0.8)
@@ -82,12 +84,12 @@ def _by_depth(axis: Any) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", type=Path)
+    parser.add_argument("study", type=Path, nargs="+")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--plot", type=Path, required=True, help="an SVG or PNG file")
     args = parser.parse_args()
     try:
-        draw(lines(args.study, args.results), args.study.stem.upper(), args.plot)
+        draw({study.stem.upper(): lines(study, args.results) for study in args.study}, args.plot)
     except UsageError as error:
         sys.exit(f"trend.py: {error}")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.configs import PRETRAINED
 from tests.spd.models import DENSE
 from tests.spd.test_analyse import Killed, true_nats
 from trtllm_pt.checkpoint.formats import open_source
@@ -150,6 +151,7 @@ def test_a_killed_command_ends_with_the_same_weights(
 
 
 MISTAKES = {
+    "a PT model": ("--drop 1", "the model has schedule 'pt'; only a dense model, of schedule 'tp'"),
     "no such layer": ("--drop 5", "--drop (5) must be layers between 0 and 4"),
     "not dropped": ("--drop 1-2 --learn 3", "--learn (3) must be among the dropped layers"),
     "grouped but not dropped": ("--drop 1 --group 0", "--group (0) must be among the dropped layers"),
@@ -165,8 +167,9 @@ MISTAKES = {
 def test_mistakes(name: str, model: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments, message = MISTAKES[name]
     words = ["-g", "4", "--text", str(text), "--window", "16", "-o", str(tmp_path / "out"), *arguments.split()]
+    subject = PRETRAINED if name == "a PT model" else model
     with pytest.raises(SystemExit) as ended:
-        main(["spd", "distil", str(model), *words])
+        main(["spd", "distil", str(subject), *words])
     out, err = capsys.readouterr()
     assert (ended.value.code, out, err.count("\n")) == (2, "", 1)
     assert message in err

@@ -18,7 +18,8 @@ def inspect(folder: str | Path) -> dict[str, Any]:
 
     `kind` is "checkpoint" or the name of the engine's backend. `collectives` lists the messages that the backend sends;
     for a checkpoint their sizes are those of its dtype. `recorded` has the number of layers of each plugin in rank 0's
-    network, or null if the backend does not count them. `compiled` has what the compiler said of the engine: versions,
+    network, or null if the backend does not count them. `gemm` is the option with which the engine was built: "int8" if
+    its layers multiply integers, otherwise null. `compiled` has what the compiler said of the engine: versions,
     targets, profiles, plans, and the number of collectives of each kind in each profile; null if the backend does not
     read it.
 
@@ -26,10 +27,12 @@ def inspect(folder: str | Path) -> dict[str, Any]:
     """
     folder = Path(folder)
     data, recorded, compiled, keeps_tied_head = read_json(folder / "config.json"), None, None, True
+    gemm = None
     if "pretrained_config" in data:
         engine = read_engine(folder)
         backend, manifest = engine.backend, engine.checkpoint
         kind, recorded, keeps_tied_head = backend.name, data.get(RECORDED), backend.keeps_tied_head
+        gemm = data["build_config"].get("gemm")
         if (found := data.get(COMPILED)) is not None:
             compiled = {"versions": dict(engine.versions), **found}
         messages = backend.collectives(manifest.model, manifest.ranks, manifest.dtype)
@@ -48,6 +51,7 @@ def inspect(folder: str | Path) -> dict[str, Any]:
         "quant_algo": manifest.quant_algo,
         "embedding_quant_algo": manifest.embedding_quant_algo,
         "kv_cache_quant_algo": manifest.kv_cache_quant_algo,
+        "gemm": gemm,
         "parameters": cost.parameters(config),
         "flops_per_token": cost.flops_per_token(config, context=1),
         "bytes_per_rank": cost.bytes_per_rank(config, ranks, dtype, manifest.quantization, own_head=keeps_tied_head),

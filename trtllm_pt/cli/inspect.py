@@ -52,7 +52,12 @@ def _page(folder: Path, found: dict[str, Any]) -> Iterable[str]:
 
 
 def _types(found: dict[str, Any]) -> str:
-    fields = {"matrices": "quant_algo", "embedding": "embedding_quant_algo", "KV cache": "kv_cache_quant_algo"}
+    fields = {
+        "matrices": "quant_algo",
+        "embedding": "embedding_quant_algo",
+        "KV cache": "kv_cache_quant_algo",
+        "products": "gemm",
+    }
     quantized = ((what, found[field]) for what, field in fields.items())
     return ", ".join([found["dtype"], *(f"{what} {algo}" for what, algo in quantized if algo)])
 

@@ -20,6 +20,7 @@ from trtllm_pt.backends.embedded.step_plan import StepMessage, StepPlan
 from trtllm_pt.backends.inspect import inspect
 from trtllm_pt.backends.registry import read_engine
 from trtllm_pt.checkpoint.load import load_reference
+from trtllm_pt.cli.app import main
 from trtllm_pt.model.config import ModelConfig
 from trtllm_pt.model.cost import STEP_PLAN_BYTES
 from trtllm_pt.model.schedule import Run, Start, schedule_of, sync_points
@@ -129,6 +130,17 @@ assert all(any(a <= w.data_ptr() < b for a, b in spans) for w in weights), "a we
 assert "torch._inductor" not in sys.modules, "running needs the compiler's package"
 """
     mpirun(1, "-c", script)
+
+
+@pytest.mark.parametrize(("name", "gemm"), [("pretrained-1-integers", "int8"), ("pretrained-1-W8A16", None)])
+def test_inspect_says_whether_layers_multiply_integers(
+    engines: Engines, name: str, gemm: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [folder] = engines(name)
+    assert inspect(folder)["gemm"] == gemm
+    with pytest.raises(SystemExit):
+        main(["inspect", str(folder)])
+    assert ("products int8" in capsys.readouterr().out) == (gemm == "int8")
 
 
 def test_what_inspect_says_of_a_step_is_what_is_sent() -> None:

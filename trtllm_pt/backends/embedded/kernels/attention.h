@@ -32,14 +32,18 @@ INLINE void rotate_head(const float* x, const float* rotary, int64_t D, float* y
 }
 
 // Applies RMS norm (if there is a weight) and RoPE (if there is a table) to one head of one token, in the given order.
-template <class T, class Y>
-INLINE void norm_and_rotate(const T* x, const T* weight, const float* rotary, bool norm_after_rope, int64_t D,
-                            float eps, Y* y) {
-  float first[kMaxHeadSize], second[kMaxHeadSize];
-  norm_head(x, norm_after_rope ? nullptr : weight, D, eps, first);
-  rotate_head(first, rotary, D, second);
-  norm_head(second, norm_after_rope ? weight : nullptr, D, eps, first);
-  for (int64_t i = 0; i < D; i += kLanes) store(y + i, load(first + i));
+template <class T>
+__attribute__((noinline)) void norm_and_rotate(const T* x, const T* weight, const float* rotary, bool norm_after_rope,
+                                               int64_t D, float eps, float* y) {
+  float rotated[kMaxHeadSize];
+  norm_head(x, norm_after_rope ? nullptr : weight, D, eps, y);
+  rotate_head(y, rotary, D, rotated);
+  norm_head(rotated, norm_after_rope ? weight : nullptr, D, eps, y);
+}
+
+template <class Y>
+INLINE void store_head(const float* x, int64_t D, Y* y) {
+  for (int64_t i = 0; i < D; i += kLanes) store(y + i, load(x + i));
 }
 
 // Returns a page of a sequence in the cache. values: 0 for keys, 1 for values. lane: track * G + KV head.
@@ -96,15 +100,17 @@ void write_cache_of(const Attention& a, int64_t track, int64_t sequence, int64_t
   const T* q_norm = a.q_norm ? static_cast<const T*>(a.q_norm) + track * D : nullptr;
   const T* k_norm = a.k_norm ? static_cast<const T*>(a.k_norm) + track * D : nullptr;
   auto* queries = reinterpret_cast<typename W::Operand*>(a.queries);
+  float rotated[kMaxHeadSize];
   for (int64_t m = begin; m < end; m++) {
     const int64_t token = a.offsets[sequence] + m, position = a.starts[sequence] + m, page = position / kPage;
     const T* row = static_cast<const T*>(a.qkv) + (track * a.tokens + token) * width;
     const float* rotary = a.rotary ? a.rotary + token * D : nullptr;
     for (int64_t g = 0; g < a.kv_heads; g++) {
       const int64_t lane = track * a.kv_heads + g;
-      for (int64_t h = 0; h < group; h++)
-        norm_and_rotate(row + (g * group + h) * D, q_norm, rotary, a.norm_after_rope, D, a.eps,
-                        queries + ((lane * a.tokens + token) * group + h) * D);
+      for (int64_t h = 0; h < group; h++) {
+        norm_and_rotate(row + (g * group + h) * D, q_norm, rotary, a.norm_after_rope, D, a.eps, rotated);
+        store_head(rotated, D, queries + ((lane * a.tokens + token) * group + h) * D);
+      }
       char *keys = page_of(a, 0, sequence, page, lane), *values = page_of(a, 1, sequence, page, lane);
       const T *in = row + (a.heads + g) * D, *value = row + (a.heads + a.kv_heads + g) * D;
       const int64_t slot = position % kPage;
@@ -112,22 +118,26 @@ void write_cache_of(const Attention& a, int64_t track, int64_t sequence, int64_t
         memset(keys, 0, a.page_bytes);
         memset(values, 0, a.page_bytes);
       }
+      norm_and_rotate(in, k_norm, rotary, a.norm_after_rope, D, a.eps, rotated);
       if (a.int8_cache) {
-        float key[kMaxHeadSize];
-        norm_and_rotate(in, k_norm, rotary, a.norm_after_rope, D, a.eps, key);
-        write_codes<W>(a, key, value, slot, keys, values);
+        write_codes<W>(a, rotated, value, slot, keys, values);
       } else {
         T key[kMaxHeadSize];
-        norm_and_rotate(in, k_norm, rotary, a.norm_after_rope, D, a.eps, key);
+        store_head(rotated, D, key);
         write_slot<W>(key, value, slot, D, (T*)keys, (T*)values);
       }
     }
   }
 }
 
+// Where bfloat16 has its own instruction, the same code for float32 is in the path `avx512`.
 void write_cache(const Attention& a, int64_t track, int64_t sequence, int64_t begin, int64_t end) {
-  a.bf16 ? write_cache_of<BFloat16Weights>(a, track, sequence, begin, end)
-         : write_cache_of<FloatWeights>(a, track, sequence, begin, end);
+  if (a.bf16) return write_cache_of<BFloat16Weights>(a, track, sequence, begin, end);
+#if defined(__AVX512BF16__)
+  avx512::table.write_cache(a, track, sequence, begin, end);
+#else
+  write_cache_of<FloatWeights>(a, track, sequence, begin, end);
+#endif
 }
 
 // ---- attention
@@ -346,8 +356,12 @@ void attend_of(const Attention& a, int64_t track, int64_t kv_head, int64_t seque
 }
 
 void attend(const Attention& a, int64_t track, int64_t kv_head, int64_t sequence, int64_t begin, int64_t end) {
-  a.bf16 ? attend_of<BFloat16Weights>(a, track, kv_head, sequence, begin, end)
-         : attend_of<FloatWeights>(a, track, kv_head, sequence, begin, end);
+  if (a.bf16) return attend_of<BFloat16Weights>(a, track, kv_head, sequence, begin, end);
+#if defined(__AVX512BF16__)
+  avx512::table.attend(a, track, kv_head, sequence, begin, end);
+#else
+  attend_of<FloatWeights>(a, track, kv_head, sequence, begin, end);
+#endif
 }
 
 }  // namespace

@@ -13,23 +13,6 @@
 
 namespace trtllm_pt {
 
-// build.py compiles path.cpp to one object for each of these paths.
-namespace portable {
-extern const Path table;
-}
-namespace avx2 {
-extern const Path table;
-}
-namespace avx512 {
-extern const Path table;
-}
-namespace avx512_bf16 {
-extern const Path table;
-}
-namespace avx512_amx {
-extern const Path table;
-}
-
 // Returns whether the processor has AMX with bfloat16, and Linux (5.16 or newer) lets this process's threads use it.
 // The symbol is weak because tests replace it with an emulator of the instructions.
 extern "C" __attribute__((weak, visibility("default"))) bool trtllm_pt_may_use_tiles() {

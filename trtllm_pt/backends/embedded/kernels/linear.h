@@ -64,20 +64,21 @@ void panel_sums(const Linear& a, float* sums) {
   }
 }
 
-// The sums of a panel with codes C. Few rows multiply with all groups in one call; more rows with one group at a time,
-// and with a long one in spans whose weights stay in the caches.
-template <class C, class T>
+// The sums of a panel with codes C and scales in the model's dtype. Few rows multiply with all groups in one call; more
+// rows with one group at a time, and with a long one in spans whose weights stay in the caches.
+template <class C>
 void coded_sums(const Linear& a, float* sums) {
   typedef typename C::Wide W;
   constexpr int64_t kSpan = 512;
   float codes[kLinearRows * kPanelWidth];  // sums of the spans of a group
   char wide[kPanel * kSpan / W::kLineInputs * kLineBytes];
   const auto* x = static_cast<const typename W::Operand*>(a.x);
-  const int64_t inputs = a.steps * kStepBytes / sizeof(T), group = inputs / a.form.groups, scales = kTile * sizeof(T);
+  const int64_t value_bytes = a.bf16 ? sizeof(BFloat16) : sizeof(float), inputs = a.steps * kStepBytes / value_bytes;
+  const int64_t group = inputs / a.form.groups, scales = kTile * value_bytes;
   const char *tiles[kPanel], *headers[kPanel];
   find_tiles(a, 0, headers);
   Scaling scaling{
-      headers, sizeof(T) == 2, a.form.zeros ? a.form.groups * scales : 0, a.to_next_panel, a.x_sums, a.form.groups,
+      headers, a.bf16,     a.form.zeros ? a.form.groups * scales : 0, a.to_next_panel, a.x_sums, a.form.groups,
       sums,    kPanelWidth};
   if constexpr (C::kIntegers) scaling.offset = C::kOffset;
   Prefetch prefetch{kAheadOfCodes, 1, a.form.tile - a.form.header, skip(a) + a.form.header};
@@ -100,28 +101,45 @@ void coded_sums(const Linear& a, float* sums) {
   }
 }
 
-// T: the model's dtype. W: its weights where they are not quantised. Wide: what codes are expanded to.
-template <class T, class W, class Wide>
-void linear_of(const Linear& a) {
-  float sums[kLinearRows * kPanelWidth];
+// W: the model's weights where they are not quantised. Wide: what codes are expanded to.
+template <class W, class Wide>
+INLINE void sums_of(const Linear& a, float* sums) {
   if (a.form.bits == 0)
     panel_sums<W>(a, sums);
-  else if (a.form.integer)
-    a.form.bits == 8 ? coded_sums<IntegersOfInt8, T>(a, sums) : coded_sums<IntegersOfInt4, T>(a, sums);
   else if (a.form.bits == 8)
-    coded_sums<Int8Codes<Wide>, T>(a, sums);
+    coded_sums<Int8Codes<Wide>>(a, sums);
   else
-    coded_sums<Int4Codes<Wide>, T>(a, sums);
-  if (a.y_kind == Kind::kFloat)
-    write_outputs<T, float>(a, sums);
-  else if (a.y_kind == Kind::kRounded)
-    write_outputs<T, Rounded>(a, sums);
-  else
-    write_outputs<T, BFloat16>(a, sums);
+    coded_sums<Int4Codes<Wide>>(a, sums);
 }
 
+// What another path computes with the same instructions is not compiled again.
 void linear(const Linear& a) {
-  a.bf16 ? linear_of<BFloat16, BFloat16Weights, WideBFloat16>(a) : linear_of<float, FloatWeights, FloatWeights>(a);
+#if defined(__AMX_BF16__)
+  if (a.form.integer) return avx512_bf16::table.linear(a);
+#endif
+#if defined(__AVX512BF16__)
+  if (!a.bf16 && !a.form.integer) return avx512::table.linear(a);
+#endif
+  float sums[kLinearRows * kPanelWidth];
+  if (a.form.integer) {
+#if !defined(__AMX_BF16__)
+    a.form.bits == 8 ? coded_sums<IntegersOfInt8>(a, sums) : coded_sums<IntegersOfInt4>(a, sums);
+#endif
+  } else if (a.bf16) {
+    sums_of<BFloat16Weights, WideBFloat16>(a, sums);
+  } else {
+#if !defined(__AVX512BF16__)
+    sums_of<FloatWeights, FloatWeights>(a, sums);
+#endif
+  }
+  if (!a.bf16)
+    write_outputs<float, float>(a, sums);
+  else if (a.y_kind == Kind::kFloat)
+    write_outputs<BFloat16, float>(a, sums);
+  else if (a.y_kind == Kind::kRounded)
+    write_outputs<BFloat16, Rounded>(a, sums);
+  else
+    write_outputs<BFloat16, BFloat16>(a, sums);
 }
 
 }  // namespace

@@ -133,6 +133,23 @@ struct Path {
   void (*attend)(const Attention&, int64_t track, int64_t kv_head, int64_t sequence, int64_t begin, int64_t end);
 };
 
+// build.py compiles path.cpp to one object for each of these paths.
+namespace portable {
+extern const Path table;
+}
+namespace avx2 {
+extern const Path table;
+}
+namespace avx512 {
+extern const Path table;
+}
+namespace avx512_bf16 {
+extern const Path table;
+}
+namespace avx512_amx {
+extern const Path table;
+}
+
 // Returns this process's path: the best one that the processor supports, or the one that TRTLLM_PT_ISA names.
 const Path& path();
 
