@@ -1,6 +1,7 @@
 """How near a dense model comes to itself as a model of Parallel Track or delayed tensor parallelism.
 
     python benchmarks/conversion_table.py MODEL_DIR --tracks 4 --train texts --test held-out [--steps 400] [--json]
+    python benchmarks/conversion_table.py --show results.json
 
 Each row is a model with tracks. The columns of the start, before anything is learnt: heads and neurons where the dense
 model has them, and rearranged; for Parallel Track also with the outputs of the tracks that `convert-to-pt` starts with,
@@ -14,6 +15,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shlex
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -128,7 +131,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             row["distilled"], row["tokens"] = rise(load_reference(output)), done.tokens
             row["from scratch"] = rise(from_scratch(config, train, recipe, Path(folder)))
         rows.append(row)
-    return {"tracks": args.tracks, "perplexity": math.exp(base), "rows": rows, "narrowed": narrowed}
+    command = shlex.join(["python", "benchmarks/conversion_table.py", *sys.argv[1:]])
+    return {"command": command, "tracks": args.tracks, "perplexity": math.exp(base), "rows": rows, "narrowed": narrowed}
 
 
 COLUMNS = ("as it is", "rearranged", "guesses", "distilled", "from scratch")
@@ -151,10 +155,10 @@ def numbers(text: str) -> list[int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model_dir", type=Path)
-    parser.add_argument("--tracks", type=int, required=True)
-    parser.add_argument("--train", type=Path, required=True, help="texts to learn from")
-    parser.add_argument("--test", type=Path, required=True, help="texts that measure")
+    parser.add_argument("model_dir", type=Path, nargs="?")
+    parser.add_argument("--tracks", type=int)
+    parser.add_argument("--train", type=Path, help="texts to learn from")
+    parser.add_argument("--test", type=Path, help="texts that measure")
     parser.add_argument("--block-depths", type=numbers, default=[1, 2], help="of PT, such as 1,2")
     parser.add_argument("--delays", type=numbers, default=[1], help="of DTP, such as 1,2")
     parser.add_argument("--window", type=int, default=256)
@@ -164,8 +168,14 @@ def main() -> None:
     parser.add_argument("--batch-tokens", type=int, default=2048)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--show", type=Path, metavar="FILE", help="only print the table of what --json has printed")
     args = parser.parse_args()
-    report = measure(args)
+    if args.show:
+        report = json.loads(args.show.read_text())
+    elif None in (args.model_dir, args.tracks, args.train, args.test):
+        parser.error("MODEL_DIR, --tracks, --train and --test are required")
+    else:
+        report = measure(args)
     print(json.dumps(report, indent=2) if args.json else page(report))
 
 

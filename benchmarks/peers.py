@@ -7,13 +7,14 @@ sampling.
 
     python benchmarks/peers.py
     python benchmarks/peers.py --models dense-150m --peers openvino vllm --cases decode-1 prefill --rounds 5
-    python benchmarks/peers.py --bits 4 --models dense-150m
+    python benchmarks/peers.py --bits 4 --models dense-150m [--gemm int8]
     python benchmarks/peers.py --isa avx2 --models dense-150m
     python benchmarks/peers.py --table-only
 
 With --bits 8 and --bits 4 the weights are quantised, each side's in its own form: ours as W8A16 or W4A16-G128, with an
 embedding and an output head in 8 bits, which the peers quantise, too. Keys and values stay in 16 bits. llama.cpp,
-OpenVINO, ONNX Runtime and vLLM's int8 also round activations to 8 bits before each product, which ours does not.
+OpenVINO, ONNX Runtime and vLLM's int8 also round activations to 8 bits before each product, which ours does only with
+--gemm int8.
 
 Every sample is written to the --json file at once. Samples that are in the file are not measured again, unless the
 sources of trtllm_pt have changed. A peer that is not installed is left out with a note, unless --peers names it. `make
@@ -138,6 +139,7 @@ class Bench:
     threads: int
     pythons: tuple[Path, ...]
     bits: int
+    gemm: str = ""  # our engine's build option
 
     def model(self, name: str, form: str) -> Path:
         """Return a model in a format. If it does not exist, the peer that uses the format converts it."""
@@ -153,9 +155,9 @@ class Bench:
     def engine(self, name: str, ranks: int) -> Path:
         """Build an engine from the current sources."""
         quantize = QUANTIZE[self.bits]
-        path = FOLDER / f"{name}.{ranks}{quantize and f'.{quantize}'}.engine"
+        path = FOLDER / f"{name}.{ranks}{quantize and f'.{quantize}'}{self.gemm and f'.gemm-{self.gemm}'}.engine"
         source = self.model(name, "hf" if self._has_hf(name) else "tamm")
-        self._convert("ours.py", "trtllm_pt", source, path, (str(ranks), quantize))
+        self._convert("ours.py", "trtllm_pt", source, path, (str(ranks), quantize, self.gemm))
         return path
 
     @staticmethod
@@ -298,6 +300,12 @@ def parsed() -> argparse.Namespace:
         f"{QUANTIZE[8]} and {QUANTIZE[4]} with --embedding W8A16, and the peers convert the same model [16]",
     )
     parser.add_argument(
+        "--gemm",
+        choices=["int8"],
+        default="",
+        help="let our engine round activations to 8 bits as well, and multiply integers, with --bits 8 or 4",
+    )
+    parser.add_argument(
         "--isa",
         choices=HELD_TO,
         help="hold both sides to this instruction set, by the variables "
@@ -327,15 +335,18 @@ def main() -> int:
     os.environ |= HELD_TO.get(args.isa, {})  # before the first product; the sides inherit it
     try:
         configs = {model: preset(model) for model in args.models}
+        if args.gemm and args.bits == 16:
+            raise UsageError("--gemm needs weights in 8 or 4 bits: add --bits 8 or --bits 4")
         pairs = chosen(args.models, args.peers, tuple(args.pythons), args.bits)
         cases = named_cases(args.cases, args.steps, list(configs.values()))
         FOLDER.mkdir(parents=True, exist_ok=True)
-        settings = {"commit": _commit(), "threads": args.threads, "steps": args.steps, "isa": args.isa}
+        settings = {"commit": _commit(), "threads": args.threads, "steps": args.steps}
+        settings |= {"isa": args.isa, "gemm": args.gemm}
         samples = Samples(args.json, settings)
     except UsageError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2
-    bench = Bench(args.threads, tuple(args.pythons), args.bits)
+    bench = Bench(args.threads, tuple(args.pythons), args.bits, args.gemm)
     try:
         for model, peer in [] if args.table_only else pairs:
             try:

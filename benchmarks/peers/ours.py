@@ -20,9 +20,9 @@ _POLL_SECONDS = 10.0
 _POSITIONS = 1024
 
 
-def convert(source: Path, target: Path, ranks: str, quantize: str = "") -> None:
+def convert(source: Path, target: Path, ranks: str, quantize: str = "", gemm: str = "") -> None:
     """Builds anew each time, for the sources may have changed; compiled things come from the cache."""
-    checkpoint = target.with_suffix(".checkpoint")
+    checkpoint = target.with_name(f"{target.name.removesuffix('.engine').removesuffix(f'.gemm-{gemm}')}.checkpoint")
     if not checkpoint.exists():
         forms = {}
         if quantize:
@@ -30,7 +30,8 @@ def convert(source: Path, target: Path, ranks: str, quantize: str = "") -> None:
         to_checkpoint(source, checkpoint, ranks=int(ranks), **forms)
     shutil.rmtree(target, ignore_errors=True)
     positions = CheckpointManifest.from_dir(checkpoint).model.max_position_embeddings
-    build(checkpoint, target, "embedded", BuildOptions(max_seq_len=min(_POSITIONS, positions)))
+    extra = {"gemm": gemm} if gemm else {}
+    build(checkpoint, target, "embedded", BuildOptions(max_seq_len=min(_POSITIONS, positions), extra=extra))
 
 
 class Ours:

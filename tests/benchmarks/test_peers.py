@@ -115,6 +115,7 @@ def sides_in(folder: Path) -> list[str]:
         (("--peers", "tamm"), "--peers ('tamm')"),
         (("--peers", "openvino-int4"), "--peers ('openvino-int4') has weights in 4 bits: add --bits 4"),
         (("--bits", "8", "--peers", "transformers"), "--peers ('transformers') has weights in 16 bits: add --bits 16"),
+        (("--gemm", "int8"), "--gemm needs weights in 8 or 4 bits: add --bits 8 or --bits 4"),
         (("--cases", "decode-2"), "--cases ('decode-2') must be one of prefill, decode-1"),
         (("--cases", "prefill"), "--cases ('prefill') needs 513 positions"),
         (("--models", "dense-tinyy"), "unknown preset 'dense-tinyy'"),
