@@ -251,12 +251,12 @@ void product_of_codes(int64_t rows, const typename C::Operand* x, int64_t x_stri
     for (int64_t row = 0; scaling.scales && row < rows; row++)
       for (int64_t j = 0; j < kPanel * kTile; j += kLanes) {
         const Floats sum = load(y + row * y_stride + j);
-        scaling.at(row, 0).template scale<W, 1>(1, j / kTile, j % kTile / kLanes, &sum);
+        scaling.at(row, 0).template scale<W, 1>(j / kTile, j % kTile / kLanes, &sum);
       }
   } else {
     constexpr int kWidth = tiles_per_block(kMaxRows);
     for (int64_t n = 0; n < kPanel; n += kWidth)
-      product_block<C, kMaxRows, kWidth, true>(kMaxRows, x, x_stride, {t.start + n, kWidth, 1, t.lines}, prefetch, add,
+      product_block<C, kMaxRows, kWidth, true>(x, x_stride, {t.start + n, kWidth, 1, t.lines}, prefetch, add,
                                                y + n * kTile, y_stride, scaling.at(0, n), wide + n * copy, copy);
     product<W>(rows - kMaxRows, x + kMaxRows * x_stride, x_stride, wide_tiles, {}, add, y + kMaxRows * y_stride,
                y_stride, scaling.at(kMaxRows, 0));

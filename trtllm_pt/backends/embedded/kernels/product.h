@@ -8,8 +8,7 @@
 namespace trtllm_pt::TRTLLM_PT_PATH {
 namespace {
 
-// kMaxRows: the most rows of x whose sums fit into the registers, together with tiles_per_block() tiles. A block is
-// compiled for 1, 2, 4 and 6 rows, and one of 4 or 6 also computes a row less.
+// kMaxRows: the most rows of x whose sums fit into the registers, together with tiles_per_block() tiles.
 #if defined(__AVX2__)
 constexpr int kMaxRows = 6;
 #else
@@ -165,7 +164,7 @@ struct Scaling {
 
   // Scales `sums` [rows] of vector `v` of tile `tile`, and prefetches the scales that are read next.
   template <class W, int kRows>
-  INLINE void scale(int64_t rows, int64_t tile, int v, const Floats* sums) const {
+  INLINE void scale(int64_t tile, int v, const Floats* sums) const {
     const int64_t size = bf16 ? 2 : 4;
     const char* p = scales[tile] + group * kTile * size;
     _mm_prefetch(p + to_next_panel, _MM_HINT_T1);
@@ -174,7 +173,6 @@ struct Scaling {
     const Floats scale = load_scale(p), zero = to_zeros ? load_scale(p + to_zeros) : Floats{};
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; m++) {
-      if (kRows > 2 && m == rows) return;
       float* to = y + m * y_stride + tile * kTile + v * kLanes;
       const float* x_sum = x_sums + m * groups + group;
       Floats sum = sums[m];
@@ -186,27 +184,23 @@ struct Scaling {
   }
 };
 
-// Multiplies `rows` rows, kRows of them or one less, with kTiles tiles. With codes, each segment is a group. kKeep:
-// whether `kept` gets the weights as tiles that are not quantised, the steps of a tile one after the other, `kept_tile`
-// bytes from tile to tile.
+// Multiplies kRows rows with kTiles tiles. With codes, each segment is a group. kKeep: whether `kept` gets the weights
+// as tiles that are not quantised, the steps of a tile one after the other, `kept_tile` bytes from tile to tile.
 template <class W, int kRows, int kTiles, bool kKeep = false>
-__attribute__((noinline)) void product_block(int64_t rows, const typename W::Operand* x, int64_t x_stride, Tiles t,
-                                             Prefetch prefetch, bool add, float* y, int64_t y_stride, Scaling scaling,
+__attribute__((noinline)) void product_block(const typename W::Operand* x, int64_t x_stride, Tiles t, Prefetch prefetch,
+                                             bool add, float* y, int64_t y_stride, Scaling scaling,
                                              char* kept = nullptr, int64_t kept_tile = 0) {
   constexpr int kVectors = kTiles * kTile / kLanes, kPerTile = kTile / kLanes;
   int64_t until_fetch = prefetch.every;
-  if constexpr (kRows <= 2) rows = kRows;
-  const int64_t last = rows - 1;  // if there is a row less than kRows, it is computed twice
   Floats sum[kRows][kVectors];
   // Like all loops over `sum`, this one is unrolled, because the compiler would otherwise keep `sum` in memory.
 #pragma GCC unroll 16
   for (int m = 0; m < kRows; m++)
 #pragma GCC unroll 16
-    for (int v = 0; v < kVectors; v++) sum[m][v] = add ? load(y + min(m, last) * y_stride + v * kLanes) : Floats{};
+    for (int v = 0; v < kVectors; v++) sum[m][v] = add ? load(y + m * y_stride + v * kLanes) : Floats{};
   for (int64_t s = 0; s < t.segments; s++) {
     const char* w[kTiles];
     for (int n = 0; n < kTiles; n++) w[n] = t.start[n];
-    const auto* last_x = x + last * x_stride;
     const int64_t begin = W::kCodes ? s * t.lines : 0;
     for (int64_t k = begin; k < begin + t.lines; k++) {
       if (--until_fetch == 0) {
@@ -214,7 +208,7 @@ __attribute__((noinline)) void product_block(int64_t rows, const typename W::Ope
         until_fetch = prefetch.every;
       }
 #pragma GCC unroll 8
-      for (int step = 0; step < W::kSteps; step++, x += W::kInputs, last_x += W::kInputs) {
+      for (int step = 0; step < W::kSteps; step++, x += W::kInputs) {
         // Keeps the compiler from holding the weights of two steps in registers, which these blocks need for sums.
         if constexpr (kRows * kVectors > 8 && kLanes == 8) asm volatile("" ::: "memory");
         // A single row uses each vector of weights once, so it needs a register for one of them only.
@@ -234,7 +228,7 @@ __attribute__((noinline)) void product_block(int64_t rows, const typename W::Ope
           for (int m = 0; m < kRows; m++)
 #pragma GCC unroll 16
             for (int h = 0, v = first; h < kHeld; h++, v++)
-              sum[m][v] = W::mul_add_step(m + 1 < kRows ? x + m * x_stride : last_x, words[h], sum[m][v]);
+              sum[m][v] = W::mul_add_step(x + m * x_stride, words[h], sum[m][v]);
         }
         if constexpr (kKeep) kept += kLineBytes;
       }
@@ -245,7 +239,7 @@ __attribute__((noinline)) void product_block(int64_t rows, const typename W::Ope
         Floats column[kRows];
 #pragma GCC unroll 16
         for (int m = 0; m < kRows; m++) column[m] = sum[m][v], sum[m][v] = Floats{};
-        scaling.scale<W, kRows>(rows, v / kPerTile, v % kPerTile, column);
+        scaling.scale<W, kRows>(v / kPerTile, v % kPerTile, column);
       }
       scaling.group++;
     }
@@ -255,7 +249,7 @@ __attribute__((noinline)) void product_block(int64_t rows, const typename W::Ope
 #pragma GCC unroll 16
   for (int m = 0; m < kRows; m++)
 #pragma GCC unroll 16
-    for (int v = 0; v < kVectors; v++) store(y + min(m, last) * y_stride + v * kLanes, sum[m][v]);
+    for (int v = 0; v < kVectors; v++) store(y + m * y_stride + v * kLanes, sum[m][v]);
 }
 
 // Returns how many tiles can have their accumulators in registers at the same time.
@@ -265,19 +259,18 @@ constexpr int tiles_per_block(int64_t rows) {
   return rows == 1 ? 2 : 1;
 }
 
-// Calls the product_block that computes `rows` rows. Panels of codes are whole, so a block always has the tiles of
+// Calls product_block with `rows` as a template argument. Panels of codes are whole, so a block always has the tiles of
 // its size, or those of a block with one row more beside it.
 template <class W, int kTiles, int kRows = kMaxRows>
 INLINE void product_rows(int64_t rows, const typename W::Operand* x, int64_t x_stride, Tiles t, Prefetch prefetch,
                          bool add, float* y, int64_t y_stride, const Scaling& scaling) {
-  constexpr int kLess = kRows > 2 ? kRows - 2 : kRows - 1;
   if constexpr (W::kCodes ? kTiles == tiles_per_block(kRows) || kTiles == tiles_per_block(kRows + 1)
                           : kTiles <= tiles_per_block(kRows)) {
     typedef std::conditional_t<kRows == 1, typename W::OneRow, W> Read;
-    if (rows > kLess)
-      return product_block<Read, kRows, kTiles>(rows, x, x_stride, t, prefetch, add, y, y_stride, scaling);
+    if (rows == kRows) return product_block<Read, kRows, kTiles>(x, x_stride, t, prefetch, add, y, y_stride, scaling);
   }
-  if constexpr (kLess > 0) product_rows<W, kTiles, kLess>(rows, x, x_stride, t, prefetch, add, y, y_stride, scaling);
+  if constexpr (kRows > 1)
+    product_rows<W, kTiles, kRows - 1>(rows, x, x_stride, t, prefetch, add, y, y_stride, scaling);
 }
 
 // prefetch.skip: bytes from the end of the last tiles to those that are read after this product.
