@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import reduce
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any, Generic, Protocol, TypeVar
 
 from trtllm_pt.model.config import ModelConfig
-from trtllm_pt.model.schedule import Finish, ReduceOp, Run, Schedule, Start
+from trtllm_pt.model.schedule import Finish, Place, ReduceOp, Run, Schedule, Start
 
 V = TypeVar("V")  # a backend's tensor that holds one value per track
 
@@ -30,6 +31,14 @@ class Ops(Protocol[V]):
 
     def all_reduce(self, x: V, op: ReduceOp) -> V:
         """Return the sum or mean over the tracks of all ranks. For a model of one track, the sum is over the ranks."""
+        ...
+
+    def start_all_reduce(self, x: V, op: ReduceOp) -> V:
+        """Start an all-reduce that other steps run beside. Return what `finish_all_reduce` takes."""
+        ...
+
+    def finish_all_reduce(self, started: V) -> V:
+        """Return the result of an all-reduce that was started."""
         ...
 
     def add(self, a: V, b: V) -> V:
@@ -57,6 +66,16 @@ class TrackOps(Generic[V]):
     def __init__(self, model: ModelConfig, layers: Sequence[Any]) -> None:
         self.model, self.layers = model, layers
 
+    def all_reduce(self, x: V, op: ReduceOp) -> V:
+        raise NotImplementedError
+
+    def start_all_reduce(self, x: V, op: ReduceOp) -> V:
+        """Backends whose streams and compilers see what may overlap need no operations of their own for it."""
+        return self.all_reduce(x, op)
+
+    def finish_all_reduce(self, started: V) -> V:
+        return started
+
     def dispatch(self, layer: int, shared: V) -> V:
         stream: V = self.layers[layer].dispatch_layernorm(shared) if self.model.dispatch_norm else shared
         return stream
@@ -76,7 +95,15 @@ class TrackOps(Generic[V]):
 def walk(schedule: Schedule, ops: Ops[V], shared: V) -> V:
     """Return the shared stream after the last step. `shared` is the shared stream at the start: the embedding."""
     streams = _Streams(ops, shared)
-    flying: dict[tuple[int, str], tuple[V, bool]] = {}
+    flying: dict[tuple[int, str], _Flying[V]] = {}
+
+    pairs = pairwise(schedule)
+    at_once = {step.key for step, after in pairs if isinstance(step, Start) and after == Finish(step.key)}
+
+    def start(key: tuple[int, Place], x: V, op: ReduceOp, is_partial: bool) -> None:
+        begin = ops.all_reduce if key in at_once else ops.start_all_reduce
+        flying[key] = _Flying(begin(x, op), is_partial)
+
     for step in schedule:
         match step:
             case Run(reads=reads):
@@ -84,23 +111,32 @@ def walk(schedule: Schedule, ops: Ops[V], shared: V) -> V:
                 if (bias := ops.shared_bias(step)) is not None:
                     streams.share(ops.add(streams.shared, bias))
             case Start(key, "partial", op):
-                flying[key] = ops.all_reduce(reduce(ops.add, streams.start(key)), op), True
+                start(key, reduce(ops.add, streams.start(key)), op, True)
             case Start(key, "stream", op):
                 stream = ops.combine(key[0], streams.local(key[0]))
                 streams.take()
-                flying[key] = ops.all_reduce(stream, op), False
+                start(key, stream, op, False)
             case Start(key, "partial+mean", op):
                 # Taking the stream from before the last sub-layer avoids subtracting that sub-layer's output again,
                 # which would lose precision.
                 last = streams.pop()
                 kept = streams.local(key[0])
                 streams.take()
-                flying[key] = ops.all_reduce(ops.add(last, ops.scale_mean(kept)), op), False
+                start(key, ops.add(last, ops.scale_mean(kept)), op, False)
             case Finish(key):
-                result, is_partial = flying.pop(key)
+                reduced = flying.pop(key)
+                result = reduced.value if key in at_once else ops.finish_all_reduce(reduced.value)
                 streams.started.pop(key, None)
-                streams.share(ops.add(streams.shared, result) if is_partial else result)
+                streams.share(ops.add(streams.shared, result) if reduced.is_partial else result)
     return streams.shared
+
+
+@dataclass(frozen=True, slots=True)
+class _Flying(Generic[V]):
+    """An all-reduce that has started."""
+
+    value: V
+    is_partial: bool  # whether the result is added to the shared stream, or replaces it
 
 
 class _Streams(Generic[V]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from trtllm_pt.checkpoint.load import load_reference
 from trtllm_pt.cli.app import main
 from trtllm_pt.model.config import ModelConfig
 from trtllm_pt.model.cost import STEP_PLAN_BYTES
-from trtllm_pt.model.schedule import Run, Start, schedule_of, sync_points
+from trtllm_pt.model.schedule import Finish, Run, Start, schedule_of, sync_points
 from trtllm_pt.network.reference import Linear
 
 CONTRACT = Path(contract.__file__)
@@ -96,8 +97,7 @@ def test_every_other_schedule(engines: Engines, tmp_path: Path) -> None:
         assert np.abs(logits_of(folder, tmp_path / "logits.npy") - want).max() < 1e-4, folder.name
 
 
-# Not ladder: its sub-layers do not wait for the one before, so the compiler may swap them.
-ORDERED = ["pretrained-2", "everything-2", "llama-2", "spd-2", "desync-2", "parallel-2"]
+ORDERED = ["pretrained-2", "everything-2", "llama-2", "spd-2", "desync-2", "parallel-2", "ladder-2", "dtp-2"]
 
 
 @pytest.mark.parametrize("name", ORDERED)
@@ -108,12 +108,21 @@ def test_collectives_stand_where_the_program_has_them(engines: Engines, name: st
 
 
 def event(op: str) -> str | None:
-    return {"attention": "attention", "linear_swiglu": "ffn", "experts": "ffn", "all_reduce": "all_reduce"}.get(op)
+    sub_layers = {"attention": "attention", "linear_swiglu": "ffn", "experts": "ffn"}
+    return sub_layers.get(op, op if op.endswith("all_reduce") else None)
 
 
 def program(config: ModelConfig) -> list[str]:
-    steps = (s for s in schedule_of(config) if isinstance(s, Run | Start))
-    return [step.place if isinstance(step, Run) else "all_reduce" for step in steps]
+    steps = schedule_of(config)
+    names: dict[tuple[type, bool], str | None] = {
+        (Start, True): "all_reduce",
+        (Finish, True): None,
+        (Start, False): "start_all_reduce",
+        (Finish, False): "finish_all_reduce",
+    }
+    at_once = {a.key for a, b in pairwise(steps) if isinstance(a, Start) and b == Finish(a.key)}
+    found = [s.place if isinstance(s, Run) else names[type(s), s.key in at_once] for s in steps]
+    return [name for name in found if name]
 
 
 def test_weights_are_mapped_and_not_copied(engines: Engines) -> None:

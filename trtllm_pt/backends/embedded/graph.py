@@ -33,8 +33,16 @@ from trtllm_pt.requests.limits import MAX_BATCH, MAX_TOKENS
 
 _MAX_PAGES = 1 << 24
 # The graph is compiled for AVX2 so that a package runs on every x86-64 server. The ops choose their instruction set at
-# run time.
-_INDUCTOR = {"aot_inductor.package_constants_in_so": False, "cpp.simdlen": 256, "cpp.march": "x86-64-v3"}
+# run time. Ops stay in the order of the schedule: the compiler's reorderings would wait for an all-reduce as soon as it
+# has started, and an addition that is fused with a later one would wait for what that one needs.
+_INDUCTOR = {
+    "aot_inductor.package_constants_in_so": False,
+    "cpp.simdlen": 256,
+    "cpp.march": "x86-64-v3",
+    "max_fusion_size": 1,
+    "reorder_for_locality": False,
+    "reorder_for_peak_memory": False,
+}
 
 
 @dataclass(frozen=True, slots=True)

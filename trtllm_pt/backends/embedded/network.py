@@ -110,8 +110,17 @@ class TrackOps(walk.TrackOps[Tensor]):
 
     def all_reduce(self, x: Tensor, op: ReduceOp) -> Tensor:
         """Return the sum or mean over all tracks of all ranks, [1, T, W]. No other code of the network calls the op."""
-        scale = 1.0 / self.model.tracks if op == "mean" else 1.0
-        return ops.all_reduce(x, self.ranks, scale)  # type: ignore[no-any-return]
+        return ops.all_reduce(x, self.ranks, self._scale(op))  # type: ignore[no-any-return]
+
+    def start_all_reduce(self, x: Tensor, op: ReduceOp) -> Tensor:
+        """Send this rank's part while other steps run, between ranks that share no memory."""
+        return ops.start_all_reduce(x, self.ranks, self._scale(op))  # type: ignore[no-any-return]
+
+    def finish_all_reduce(self, started: Tensor) -> Tensor:
+        return ops.finish_all_reduce(started)  # type: ignore[no-any-return]
+
+    def _scale(self, op: ReduceOp) -> float:
+        return 1.0 / self.model.tracks if op == "mean" else 1.0
 
     def scale_mean(self, x: Tensor) -> Tensor:
         return x * (1.0 / self.model.tracks)

@@ -39,6 +39,19 @@ def check(x: torch.Tensor) -> None:
     assert torch.equal(got, ops.all_reduce(x, 1, 1 / tracks)), x.shape
 
 
+def check_flying(tracks: int, tokens: int, width: int) -> None:
+    """All-reduces that are on their way at the same time, finished in another order, with one that waits between."""
+    global calls, sent
+    each = tracks // ranks
+    xs = [random(tracks, tokens, width, torch.bfloat16, seed) for seed in range(3)]
+    started = [ops.start_all_reduce(x[rank * each : (rank + 1) * each], ranks, 1 / tracks) for x in xs]
+    check(random(tracks, tokens, width, torch.float32))
+    for number in (1, 2, 0):
+        assert torch.equal(ops.finish_all_reduce(started[number]), ops.all_reduce(xs[number], 1, 1 / tracks)), number
+    calls += 6
+    sent += 3 * tokens * width * 4
+
+
 def check_out_of_step() -> None:
     """One rank after the other is late: nobody may overwrite what it has not read, nor read what it has not written."""
     for call in range(CALLS_OUT_OF_STEP):
@@ -57,6 +70,8 @@ for threads in (1, 2):
             for tokens, width in SHAPES:
                 check(random(tracks, tokens, width, dtype))
 torch.set_num_threads(1)
+for tokens, width in SHAPES:
+    check_flying(8, tokens, width)
 check_out_of_step()
 assert ops.set_communicator(world.Dup().py2f()) == memory  # an engine that is opened after another
 check_out_of_step()

@@ -3,11 +3,14 @@
 //
 // Ranks of one machine publish their sums in shared memory; ranks of several machines send them in messages. If
 // machines have several ranks each, sums are added in shared memory first and then sent between the machines; the order
-// of additions is the same, however the ranks are placed. MPI is not linked: when a communicator is set, its functions
+// of additions is the same, however the ranks are placed. An all-reduce that other ops run beside is two ops, of which
+// the first sends messages and the second waits for them. MPI is not linked: when a communicator is set, its functions
 // are looked up in the library that mpi4py has loaded. So a single rank needs no MPI, and the library contains no path
 // to one. Types and constants are those of MPICH's mpi.h.
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/clone.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <dlfcn.h>
 #include <mpi.h>
 #include <torch/library.h>
@@ -15,6 +18,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <map>
 #include <memory>
 #include <string>
 #include <tuple>
@@ -347,18 +351,26 @@ void reduce_sliced(const Parts& tracks, int64_t n, float scale, bool bf16, char*
   reduce_nanoseconds += now() - began;
 }
 
-// y[0] = scale * the sum over all tracks of all ranks of x[k], in float32, along a binary tree over this rank's tracks
-// and then one over the ranks. If both numbers are powers of two, a single rank with all tracks gives the same bits.
-// x [K, T, W] -> y [1, T, W] in x's dtype, the same on every rank
-Tensor all_reduce(const Tensor& x, int64_t ranks, double scale) {
+void check_operands(const Tensor& x, int64_t ranks) {
   TORCH_CHECK(x.dim() == 3, "all_reduce: x must be [tracks, tokens, width], has shape ", x.sizes());
-  const bool bf16 = x.scalar_type() == at::kBFloat16;
-  TORCH_CHECK(bf16 || x.scalar_type() == at::kFloat, "all_reduce: x must be bfloat16 or float32, is ", x.scalar_type());
-  const int64_t K = x.size(0), T = x.size(1), W = x.size(2), n = T * W;
+  TORCH_CHECK(x.scalar_type() == at::kBFloat16 || x.scalar_type() == at::kFloat,
+              "all_reduce: x must be bfloat16 or float32, is ", x.scalar_type());
+  const int64_t K = x.size(0);
   TORCH_CHECK(K >= 1 && K <= kMaxSummands && ranks >= 1 && ranks <= kMaxSummands, "all_reduce: ", K, " tracks on ",
               ranks, " ranks; both must be from 1 to ", kMaxSummands);
   TORCH_CHECK(ranks == 1 || mpi.comm != MPI_COMM_NULL, "all_reduce: ", ranks, " ranks, but no communicator was set");
   TORCH_CHECK(ranks == 1 || mpi.ranks == ranks, "all_reduce: ", ranks, " ranks, but the communicator has ", mpi.ranks);
+}
+
+bool is_large(const Tensor& x) { return x.size(1) * x.size(2) * 4 >= kLargeBytes; }
+
+// y[0] = scale * the sum over all tracks of all ranks of x[k], in float32, along a binary tree over this rank's tracks
+// and then one over the ranks. If both numbers are powers of two, a single rank with all tracks gives the same bits.
+// x [K, T, W] -> y [1, T, W] in x's dtype, the same on every rank
+Tensor all_reduce(const Tensor& x, int64_t ranks, double scale) {
+  check_operands(x, ranks);
+  const bool bf16 = x.scalar_type() == at::kBFloat16, large = is_large(x);
+  const int64_t K = x.size(0), T = x.size(1), W = x.size(2), n = T * W;
   reduces++;
   const Tensor xs = x.contiguous();
   const float factor = static_cast<float>(scale);
@@ -369,12 +381,68 @@ Tensor all_reduce(const Tensor& x, int64_t ranks, double scale) {
     return y;
   }
   reduced_bytes += n * 4;
-  const bool large = n * 4 >= kLargeBytes;
   const auto reduce = placement.size && !large              ? reduce_in_groups
                       : window.is_open() && !placement.size ? reduce_in_window
                       : large                               ? reduce_sliced
                                                             : reduce_gathered;
   reduce(tracks, n, factor, bf16, static_cast<char*>(y.mutable_data_ptr()));
+  return y;
+}
+
+// An all-reduce whose messages are on their way: the sums of all ranks [ranks, n], of which this rank's is there.
+struct Flying {
+  bool bf16;
+  int64_t n;
+  float scale;
+  std::unique_ptr<float[]> sums;
+  std::vector<MPI_Request> requests;
+};
+
+std::map<const void*, Flying> flying;  // by the address of the tensor that start_all_reduce has returned
+
+// Sends this rank's sum to all other ranks, and lets theirs arrive.
+Flying fly(const Tensor& x, float scale) {
+  const bool bf16 = x.scalar_type() == at::kBFloat16;
+  const int64_t n = x.size(1) * x.size(2);
+  Flying all{bf16, n, scale, std::unique_ptr<float[]>(new float[mpi.ranks * n]), {}};
+  float* own = all.sums.get() + mpi.rank * n;
+  sum(Parts(bf16, x.const_data_ptr(), x.size(0), n * x.element_size()), n, 1.f, false, own);
+  const int count = static_cast<int>(n), tag = 0;
+  for (int rank = 0; rank < mpi.ranks; rank++) {
+    if (rank == mpi.rank) continue;
+    float* theirs = all.sums.get() + rank * n;
+    all.requests.insert(all.requests.end(), 2, MPI_REQUEST_NULL);
+    MPI_Request* pair = &all.requests.back() - 1;
+    mpi.check(mpi.irecv(theirs, count, MPI_FLOAT, rank, tag, mpi.comm, pair), "MPI_Irecv");
+    mpi.check(mpi.isend(own, count, MPI_FLOAT, rank, tag, mpi.comm, pair + 1), "MPI_Isend");
+  }
+  return all;
+}
+
+// The same as all_reduce, but its result is that of finish_all_reduce, and other ops may run in between. All ranks must
+// start their all-reduces in the same order. Ranks that share memory, and large messages, do not fly: the time of such
+// an all-reduce is work, or the network's rate, and not the delay of a link.
+Tensor start_all_reduce(const Tensor& x, int64_t ranks, double scale) {
+  check_operands(x, ranks);
+  if (ranks == 1 || window.is_open() || is_large(x)) return all_reduce(x, ranks, scale);
+  Tensor started = at::empty({1, x.size(1), x.size(2)}, x.options());
+  reduces++, reduced_bytes += started.numel() * 4;
+  flying.insert_or_assign(started.const_data_ptr(), fly(x.contiguous(), static_cast<float>(scale)));
+  return started;
+}
+
+// Waits for the sums of the other ranks, and adds them in the order of all_reduce.
+Tensor finish_all_reduce(const Tensor& started) {
+  const auto found = flying.find(started.const_data_ptr());
+  if (found == flying.end()) return started.clone();  // it was complete when it started
+  Flying& all = found->second;
+  const int64_t began = now();
+  const int count = static_cast<int>(all.requests.size());
+  mpi.check(mpi.waitall(count, all.requests.data(), MPI_STATUSES_IGNORE), "MPI_Waitall");
+  Tensor y = at::empty_like(started);
+  sum(Parts(false, all.sums.get(), mpi.ranks, all.n * sizeof(float)), all.n, all.scale, all.bf16, y.mutable_data_ptr());
+  reduce_nanoseconds += now() - began;
+  flying.erase(found);
   return y;
 }
 
@@ -386,11 +454,17 @@ std::tuple<int64_t, int64_t, double> reduce_totals() { return {reduces, reduced_
 
 TORCH_LIBRARY_FRAGMENT(trtllm_pt, m) {
   m.def("all_reduce(Tensor x, int ranks, float scale) -> Tensor");
+  m.def("start_all_reduce(Tensor x, int ranks, float scale) -> Tensor");
+  m.def("finish_all_reduce(Tensor started) -> Tensor");
   m.def("set_communicator(int handle) -> bool", set_communicator);
   m.def("reduces_seen() -> int", reduces_seen);
   m.def("reduce_totals() -> (int calls, int bytes, float seconds)", reduce_totals);
 }
 
-TORCH_LIBRARY_IMPL(trtllm_pt, CPU, m) { m.impl("all_reduce", all_reduce); }
+TORCH_LIBRARY_IMPL(trtllm_pt, CPU, m) {
+  m.impl("all_reduce", all_reduce);
+  m.impl("start_all_reduce", start_all_reduce);
+  m.impl("finish_all_reduce", finish_all_reduce);
+}
 
 }  // namespace trtllm_pt

@@ -22,7 +22,8 @@ def register() -> None:
     global _registered
     if _registered:
         return
-    for fake in (pack, linear, linear_swiglu, head, gather_rows, rms_norm, rotary, attention, experts, all_reduce):
+    layers = (pack, linear, linear_swiglu, head, gather_rows, rms_norm, rotary, attention, experts)
+    for fake in (*layers, all_reduce, start_all_reduce, finish_all_reduce):
         torch.library.register_fake(f"trtllm_pt::{fake.__name__}", fake)
     _registered = True
 
@@ -91,3 +92,11 @@ def experts(
 
 def all_reduce(x: Tensor, ranks: int, scale: float) -> Tensor:
     return x.new_empty(1, x.shape[1], x.shape[2])
+
+
+def start_all_reduce(x: Tensor, ranks: int, scale: float) -> Tensor:
+    return all_reduce(x, ranks, scale)
+
+
+def finish_all_reduce(started: Tensor) -> Tensor:
+    return started.new_empty(started.shape)
