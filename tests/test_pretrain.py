@@ -323,3 +323,10 @@ def test_the_studies_of_this_repository_have_equal_parameters(monkeypatch: pytes
     for study in (PRETRAIN / "study").glob("*.json"):
         counts = {run.name: active_parameters(run.config) for run in runs(study)}
         assert max(counts.values()) < 1.012 * min(counts.values()), counts
+
+
+@pytest.mark.parametrize("study", sorted((PRETRAIN / "study").glob("*.json")), ids=lambda path: path.stem)
+def test_the_page_has_the_table_of_the_results(study: Path) -> None:
+    """docs/schedules.md shows what `table.py` prints of the results in the repository."""
+    page = (PRETRAIN.parents[1] / "docs" / "schedules.md").read_text()
+    assert run(PRETRAIN / "table.py", study).stdout in page

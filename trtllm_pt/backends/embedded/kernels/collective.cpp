@@ -407,7 +407,8 @@ Flying fly(const Tensor& x, float scale) {
   Flying all{bf16, n, scale, std::unique_ptr<float[]>(new float[mpi.ranks * n]), {}};
   float* own = all.sums.get() + mpi.rank * n;
   sum(Parts(bf16, x.const_data_ptr(), x.size(0), n * x.element_size()), n, 1.f, false, own);
-  const int count = static_cast<int>(n), tag = 0;
+  constexpr int tag = 1;  // a step plan has 0 on the same communicator
+  const int count = static_cast<int>(n);
   for (int rank = 0; rank < mpi.ranks; rank++) {
     if (rank == mpi.rank) continue;
     float* theirs = all.sums.get() + rank * n;
