@@ -71,7 +71,8 @@ def learn(module: nn.Module, recipe: Recipe, lesson: Lesson, hide_bar: bool | No
             optimizer.step()
             optimizer.zero_grad()
             if (step + 1) % max(1, recipe.steps // _REPORTS) == 0:
-                bar.set_postfix(loss=f"{loss.item():.4f}", held_out=f"{lesson.held_out():.4f}")
+                if not bar.disable:  # the held-out loss takes as long as many steps
+                    bar.set_postfix(loss=f"{loss.item():.4f}", held_out=f"{lesson.held_out():.4f}")
                 _save(module, optimizer, step + 1, lesson.state)
     module.requires_grad_(False)
 
