@@ -24,7 +24,7 @@ from trtllm_pt.checkpoint.manifest import CheckpointManifest
 # What an engine directory and the code that runs it must agree on, by format number. A difference means that engines on
 # disk can no longer be run: raise EmbeddedBackend.format, and add a line. If they still can, as with a new optional
 # argument of an op, change the last line.
-INTERFACES = {1: "abd10f0c59cabe42", 2: "d6b8be3e63780094", 3: "325afd956d03d4bc"}
+INTERFACES = {1: "abd10f0c59cabe42", 2: "d6b8be3e63780094", 3: "dcc8cd841d8265d7"}
 
 
 def interface() -> str:
