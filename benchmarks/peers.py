@@ -340,8 +340,13 @@ def main() -> int:
         pairs = chosen(args.models, args.peers, tuple(args.pythons), args.bits)
         cases = named_cases(args.cases, args.steps, list(configs.values()))
         FOLDER.mkdir(parents=True, exist_ok=True)
-        settings = {"commit": _commit(), "threads": args.threads, "steps": args.steps}
-        settings |= {"isa": args.isa, "gemm": args.gemm}
+        settings = {
+            "commit": _commit(),
+            "threads": args.threads,
+            "steps": args.steps,
+            "isa": args.isa,
+            "gemm": args.gemm,
+        }
         samples = Samples(args.json, settings)
     except UsageError as error:
         print(f"Error: {error}", file=sys.stderr)

@@ -22,7 +22,7 @@ _POSITIONS = 1024
 
 def convert(source: Path, target: Path, ranks: str, quantize: str = "", gemm: str = "") -> None:
     """Builds anew each time, for the sources may have changed; compiled things come from the cache."""
-    checkpoint = target.with_name(f"{target.name.removesuffix('.engine').removesuffix(f'.gemm-{gemm}')}.checkpoint")
+    checkpoint = target.with_suffix(".checkpoint")
     if not checkpoint.exists():
         forms = {}
         if quantize:

@@ -62,7 +62,7 @@ class AllRanks:
 
     def __init__(self, transformer: Transformer, ranks: int) -> None:
         self.transformer, self.ranks, self.count = transformer, ranks, 0
-        self.flying: list[tuple[list[Tensor], list[Tensor]]] = []  # what was started, and its result
+        self.in_flight: list[tuple[list[Tensor], list[Tensor]]] = []  # what was started, and its result
         self.tracks = transformer.config.tracks
         self.per_rank = max(1, self.tracks // ranks)
 
@@ -98,12 +98,12 @@ class AllRanks:
     def start_all_reduce(self, x: list[Tensor], op: ReduceOp) -> list[Tensor]:
         """The result is not there until it is finished, so whoever reads it before reads no number."""
         result = self.all_reduce(x, op)
-        self.flying.append(([part * torch.nan for part in result], result))
-        return self.flying[-1][0]
+        self.in_flight.append(([part * torch.nan for part in result], result))
+        return self.in_flight[-1][0]
 
     def finish_all_reduce(self, started: list[Tensor]) -> list[Tensor]:
-        [found] = [flight for flight in self.flying if flight[0] is started]
-        self.flying.remove(found)
+        [found] = [flight for flight in self.in_flight if flight[0] is started]
+        self.in_flight.remove(found)
         return found[1]
 
     def add(self, a: list[Tensor], b: list[Tensor]) -> list[Tensor]:
@@ -135,7 +135,7 @@ def test_program_equals_formula(name: str, tracks_per_rank: int) -> None:
     ops = AllRanks(model.transformer, ranks)
     got = walk(schedule_of(config), ops, [x[None]] * ranks)
     want = model.transformer.streams(x)
-    assert ops.count == sync_points(schedule_of(config)) == syncs and not ops.flying
+    assert ops.count == sync_points(schedule_of(config)) == syncs and not ops.in_flight
     for rank in range(ranks):
         torch.testing.assert_close(got[rank][0], want, rtol=1e-12, atol=1e-12)
 

@@ -95,14 +95,14 @@ class TrackOps(Generic[V]):
 def walk(schedule: Schedule, ops: Ops[V], shared: V) -> V:
     """Return the shared stream after the last step. `shared` is the shared stream at the start: the embedding."""
     streams = _Streams(ops, shared)
-    flying: dict[tuple[int, str], _Flying[V]] = {}
+    in_flight: dict[tuple[int, str], _InFlight[V]] = {}
 
     pairs = pairwise(schedule)
     at_once = {step.key for step, after in pairs if isinstance(step, Start) and after == Finish(step.key)}
 
     def start(key: tuple[int, Place], x: V, op: ReduceOp, is_partial: bool) -> None:
         begin = ops.all_reduce if key in at_once else ops.start_all_reduce
-        flying[key] = _Flying(begin(x, op), is_partial)
+        in_flight[key] = _InFlight(begin(x, op), is_partial)
 
     for step in schedule:
         match step:
@@ -124,7 +124,7 @@ def walk(schedule: Schedule, ops: Ops[V], shared: V) -> V:
                 streams.take()
                 start(key, ops.add(last, ops.scale_mean(kept)), op, False)
             case Finish(key):
-                reduced = flying.pop(key)
+                reduced = in_flight.pop(key)
                 result = reduced.value if key in at_once else ops.finish_all_reduce(reduced.value)
                 streams.started.pop(key, None)
                 streams.share(ops.add(streams.shared, result) if reduced.is_partial else result)
@@ -132,7 +132,7 @@ def walk(schedule: Schedule, ops: Ops[V], shared: V) -> V:
 
 
 @dataclass(frozen=True, slots=True)
-class _Flying(Generic[V]):
+class _InFlight(Generic[V]):
     """An all-reduce that has started."""
 
     value: V

@@ -39,7 +39,7 @@ def check(x: torch.Tensor) -> None:
     assert torch.equal(got, ops.all_reduce(x, 1, 1 / tracks)), x.shape
 
 
-def check_flying(tracks: int, tokens: int, width: int) -> None:
+def check_in_flight(tracks: int, tokens: int, width: int) -> None:
     """All-reduces that are on their way at the same time, finished in another order, with one that waits between."""
     global calls, sent
     each = tracks // ranks
@@ -71,7 +71,7 @@ for threads in (1, 2):
                 check(random(tracks, tokens, width, dtype))
 torch.set_num_threads(1)
 for tokens, width in SHAPES:
-    check_flying(8, tokens, width)
+    check_in_flight(8, tokens, width)
 check_out_of_step()
 assert ops.set_communicator(world.Dup().py2f()) == memory  # an engine that is opened after another
 check_out_of_step()

@@ -162,6 +162,9 @@ def test_all_reduce_on_one_rank_is_the_tree(ops, dtype, K):
         parts = [sum(parts[i : i + 2][1:], parts[i]) for i in range(0, len(parts), 2)]
     assert torch.equal(ops.all_reduce(x, 1, 0.125), (parts[0] * 0.125).to(dtype)[None])
     assert ops.reduces_seen() == before + 1
+    started = [ops.start_all_reduce(x * factor, 1, 0.125) for factor in (1, 2)]
+    for factor in (2, 1):
+        assert torch.equal(ops.finish_all_reduce(started[factor - 1]), ops.all_reduce(x * factor, 1, 0.125))
 
 
 def test_mistakes_are_errors_with_names_and_numbers(ops):
@@ -172,6 +175,8 @@ def test_mistakes_are_errors_with_names_and_numbers(ops):
         (lambda: ops.linear(x.bfloat16(), w, None, 32), "linear: w must be BFloat16"),
         (lambda: ops.linear(x.int(), w, None, 32), "linear: x must be bfloat16 or float32"),
         (lambda: ops.all_reduce(x, 2, 0.5), "no communicator was set"),
+        (lambda: ops.start_all_reduce(x, 2, 0.5), "no communicator was set"),
+        (lambda: ops.finish_all_reduce(x), "this all-reduce was not started, or is finished"),
         (lambda: ops.linear_swiglu(x, w, 32), r"linear_swiglu: w must have shape \[1, 2, 2, 32, 16\]"),
         (lambda: plain.attend(shape, qkv, shape.cache(2), Batch.make([30], [3], [[0, 1]])), "beyond its 2 pages"),
         (lambda: plain.attend(shape, qkv, shape.cache(2), Batch.make([0], [3], [[2]])), "outside the cache's 2"),

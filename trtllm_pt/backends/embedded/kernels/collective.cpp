@@ -8,7 +8,6 @@
 // are looked up in the library that mpi4py has loaded. So a single rank needs no MPI, and the library contains no path
 // to one. Types and constants are those of MPICH's mpi.h.
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/clone.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <dlfcn.h>
@@ -279,22 +278,32 @@ void reduce_in_window(const Parts& tracks, int64_t n, float scale, bool bf16, ch
   }
 }
 
+// Messages of float32 that are on their way. `call` is the name of `function`, which is MPI's to send or to receive.
+struct Messages {
+  std::vector<MPI_Request> requests;
+
+  template <class F>
+  void start(const char* call, F function, float* numbers, int64_t n, int peer, int64_t tag) {
+    requests.emplace_back();
+    mpi.check(
+        function(numbers, static_cast<int>(n), MPI_FLOAT, peer, static_cast<int>(tag), mpi.comm, &requests.back()),
+        call);
+  }
+  void wait() {
+    mpi.check(mpi.waitall(static_cast<int>(requests.size()), requests.data(), MPI_STATUSES_IGNORE), "MPI_Waitall");
+  }
+};
+
 // Sends this machine's groups of `sums` [groups, n] to the leaders of the other machines, and receives theirs.
 void exchange(float* sums, int64_t n) {
-  std::vector<MPI_Request> requests;
-  auto start = [&](const char* call, auto function, int64_t group, int peer) {
-    requests.emplace_back();
-    const int tag = static_cast<int>(group), count = static_cast<int>(n);
-    mpi.check(function(sums + group * n, count, MPI_FLOAT, peer, tag, mpi.comm, &requests.back()), call);
-  };
+  Messages messages;
   for (int64_t g = 0; g < placement.count(); g++) {
     if (placement.leaders[g] != mpi.rank)
-      start("MPI_Irecv", mpi.irecv, g, placement.leaders[g]);
+      messages.start("MPI_Irecv", mpi.irecv, sums + g * n, n, placement.leaders[g], g);
     else
-      for (const int peer : placement.other_leaders) start("MPI_Isend", mpi.isend, g, peer);
+      for (const int peer : placement.other_leaders) messages.start("MPI_Isend", mpi.isend, sums + g * n, n, peer, g);
   }
-  const int count = static_cast<int>(requests.size());
-  mpi.check(mpi.waitall(count, requests.data(), MPI_STATUSES_IGNORE), "MPI_Waitall");
+  messages.wait();
 }
 
 // All-reduce of a small message in two levels: the leader of each machine sums the groups on it and exchanges the sums
@@ -389,62 +398,61 @@ Tensor all_reduce(const Tensor& x, int64_t ranks, double scale) {
   return y;
 }
 
-// An all-reduce whose messages are on their way: the sums of all ranks [ranks, n], of which this rank's is there.
-struct Flying {
-  bool bf16;
-  int64_t n;
-  float scale;
-  std::unique_ptr<float[]> sums;
-  std::vector<MPI_Request> requests;
+// An all-reduce that has started. `result` is complete, unless messages bring what it is the sum of.
+struct InFlight {
+  Tensor result;  // [1, T, W]
+  float scale = 1.f;
+  std::unique_ptr<float[]> sums;  // of all ranks [ranks, T W], of which this rank's is there
+  Messages messages;
 };
 
-std::map<const void*, Flying> flying;  // by the address of the tensor that start_all_reduce has returned
+std::map<const void*, InFlight> in_flight;  // by the address of the tensor that start_all_reduce has returned
 
 // Sends this rank's sum to all other ranks, and lets theirs arrive.
-Flying fly(const Tensor& x, float scale) {
-  const bool bf16 = x.scalar_type() == at::kBFloat16;
+InFlight send_sum(const Tensor& x, float scale) {
+  constexpr int64_t kTag = 1;  // a step plan has 0 on the same communicator
   const int64_t n = x.size(1) * x.size(2);
-  Flying all{bf16, n, scale, std::unique_ptr<float[]>(new float[mpi.ranks * n]), {}};
+  InFlight all{
+      at::empty({1, x.size(1), x.size(2)}, x.options()), scale, std::unique_ptr<float[]>(new float[mpi.ranks * n]), {}};
   float* own = all.sums.get() + mpi.rank * n;
-  sum(Parts(bf16, x.const_data_ptr(), x.size(0), n * x.element_size()), n, 1.f, false, own);
-  constexpr int tag = 1;  // a step plan has 0 on the same communicator
-  const int count = static_cast<int>(n);
+  const Parts tracks(x.scalar_type() == at::kBFloat16, x.const_data_ptr(), x.size(0), n * x.element_size());
+  sum(tracks, n, 1.f, false, own);
   for (int rank = 0; rank < mpi.ranks; rank++) {
     if (rank == mpi.rank) continue;
-    float* theirs = all.sums.get() + rank * n;
-    all.requests.insert(all.requests.end(), 2, MPI_REQUEST_NULL);
-    MPI_Request* pair = &all.requests.back() - 1;
-    mpi.check(mpi.irecv(theirs, count, MPI_FLOAT, rank, tag, mpi.comm, pair), "MPI_Irecv");
-    mpi.check(mpi.isend(own, count, MPI_FLOAT, rank, tag, mpi.comm, pair + 1), "MPI_Isend");
+    all.messages.start("MPI_Irecv", mpi.irecv, all.sums.get() + rank * n, n, rank, kTag);
+    all.messages.start("MPI_Isend", mpi.isend, own, n, rank, kTag);
   }
+  reduces++, reduced_bytes += n * 4;
   return all;
 }
 
-// The same as all_reduce, but its result is that of finish_all_reduce, and other ops may run in between. All ranks must
-// start their all-reduces in the same order. Ranks that share memory, and large messages, do not fly: the time of such
+// The same as all_reduce, but its result is that of finish_all_reduce, and other ops may run in between. The tensor
+// that it returns only stands for the result: nobody writes or reads its numbers. All ranks must start their
+// all-reduces in the same order. Ranks that share memory wait at once, as they do for large messages: the time of such
 // an all-reduce is work, or the network's rate, and not the delay of a link.
 Tensor start_all_reduce(const Tensor& x, int64_t ranks, double scale) {
   check_operands(x, ranks);
-  if (ranks == 1 || window.is_open() || is_large(x)) return all_reduce(x, ranks, scale);
-  Tensor started = at::empty({1, x.size(1), x.size(2)}, x.options());
-  reduces++, reduced_bytes += started.numel() * 4;
-  flying.insert_or_assign(started.const_data_ptr(), fly(x.contiguous(), static_cast<float>(scale)));
+  const bool waits = ranks == 1 || window.is_open() || is_large(x);
+  InFlight one = waits ? InFlight{all_reduce(x, ranks, scale), 1.f, nullptr, {}}
+                       : send_sum(x.contiguous(), static_cast<float>(scale));
+  Tensor started = at::empty_like(one.result);
+  in_flight.insert_or_assign(started.const_data_ptr(), std::move(one));
   return started;
 }
 
 // Waits for the sums of the other ranks, and adds them in the order of all_reduce.
 Tensor finish_all_reduce(const Tensor& started) {
-  const auto found = flying.find(started.const_data_ptr());
-  if (found == flying.end()) return started.clone();  // it was complete when it started
-  Flying& all = found->second;
-  const int64_t began = now();
-  const int count = static_cast<int>(all.requests.size());
-  mpi.check(mpi.waitall(count, all.requests.data(), MPI_STATUSES_IGNORE), "MPI_Waitall");
-  Tensor y = at::empty_like(started);
-  sum(Parts(false, all.sums.get(), mpi.ranks, all.n * sizeof(float)), all.n, all.scale, all.bf16, y.mutable_data_ptr());
-  reduce_nanoseconds += now() - began;
-  flying.erase(found);
-  return y;
+  auto found = in_flight.extract(started.const_data_ptr());
+  TORCH_CHECK(found, "finish_all_reduce: this all-reduce was not started, or is finished");
+  InFlight& all = found.mapped();
+  if (all.sums) {
+    const int64_t n = all.result.numel(), began = now();
+    all.messages.wait();
+    sum(Parts(false, all.sums.get(), mpi.ranks, n * sizeof(float)), n, all.scale,
+        all.result.scalar_type() == at::kBFloat16, all.result.mutable_data_ptr());
+    reduce_nanoseconds += now() - began;
+  }
+  return all.result;
 }
 
 int64_t reduces_seen() { return reduces; }
