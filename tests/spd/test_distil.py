@@ -20,7 +20,7 @@ from trtllm_pt.spd import distil as module
 from trtllm_pt.spd.blocks import Blocks
 from trtllm_pt.spd.distil import distil
 from trtllm_pt.spd.heads import GroupedHeads, Order, best_order, exchanged, exchanges, head_outputs, kv_order
-from trtllm_pt.spd.learning import Recipe
+from trtllm_pt.spd.learning import Lesson, Recipe, learn
 from trtllm_pt.spd.windows import read_windows
 
 ORDERS: dict[int, Order] = {0: (2, 3, 0, 1, 6, 7, 4, 5), 3: (7, 6, 1, 0, 4, 5, 3, 2)}
@@ -148,6 +148,21 @@ def test_a_killed_command_ends_with_the_same_weights(
     assert sum(map(len, parts)) + len(rest) < len(whole) + 2 * len(parts) + 1  # the state is saved every two steps
     assert all(torch.equal(got[name], want[name]) for name in want)
     assert [first <= second for first, second in pairwise(layer for layer, _ in rest)]
+
+
+def test_the_held_out_loss_is_not_computed_where_nobody_sees_it(tmp_path: Path) -> None:
+    module, seen = torch.nn.Linear(2, 1), [0]
+
+    def held_out() -> float:
+        seen[0] += 1
+        return 0.0
+
+    for number, hide_bar in enumerate((True, False)):
+        lesson = Lesson(
+            "bar", 4, 1, 0, lambda step, drawn: module(torch.ones(2)).sum(), held_out, tmp_path / str(number)
+        )
+        learn(module, Recipe(steps=10, batch_tokens=1), lesson, hide_bar)
+        assert seen[0] == (0 if hide_bar else 10)
 
 
 MISTAKES = {
